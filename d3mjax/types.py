@@ -1,0 +1,102 @@
+"""What everybody shares: the letters of shapes, the sign law, and the few tuples that cross rooms.
+
+Letters in shapes: ``n`` train examples, ``t`` target examples, ``m`` models, ``c`` checkpoints, ``p`` projected
+dimension, ``G`` groups, ``C`` classes, ``l`` lambdas, ``b`` batch, ``s`` steps.
+
+The sign law. An attribution ``tau[t, n]`` has axes ``[target, train]``, and a positive entry means that *including*
+the training example raises the target's output. Every score over the training set follows it: larger is more
+useful, removal takes the smallest. Other conventions are converted where they enter, nowhere else.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+AnyArray = jax.Array | np.ndarray
+"""An array on host or device; functions that take one convert it once, at entry."""
+
+
+class Split(NamedTuple):
+    """Examples in memory: ``x`` is any pytree of arrays with leading axis ``n``; ``id`` is stable across runs."""
+
+    x: PyTree[AnyArray]  # [n, ...]
+    y: AnyArray  # Int[n], classes 0..C-1
+    group: AnyArray  # Int[n], groups 0..G-1; -1 where unknown
+    id: AnyArray  # Int[n], unique
+
+
+class Data(NamedTuple):
+    """The four disjoint splits of a task: what is trained on, scored on, selected on (k, lambda), and reported."""
+
+    train: Split
+    target: Split
+    selection: Split
+    test: Split
+
+
+class Model(NamedTuple):
+    """A network as two pure functions. ``variables["params"]`` is differentiated, all other collections are state."""
+
+    init: Callable[..., Any]  # (key, x [b, ...]) -> variables
+    apply: Callable[..., Any]  # (variables, x [b, ...], *, train=False) -> (logits [b, C], variables)
+
+
+class Objective(NamedTuple):
+    """A training loss with optional state (GroupDRO's group weights); ``value`` sees one batch."""
+
+    init: Callable[[], Any]  # () -> objective_state
+    value: Callable[
+        ..., Any
+    ]  # (objective_state, logits [b C], batch: Split, weight [b]) -> (loss, objective_state)
+
+
+class Sampler(NamedTuple):
+    """Which examples each step sees, as a pure function of ``(key, weights, step)``, so any step can be recomputed."""
+
+    prepare: Callable[..., Any]  # (weights [n]) -> plan
+    draw: Callable[
+        ..., Any
+    ]  # (key, plan, steps [s], batch_size) -> (index [s, b], weight [s, b]); index -1 is padding
+
+
+class TrainState(NamedTuple):
+    """All that a training run carries from step to step."""
+
+    key: jax.Array  # identity of the model
+    step: jax.Array  # Int[]
+    variables: Any
+    opt_state: Any
+    objective_state: Any
+
+
+class TrainInfo(NamedTuple):
+    """What a training run shows: one number a step."""
+
+    loss: jax.Array  # Float[s]
+
+
+class Trainer(NamedTuple):
+    """One training run as a traceable pair; resuming is calling ``run`` again on the state it returned."""
+
+    init: Callable[..., TrainState]  # (key, x [b, ...]) -> TrainState
+    run: Callable[
+        ..., tuple[TrainState, TrainInfo]
+    ]  # (state, split, weights [n], num_steps) -> (state, info)
+
+
+class Linear(NamedTuple):
+    """Datamodels: ``output[t] = mask @ weight[t] + bias[t]``; a leading ``l`` axis where several lambdas are kept."""
+
+    weight: jax.Array  # Float[*l t n]
+    bias: jax.Array  # Float[*l t]
+
+
+class Solve(NamedTuple):
+    """What a solver returns: the value, the relative residual it reached, and the steps it took."""
+
+    value: jax.Array
+    residual: jax.Array
+    steps: jax.Array
