@@ -1,0 +1,62 @@
+"""D3M's scores: how much each training example helps the groups that do badly (Jain et al., NeurIPS 2024).
+
+Group losses are turned into group weights ``w[G]``, and the score of train example i is ``A[i] = sum_g B[i, g] w[g]``
+with ``B[i, g]`` the mean over the targets of group g of the attribution ``tau[target, i]``. Positive scores help.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from d3mjax.types import AnyArray
+
+
+def softmax_weights(losses: Float[Array, "G"], *, beta: float = 1.0) -> Float[Array, "G"]:
+    """``w_g = exp(beta loss_g) / sum_h exp(beta loss_h)``; ``beta`` is per nat.
+
+    With the negative loss as output, A is then minus the gradient of ``(1/beta) log sum_g exp(beta loss_g)`` with
+    respect to the example weights. A NaN loss marks an empty pseudo-group: it gets weight 0.
+    """
+    return jax.nn.softmax(jnp.where(jnp.isnan(losses), -jnp.inf, beta * losses))
+
+
+def loss_weights(losses: Float[Array, "G"]) -> Float[Array, "G"]:
+    """``w_g = loss_g / G``, the form of the authors' code: descends half the mean squared group loss."""
+    present = ~jnp.isnan(losses)
+    return jnp.where(present, losses, 0.0) / present.sum()
+
+
+def uniform_weights(losses: Float[Array, "G"]) -> Float[Array, "G"]:
+    """``w_g = 1 / G`` over groups present: `softmax_weights` at beta = 0."""
+    present = ~jnp.isnan(losses)
+    return present / present.sum()
+
+
+def worst_weights(losses: Float[Array, "G"]) -> Float[Array, "G"]:
+    """All weight on the group of largest loss: `softmax_weights` as beta grows without bound; ties to the first."""
+    return jax.nn.one_hot(jnp.nanargmax(losses), losses.shape[0])
+
+
+def scores(group_columns: Float[Array, "n G"], group_weights: Float[Array, "G"]) -> Float[Array, "n"]:
+    """Alignment ``A = B @ w``: larger is more useful, removal takes the smallest. Groups of weight 0 are ignored."""
+    used = jnp.where(group_weights > 0, group_columns, 0.0)
+    return jnp.matmul(used, group_weights, precision=jax.lax.Precision.HIGHEST)
+
+
+def check_scores(group_columns: Float[AnyArray, "n G"], losses: Float[AnyArray, "G"]) -> None:
+    """Host-side guard: a NaN score compares false with zero, and would silently empty the training set.
+
+    Raises:
+      FloatingPointError: naming the groups whose loss or column is not finite, and how many examples are affected.
+    """
+    columns = np.asarray(group_columns)
+    bad_loss = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+    if len(bad_loss):
+        raise FloatingPointError(f"losses: found a value that is not finite for groups {bad_loss.tolist()}")
+    bad = ~np.isfinite(columns)
+    if bad.any():
+        raise FloatingPointError(
+            f"group_columns: found {int(bad.any(axis=1).sum())} train examples with values that are not finite, "
+            f"in groups {np.flatnonzero(bad.any(axis=0)).tolist()}"
+        )

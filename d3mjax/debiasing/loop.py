@@ -1,0 +1,52 @@
+"""Score, prune, retrain, evaluate: the functional loop around any attribution, rule and trainer."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+
+class Rounds(NamedTuple):
+    """What each round did: the weights it trained with, the scores that chose them, and what evaluation said.
+
+    Round 0 is training before any removal; its scores are zero.
+    """
+
+    scores: Float[Array, "r n"]
+    weights: Float[Array, "r n"]
+    metrics: PyTree[Array]  # leading axis r
+
+
+def prune_and_retrain(
+    key: Key[Array, ""],
+    weights: Float[Array, "n"],
+    score: Callable,
+    keep: Callable,
+    fit: Callable,
+    evaluate: Callable,
+    *,
+    rounds: int = 1,
+) -> Rounds:
+    """Train on ``weights``, then ``rounds`` times: score the examples, drop some, retrain, evaluate.
+
+    ``fit(key, weights [n]) -> models`` trains (one model or many) on the weights given; every round gets the same
+    key, so that a round which keeps all reproduces the one before exactly. ``score(key, models, weights) -> [n]``
+    says how useful each example is, from the models just trained; ``keep(scores) -> Bool[n]`` is a rule of
+    `selection`; what a round drops stays dropped. ``evaluate(models) -> pytree`` is stored for every round.
+
+    Raises:
+      ValueError: if ``rounds`` is below 0.
+    """
+    if rounds < 0:
+        raise ValueError(f"rounds: found {rounds}, expected at least 0")
+    fit_key, score_key = jax.random.split(key)
+    models = fit(fit_key, weights)
+    history = [(jnp.zeros_like(weights), weights, evaluate(models))]
+    for r in range(rounds):
+        scores = score(jax.random.fold_in(score_key, r), models, weights)
+        weights = jnp.where(keep(scores), weights, 0.0)
+        models = fit(fit_key, weights)
+        history.append((scores, weights, evaluate(models)))
+    return Rounds(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *history))

@@ -1,0 +1,93 @@
+"""Networks behind `Model(init, apply)`: Flax linen, Flax nnx or plain functions, and the two smallest of them."""
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import linen, nnx
+from jaxtyping import Array, Float
+
+from d3mjax.types import Model
+
+
+def from_functions(init: Callable, apply: Callable) -> Model:
+    """Plain functions ``init(key, x) -> params`` and ``apply(params, x) -> logits`` of a model without state."""
+    return Model(
+        init=lambda key, x: {"params": init(key, x)},
+        apply=lambda variables, x, *, train=False: (apply(variables["params"], x), variables),
+    )
+
+
+def from_linen(module: linen.Module, *, rngs: Sequence[str] = ()) -> Model:
+    """A Flax linen module; ``train`` is passed on if its ``__call__`` takes it, otherwise it must not need it.
+
+    Collections other than ``params`` (batch statistics) are updated in training and frozen in evaluation. Names in
+    ``rngs`` (such as ``"dropout"``) get a fresh key every training step, derived from the model's own.
+    """
+    takes_train = "train" in inspect.signature(module.__call__).parameters
+
+    def init(key, x):
+        keys = {name: jax.random.fold_in(key, i + 1) for i, name in enumerate(rngs)}
+        variables = module.init({"params": key, **keys}, x, **({"train": False} if takes_train else {}))
+        return {**variables, **({"rngs": keys} if rngs else {})}
+
+    def apply(variables, x, *, train=False):
+        options = {"train": train} if takes_train else {}
+        arrays = {name: value for name, value in variables.items() if name != "rngs"}
+        if not train:
+            return module.apply(arrays, x, **options), variables
+        now, later = {}, {}
+        for name, key in variables.get("rngs", {}).items():
+            now[name], later[name] = jax.random.split(key)
+        mutable = [name for name in arrays if name != "params"]
+        logits, updates = module.apply(arrays, x, rngs=now, mutable=mutable, **options)
+        return logits, {**variables, **updates, **({"rngs": later} if later else {})}
+
+    return Model(init, apply)
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+    """A Flax nnx module given by its constructor ``make(rngs)``; ``nnx.Param`` is differentiated, the rest is state.
+
+    Training and evaluation switch the module's own ``train()`` / ``eval()`` modes.
+    """
+    graph, _, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+
+    def init(key, x):
+        del x  # nnx modules state their input sizes
+        _, params, rest = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
+        return {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(rest)}
+
+    def apply(variables, x, *, train=False):
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        _, params, rest = nnx.split(abstract, nnx.Param, ...)
+        nnx.replace_by_pure_dict(params, variables["params"])
+        nnx.replace_by_pure_dict(rest, variables["state"])
+        module = nnx.merge(graph, params, rest)
+        module.train() if train else module.eval()
+        logits = module(x)
+        if not train:
+            return logits, variables
+        return logits, {**variables, "state": nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))}
+
+    return Model(init, apply)
+
+
+class _Mlp(linen.Module):
+    features: Sequence[int]
+
+    @linen.compact
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b C"]:
+        for width in self.features[:-1]:
+            x = linen.relu(linen.Dense(width)(x))
+        return linen.Dense(self.features[-1])(x)
+
+
+def mlp(hidden: Sequence[int], num_classes: int) -> Model:
+    """ReLU network on flat features: ``hidden`` layer widths, then ``num_classes`` logits."""
+    return from_linen(_Mlp((*hidden, num_classes)))
+
+
+def linear(num_classes: int) -> Model:
+    """Multinomial logistic regression: one dense layer."""
+    return mlp((), num_classes)

@@ -1,0 +1,83 @@
+"""Which examples a training step sees: a pure function of (key, weights, step), so that any step can be recomputed.
+
+Both samplers visit examples of positive weight only, whatever their number, with static shapes. Sorting inside the
+training loop costs more than training a small model; `permute` addresses a random permutation without building it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from d3mjax.types import Sampler
+
+_ROUNDS = 24  # an example stays put in all rounds with probability 2^-24; at 8 rounds that already shows
+
+
+def _mix(x: UInt32[Array, "*s"]) -> UInt32[Array, "*s"]:
+    """A bijective 32-bit hash in which every input bit flips every output bit with probability near one half."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def permute(seed: UInt32[Array, "*s"], index: Int[Array, "*s"], size: Int[Array, ""]) -> Int[Array, "*s"]:
+    """Image of ``index`` under the random permutation of ``0..size-1`` that ``seed`` names; elementwise, no tables.
+
+    Swap-or-not (Hoang, Morris and Rogaway, 2012): round r pairs x with ``K_r - x mod size`` and swaps the pair on a
+    keyed bit of its larger member. Each round is an involution, so any number of rounds is a bijection; ``size`` may
+    be traced, need not be a power of two, and must be below 2^24. Entries with ``index >= size`` have no meaning.
+    """
+    size = jnp.maximum(size, 1).astype(jnp.uint32)
+    x = index.astype(jnp.uint32)
+    for r in range(_ROUNDS):
+        round_key = _mix(seed + jnp.uint32(0x9E3779B9 * (r + 1) % 2**32))
+        # Scaling 24 random bits instead of taking them modulo size: integer division does not vectorise.
+        pivot = ((round_key >> 8).astype(jnp.float32) * (size / 2.0**24)).astype(jnp.uint32)
+        pivot = jnp.minimum(pivot, size - 1)
+        partner = jnp.where(pivot >= x, pivot - x, pivot + size - x)
+        swap = _mix(jnp.maximum(x, partner) ^ round_key) >> 31
+        x = jnp.where(swap == 1, partner, x)
+    return x.astype(jnp.int32)
+
+
+def shuffled() -> Sampler:
+    """Epochs over the examples of positive weight, each in a fresh order; a batch may straddle two epochs.
+
+    The loss of example i is multiplied by its weight over the mean positive weight, so a subset mask trains exactly
+    like the smaller data set, and the scale of the weights does not change the learning rate. At most 2^32 examples
+    may be visited in one run. With all weights zero every index is -1 and every weight 0.
+    """
+
+    def prepare(weights: Float[Array, "n"]):
+        positive = weights > 0
+        (kept,) = jnp.nonzero(positive, size=weights.shape[0], fill_value=-1)
+        count = jnp.maximum(positive.sum(), 1)
+        return kept.astype(jnp.int32), count.astype(jnp.int32), weights * (count / jnp.maximum(weights.sum(), 1e-30))
+
+    def draw(key: Key[Array, ""], plan, steps: Int[Array, "s"], batch_size: int):
+        kept, count, weights = plan
+        position = steps.astype(jnp.uint32)[:, None] * jnp.uint32(batch_size) + jnp.arange(batch_size, dtype=jnp.uint32)
+        epoch, rank = jnp.divmod(position, count.astype(jnp.uint32))
+        index = kept[permute(jax.random.bits(key) + _mix(epoch), rank.astype(jnp.int32), count)]
+        return index, jnp.where(index < 0, 0.0, weights[index])
+
+    return Sampler(prepare, draw)
+
+
+def resampled() -> Sampler:
+    """Draws with replacement, example i with probability ``weights[i] / sum(weights)``; every drawn weight is 1."""
+
+    def prepare(weights: Float[Array, "n"]):
+        return jnp.cumsum(weights)
+
+    def draw(key: Key[Array, ""], plan, steps: Int[Array, "s"], batch_size: int):
+        total = plan[-1]
+        keys = jax.vmap(lambda step: jax.random.fold_in(key, step))(steps)
+        level = jax.vmap(lambda k: jax.random.uniform(k, (batch_size,)))(keys) * total
+        # Rounding may push a level up to the total itself, which lies beyond the last interval.
+        level = jnp.minimum(level, jnp.nextafter(total, jnp.zeros_like(total)))
+        index = jnp.searchsorted(plan, level.reshape(-1), side="right").reshape(level.shape).astype(jnp.int32)
+        index = jnp.where(total > 0, index, -1)
+        return index, jnp.where(index < 0, 0.0, 1.0)
+
+    return Sampler(prepare, draw)
