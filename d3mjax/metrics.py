@@ -1,0 +1,187 @@
+"""What is reported: group accuracies, rank correlation, LDS, and intervals over seeds and masks.
+
+All functions but `summary` are pure JAX and take batches as leading axes or through `vmap`. Accuracies and shares
+are fractions in [0, 1]. Nothing here invents a number: an empty group or a constant column is NaN, never 0.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Num
+
+from d3mjax.types import AnyArray
+
+
+def group_accuracies(
+    correct: Bool[AnyArray, " t"] | Float[AnyArray, " t"], group: Int[AnyArray, " t"], num_groups: int
+) -> Float[Array, " {num_groups}"]:
+    """Mean of `correct` over the examples of each group; NaN for an empty group; group -1 (unknown) counts nowhere."""
+    member = jax.nn.one_hot(group, num_groups, axis=0)  # [G t]; a row of -1 is all zero
+    total = jnp.matmul(member, jnp.asarray(correct, member.dtype), precision="highest")
+    return total / member.sum(1)
+
+
+def worst_group_accuracy(accuracies: Float[AnyArray, "*b G"]) -> Float[Array, "*b"]:
+    """The smallest group accuracy; NaN if any group has none, because an untested group is no good news."""
+    return jnp.min(accuracies, axis=-1)
+
+
+def average_accuracy(correct: Bool[AnyArray, "*b t"] | Float[AnyArray, "*b t"]) -> Float[Array, "*b"]:
+    """Mean over examples, as they come."""
+    return jnp.mean(jnp.asarray(correct, jnp.result_type(float)), axis=-1)
+
+
+def weighted_accuracy(accuracies: Float[AnyArray, "*b G"], shares: Num[AnyArray, " G"]) -> Float[Array, "*b"]:
+    """Mean of group accuracies weighted by `shares` (fractions or counts), e.g. the training mix on balanced test data.
+
+    A group of share 0 may be empty; an empty group that has a share makes the mean NaN.
+    """
+    accuracies = jnp.asarray(accuracies)
+    weights = jnp.broadcast_to(jnp.asarray(shares / shares.sum(), accuracies.dtype), accuracies.shape)
+    return jnp.where(weights > 0, accuracies * weights, 0).sum(-1)
+
+
+def rank(x: Num[AnyArray, "*b m"]) -> Float[Array, "*b m"]:
+    """Ranks 1..m along the last axis, ties share their average rank; all NaN where a row holds a NaN."""
+    x = jnp.asarray(x)
+    _, first, last = _tie_runs(x)
+    ranks = (first + last) / 2 + 1
+    return jnp.where(_any_nan(x), jnp.nan, ranks)
+
+
+def spearman(x: Num[AnyArray, "*b m"], y: Num[AnyArray, "*b m"]) -> Float[Array, "*b"]:
+    """Rank correlation along the last axis, with ties as in SciPy; NaN where x or y is constant or holds a NaN."""
+    middle = (x.shape[-1] + 1) / 2  # the mean rank, whatever the ties
+    return _cosine(rank(x) - middle, rank(y) - middle)
+
+
+def subset_predictions(
+    tau: Float[AnyArray, "t n"], masks: Bool[AnyArray, "m n"] | Float[AnyArray, "m n"]
+) -> Float[Array, "m t"]:
+    """What an attribution predicts for models trained under `masks`, up to a constant per target."""
+    tau = jnp.asarray(tau)
+    return jnp.matmul(jnp.asarray(masks, tau.dtype), tau.T, precision="highest")
+
+
+def lds(
+    tau: Float[AnyArray, "t n"],
+    masks: Bool[AnyArray, "m n"] | Float[AnyArray, "m n"],
+    outputs: Float[AnyArray, "m t"],
+) -> Float[Array, " t"]:
+    """Linear datamodelling score of every target: over masks, the rank correlation of true and predicted outputs.
+
+    The masks must be fresh: used neither to fit `tau` nor to choose anything. Average `outputs` over training seeds
+    first. A target whose outputs or predictions are constant gets NaN: count and report those.
+    """
+    return spearman(subset_predictions(tau, masks).T, jnp.asarray(outputs).T)
+
+
+def bootstrap_interval(
+    key: Key[Array, ""],
+    values: Float[AnyArray, " s"],
+    *,
+    statistic: Callable[[Array], Array] = jnp.mean,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> Float[Array, "2"]:
+    """Percentile interval of `statistic` (a scalar of an array [s]) over resampled seeds."""
+    values = jnp.asarray(values)
+    index = jax.random.randint(key, (num_resamples, values.size), 0, values.size)
+    return jnp.quantile(jax.lax.map(statistic, values[index]), _tails(level))
+
+
+def lds_interval(
+    key: Key[Array, ""],
+    predictions: Float[AnyArray, "m t"],
+    outputs: Float[AnyArray, "m t"],
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> Float[Array, "2"]:
+    """Percentile interval of the mean LDS, with masks and targets both resampled.
+
+    `predictions` come from `subset_predictions`. All targets share the masks, so resampling targets alone would be too
+    narrow. Targets that have no LDS (NaN) are left out of each mean. Sorts once: a resample is a vector of counts.
+    """
+    x, y = jnp.asarray(predictions).T, jnp.asarray(outputs).T  # [t m]
+    num_targets, num_masks = x.shape
+    runs_x, runs_y = _tie_runs(x), _tie_runs(y)
+    broken = (_any_nan(x) | _any_nan(y))[:, 0]
+
+    def resampled_mean(key):
+        mask_key, target_key = jax.random.split(key)
+        masks = jax.random.randint(mask_key, (num_masks,), 0, num_masks)
+        targets = jax.random.randint(target_key, (num_targets,), 0, num_targets)
+        counts = jnp.zeros(num_masks, jnp.int32).at[masks].add(1)
+        root = jnp.broadcast_to(jnp.sqrt(counts), x.shape)
+        middle = (num_masks + 1) / 2
+        score = _cosine(
+            root * (_counted_rank(runs_x, counts) - middle), root * (_counted_rank(runs_y, counts) - middle)
+        )
+        return jnp.nanmean(jnp.where(broken, jnp.nan, score)[targets])
+
+    draws = jax.lax.map(resampled_mean, jax.random.split(key, num_resamples))
+    return jnp.nanquantile(draws, _tails(level))  # a draw is NaN when it holds no target that has an LDS
+
+
+class Summary(TypedDict):
+    """One metric over seeds, as `metrics.json` holds it."""
+
+    mean: float | None
+    std: float | None
+    per_seed: list[float | None]
+
+
+def summary(per_seed: AnyArray | Iterable[float]) -> Summary:
+    """Mean, standard deviation (ddof=1) and values over seeds, as plain numbers for `metrics.json` (host only).
+
+    JSON has no NaN: a seed without a finite value is None and leaves the mean None; one seed has std None.
+    Raises ValueError when there is no seed at all, or more than one axis.
+    """
+    values = np.asarray(per_seed if isinstance(per_seed, AnyArray) else list(per_seed), np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"summary needs one value per seed in one axis, got shape {values.shape}")
+    finite = np.isfinite(values)
+    return {
+        "mean": float(values.mean()) if finite.all() else None,
+        "std": float(values.std(ddof=1)) if finite.all() and values.size > 1 else None,
+        "per_seed": [float(v) if ok else None for v, ok in zip(values, finite, strict=True)],
+    }
+
+
+def _tie_runs(x):
+    """The sorting order of the last axis and, for every entry, the first and last sorted position of its equals."""
+    order = jnp.argsort(x, axis=-1)
+    ordered = jnp.take_along_axis(x, order, axis=-1)
+    changes = ordered[..., 1:] != ordered[..., :-1]
+    edge = jnp.ones_like(changes, shape=(*x.shape[:-1], 1))
+    position = jnp.broadcast_to(jnp.arange(x.shape[-1]), x.shape)
+    starts, ends = jnp.concatenate([edge, changes], -1), jnp.concatenate([changes, edge], -1)
+    axis = x.ndim - 1
+    first = jax.lax.cummax(jnp.where(starts, position, 0), axis=axis)
+    last = jax.lax.cummin(jnp.where(ends, position, x.shape[-1]), axis=axis, reverse=True)
+    back = jnp.argsort(order, axis=-1)
+    return order, jnp.take_along_axis(first, back, axis=-1), jnp.take_along_axis(last, back, axis=-1)
+
+
+def _counted_rank(runs, counts):
+    """Average-tie ranks in the sample that holds entry j `counts[j]` times."""
+    order, first, last = runs
+    upto = jnp.pad(jnp.cumsum(counts[order], axis=-1), ((0, 0), (1, 0)))  # [t m+1] entries before each position
+    before, through = (jnp.take_along_axis(upto, i, axis=-1) for i in (first, last + 1))
+    return (before + through + 1) / 2
+
+
+def _cosine(x, y):
+    return (x * y).sum(-1) / jnp.sqrt((x * x).sum(-1) * (y * y).sum(-1))  # 0 / 0 = NaN where one is constant
+
+
+def _any_nan(x):
+    return jnp.isnan(x).any(-1, keepdims=True)
+
+
+def _tails(level):
+    return jnp.array([(1 - level) / 2, (1 + level) / 2])
