@@ -1,0 +1,283 @@
+"""What a run leaves behind: atomic files, finished units that are skipped on a rerun, and `metrics.json`.
+
+A run is one directory, `<root>/<experiment>/<run>/`, bound to one configuration. The same command run again finds the
+directory by its configuration, skips the units that are finished, and computes the others. Code is not part of the
+configuration: after changing it, give the run a new name.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+INFORMATION = ("none", "validation groups", "training groups")
+"""Which group labels a method needs, from the least to the most."""
+
+_DIGEST_BYTES = 32
+
+
+def environment() -> dict[str, Any]:
+    """The code, versions and device of this process: what a number depends on besides its configuration."""
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "revision": _revision(),
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": platform.platform(),
+    }
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far, in MiB (host memory, not the device's)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all. Raises ValueError on NaN or infinity, which JSON does not have."""
+    _write_bytes(path, _json_text(value, indent=1).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file; raises ValueError naming the file if it is damaged."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays by name as one `.npz`, whole or not at all; read it with `numpy.load`.
+
+    Raises TypeError for what NumPy could only pickle or would not read back (objects, bfloat16, random keys).
+    """
+    _write_bytes(path, _npz_bytes(arrays))
+
+
+def open_run(root: str | Path, experiment: str, config: Mapping[str, Any], name: str | None = None) -> Path:
+    """Make, or find again, the directory of one configuration, and check that it can be written to.
+
+    The run is named by a short hash of `config` unless `name` is given. Raises ValueError if the directory belongs to
+    another configuration, naming what differs, and OSError if nothing can be written there, before any work starts.
+    """
+    config = json.loads(_json_text(config))
+    name = name or hashlib.sha256(_json_text(config, sort_keys=True).encode()).hexdigest()[:10]
+    if "://" in str(root):
+        raise ValueError(f"results are written to a local directory, not to {root}")
+    for part in (experiment, name):
+        if part != Path(part).name or part in ("", ".."):
+            raise ValueError(f"{part!r} must be the name of one directory")
+    path = Path(root) / experiment / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _write_bytes(path / ".writable", b"")  # a look at the mode bits would not do: root and full disks
+        (path / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write results to {path}: {error}") from error
+    if (path / "config.json").exists():
+        _refuse_other(path, config)
+    elif (path / "units").exists():
+        raise ValueError(f"{path} holds results but no config.json: give the run another name")
+    else:
+        write_json(path / "config.json", config)
+    return path
+
+
+def unit(
+    run: Path, name: str, compute: Callable[[], tuple[dict[str, Any], dict[str, Any]]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The result of one finished piece of work (say one task and seed): read if its file is whole, else computed.
+
+    `compute` returns what JSON can hold and arrays by name; both come back as they read from the file, so that a
+    resumed run sees exactly what the first one saw. The file is an `.npz` followed by the SHA-256 of all before; a
+    damaged one is computed again.
+    """
+    path = run / "units" / f"{name}.npz"
+    stored = _read_unit(path)
+    if stored is None:
+        facts, arrays = compute()
+        if "__json__" in arrays:
+            raise ValueError("an array of a unit may not be called __json__")
+        text = np.frombuffer(_json_text(facts).encode(), np.uint8)
+        payload = _npz_bytes({**arrays, "__json__": text})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_bytes(path, payload + hashlib.sha256(payload).digest())
+        stored = _read_unit(path)
+        if stored is None:
+            raise OSError(f"{path} does not read back as it was written")
+    return stored
+
+
+def metrics_document(
+    experiment: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """`metrics.json` of a run: the rows with all that is needed to judge them. `seconds` is the caller's wall time."""
+    document = {
+        "experiment": experiment,
+        "config": config,
+        "environment": environment(),
+        "seconds": seconds,
+        "peak_memory_mib": peak_memory_mib(),
+        "rows": rows,
+    }
+    document = json.loads(_json_text(document))
+    validate_document(document)
+    return document
+
+
+def validate_document(document: Any) -> None:
+    """Raises ValueError, naming the place, unless `document` follows the schema of `metrics.json`.
+
+    Every metric holds its values per seed and their mean and standard deviation (ddof=1); None where there is none.
+    Accuracies and `removed` (the share of the training set) lie in [0, 1]. No two rows of a task may look the same.
+    """
+    top = {"experiment": str, "config": dict, "environment": dict, "rows": list}
+    numbers = {"seconds": float, "peak_memory_mib": float}
+    _check_fields(document, {**top, **numbers}, "document")
+    known = {"revision": str, "versions": dict, "device": object, "cores": int}
+    _check_fields(document["environment"], known, "environment", exact=False)
+    row_fields = {"task": str, "method": str, "information": str, "settings": dict, "metrics": dict}
+    seen = set()
+    for i, row in enumerate(document["rows"]):
+        _check_fields(row, row_fields, f"rows[{i}]")
+        where = f"rows[{i}] ({row['task']}, {row['method']})"
+        if row["information"] not in INFORMATION:
+            raise ValueError(f"{where}: information is {row['information']!r}, not one of {INFORMATION}")
+        identity = (row["task"], row["method"], _json_text(row["settings"], sort_keys=True))
+        if identity in seen:
+            raise ValueError(f"{where}: the same task, method and settings as an earlier row")
+        seen.add(identity)
+        for metric, value in row["metrics"].items():
+            _check_metric(value, metric, f"{where}.metrics.{metric}")
+
+
+def _check_fields(value, fields, where, exact=True):
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: expected an object, got {type(value).__name__}")
+    missing, extra = fields.keys() - value.keys(), (value.keys() - fields.keys() if exact else ())
+    if missing or extra:
+        raise ValueError(f"{where}: missing {sorted(missing)}, unexpected {sorted(extra)}")
+    for name, kind in fields.items():
+        if kind is float and _is_number(value[name]) and value[name] >= 0:
+            continue
+        if kind is float or not isinstance(value[name], kind):
+            raise ValueError(f"{where}.{name}: expected {kind.__name__}, got {value[name]!r}")
+
+
+def _check_metric(value, metric, where):
+    _check_fields(value, {"mean": object, "std": object, "per_seed": list}, where)
+    seeds = value["per_seed"]
+    if not seeds or not all(v is None or _is_number(v) for v in seeds):
+        raise ValueError(f"{where}.per_seed: expected finite numbers or null, got {seeds!r}")
+    if metric.endswith("accuracy") or metric == "removed":
+        for v in seeds:
+            if v is not None and not 0 <= v <= 1:
+                raise ValueError(f"{where}: {v} is no share in [0, 1]")
+    complete = None not in seeds
+    expected = {
+        "mean": float(np.mean(seeds)) if complete else None,
+        "std": float(np.std(seeds, ddof=1)) if complete and len(seeds) > 1 else None,
+    }
+    for name, want in expected.items():
+        got = value[name]
+        same = got is None if want is None else _is_number(got) and math.isclose(got, want, rel_tol=1e-5, abs_tol=1e-7)
+        if not same:
+            raise ValueError(f"{where}.{name}: {got!r} does not follow from per_seed, expected {want!r}")
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse_other(path, config):
+    there, here = (_flat(c) for c in (read_json(path / "config.json"), config))
+    differ = [
+        f"{k} is {there.get(k, 'absent')} there, {here.get(k, 'absent')} here"
+        for k in sorted(there.keys() | here.keys())
+        if there.get(k, "absent") != here.get(k, "absent")
+    ]
+    if differ:
+        raise ValueError(f"{path} holds another configuration: {'; '.join(differ)}")
+
+
+def _flat(config, prefix=""):
+    """Leaves of nested objects by dotted name, as JSON text."""
+    if not isinstance(config, dict) or not config:
+        return {prefix.removesuffix("."): json.dumps(config)}
+    return {k: v for name, value in config.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+
+
+def _revision():
+    """Git revision of this source, marked where tracked files were changed; the package version outside git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:  # an installed copy inside somebody's repository is untracked there, and must not take its revision
+        for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
+            revision = subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode != 0
+    except (OSError, subprocess.CalledProcessError):
+        return f"d3mjax {importlib.metadata.version('d3mjax')}"
+    return revision + (" + changes" if changed else "")
+
+
+def _json_text(value, **options):
+    return json.dumps(value, allow_nan=False, default=_plain, **options)
+
+
+def _plain(value):
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON: {value!r}")
+
+
+def _npz_bytes(arrays):
+    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+    for name, value in arrays.items():
+        if value.dtype.kind in "OV":
+            raise TypeError(f"array {name!r} of dtype {value.dtype} cannot be stored: convert it first")
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _read_unit(path):
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    payload, digest = raw[:-_DIGEST_BYTES], raw[-_DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        return None
+    with np.load(io.BytesIO(payload)) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return json.loads(arrays.pop("__json__").tobytes()), arrays
+
+
+def _write_bytes(path, content):
+    """The file appears under its name only when it is whole and on disk."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # same directory: a rename cannot cross disks
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

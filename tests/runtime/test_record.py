@@ -1,0 +1,219 @@
+"""Files are whole or absent, runs belong to one configuration, and `metrics.json` keeps to its schema."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3mjax import metrics
+from d3mjax.runtime import record
+
+
+def test_environment_names_code_versions_and_device():
+    got = record.environment()
+    assert json.loads(json.dumps(got)) == got
+    assert set(got["versions"]) == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
+    assert got["device"] == {"platform": "cpu", "kind": "cpu", "count": 8}
+    assert got["cores"] >= 1
+    assert 10 < record.peak_memory_mib() < 1e6
+
+
+def test_revision_is_the_package_version_where_git_does_not_track_the_source(monkeypatch):
+    def no_git(*args, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert record.environment()["revision"] == f"d3mjax {importlib.metadata.version('d3mjax')}"
+
+
+def test_json_and_arrays_come_back(tmp_path):
+    record.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "y": jnp.arange(3), "z": np.int64(7)})
+    assert record.read_json(tmp_path / "a.json") == {"x": 0.5, "y": [0, 1, 2], "z": 7}
+    record.write_arrays(tmp_path / "a.npz", scores=jnp.ones(3), ids=np.arange(2))
+    with np.load(tmp_path / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["scores"], np.ones(3, np.float32))
+        np.testing.assert_array_equal(archive["ids"], [0, 1])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.npz"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    record.write_json(path, 1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write_json(path, float("nan"))
+    with pytest.raises(TypeError, match="no place in JSON"):
+        record.write_json(path, {1, 2})
+    with pytest.raises(TypeError, match="bfloat16"):
+        record.write_arrays(tmp_path / "b.npz", half=jnp.ones(2, jnp.bfloat16))
+
+    def full_disk(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        record.write_json(path, 2)
+    assert record.read_json(path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_read_json_names_a_damaged_file(tmp_path):
+    (tmp_path / "a.json").write_text('{"x": ')
+    with pytest.raises(ValueError, match=r"a\.json is no valid JSON"):
+        record.read_json(tmp_path / "a.json")
+
+
+def test_open_run_finds_the_same_directory_for_the_same_configuration(tmp_path):
+    first = record.open_run(tmp_path, "d3m", {"seeds": (0, 1), "model": {"width": 64}})
+    again = record.open_run(tmp_path, "d3m", {"model": {"width": 64}, "seeds": [0, 1]})
+    other = record.open_run(tmp_path, "d3m", {"model": {"width": 65}, "seeds": [0, 1]})
+    assert first == again != other
+    assert first.parent == tmp_path / "d3m"
+    assert record.read_json(first / "config.json") == {"seeds": [0, 1], "model": {"width": 64}}
+    assert [p.name for p in first.iterdir()] == ["config.json"]
+
+
+def test_open_run_refuses_a_directory_of_another_configuration(tmp_path):
+    record.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 64, "depth": 2}}, "mine")
+    with pytest.raises(ValueError, match=r"model\.width is 64 there, 32 here; seeds is absent there, 3 here") as error:
+        record.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 32, "depth": 2}, "seeds": 3}, "mine")
+    assert "depth" not in str(error.value)
+    assert "steps" not in str(error.value)
+
+
+def test_open_run_refuses_results_of_an_unknown_configuration(tmp_path):
+    run = record.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
+    record.unit(run, "seed0", lambda: ({}, {}))
+    (run / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds results but no config\.json"):
+        record.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
+
+
+def test_open_run_fails_early_where_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write results to"):
+        record.open_run(tmp_path / "file", "d3m", {})
+    with pytest.raises(OSError, match="cannot write results to"):
+        record.open_run("/proc/results", "d3m", {})
+    with pytest.raises(ValueError, match="local directory"):
+        record.open_run("gs://bucket/results", "d3m", {})
+    for name in ("..", "a/b", "."):
+        with pytest.raises(ValueError, match="one directory"):
+            record.open_run(tmp_path, "d3m", {}, name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only directories")
+def test_open_run_fails_early_in_a_read_only_directory(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="cannot write results to"):
+        record.open_run(tmp_path, "d3m", {})
+
+
+def _counting():
+    calls = []
+
+    def compute():
+        calls.append(0)
+        return {"wga": 0.25, "pair": (1, 2)}, {"scores": jnp.arange(3.0), "none": np.zeros((0, 2), bool)}
+
+    return compute, calls
+
+
+def _same(result):
+    facts, arrays = result
+    assert facts == {"wga": 0.25, "pair": [1, 2]}
+    assert set(arrays) == {"scores", "none"}
+    np.testing.assert_array_equal(arrays["scores"], [0, 1, 2])
+    assert arrays["none"].shape == (0, 2)
+
+
+def test_a_finished_unit_is_not_computed_again(tmp_path):
+    compute, calls = _counting()
+    for _ in range(3):
+        _same(record.unit(tmp_path, "adult-0", compute))
+    assert len(calls) == 1
+    _same(record.unit(tmp_path, "adult-1", compute))
+    assert len(calls) == 2
+    with np.load(tmp_path / "units" / "adult-0.npz") as archive:  # readable without this package
+        np.testing.assert_array_equal(archive["scores"], [0, 1, 2])
+
+
+def test_every_damage_to_a_unit_is_noticed(tmp_path):
+    compute, calls = _counting()
+    _same(record.unit(tmp_path, "u", compute))
+    path = tmp_path / "units" / "u.npz"
+    whole = path.read_bytes()
+    damaged = [whole[:cut] for cut in (0, 1, 31, 32, 33, len(whole) // 2, len(whole) - 1)]
+    damaged += [whole + b"x", whole[::-1]]
+    damaged += [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in range(0, len(whole), 97)]
+    for content in damaged:
+        path.write_bytes(content)
+        _same(record.unit(tmp_path, "u", compute))
+    assert len(calls) == 1 + len(damaged)
+
+
+def test_a_unit_that_fails_leaves_nothing(tmp_path):
+    def fail():
+        raise RuntimeError("diverged")
+
+    with pytest.raises(RuntimeError, match="diverged"):
+        record.unit(tmp_path, "u", fail)
+    assert not (tmp_path / "units").exists()
+
+
+def _row(**changes):
+    row = {
+        "task": "adult",
+        "method": "ERM",
+        "information": "none",
+        "settings": {"steps": 800},
+        "metrics": {"worst_group_accuracy": metrics.summary([0.5, 0.6]), "removed": metrics.summary([0.0, 0.0])},
+    }
+    return {**row, **changes}
+
+
+def test_metrics_document_has_the_schema_and_survives_json(tmp_path):
+    document = record.metrics_document("d3m", {"seeds": (0, 1)}, [_row(), _row(method="D3M")], 1.5)
+    assert list(document) == ["experiment", "config", "environment", "seconds", "peak_memory_mib", "rows"]
+    record.write_json(tmp_path / "metrics.json", document)
+    assert record.read_json(tmp_path / "metrics.json") == document
+    record.validate_document(document)
+    assert record.metrics_document("d3m", {}, [_row(), _row(settings={"steps": 9})], 1.5)["rows"][1]["settings"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"information": "test groups"}, "information is 'test groups'"),
+        ({"extra": 1}, r"unexpected \['extra'\]"),
+        ({"task": 3}, "task: expected str, got 3"),
+        ({"metrics": {"lds": 0.5}}, "lds: expected an object"),
+        ({"metrics": {"lds": {"mean": 0.5, "std": None}}}, r"missing \['per_seed'\]"),
+        ({"metrics": {"lds": {"mean": 0.5, "std": None, "per_seed": []}}}, "per_seed: expected finite numbers"),
+        ({"metrics": {"lds": {"mean": 0.4, "std": None, "per_seed": [0.5]}}}, "mean: 0.4 does not follow"),
+        ({"metrics": {"lds": {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}}}, "std: 0.0 does not follow"),
+        ({"metrics": {"lds": {"mean": 0.5, "std": 0.1, "per_seed": [0.5, None]}}}, "mean: 0.5 does not follow"),
+        ({"metrics": {"removed": metrics.summary([12.0])}}, r"12\.0 is no share"),
+        ({"metrics": {"average_accuracy": metrics.summary([-0.1])}}, r"-0\.1 is no share"),
+    ],
+)
+def test_validate_document_names_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        record.metrics_document("d3m", {}, [_row(**changes)], 1.0)
+
+
+def test_validate_document_checks_the_whole():
+    document = record.metrics_document("d3m", {}, [_row()], 1.0)
+    for wrong, message in [
+        ({**document, "seconds": "fast"}, "seconds: expected float"),
+        ({**document, "seconds": -1.0}, "seconds: expected float"),
+        ({k: v for k, v in document.items() if k != "environment"}, r"missing \['environment'\]"),
+        ({**document, "environment": {}}, r"missing \['cores', 'device', 'revision', 'versions'\]"),
+        ({**document, "rows": [_row(), _row()]}, r"rows\[1\] \(adult, ERM\): the same task, method and settings"),
+        ([], "expected an object, got list"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            record.validate_document(wrong)
