@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
@@ -50,7 +50,7 @@ def peak_memory_mib() -> float:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all. Raises ValueError on NaN or infinity, which JSON does not have."""
-    _write_bytes(path, _json_text(value, indent=1).encode())
+    write_bytes(path, json_text(value, indent=1).encode())
 
 
 def read_json(path: Path) -> Any:
@@ -66,7 +66,21 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
     Raises TypeError for what NumPy could only pickle or would not read back (objects, bfloat16, random keys).
     """
-    _write_bytes(path, _npz_bytes(arrays))
+    write_bytes(path, _npz_bytes(arrays))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write one file that appears under its name only when it is whole and on disk."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # same directory: a rename cannot cross disks
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def open_run(root: str | Path, experiment: str, config: Mapping[str, Any], name: str | None = None) -> Path:
@@ -75,8 +89,8 @@ def open_run(root: str | Path, experiment: str, config: Mapping[str, Any], name:
     The run is named by a short hash of `config` unless `name` is given. Raises ValueError if the directory belongs to
     another configuration, naming what differs, and OSError if nothing can be written there, before any work starts.
     """
-    config = json.loads(_json_text(config))
-    name = name or hashlib.sha256(_json_text(config, sort_keys=True).encode()).hexdigest()[:10]
+    config = json.loads(json_text(config))
+    name = name or hashlib.sha256(json_text(config, sort_keys=True).encode()).hexdigest()[:10]
     if "://" in str(root):
         raise ValueError(f"results are written to a local directory, not to {root}")
     for part in (experiment, name):
@@ -85,7 +99,7 @@ def open_run(root: str | Path, experiment: str, config: Mapping[str, Any], name:
     path = Path(root) / experiment / name
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write_bytes(path / ".writable", b"")  # a look at the mode bits would not do: root and full disks
+        write_bytes(path / ".writable", b"")  # a look at the mode bits would not do: root and full disks
         (path / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"cannot write results to {path}: {error}") from error
@@ -113,10 +127,10 @@ def unit(
         facts, arrays = compute()
         if "__json__" in arrays:
             raise ValueError("an array of a unit may not be called __json__")
-        text = np.frombuffer(_json_text(facts).encode(), np.uint8)
+        text = np.frombuffer(json_text(facts).encode(), np.uint8)
         payload = _npz_bytes({**arrays, "__json__": text})
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_bytes(path, payload + hashlib.sha256(payload).digest())
+        write_bytes(path, payload + hashlib.sha256(payload).digest())
         stored = _read_unit(path)
         if stored is None:
             raise OSError(f"{path} does not read back as it was written")
@@ -135,7 +149,7 @@ def metrics_document(
         "peak_memory_mib": peak_memory_mib(),
         "rows": rows,
     }
-    document = json.loads(_json_text(document))
+    document = json.loads(json_text(document))
     validate_document(document)
     return document
 
@@ -158,7 +172,7 @@ def validate_document(document: Any) -> None:
         where = f"rows[{i}] ({row['task']}, {row['method']})"
         if row["information"] not in INFORMATION:
             raise ValueError(f"{where}: information is {row['information']!r}, not one of {INFORMATION}")
-        identity = (row["task"], row["method"], _json_text(row["settings"], sort_keys=True))
+        identity = (row["task"], row["method"], json_text(row["settings"], sort_keys=True))
         if identity in seen:
             raise ValueError(f"{where}: the same task, method and settings as an earlier row")
         seen.add(identity)
@@ -234,7 +248,8 @@ def _revision():
     return revision + (" + changes" if changed else "")
 
 
-def _json_text(value, **options):
+def json_text(value: Any, **options: Any) -> str:
+    """`value` as strict JSON: arrays as lists, paths as text. ValueError on NaN, TypeError on other objects."""
     return json.dumps(value, allow_nan=False, default=_plain, **options)
 
 
@@ -267,17 +282,3 @@ def _read_unit(path):
     with np.load(io.BytesIO(payload)) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(arrays.pop("__json__").tobytes()), arrays
-
-
-def _write_bytes(path, content):
-    """The file appears under its name only when it is whole and on disk."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # same directory: a rename cannot cross disks
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
