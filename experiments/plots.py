@@ -1,0 +1,188 @@
+"""Figures of a report. Every function takes arrays and returns a `Figure`; nobody's pyplot state is touched.
+
+Accuracies and shares are fractions in [0, 1] and drawn as percentages. Leading axis `s` is seeds: lines and bars are
+means, bands and whiskers one standard deviation (ddof=1; none for a single seed).
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from numpy.typing import ArrayLike
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's colours, told apart with any kind of colour vision; markers and dashes repeat the distinction."""
+
+_INK, _FAINT = "#30343b", "#d9dce1"
+
+
+def accuracy_against_removed(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    marks: Mapping[str, tuple[float, float]],
+    *,
+    references: Mapping[str, ArrayLike],
+    num_train: int,
+) -> Figure:
+    """Worst-group accuracy against the number of removed examples.
+
+    `curves`: method -> (removed [k], accuracy [s k]); `references`: method -> accuracy [s], drawn as horizontal
+    lines; `marks`: label -> (removed, accuracy) of one choice, say the heuristic's.
+    """
+    figure, (axes,) = _figure(8.2, 4.2)
+    for (label, (removed, accuracy)), colour, marker in zip(curves.items(), cycle(PALETTE), cycle("os^Dv<>")):
+        x, (mean, std) = np.asarray(removed), _spread(np.atleast_2d(accuracy))
+        axes.plot(x, mean, color=colour, marker=marker, markersize=4, linewidth=1.8, label=label)
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    greys = zip(cycle(["#4b5563", "#8a929e"]), cycle(["--", ":", "-."]))
+    for (label, accuracy), (colour, dashes) in zip(references.items(), greys, strict=False):
+        mean, std = _spread(np.atleast_1d(accuracy))
+        axes.axhline(mean, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+        axes.axhspan(mean - std, mean + std, color=colour, alpha=0.08, linewidth=0)
+    for (label, (x, y)), marker in zip(marks.items(), cycle("*PX")):
+        style = {"color": "white", "edgecolor": "black", "linewidth": 1.2, "zorder": 5, "clip_on": False}
+        axes.scatter([x], [y], marker=marker, s=170, label=label, **style)
+    axes.set(xlabel="training examples removed", ylabel="worst-group accuracy", xlim=(0, None))
+    axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    to_share = (lambda k: np.divide(k, num_train), lambda f: np.multiply(f, num_train))
+    share = axes.secondary_xaxis("top", functions=to_share)
+    share.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    share.set_xlabel(f"share of the {num_train:,} training examples", color=_INK)
+    share.tick_params(colors=_INK)
+    share.spines["top"].set_color(_FAINT)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def removed_by_cell(
+    kept: ArrayLike,
+    y: ArrayLike,
+    group: ArrayLike,
+    class_names: Sequence[str],
+    group_names: Sequence[str],
+) -> Figure:
+    """Who was removed: for every class and group that occurs, the share and the number removed.
+
+    `kept` is Bool[n], `y` and `group` Int[n]; group -1 is drawn as unknown. The dashed line is the overall share:
+    where a removal blind to class and group would put every bar.
+    """
+    kept, y, group = np.asarray(kept, bool), np.asarray(y), np.asarray(group)
+    cells = sorted({(int(c), int(g)) for c, g in zip(y, group, strict=True)})
+    own_class = len({g for _, g in cells}) == len(cells)  # groups that already tell the class need no second name
+    figure, (axes,) = _figure(8.2, 0.9 + 0.42 * len(cells))
+    names = [group_names[g] if g >= 0 else "unknown group" for _, g in cells]
+    for i, ((c, g), name) in enumerate(zip(cells, names, strict=True)):
+        here = (y == c) & (group == g)
+        total, gone = here.sum(), (here & ~kept).sum()
+        axes.barh(i, 1, color=_FAINT, alpha=0.45, height=0.7)
+        axes.barh(i, gone / total, color=PALETTE[c % len(PALETTE)], height=0.7)
+        text = f"{gone:,} of {total:,} ({gone / total:.0%}), {gone / max((~kept).sum(), 1):.0%} of all removed"
+        axes.text(1.015, i, text, va="center", color=_INK, fontsize=9)
+        names[i] = name if own_class else f"{class_names[c]} · {name}"
+    axes.axvline((~kept).mean(), color="black", linestyle="--", linewidth=1)
+    axes.set(yticks=range(len(cells)), xlim=(0, 1), xlabel=f"share removed (dashed: {(~kept).mean():.0%} overall)")
+    axes.set_yticklabels(names)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
+def score_histogram(scores: ArrayLike, group: ArrayLike, group_names: Sequence[str], *, bins: int = 60) -> Figure:
+    """Alignment scores [n] of each group on one axis of scores, each group on its own scale of counts.
+
+    The line at zero divides what the rule "drop negative" removes (left) from what it keeps. The outermost bins also
+    hold the few scores beyond them, at most half a per cent of a group on either side.
+    """
+    scores, group = np.asarray(scores, np.float64), np.asarray(group)
+    present = [g for g in range(len(group_names)) if (group == g).any()]
+    tails = np.array([np.quantile(scores[group == g], [0.005, 0.995]) for g in present])
+    low, high = min(tails[:, 0].min(), 0.0), max(tails[:, 1].max(), 0.0)
+    width = (high - low) / bins or 1.0
+    edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)  # zero is an edge
+    figure, rows = _figure(7.2, 0.8 + 1.05 * len(present), rows=len(present))
+    for axes, g, colour in zip(rows, present, cycle(PALETTE)):
+        values = scores[group == g]
+        axes.hist(np.clip(values, edges[0], edges[-1]), bins=list(edges), color=colour, alpha=0.85)
+        axes.set_xlim(edges[0] - width, edges[-1] + width)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_title(
+            f"{group_names[g]}: {len(values):,} examples, {(values < 0).mean():.0%} below zero",
+            loc="left",
+            fontsize=9.5,
+            color=_INK,
+        )
+        axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        axes.label_outer()
+    rows[-1].set_xlabel("alignment score (negative: removing the example should help the weak groups)")
+    figure.supylabel("examples", fontsize=10, color=_INK)
+    return figure
+
+
+def image_grid(images: ArrayLike, titles: Sequence[str], *, columns: int = 8) -> Figure:
+    """Images [k h w] (grey) or [k h w c] with c 1 or 3, in the given order, each under its title.
+
+    Floats are scaled together from their smallest to their largest value, bytes are shown as they are.
+    """
+    pixels = np.asarray(images)
+    if pixels.ndim not in (3, 4) or len(pixels) != len(titles) or pixels.shape[3:] not in ((), (1,), (3,)):
+        raise ValueError(f"{len(titles)} titles for images of shape {pixels.shape}; need [k h w] or [k h w 1|3]")
+    pixels = pixels[..., 0] if pixels.shape[3:] == (1,) else pixels
+    if pixels.dtype != np.uint8:
+        low, high = pixels.min(), pixels.max()
+        pixels = (pixels - low) / max(high - low, 1e-12)
+    columns = min(columns, len(pixels))
+    rows = -(-len(pixels) // columns)
+    figure = Figure(figsize=(1.25 * columns, 1.45 * rows), layout="constrained", facecolor="white")
+    for i, (image, title) in enumerate(zip(pixels, titles, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255 if pixels.dtype == np.uint8 else 1)
+        axes.set_title(title, fontsize=8, color=_INK, pad=3)
+        axes.set_axis_off()
+    return figure
+
+
+def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str]) -> Figure:
+    """Accuracy of every group under every method; `accuracies`: method -> [s G], e.g. before and after removal."""
+    figure, (axes,) = _figure(max(5.5, 1.2 + 1.5 * len(group_names)), 3.8)
+    width = 0.8 / len(accuracies)
+    positions = np.arange(len(group_names))
+    hatches = cycle(["", "//", "..", "xx"])
+    for i, ((label, values), colour, hatch) in enumerate(zip(accuracies.items(), cycle(PALETTE), hatches)):
+        mean, std = _spread(np.atleast_2d(values))
+        style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6, "label": label}
+        whiskers = {"ecolor": _INK, "elinewidth": 1.1, "capsize": 2.5}
+        offset = (i - (len(accuracies) - 1) / 2) * width
+        axes.bar(positions + offset, mean, width, yerr=std, error_kw=whiskers, **style)
+    axes.set(xticks=positions, ylabel="accuracy", ylim=(0, 1))
+    axes.set_xticklabels([name.replace(", ", "\n") for name in group_names])
+    axes.grid(False, axis="x")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(loc="outside upper center", ncols=min(len(accuracies), 4), frameon=False)
+    return figure
+
+
+def _spread(values: ArrayLike) -> tuple[Any, Any]:
+    """Mean and standard deviation over the leading axis."""
+    samples = np.asarray(values, np.float64)
+    mean = samples.mean(0)
+    return mean, samples.std(0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    every = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_FAINT)
+        axes.tick_params(colors=_INK)
+        axes.xaxis.label.set_color(_INK)
+        axes.yaxis.label.set_color(_INK)
+        axes.grid(True, color=_FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, every
