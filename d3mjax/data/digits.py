@@ -1,0 +1,52 @@
+"""Coloured digits: scikit-learn's 1,797 images of 8 x 8 with an ink colour that mostly agrees with the label.
+
+Small enough for tests: no files, no TFDS, a few milliseconds.
+"""
+
+import numpy as np
+
+from d3mjax.data import spurious
+from d3mjax.types import Data, Split
+
+LOW_HIGH = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
+
+
+def load_coloured_digits(
+    seed: int = 0,
+    *,
+    aligned: float = 0.95,
+    classes: tuple[tuple[int, ...], ...] = LOW_HIGH,
+    cue: spurious.Cue | None = None,
+    train: int = 800,
+    targets: int = 200,
+    selection: int = 200,
+    test: int = 400,
+    flat: bool = True,
+) -> Data:
+    """Train, target and selection with ``aligned`` of each class in its colour; test balanced over groups.
+
+    x is float32 in 0..1, [n, 192] if ``flat`` else [n, 8, 8, 3]; y is the class (default: digit >= 5); group =
+    num_attributes * y + colour; id = image number in scikit-learn's file. Other ``classes`` (say, ten) take the
+    colours in turn: class y agrees with colour ``y % num_attributes``. Raises ``ImportError`` without scikit-learn,
+    ``ValueError`` when a class has too few images.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("load_coloured_digits needs scikit-learn: pip install 'd3mjax[experiments]'") from error
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels.reshape(-1, 8, 8) * 255 // 16).astype(np.uint8)[..., None]
+    cue = spurious.InkColour() if cue is None else cue
+    num_attributes = cue.num_attributes
+    mix = spurious.group_shares(len(classes), num_attributes, aligned)
+    counts = [spurious.apportion(n, mix) for n in (train, targets, selection)]
+    counts.append(spurious.apportion(test, (1.0,) * len(mix)))
+    drawn = spurious.draw(seed, labels, classes, num_attributes, counts)
+
+    def split(index, y, attribute):
+        x = cue(images[index], attribute).astype(np.float32) / 255
+        group = num_attributes * y + attribute
+        x = x.reshape(len(x), -1) if flat else x
+        return Split(x, y.astype(np.int32), group.astype(np.int32), index.astype(np.int32))
+
+    return Data(*(split(*d) for d in drawn))
