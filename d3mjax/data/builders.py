@@ -1,0 +1,102 @@
+"""What our TFDS builders share: writing ``array_record`` quietly, and reading it back whole, checked and in order.
+
+TensorFlow is not needed. A builder keeps the SHA-256 of each split's arrays in its own metadata, which TFDS writes
+in the same atomic step as the records, so a damaged or half-written cache cannot pass for data.
+"""
+
+import contextlib
+import hashlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+Arrays = Mapping[str, np.ndarray]  # each [n, ...]
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    sha = hashlib.sha256()
+    for key in sorted(arrays):
+        sha.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
+        sha.update(np.ascontiguousarray(arrays[key]).data)
+    return sha.hexdigest()
+
+
+def note_digests(builder: tfds.core.GeneratorBasedBuilder, splits: Mapping[str, Arrays]) -> None:
+    """To be called in ``_split_generators``: TFDS saves the metadata once all records are written."""
+    metadata: Any = builder.info.metadata
+    metadata["sha256"] = {name: digest(arrays) for name, arrays in splits.items()}
+
+
+def rows(arrays: Arrays) -> Iterator[tuple[int, dict[str, Any]]]:
+    """One record a row, for ``_generate_examples``."""
+    for i, row in enumerate(zip(*arrays.values(), strict=True)):
+        yield i, dict(zip(arrays, row, strict=True))
+
+
+def load(
+    make: type[tfds.core.GeneratorBasedBuilder], data_dir: str | Path | None, **options: Any
+) -> dict[str, dict[str, np.ndarray]]:
+    """All splits of the builder as arrays, in the order they were written, built first if need be.
+
+    Raises ``ValueError`` with the directory to delete when TFDS cannot read its own notes there, or the records are
+    not what was written.
+    """
+    with quiet():
+        try:
+            builder = make(data_dir=data_dir, **options)
+        except Exception as error:
+            parts = [str(data_dir or "TFDS's data_dir"), make.name]
+            parts += [options["config"].name] if "config" in options else []
+            raise ValueError(f"{'/'.join(parts)}: {error}. Delete this directory and load again.") from error
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except OSError:
+            # Another process may have put the same directory in place while we were writing ours.
+            if not make(data_dir=data_dir, **options).is_prepared():
+                raise
+        try:
+            builder = make(data_dir=data_dir, **options)
+            splits = {name: _stack(builder, name) for name in builder.info.splits}
+            metadata: Any = builder.info.metadata
+            sound = metadata["sha256"] == {name: digest(arrays) for name, arrays in splits.items()}
+        except Exception as error:
+            raise ValueError(_damaged(builder.data_dir)) from error
+    if not sound:
+        raise ValueError(_damaged(builder.data_dir))
+    return splits
+
+
+def read_rows(builder: Any, split: str) -> list[dict[str, Any]]:
+    """All records of a split in one request, which is much faster than one by one."""
+    source = builder.as_data_source(split)
+    return source.__getitems__(range(len(source)))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TFDS from printing, drawing bars, and warning that a configuration is our own."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _stack(builder: Any, split: str) -> dict[str, np.ndarray]:
+    records = read_rows(builder, split)
+    # Scalars come back as Python numbers: the feature knows their type.
+    features = builder.info.features.items()
+    return {key: np.array([row[key] for row in records], feature.np_dtype) for key, feature in features}
+
+
+def _damaged(directory: str | Path) -> str:
+    return f"{directory}: the cached records are damaged. Delete this directory and load again."
