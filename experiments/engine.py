@@ -1,0 +1,136 @@
+"""Compiled training of many models of one task, and the datamodel source of group columns: shared by experiments."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from d3mjax import metrics
+from d3mjax.attribution import datamodels, outputs
+from d3mjax.runtime.sweep import sweep
+from d3mjax.training import ensemble, masks, models, objectives, sampling, train
+from d3mjax.types import AnyArray, Data, Model, Sampler, Split, Trainer
+from experiments.tasks import Task
+
+
+class Evaluation(NamedTuple):
+    """What one trained model is judged by; a leading model axis where there are many."""
+
+    losses: Float[Array, "G"]  # mean cross-entropy of each target group, nats
+    selection: Float[Array, "G"]  # group accuracies on the selection split
+    test: Float[Array, "G"]  # group accuracies on the test split
+    average: Float[Array, ""]  # accuracy on the test split
+
+
+def network(task: Task) -> Model:
+    """The task's MLP."""
+    return models.mlp(task.hidden, len(task.class_names))
+
+
+def trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
+    """SGD with momentum and weight decay, the rate falling linearly to zero over ``steps``."""
+    rate = optax.linear_schedule(task.rate, 0.0, steps)
+    tx = optax.chain(optax.add_decayed_weights(task.decay), optax.sgd(rate, task.momentum))
+    return train.make_trainer(network(task), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
+
+
+def make_fit(task: Task, mesh: Mesh, sampler: Sampler, *, steps: int) -> Callable:
+    """``fit(train, data, keys [m], weights [m n]) -> Evaluation`` with a leading model axis, compiled once a shape."""
+    model, run = network(task), trainer(task, steps, sampler)
+    num_groups = len(task.group_names)
+
+    def evaluate(variables, data: Data) -> Evaluation:
+        def right(split):
+            return outputs.hard_margins(model, variables, split, microbatch=4096) > 0
+
+        test = right(data.test)
+        losses = outputs.losses(model, variables, data.target)
+        return Evaluation(
+            metrics.group_accuracies(losses, data.target.group, num_groups),
+            metrics.group_accuracies(right(data.selection), data.selection.group, num_groups),
+            metrics.group_accuracies(test, data.test.group, num_groups),
+            metrics.average_accuracy(test),
+        )
+
+    @jax.jit
+    def compiled(split: Split, data: Data, keys, weights):
+        def one(key, weight):
+            state, info = run.run(run.init(key, split.x[:1]), split, weight, steps)
+            return evaluate(state.variables, data), info.loss
+
+        return ensemble.map_models(one, width=1, mesh=mesh)(keys, weights)
+
+    def fit(split: Split, data: Data, keys: Key[Array, "m"], weights: Float[AnyArray, "m n"]) -> Evaluation:
+        masks.check_weights(np.asarray(weights), split.y)
+        evaluation, losses = jax.device_get(compiled(split, data, keys, jnp.asarray(weights, jnp.float32)))
+        ensemble.check_losses(losses, np.arange(len(losses)))
+        return evaluation
+
+    return fit
+
+
+class Bank(NamedTuple):
+    """How subset models are made: small subsets, trained for as many epochs as the full set, are cheap and say much."""
+
+    models: int = 5000
+    min_share: float = 0.1  # a subset keeps a share of the training set drawn uniformly between the two
+    max_share: float = 0.2
+    steps: int = 120
+    block: int = 250
+
+
+class Programs(NamedTuple):
+    """All that a task compiles: ordinary training, training on resampled examples, and the source of group columns."""
+
+    fit: Callable
+    resample: Callable
+    columns: Callable
+
+
+def make_programs(task: Task, mesh: Mesh, bank: Bank) -> Programs:
+    """Compiled once, used for every seed."""
+    fit = make_fit(task, mesh, sampling.shuffled(), steps=task.steps)
+    resample = make_fit(task, mesh, sampling.resampled(), steps=task.steps)
+    return Programs(fit, resample, make_ridge_columns(task, mesh, bank))
+
+
+def make_ridge_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
+    """``columns(data, key, progress) -> (B [n G], facts)`` from ridge datamodels of the group means of soft margins."""
+    model, run = network(task), trainer(task, bank.steps, sampling.shuffled())
+    num_groups = len(task.group_names)
+
+    def subsets(key, ids: Int[Array, "m"], num_examples: int):
+        keep = (int(bank.min_share * num_examples), int(bank.max_share * num_examples))
+        return masks.mixed_sizes(jax.random.fold_in(key, 0), ids, num_examples, *keep)
+
+    @jax.jit
+    def outputs_of(data: Data, key, ids):
+        def one(model_key, mask):
+            state, info = run.run(
+                run.init(model_key, data.train.x[:1]), data.train, mask.astype(jnp.float32), bank.steps
+            )
+            margins = outputs.soft_margins(model, state.variables, data.target)
+            return metrics.group_accuracies(margins, data.target.group, num_groups), info.loss
+
+        keys = ensemble.model_keys(jax.random.fold_in(key, 1), ids)
+        return ensemble.map_models(one, width=1, mesh=mesh)(keys, subsets(key, ids, data.train.y.shape[0]))
+
+    @jax.jit
+    def regress(data: Data, key, ids, margins):
+        subset = subsets(key, ids, data.train.y.shape[0])
+        heldout = jnp.arange(bank.models // 8)
+        linear, info = datamodels.fit_ridge_heldout(subset, margins, datamodels.default_lambdas(subset), heldout)
+        return linear.weight.T, info
+
+    def columns(data: Data, key, progress: Callable[[int], object]):
+        ids = np.arange(bank.models)
+        margins = sweep(lambda part: outputs_of(data, key, part), ids, block=bank.block, progress=progress)
+        weight, info = jax.device_get(regress(data, key, ids, margins))
+        return weight, {"heldout_r2": info.r2.tolist(), "lambda": info.chosen.tolist()}
+
+    return columns
