@@ -1,0 +1,167 @@
+"""Datamodels: linear maps from the subset a model was trained on to what it says about target examples.
+
+    outputs[j, t]  ~  sum_n masks[j, n] weight[t, n] + bias[t]
+
+``masks [m n]`` (booleans, or numbers 0/1) say which train examples model ``j`` saw; ``outputs [m t]`` are its outputs.
+``weight`` is an attribution: axes ``[target, train]``, positive where including the train example raises the output, in
+units of the output per example. Fitting means of outputs over groups, ``[m G]``, gives the group columns directly: at
+one lambda ridge is linear in the outputs, so that fit *equals* the mean of the rows of ``weight`` over each group.
+
+Where every mask selects equally many examples, adding a constant to all weights of a target only moves its bias: the
+*level* of the weights is not identified, and ridge puts it at exactly 0 (see `level_is_identified`). Rankings do not
+care; a rule such as "drop what is negative" does.
+
+Sources: Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 2022; ridge as in `d3mjax.linalg.ridge`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from d3mjax.linalg import ridge
+from d3mjax.types import AnyArray, Linear
+
+
+class RidgeInfo(NamedTuple):
+    """How well each target was predicted on the held-out masks; NaN where what is compared is constant over them."""
+
+    mse: jax.Array  # Float[l t], mean squared error at every lambda
+    chosen: jax.Array  # Float[t], the lambda taken
+    r2: jax.Array  # Float[t], 1 - mse / (mean squared distance to the mean of the fitting rows), at that lambda
+    correlation: jax.Array  # Float[t], Pearson, at that lambda
+
+
+def default_lambdas(masks: Shaped[AnyArray, "m n"], num: int = 13) -> Float[Array, " l"]:
+    """``num`` penalties, 1e-3 to 1e3 times ``v n / m``; ``v = mean of alpha (1 - alpha)`` is the variance of a column.
+
+    Why: if weights are independent with variance ``s``, outputs vary by ``signal = s v n`` because of the masks and by
+    ``noise`` because of everything else, and the best penalty is ``noise / (s m) = (v n / m) * noise / signal``. The
+    grid spans that ratio, an R^2 of the true weights from .999 down to .001.
+    """
+    rate = jnp.mean(jnp.asarray(masks), axis=0, dtype=jnp.float32)
+    num_models, num_examples = masks.shape
+    return jnp.mean(rate * (1 - rate)) * num_examples / num_models * jnp.logspace(-3, 3, num)
+
+
+def fit_ridge(
+    masks: Shaped[AnyArray, "m n"], outputs: Float[AnyArray, "m t"], lambdas: Float[AnyArray, " l"]
+) -> Linear:
+    """Ridge datamodels at every lambda: weight ``[l t n]``, bias ``[l t]``; for one lambda by held-out masks see below.
+
+    Minimises ``(1/m) ||outputs - masks w - bias||^2 + lam ||w||^2``, so ``lam`` compares with the variance of a mask
+    column, ``alpha (1 - alpha)``. Computed in float32, or float64 if the outputs are.
+    """
+    outputs = _at_least_float32(outputs)
+    return ridge.solve(ridge.factor(masks, dtype=outputs.dtype), outputs, lambdas)
+
+
+def fit_ridge_heldout(
+    masks: Shaped[AnyArray, "m n"],
+    outputs: Float[AnyArray, "m t"],
+    lambdas: Float[AnyArray, " l"],
+    heldout: Int[AnyArray, " v"],
+    *,
+    shared: bool = True,
+) -> tuple[Linear, RidgeInfo]:
+    """Ridge datamodels, weight ``[t n]`` and bias ``[t]``, at the lambda that best predicts the rows ``heldout``.
+
+    Lambda minimises the squared error on those rows of a fit to all others, averaged over targets if ``shared``, else
+    for each target by itself; the weights returned are then fitted to all rows. The total penalty ``lam m`` (``m``
+    counts all rows) is the same in both fits. ``heldout`` are distinct row indices; rows with the same mask (several
+    seeds) belong on one side. One eigendecomposition does all of it, and nothing larger than ``[m n]``, ``[l v t]`` or
+    ``[t n]`` is formed.
+    """
+    outputs, heldout = _at_least_float32(outputs), jnp.asarray(heldout)
+    lambdas = jnp.asarray(lambdas, outputs.dtype)
+    factor = ridge.factor(masks, dtype=outputs.dtype)
+    residuals = ridge.leave_out(factor, outputs, lambdas, heldout)
+    mse = jnp.mean(residuals**2, axis=1)
+    best = jnp.argmin(jnp.mean(mse, axis=1, keepdims=True) if shared else mse, axis=0)
+    best = jnp.broadcast_to(best, mse.shape[1:])
+    chosen = lambdas[best]
+
+    truth = outputs[heldout]
+    prediction = truth - jnp.take_along_axis(residuals, best[None, None, :], axis=0)[0]
+    num_fit = outputs.shape[0] - heldout.shape[0]
+    fitted_mean = (jnp.sum(outputs, axis=0) - jnp.sum(truth, axis=0)) / num_fit
+    spread = jnp.mean((truth - fitted_mean[None, :]) ** 2, axis=0)
+    r2 = 1 - jnp.take_along_axis(mse, best[None, :], axis=0)[0] / spread
+    info = RidgeInfo(mse, chosen, r2, _correlation(truth, prediction))
+    return ridge.solve_each(factor, outputs, chosen), info
+
+
+def predict(linear: Linear, masks: Shaped[AnyArray, "m n"]) -> Float[Array, "*l m t"]:
+    """Outputs predicted for models trained on ``masks``; a leading ``l`` axis of ``linear`` stays in front."""
+    weight = jnp.swapaxes(linear.weight, -1, -2)
+    masks = jnp.asarray(masks).astype(weight.dtype)
+    return jnp.matmul(masks, weight, precision="highest") + linear.bias[..., None, :]
+
+
+def difference_of_means(masks: Shaped[AnyArray, "m n"], outputs: Float[AnyArray, "m t"]) -> Float[Array, "t n"]:
+    """``mean(outputs | in) - mean(outputs | out)`` for each train example, the baseline; 0 for one always in or out.
+
+    With ``c`` masks that hold the example this is ``masks' (outputs - mean) * m / (c (m - c))``: what regression would
+    give if the columns were uncorrelated. Source: the memorization and influence estimators of Feldman and Zhang, 2020.
+    """
+    outputs = _at_least_float32(outputs)
+    masks = jnp.asarray(masks).astype(outputs.dtype)
+    centred = outputs - jnp.mean(outputs, axis=0, keepdims=True)
+    count = jnp.sum(masks, axis=0)
+    pairs = count * (masks.shape[0] - count)
+    scale = jnp.where(pairs > 0, masks.shape[0] / jnp.maximum(pairs, 1), 0)
+    return jnp.matmul(centred.T, masks, precision="highest") * scale[None, :]
+
+
+def level_is_identified(masks: Shaped[AnyArray, "m n"]) -> Bool[Array, ""]:
+    """Whether the masks differ in size; if not, a constant added to all weights is the same as a change of bias."""
+    size = jnp.sum(jnp.asarray(masks), axis=1)
+    return jnp.any(size != size[0])
+
+
+def check_masks(
+    masks: Shaped[AnyArray, "m n"], outputs: Shaped[AnyArray, "..."], *, num_fit: int | None = None
+) -> None:
+    """Look at the values before a fit, on the host. Raises ValueError naming the argument, what was found and expected.
+
+    Raises for: a number of rows that differs; masks with entries other than 0 and 1, or selecting all or no examples;
+    outputs that are not finite (names the models) or constant over models (names the targets); ``num_fit`` (the rows
+    left to fit once some are held out) outside ``2..m-1``.
+    """
+    masks, outputs = np.asarray(masks), np.asarray(outputs)
+    if outputs.ndim != 2 or outputs.shape[0] != masks.shape[0]:
+        raise ValueError(
+            f"outputs: found shape {outputs.shape}, expected [m, t] with m = {masks.shape[0]} rows as in masks"
+        )
+    if masks.dtype != bool and not np.isin(masks, (0, 1)).all():
+        raise ValueError("masks: found entries other than 0 and 1, expected booleans or 0/1")
+    size = np.count_nonzero(masks, axis=1)
+    _refuse(size == 0, "masks: found models {} trained on no example, expected at least one")
+    _refuse(size == masks.shape[1], "masks: found models {} trained on all examples, expected a proper subset")
+    _refuse(np.any(~np.isfinite(outputs), axis=1), "outputs: found non-finite values for models {}, expected finite")
+    _refuse(
+        np.all(outputs == outputs[:1], axis=0), "outputs: found targets {} constant over models, expected variation"
+    )
+    if num_fit is not None and not 2 <= num_fit < masks.shape[0]:
+        raise ValueError(
+            f"num_fit: found {num_fit}, expected from 2 to {masks.shape[0] - 1}, with {masks.shape[0]} masks in all"
+        )
+
+
+def _refuse(bad: Bool[np.ndarray, " k"], message: str, show: int = 5) -> None:
+    where = np.flatnonzero(bad)
+    if where.size:
+        rest = f" and {where.size - show} more" if where.size > show else ""
+        raise ValueError(message.format(f"{where[:show].tolist()}{rest}"))
+
+
+def _at_least_float32(outputs):
+    outputs = jnp.asarray(outputs)
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+def _correlation(a: Float[Array, "v t"], b: Float[Array, "v t"]) -> Float[Array, " t"]:
+    a, b = a - jnp.mean(a, axis=0, keepdims=True), b - jnp.mean(b, axis=0, keepdims=True)
+    return jnp.sum(a * b, axis=0) / jnp.sqrt(jnp.sum(a**2, axis=0) * jnp.sum(b**2, axis=0))
