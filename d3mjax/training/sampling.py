@@ -56,7 +56,8 @@ def shuffled() -> Sampler:
 
     def draw(key: Key[Array, ""], plan, steps: Int[Array, "s"], batch_size: int):
         kept, count, weights = plan
-        position = steps.astype(jnp.uint32)[:, None] * jnp.uint32(batch_size) + jnp.arange(batch_size, dtype=jnp.uint32)
+        start = steps.astype(jnp.uint32)[:, None] * jnp.uint32(batch_size)
+        position = start + jnp.arange(batch_size, dtype=jnp.uint32)[None, :]
         epoch, rank = jnp.divmod(position, count.astype(jnp.uint32))
         index = kept[permute(jax.random.bits(key) + _mix(epoch), rank.astype(jnp.int32), count)]
         return index, jnp.where(index < 0, 0.0, weights[index])
