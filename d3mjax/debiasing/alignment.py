@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from d3mjax.types import AnyArray
 
 
-def softmax_weights(losses: Float[Array, "G"], *, beta: float = 1.0) -> Float[Array, "G"]:
+def softmax_weights(losses: Float[Array, "G"], *, beta: Float[Array, ""] | float = 1.0) -> Float[Array, "G"]:
     """``w_g = exp(beta loss_g) / sum_h exp(beta loss_h)``; ``beta`` is per nat.
 
     With the negative loss as output, A is then minus the gradient of ``(1/beta) log sum_g exp(beta loss_g)`` with

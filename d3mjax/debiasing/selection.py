@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from d3mjax.types import AnyArray
+
 
 class GuardInfo(NamedTuple):
     """What `guard` changed: examples kept after all because too many were to go, and per class those restored."""
@@ -14,31 +16,31 @@ class GuardInfo(NamedTuple):
     restored: Int[Array, "C"]
 
 
-def drop_negative(scores: Float[Array, "n"]) -> Bool[Array, "n"]:
+def drop_negative(scores: Float[AnyArray, "n"]) -> Bool[Array, "n"]:
     """Keep ``scores >= 0``: D3M's rule without hyper-parameter. Meaningful where the level of scores is identified."""
-    return scores >= 0
+    return jnp.asarray(scores) >= 0
 
 
-def drop_lowest(scores: Float[Array, "n"], k: Int[Array, ""] | int) -> Bool[Array, "n"]:
+def drop_lowest(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Bool[Array, "n"]:
     """Keep all but the ``k`` smallest scores, ties going by index; ``k`` may be traced."""
     return rank_within(scores, jnp.zeros(scores.shape, jnp.int32)) >= k
 
 
 def drop_random_like(
-    key: Key[Array, ""], keep: Bool[Array, "n"], cell: Int[Array, "n"], num_cells: int
+    key: Key[Array, ""], keep: Bool[AnyArray, "n"], cell: Int[AnyArray, "n"], num_cells: int
 ) -> Bool[Array, "n"]:
     """Remove at random, from each cell, as many examples as ``keep`` removes from it: the controls at equal k.
 
     One cell for all is plain random removal, ``cell=y`` is class-matched, ``cell=group`` group-matched.
     """
     removed = jnp.zeros(num_cells, jnp.int32).at[cell].add(~keep)
-    return rank_within(jax.random.uniform(key, keep.shape), cell) >= removed[cell]
+    return rank_within(jax.random.uniform(key, keep.shape), cell) >= removed[jnp.asarray(cell)]
 
 
 def guard(
-    scores: Float[Array, "n"],
-    keep: Bool[Array, "n"],
-    y: Int[Array, "n"],
+    scores: Float[AnyArray, "n"],
+    keep: Bool[AnyArray, "n"],
+    y: Int[AnyArray, "n"],
     num_classes: int,
     *,
     max_drop: float = 0.5,
@@ -47,6 +49,7 @@ def guard(
     """Bound what a rule may remove: at most ``max_drop * n`` examples (the lowest go first), and at least
     ``min_keep_class`` of each class stay (its highest-scored removed ones come back).
     """
+    scores, keep = jnp.asarray(scores), jnp.asarray(keep)
     rank_removed = rank_within(jnp.where(keep, jnp.inf, scores), jnp.zeros(y.shape, jnp.int32))
     capped = keep | (rank_removed >= int(max_drop * y.shape[0]))
     # Within each class: kept ones first, then removed ones from the highest score down.
@@ -56,9 +59,10 @@ def guard(
     return guarded, GuardInfo((capped & ~keep).sum(), restored)
 
 
-def rank_within(values: Float[Array, "n"], cell: Int[Array, "n"]) -> Int[Array, "n"]:
+def rank_within(values: Float[AnyArray, "n"], cell: Int[AnyArray, "n"]) -> Int[Array, "n"]:
     """Rank 0, 1, ... of each value among the examples of its own cell, ascending, ties going by index."""
-    order = jnp.lexsort((values, cell))
+    cell = jnp.asarray(cell)
+    order = jnp.lexsort((jnp.asarray(values), cell))
     sorted_cell = cell[order]
     rank = jnp.arange(cell.shape[0]) - jnp.searchsorted(sorted_cell, sorted_cell, side="left")
     return jnp.zeros(cell.shape, rank.dtype).at[order].set(rank)
