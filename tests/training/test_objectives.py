@@ -1,0 +1,50 @@
+"""Cross-entropy against Optax, its gradient included, and the weighted mean by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from d3mjax.training import objectives
+from d3mjax.types import Split
+
+LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(9, 4)) * 5, jnp.float32)
+Y = jnp.arange(9) % 4
+BATCH = Split(jnp.zeros((9, 1)), Y, jnp.zeros(9, int), jnp.arange(9))
+
+
+def test_losses_and_their_gradient_are_those_of_optax():
+    reference = optax.softmax_cross_entropy_with_integer_labels
+    np.testing.assert_allclose(objectives.losses(LOGITS, Y), reference(LOGITS, Y), rtol=1e-5, atol=1e-6)
+    got, expected = (jax.jacobian(fn)(LOGITS, Y) for fn in (objectives.losses, reference))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_extreme_logits_stay_finite():
+    logits = jnp.array([[1e4, 0.0, -1e4], [-1e30, 0.0, 1e30]])
+    np.testing.assert_allclose(objectives.losses(logits, jnp.array([2, 2])), [2e4, 0.0], rtol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda a: objectives.losses(a, jnp.array([2, 2])).sum())(logits)).all()
+
+
+def test_half_precision_logits_are_computed_in_float32():
+    half = LOGITS.astype(jnp.bfloat16)
+    got = objectives.losses(half, Y)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, objectives.losses(half.astype(jnp.float32), Y))
+
+
+def test_cross_entropy_divides_by_the_batch_size_whatever_the_weights():
+    objective = objectives.cross_entropy()
+    weight = jnp.array([0.0, 0, 3, 1, 0, 0, 0, 0, 0.5])
+    value, state = objective.value(objective.init(), LOGITS, BATCH, weight)
+    losses = np.asarray(optax.softmax_cross_entropy_with_integer_labels(LOGITS, Y))
+    np.testing.assert_allclose(value, (3 * losses[2] + losses[3] + 0.5 * losses[8]) / 9, rtol=1e-5)
+    assert state == ()
+    gradient = jax.grad(lambda a: objective.value((), a, BATCH, weight)[0])(LOGITS)
+    np.testing.assert_array_equal(gradient[jnp.array([0, 1, 4, 5, 6, 7])], 0)  # weight 0 is no influence at all
+
+
+def test_unit_weights_are_the_plain_mean():
+    value, _ = objectives.cross_entropy().value((), LOGITS, BATCH, jnp.ones(9))
+    expected = optax.softmax_cross_entropy_with_integer_labels(LOGITS, Y).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
