@@ -1,0 +1,122 @@
+"""Removal rules by hand: ties, traced sizes, matched controls, and the guard."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3mjax.debiasing import selection
+
+SCORES = jnp.array([0.5, -1.0, 0.0, -1.0, 2.0, -3.0, 0.5])
+
+
+def test_drop_negative_keeps_zero():
+    np.testing.assert_array_equal(selection.drop_negative(SCORES), [1, 0, 1, 0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("k", "removed"),
+    [(0, []), (1, [5]), (2, [1, 5]), (3, [1, 3, 5]), (5, [0, 1, 2, 3, 5]), (7, range(7)), (9, range(7))],
+)
+def test_drop_lowest_breaks_ties_by_index(k, removed):
+    expected = ~np.isin(np.arange(7), list(removed))
+    np.testing.assert_array_equal(selection.drop_lowest(SCORES, k), expected)
+
+
+def test_flipping_the_sign_changes_what_goes():
+    assert not np.array_equal(selection.drop_negative(SCORES), selection.drop_negative(-SCORES))
+    np.testing.assert_array_equal(np.flatnonzero(~selection.drop_lowest(-SCORES, 2)), [0, 4])
+
+
+def test_drop_lowest_takes_a_traced_k_and_maps_over_it():
+    fn = jax.jit(selection.drop_lowest)
+    for k in range(8):
+        assert int((~fn(SCORES, jnp.int32(k))).sum()) == min(k, 7)
+    count = fn._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    assert count == 1, "retraced: `k` must stay traced, look for Python arithmetic on it"
+    many = jax.vmap(lambda k: selection.drop_lowest(SCORES, k))(jnp.arange(8))
+    assert (np.diff(many.astype(int), axis=0) <= 0).all()  # nested: what goes at k goes at k + 1
+
+
+def test_rank_within_is_a_stable_sort_of_each_cell():
+    rng = np.random.default_rng(0)
+    values, cell = rng.integers(0, 4, 60).astype(np.float32), rng.integers(0, 5, 60)
+    got = np.asarray(selection.rank_within(jnp.asarray(values), jnp.asarray(cell)))
+    for c in range(5):
+        members = np.flatnonzero(cell == c)
+        np.testing.assert_array_equal(
+            members[np.argsort(got[members])], members[np.argsort(values[members], kind="stable")]
+        )
+
+
+def test_drop_random_like_matches_the_composition_of_every_cell():
+    rng = np.random.default_rng(1)
+    cell = np.repeat([0, 1, 2, 4], [40, 30, 20, 10])  # cell 3 is empty
+    keep = rng.uniform(size=100) > np.repeat([0.1, 0.5, 0.0, 1.0], [40, 30, 20, 10])
+    expected = np.bincount(cell[~keep], minlength=5)
+    assert expected[2] == 0
+    assert expected[4] == 10
+    draw = jax.jit(jax.vmap(lambda key: selection.drop_random_like(key, jnp.asarray(keep), jnp.asarray(cell), 5)))
+    got = np.asarray(draw(jax.random.split(jax.random.key(0), 2000)))
+    counts = np.stack([np.bincount(cell[~row], minlength=5) for row in got])
+    np.testing.assert_array_equal(counts, np.broadcast_to(expected, counts.shape))
+    assert len({row.tobytes() for row in got}) > 1990
+    # every example of a cell goes equally often, whether `keep` removes it or not
+    p = (expected / np.maximum(np.bincount(cell, minlength=5), 1))[cell]
+    assert np.all(np.abs((~got).mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / 2000))
+
+
+def test_guard_leaves_a_modest_rule_alone():
+    y = jnp.array([0, 0, 0, 1, 1, 1, 1])
+    keep = selection.drop_negative(SCORES)
+    guarded, info = selection.guard(SCORES, keep, y, 2)  # 3 of 7 removed, the bound is int(3.5)
+    np.testing.assert_array_equal(guarded, keep)
+    assert int(info.capped) == 0
+    np.testing.assert_array_equal(info.restored, [0, 0])
+
+
+def test_guard_caps_the_number_removed_lowest_first():
+    y = jnp.array([0, 0, 0, 1, 1, 1, 1])
+    keep = jnp.array([0, 0, 1, 0, 1, 0, 0], bool)  # removes scores .5, -1, -1, -3, .5
+    guarded, info = selection.guard(SCORES, keep, y, 2, max_drop=0.3)  # int(2.1): -3 and the first -1 go
+    np.testing.assert_array_equal(np.flatnonzero(~guarded), [1, 5])
+    assert int(info.capped) == 3
+    np.testing.assert_array_equal(info.restored, [0, 0])
+
+
+def test_guard_restores_the_best_of_an_emptied_class():
+    y = jnp.array([0, 1, 0, 1, 0, 1, 2])
+    keep = jnp.array([1, 0, 1, 0, 1, 0, 0], bool)  # nothing left of classes 1 (-1, -1, -3) and 2 (.5)
+    guarded, info = selection.guard(SCORES, keep, y, 4, max_drop=1.0)
+    np.testing.assert_array_equal(np.flatnonzero(~guarded), [3, 5])  # of the equal -1, the first comes back
+    np.testing.assert_array_equal(info.restored, [0, 1, 1, 0])
+    guarded, info = selection.guard(SCORES, keep, y, 4, max_drop=1.0, min_keep_class=2)
+    np.testing.assert_array_equal(np.flatnonzero(~guarded), [5])
+    np.testing.assert_array_equal(info.restored, [0, 2, 1, 0])
+    assert int(info.capped) == 0
+
+
+def test_guard_counts_kept_examples_towards_the_minimum():
+    y = jnp.zeros(7, int)
+    keep = jnp.array([0, 0, 0, 0, 0, 1, 0], bool)  # the kept one scores lowest, and still counts
+    guarded, info = selection.guard(SCORES, keep, y, 1, max_drop=1.0, min_keep_class=2)
+    np.testing.assert_array_equal(np.flatnonzero(guarded), [4, 5])
+    np.testing.assert_array_equal(info.restored, [1])
+
+
+def test_host_arrays_give_what_device_arrays_give():
+    cell = np.array([0, 1, 0, 1, 0, 1, 2])
+    keep = np.asarray(SCORES) >= 0
+    calls = [
+        lambda s, k, c: selection.drop_negative(s),
+        lambda s, k, c: selection.drop_lowest(s, 3),
+        lambda s, k, c: selection.drop_random_like(jax.random.key(0), k, c, 3),
+        lambda s, k, c: selection.guard(s, k, c, 3, max_drop=0.3),
+        lambda s, k, c: selection.rank_within(s, c),
+    ]
+    for call in calls:
+        device = call(SCORES, jnp.asarray(keep), jnp.asarray(cell))
+        host = call(np.asarray(SCORES), keep, cell)
+        closed = jax.jit(lambda s, call=call: call(s, keep, cell))(SCORES)  # labels as constants of a jitted function
+        jax.tree.map(np.testing.assert_array_equal, host, device)
+        jax.tree.map(np.testing.assert_array_equal, closed, device)
