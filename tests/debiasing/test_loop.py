@@ -118,8 +118,8 @@ def test_what_is_dropped_stays_dropped_and_every_round_drops_more():
 
     def score(key, models, weights):
         seen.append((jax.random.key_data(key).tolist(), models, weights))
-        # What was dropped now looks best by its score, and must not come back; the rest keep their order.
-        return jnp.where(weights > 0, jnp.arange(9.0), 100.0)
+        # What was dropped now looks worst: it must not use up the number of examples that this round may drop.
+        return jnp.where(weights > 0, jnp.arange(9.0), -100.0)
 
     result = loop.prune_and_retrain(
         jax.random.key(0),
