@@ -123,12 +123,13 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(TASKS)}")
     begin = time.perf_counter()
     mesh.start()
-    directory = record.open_run(results, "d3m", asdict(config), run)
     if config.smoke:
         bank = config.bank._replace(models=60, block=30, steps=20)
-        config = Config(config.tasks, seeds=2, retrains=2, beta=config.beta, bank=bank, smoke=True)
+        config = replace(config, seeds=2, retrains=2, bank=bank)
+    directory = record.open_run(results, "d3m", asdict(config), run)
     units = {}
     for task in (TASKS[name] for name in config.tasks):
+        task = replace(task, steps=50) if config.smoke else task
         programs = engine.make_programs(task, mesh.local_mesh(), config.bank)
         with tqdm(total=config.seeds * config.bank.models, unit="model", desc=task.name) as bar:
             for seed in range(config.seeds):

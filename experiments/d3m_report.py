@@ -71,8 +71,8 @@ def section(task: Task, seeds: list) -> report.Section:
         shares = sorted(float(k.split("/")[2]) for k in first if k.startswith(f"test/{method}/"))
         accuracy = [[worst(arrays, f"{method}/{share}").mean() for share in shares] for _, arrays in seeds]
         curves[method] = ([int(share * n) for share in shares], accuracy)
-    removed = np.mean([facts["removed"]["D3M, drop negative"] for facts, _ in seeds]) * n
-    rule = np.mean([worst(arrays, "D3M, drop negative").mean() for _, arrays in seeds])
+    removed = float(np.mean([facts["removed"]["D3M, drop negative"] for facts, _ in seeds])) * n
+    rule = float(np.mean([worst(arrays, "D3M, drop negative").mean() for _, arrays in seeds]))
     references = {m: [worst(a, m).mean() for _, a in seeds] for m in ("ERM", "SUBG", "RWG", "RWG on the targets alone")}
     bars = ("ERM", "D3M, 10 % removed", "D3M, drop negative")
     figures = {

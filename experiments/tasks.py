@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,13 @@ class Task:
 
 
 def _adult(seed: int, *, smoke: bool) -> Data:
-    sizes = {"num_train": 600, "num_targets": 300, "num_selection": 300} if smoke else {}
+    sizes: dict[str, Any] = {"num_train": 600, "num_targets": 300, "num_selection": 300} if smoke else {}
     data = adult.load_adult(seed, **sizes)
     return data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
 
 
 def _patch(seed: int, *, smoke: bool) -> Data:
-    sizes = {"train": 600, "targets": 200, "selection": 200, "test": 400} if smoke else {}
+    sizes: dict[str, Any] = {"train": 600, "targets": 200, "selection": 200, "test": 400} if smoke else {}
     data = fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **sizes))
     mean, std = np.mean(data.train.x), np.std(data.train.x)
     return Data(*(split._replace(x=((split.x - mean) / std).astype(np.float32)) for split in data))

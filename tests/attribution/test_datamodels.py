@@ -191,3 +191,18 @@ def test_check_masks_names_what_is_wrong():
     refused(r"outputs: found targets \[1\] constant", outputs=outputs * np.array([1, 0, 1]))
     refused("num_fit: found 10, expected from 2 to 9", num_fit=10)
     refused("num_fit: found 1, expected from 2 to 9", num_fit=1)
+
+
+@pytest.mark.parametrize("m", [20, 60])
+def test_conjugate_gradients_choose_and_fit_as_the_eigendecomposition_does(m):
+    masks = mixed_size(m, 30)
+    outputs = planted(masks, noise=2.0)[2]
+    heldout = np.arange(2, 9)
+    lambdas = np.array([30.0, 1e-2, 1.0])
+    exact, expected = datamodels.fit_ridge_heldout(masks, outputs, lambdas, heldout)
+    linear, info, residual = jax.jit(datamodels.fit_ridge_few, static_argnames="rtol")(
+        masks, outputs, lambdas, heldout, rtol=1e-12
+    )
+    assert residual < 1e-11
+    for ours, theirs in zip((*linear, *info), (*exact, *expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)

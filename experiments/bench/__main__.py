@@ -1,0 +1,39 @@
+"""Run the side-by-side benchmarks and print their tables.
+
+Claim:    many small models train several times faster than in PyTorch on the same machine.
+Command:  make bench        (installs PyTorch into an environment of its own; `python -m experiments.bench --smoke`)
+Expected: ratios in README.md, which this command wrote; absolute figures depend on the machine, whose own matrix
+          product rate is printed beside them.
+Device:   the CPU; about five minutes on two cores.
+"""
+
+import time
+from pathlib import Path
+
+import tyro
+
+from d3mjax.runtime import mesh, record
+from experiments import report
+from experiments.bench import models
+
+
+def main(
+    results: Path = Path("results"),
+    run: str | None = None,
+    torch_python: Path = Path(".venv-bench/bin/python"),
+    smoke: bool = False,
+) -> None:
+    """Benchmark; a ratio is our rate over that of the named alternative."""
+    mesh.start()
+    begin = time.perf_counter()
+    config = {"smoke": smoke}
+    directory = record.open_run(results, "bench", config, run)
+    rows = models.bench(torch_python, smoke=smoke)
+    document = record.metrics_document("bench", config, rows, time.perf_counter() - begin)
+    record.write_json(directory / "metrics.json", document)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        print(f"\n{task}\n{report.table_text([row for row in rows if row['task'] == task])}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,127 @@
+"""Training many small models: ours against a plain PyTorch loop and `torch.func.vmap`."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from d3mjax import metrics
+from d3mjax.runtime import mesh, record
+from d3mjax.runtime.sweep import sweep
+from d3mjax.training import ensemble, masks, models, objectives, sampling, train
+from d3mjax.types import Split
+
+
+@dataclass(frozen=True)
+class Task:
+    """An MLP, its training recipe on random halves of the examples, and how much of it to time."""
+
+    inputs: int
+    hidden: int
+    classes: int
+    steps: int
+    batch: int
+    examples: int = 2000
+    models: int = 1000
+    loop_models: int = 20
+    widths: tuple[int, ...] = (16, 64, 256)
+    repeats: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"MLP {self.inputs}-{self.hidden}-{self.classes}, {self.steps} steps x {self.batch}"
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of one training: forward, weight gradients, input gradients past layer 1."""
+        first, second = self.inputs * self.hidden, self.hidden * self.classes
+        return 2.0 * self.steps * self.batch * (2 * first + 3 * second)
+
+
+SIZES = (Task(196, 64, 2, 400, 50), Task(784, 64, 10, 200, 100, widths=(16, 64)))
+
+
+def make_run(task: Task) -> Callable:
+    """``run(ids) -> (outputs, losses)``: each model draws its subset, trains, and is evaluated on 200 examples."""
+    rng = np.random.default_rng(0)
+    n = task.examples
+    x = rng.normal(size=(n, task.inputs)).astype(np.float32)
+    split = Split(x, rng.integers(task.classes, size=n, dtype=np.int32), np.zeros(n, np.int32), np.arange(n))
+    model = models.mlp((task.hidden,), task.classes)
+    rate = optax.linear_schedule(0.05, 0.0, task.steps)
+    tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(rate, momentum=0.9))
+    trainer = train.make_trainer(model, objectives.cross_entropy(), tx, sampling.shuffled(), batch_size=task.batch)
+
+    @jax.jit
+    def run(key, split, ids):
+        def one(model_key, mask):
+            state, info = trainer.run(trainer.init(model_key, split.x[:1]), split, mask.astype(jnp.float32), task.steps)
+            return model.apply(state.variables, split.x[:200])[0], info.loss
+
+        subset = masks.fixed_size(jax.random.fold_in(key, 0), ids, n, n // 2)
+        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(ensemble.model_keys(key, ids), subset)
+
+    return lambda ids: run(jax.random.key(0), split, ids)
+
+
+def rates(task: Task, num_models: int) -> list[float]:
+    """Models per second, one figure a repeat, after one warm-up that compiles."""
+    run, figures = make_run(task), []
+    sweep(run, np.arange(100), block=100)
+    for _ in range(task.repeats):
+        begin = time.perf_counter()
+        sweep(run, np.arange(num_models), block=100)
+        figures.append(num_models / (time.perf_counter() - begin))
+    return figures
+
+
+def matmul_gflops(size: int = 2048, repeats: int = 10) -> float:
+    """This machine's own rate of float32 matrix products, over all cores."""
+    a = jnp.ones((size, size))
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        product(a).block_until_ready()
+    return repeats * 2 * size**3 / (time.perf_counter() - begin) / 1e9
+
+
+def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
+    """Rows of both sizes; PyTorch is left out, and said so, where its environment is missing."""
+    rows = []
+    for task in SIZES:
+        if smoke:
+            task = Task(
+                task.inputs, task.hidden, task.classes, 4, task.batch, models=100, loop_models=2, repeats=1, widths=(2,)
+            )
+        ours = rates(task, task.models)
+        machine = matmul_gflops()
+        settings = {**asdict(task), "machine_matmul_gflops": round(machine, 1)}
+        memory = record.peak_memory_mib()
+        longer = rates(task, 4 * task.models)
+        rows.append(_row(task, "d3mjax", settings, ours, memory, gflops=task.flops * np.mean(ours) / 1e9))
+        rows.append(_row(task, "d3mjax, four times as many models", settings, longer, record.peak_memory_mib()))
+        if not torch_python.exists():
+            print(f"{torch_python} is missing: no comparison with PyTorch (make bench installs it)")
+            continue
+        command = [str(torch_python), str(Path(__file__).with_name("torch_models.py")), json.dumps(asdict(task))]
+        theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        memory, settings = theirs.pop("peak_memory_mib"), {k: theirs.pop(k) for k in ("torch", "threads")}
+        for name, figures in theirs.items():
+            label = "PyTorch loop over models" if name == "loop" else f"torch.func.vmap, width {name.split()[1]}"
+            rows.append(_row(task, label, settings, figures, memory, ratio=np.mean(ours) / np.mean(figures)))
+    return rows
+
+
+def _row(task: Task, method: str, settings, per_second: list[float], memory: float, **extra: float) -> dict[str, Any]:
+    measured = {"per_second": metrics.summary(per_second), "peak_memory_mib": metrics.summary([memory])}
+    measured |= {name: metrics.summary([float(value)]) for name, value in extra.items()}
+    return {"task": task.name, "method": method, "information": "none", "settings": settings, "metrics": measured}
