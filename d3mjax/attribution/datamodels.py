@@ -34,7 +34,7 @@ class RidgeInfo(NamedTuple):
     correlation: jax.Array  # Float[t], Pearson, at that lambda
 
 
-def default_lambdas(masks: Shaped[AnyArray, "m n"], num: int = 13) -> Float[Array, " l"]:
+def default_lambdas(masks: Shaped[AnyArray, "m n"], *, num: int = 13) -> Float[Array, " l"]:
     """``num`` penalties, 1e-3 to 1e3 times ``v n / m``; ``v = mean of alpha (1 - alpha)`` is the variance of a column.
 
     Why: if weights are independent with variance ``s``, outputs vary by ``signal = s v n`` because of the masks and by

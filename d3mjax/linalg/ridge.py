@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from d3mjax.types import AnyArray, Linear
@@ -40,7 +41,7 @@ class Factor(NamedTuple):
     vectors: jax.Array  # Float[r r], columns: U if dual (m <= n), V if primal
 
 
-def factor(x: Shaped[AnyArray, "m n"], *, dtype=jnp.float32) -> Factor:
+def factor(x: Shaped[AnyArray, "m n"], *, dtype: DTypeLike = jnp.float32) -> Factor:
     """Decompose once, for a Gram and its `eigh`; ``dtype`` is the least precision, raised to that of ``x``."""
     x = jnp.asarray(x)
     dtype = jnp.promote_types(x.dtype, dtype)
