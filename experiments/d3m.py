@@ -37,7 +37,7 @@ class Config:
     seeds: int = 5  # splits of the data; means and deviations are over these
     retrains: int = 3  # models behind every number of one seed
     beta: float = 1.0  # sharpness of the group weights, per nat of group loss
-    bank: engine.Bank = field(default_factory=engine.Bank)
+    source: engine.Trak | engine.Bank = field(default_factory=engine.Trak)  # of the group columns
     smoke: bool = False  # tiny data and few models: does it run?
 
 
@@ -124,18 +124,17 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     begin = time.perf_counter()
     mesh.start()
     if config.smoke:
-        bank = config.bank._replace(models=60, block=30, steps=20)
-        config = replace(config, seeds=2, retrains=2, bank=bank)
+        config = replace(config, seeds=2, retrains=2, source=engine.SMOKE[type(config.source)])
     directory = record.open_run(results, "d3m", asdict(config), run)
     units = {}
     for task in (TASKS[name] for name in config.tasks):
         task = replace(task, steps=50) if config.smoke else task
-        programs = engine.make_programs(task, mesh.local_mesh(), config.bank)
-        with tqdm(total=config.seeds * config.bank.models, unit="model", desc=task.name) as bar:
+        programs = engine.make_programs(task, mesh.local_mesh(), config.source)
+        with tqdm(total=config.seeds * config.source.models, unit="model", desc=task.name) as bar:
             for seed in range(config.seeds):
                 work = lambda seed=seed: debias(task, config, seed, programs, bar.update)  # noqa: B023, E731
                 units[task.name, seed] = record.unit(directory, f"{task.name}-{seed}", work)
-                bar.n = (seed + 1) * config.bank.models
+                bar.n = (seed + 1) * config.source.models
                 bar.refresh()
     d3m_report.write(directory, asdict(config), units, time.perf_counter() - begin)
     return directory

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from d3mjax import metrics
-from d3mjax.attribution import datamodels, outputs
+from d3mjax.attribution import datamodels, outputs, projections, trak, trak_checks
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import AnyArray, Data, Model, Sampler, Split, Trainer
@@ -75,13 +75,25 @@ def make_fit(task: Task, mesh: Mesh, sampler: Sampler, *, steps: int) -> Callabl
 
 
 class Bank(NamedTuple):
-    """How subset models are made: small subsets, trained for as many epochs as the full set, are cheap and say much."""
+    """Datamodels as source: small subsets, trained for as many epochs as the full set, are cheap and say much."""
 
     models: int = 5000
     min_share: float = 0.1  # a subset keeps a share of the training set drawn uniformly between the two
     max_share: float = 0.2
     steps: int = 120
     block: int = 250
+
+
+class Trak(NamedTuple):
+    """TRAK as source: full trainings, and the projection of their gradients."""
+
+    models: int = 20  # checkpoints
+    size: int = 256  # projected dimension
+    damping: float = 0.1  # of the mean eigenvalue
+    microbatch: int = 32
+
+
+SMOKE = {Bank: Bank(models=60, block=30, steps=20), Trak: Trak(models=2, size=32)}
 
 
 class Programs(NamedTuple):
@@ -92,11 +104,49 @@ class Programs(NamedTuple):
     columns: Callable
 
 
-def make_programs(task: Task, mesh: Mesh, bank: Bank) -> Programs:
+def make_programs(task: Task, mesh: Mesh, source: Bank | Trak) -> Programs:
     """Compiled once, used for every seed."""
     fit = make_fit(task, mesh, sampling.shuffled(), steps=task.steps)
     resample = make_fit(task, mesh, sampling.resampled(), steps=task.steps)
-    return Programs(fit, resample, make_ridge_columns(task, mesh, bank))
+    make_columns = make_trak_columns if isinstance(source, Trak) else make_ridge_columns
+    return Programs(fit, resample, make_columns(task, mesh, source))
+
+
+def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
+    """``columns(data, key, progress) -> (B [n G], facts)``, every checkpoint trained and attributed on one device."""
+    model, run = network(task), trainer(task, task.steps, sampling.shuffled())
+    num_groups = len(task.group_names)
+
+    @jax.jit
+    def attribute(data: Data, keys):
+        def one(key):
+            state = run.init(jax.random.fold_in(key, 0), data.train.x[:1])
+            state, info = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
+            columns = trak.group_columns(
+                jax.random.fold_in(key, 1),
+                model,
+                state.variables,
+                data.train,
+                data.target,
+                num_groups,
+                projection=projections.sjlt(source.size),
+                damping=source.damping,
+                microbatch=source.microbatch,
+            )
+            return columns, info.loss
+
+        (kernel, factor, info), losses = ensemble.map_models(one, width=1, mesh=mesh)(keys)
+        return trak.combine(kernel, factor), info, losses
+
+    def columns(data: Data, key, progress: Callable[[int], object]):
+        keys = ensemble.model_keys(key, jnp.arange(source.models))
+        b, info, losses = jax.device_get(attribute(data, keys))
+        ensemble.check_losses(losses, np.arange(source.models))
+        trak_checks.check(info, example_ids=data.train.id)
+        progress(source.models)
+        return b, {"residual": float(info.residual.max()), "smallest_pivot": float(info.pivot.min())}
+
+    return columns
 
 
 def make_ridge_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:

@@ -33,8 +33,9 @@ def prune_and_retrain(
 
     ``fit(key, weights [n]) -> models`` trains (one model or many) on the weights given; every round gets the same
     key, so that a round which keeps all reproduces the one before exactly. ``score(key, models, weights) -> [n]``
-    says how useful each example is, from the models just trained; ``keep(scores) -> Bool[n]`` is a rule of
-    `selection`; what a round drops stays dropped. ``evaluate(models) -> pytree`` is stored for every round.
+    says how useful each example is, from the models just trained. ``keep(scores) -> Bool[n]`` is a rule of
+    `selection`; examples dropped before stay dropped, and are shown to it as infinitely useful.
+    ``evaluate(models) -> pytree`` is stored for every round.
 
     Raises:
       ValueError: if ``rounds`` is below 0.
@@ -46,7 +47,7 @@ def prune_and_retrain(
     history = [(jnp.zeros_like(weights), weights, evaluate(models))]
     for r in range(rounds):
         scores = score(jax.random.fold_in(score_key, r), models, weights)
-        weights = jnp.where(keep(scores), weights, 0.0)
+        weights = jnp.where(keep(jnp.where(weights > 0, scores, jnp.inf)), weights, 0.0)
         models = fit(fit_key, weights)
         history.append((scores, weights, evaluate(models)))
     return Rounds(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *history))

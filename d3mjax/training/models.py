@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import linen, nnx
 from jaxtyping import Array, Float
 
-from d3mjax.types import Model
+from d3mjax.types import AnyArray, Model
 
 
 def from_functions(init: Callable, apply: Callable) -> Model:
@@ -26,22 +27,23 @@ def from_linen(module: linen.Module, *, rngs: Sequence[str] = ()) -> Model:
     """
     takes_train = "train" in inspect.signature(module.__call__).parameters
 
+    def mode(train: bool) -> dict[str, Any]:
+        return {"train": train} if takes_train else {}
+
     def init(key, x):
         keys = {name: jax.random.fold_in(key, i + 1) for i, name in enumerate(rngs)}
-        variables = module.init({"params": key, **keys}, x, **({"train": False} if takes_train else {}))
-        return {**variables, **({"rngs": keys} if rngs else {})}
+        variables = module.init({"params": key, **keys}, x, **mode(False))
+        return {**variables, "rngs": keys} if rngs else variables
 
     def apply(variables, x, *, train=False):
-        options = {"train": train} if takes_train else {}
         arrays = {name: value for name, value in variables.items() if name != "rngs"}
         if not train:
-            return module.apply(arrays, x, **options), variables
-        now, later = {}, {}
-        for name, key in variables.get("rngs", {}).items():
-            now[name], later[name] = jax.random.split(key)
+            return module.apply(arrays, x, **mode(False)), variables
+        keys = {name: jax.random.split(key) for name, key in variables.get("rngs", {}).items()}
+        now, later = ({name: key[i] for name, key in keys.items()} for i in range(2))
         mutable = [name for name in arrays if name != "params"]
-        logits, updates = module.apply(arrays, x, rngs=now, mutable=mutable, **options)
-        return logits, {**variables, **updates, **({"rngs": later} if later else {})}
+        logits, updates = module.apply(arrays, x, rngs=now, mutable=mutable, **mode(True))
+        return logits, {**variables, **updates, "rngs": later} if rngs else {**variables, **updates}
 
     return Model(init, apply)
 
@@ -77,7 +79,7 @@ class _Mlp(linen.Module):
     features: Sequence[int]
 
     @linen.compact
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b C"]:
+    def __call__(self, x: Float[AnyArray, "b d"]) -> Float[Array, "b C"]:
         for width in self.features[:-1]:
             x = linen.relu(linen.Dense(width)(x))
         return linen.Dense(self.features[-1])(x)

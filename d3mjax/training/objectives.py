@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from d3mjax.types import Objective
+from d3mjax.types import AnyArray, Objective
 
 
-def losses(logits: Float[Array, "b C"], y: Int[Array, "b"]) -> Float[Array, "b"]:
+def losses(logits: Float[Array, "b C"], y: Int[AnyArray, "b"]) -> Float[Array, "b"]:
     """Cross-entropy of each example in nats, ``logsumexp(logits) - logits[y]``, computed in float32."""
     logits = logits.astype(jnp.float32)
     # A one-hot product instead of indexing: its transpose is no scatter, which is slow on every device.

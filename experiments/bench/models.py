@@ -107,7 +107,7 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
         settings = {**asdict(task), "machine_matmul_gflops": round(machine, 1)}
         memory = record.peak_memory_mib()
         longer = rates(task, 4 * task.models)
-        rows.append(_row(task, "d3mjax", settings, ours, memory, gflops=task.flops * np.mean(ours) / 1e9))
+        rows.append(_row(task, "d3mjax", settings, ours, memory, gflops=task.flops * float(np.mean(ours)) / 1e9))
         rows.append(_row(task, "d3mjax, four times as many models", settings, longer, record.peak_memory_mib()))
         if not torch_python.exists():
             print(f"{torch_python} is missing: no comparison with PyTorch (make bench installs it)")

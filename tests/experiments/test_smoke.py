@@ -1,0 +1,50 @@
+"""Every experiment runs from raw data to its report on little data; the same command run again resumes."""
+
+import numpy as np
+import pytest
+
+from d3mjax.runtime import record
+from experiments import d3m
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    return results, d3m.main(d3m.Config(smoke=True), results)
+
+
+def test_d3m_leaves_tables_scores_and_a_page(finished):
+    _, run = finished
+    document = record.read_json(run / "metrics.json")
+    record.validate_document(document)
+    methods = {row["method"] for row in document["rows"] if row["task"] == "patch"}
+    assert {"ERM", "D3M, drop negative", "D3M, 10 % removed", "D3M, k by selection", "SUBY", "SUBG", "RWG"} <= methods
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 + 5  # patch shows images, adult has none
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_scores_and_kept_examples_are_joined_by_id(finished):
+    _, run = finished
+    with np.load(run / "units" / "patch-0.npz") as unit:
+        assert len(unit["id"]) == len(unit["score"]) == len(unit["kept"]) == 600
+        assert len(set(unit["id"].tolist())) == 600
+        lowest = np.sort(unit["score"])[: (~unit["kept"]).sum()]
+        assert set(unit["score"][~unit["kept"]]) == set(lowest)
+
+
+def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch):
+    results, run = finished
+    before = record.read_json(run / "metrics.json")["rows"]
+    (run / "units" / "patch-1.npz").unlink()
+    computed = []
+    monkeypatch.setattr(d3m, "debias", lambda *a, original=d3m.debias: (computed.append(a[2]), original(*a))[1])
+    assert d3m.main(d3m.Config(smoke=True), results) == run
+    assert computed == [1]
+    assert record.read_json(run / "metrics.json")["rows"] == before
+
+
+def test_an_unknown_task_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match=r"tasks: found \['cats'\], expected names among \['adult', 'patch'\]"):
+        d3m.main(d3m.Config(tasks=("cats",)), tmp_path)
+    assert not list(tmp_path.iterdir())
