@@ -35,6 +35,7 @@ class Config:
 
     tasks: tuple[str, ...] = ("adult", "patch")
     seeds: int = 5  # splits of the data; means and deviations are over these
+    first_seed: int = 10  # defaults were chosen on seeds 0 to 5, which must not report
     retrains: int = 3  # models behind every number of one seed
     beta: float = 1.0  # sharpness of the group weights, per nat of group loss
     source: engine.Trak | engine.Bank = field(default_factory=engine.Trak)  # of the group columns
@@ -131,10 +132,10 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         task = replace(task, steps=50) if config.smoke else task
         programs = engine.make_programs(task, mesh.local_mesh(), config.source)
         with tqdm(total=config.seeds * config.source.models, unit="model", desc=task.name) as bar:
-            for seed in range(config.seeds):
+            for i, seed in enumerate(range(config.first_seed, config.first_seed + config.seeds)):
                 work = lambda seed=seed: debias(task, config, seed, programs, bar.update)  # noqa: B023, E731
                 units[task.name, seed] = record.unit(directory, f"{task.name}-{seed}", work)
-                bar.n = (seed + 1) * config.source.models
+                bar.n = (i + 1) * config.source.models
                 bar.refresh()
     d3m_report.write(directory, asdict(config), units, time.perf_counter() - begin)
     return directory

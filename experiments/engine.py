@@ -89,7 +89,7 @@ class Trak(NamedTuple):
 
     models: int = 20  # checkpoints
     size: int = 256  # projected dimension
-    damping: float = 0.1  # of the mean eigenvalue
+    damping: float = 0.01  # of the mean eigenvalue
     microbatch: int = 32
 
 

@@ -133,3 +133,10 @@ def test_check_losses_names_models_and_first_steps():
     loss[:, 0] = np.nan
     with pytest.raises(FloatingPointError, match=r"4 \(step 0\) and 4 more"):
         ensemble.check_losses(loss, np.arange(9))
+
+
+def test_a_mesh_with_explicit_axes_as_jax_makes_them_by_default_will_do():
+    mesh = jax.make_mesh((8,), ("model",))
+    mapped = ensemble.map_models(lambda a: a * 2, width=1, mesh=mesh)
+    np.testing.assert_array_equal(jax.jit(mapped)(jnp.arange(11)), 2 * np.arange(11))
+    np.testing.assert_array_equal(mapped(jnp.arange(11)), 2 * np.arange(11))
