@@ -1,0 +1,276 @@
+"""TRAK: attribution by one Newton step of a linearised model on projected gradients, averaged over checkpoints.
+
+For checkpoint a, output f with gradient g, projection P_a, and example weights w (all ones unless given):
+
+    phi_a(z) = P_a' g_a(z)        K_a = Phi_a' diag(w) Phi_a + damping * trace(Phi_a' diag(w) Phi_a) / p * I
+    q_a(i)   = 1 - p(y_i | x_i; theta_a)
+    tau[z,i] = [ mean_a phi_a(z)' K_a^-1 phi_a(i) ] * [ mean_a q_a(i) ]          positive: including i raises f(z)
+
+tau is in units of f, the predicted change when example i enters with weight one. As K counts every example, it falls as
+1/n. The kernel ``phi' K^-1 phi`` does not change with the scale of gradients, so checkpoints need no normalisation.
+
+`group_scores` gives the mean of tau over each group of targets without ever forming it. With ``u_g`` the projected
+gradient of the group's mean output, one reverse pass, and ``v_g = P_a K_a^-1 u_g`` in parameter space,
+
+    mean over g of phi_a(z)' K_a^-1 phi_a(i)  =  g_a(i)' v_g  =  d/de f(i; theta_a + e v_g) at e = 0,
+
+one forward-mode pass over the training set: neither features nor gradients are stored, and only K_a needs gradients of
+single examples. `scores` keeps the features of one checkpoint at a time and forms tau.
+
+Everything is pure and can be jitted and mapped; what is wrong with *values* is said on the host by `trak_checks.check`.
+Source: Park, Georgiev, Ilyas, Leclerc, Madry, "TRAK: Attributing Model Behavior at Scale", ICML 2023.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from d3mjax.attribution import gradients
+from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution.projections import MakeProjection, default_size
+from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
+from d3mjax.types import AnyArray, Model, Split
+
+_dot = partial(jnp.matmul, precision="highest")
+
+
+class Options(NamedTuple):
+    """How to attribute. Everything but ``projection`` has a default; `group_scores` and the others take them by name.
+
+    ``damping``: ridge relative to the mean eigenvalue of the Gram matrix; .1 is safe, above 1 scores tend to gradient
+    dot products, 0 needs n far above p. ``microbatch``: examples at a time, None for all; memory and speed only.
+    ``keep``: which parameters, by path (`gradients.subset`); None for all. ``output``: makes an output function from
+    ``(model, variables)``; ``target_output``: the same for targets, if different (`gradients.negative_loss_output`).
+    ``factor``: the train-side q from ``(values [n], examples)``. ``factor_inside``: the mean over checkpoints of kernel
+    times q, instead of two means.
+    ``library_scale``: divide each ``K_a^-1`` by its mean absolute entry, as the authors' library does; parity only, as
+    it weighs checkpoints by their squared gradient scale.
+    """
+
+    projection: MakeProjection
+    damping: Any = 0.1
+    microbatch: int | None = None
+    keep: Callable[[str], bool] | None = None
+    output: Callable = gradients.margin_output
+    target_output: Callable | None = None
+    factor: Callable = gradients.logistic_factor
+    factor_inside: bool = False
+    library_scale: bool = False
+
+
+class GroupScores(NamedTuple):
+    """``columns[n, g]``, mean of tau over group g (NaN if g is empty), and what it was made of per checkpoint."""
+
+    columns: jax.Array  # Float[n G]
+    kernel: jax.Array  # Float[c n G]
+    factor: jax.Array  # Float[c n], q
+    info: Info
+
+
+class Scores(NamedTuple):
+    """``tau``, ``[t n]``: positive where including the train example raises the output of the target."""
+
+    tau: jax.Array
+    info: Info
+
+
+def group_scores(
+    key: Key[Array, ""],
+    model: Model,
+    checkpoints: PyTree,
+    train: Split,
+    target: Split,
+    num_groups: int,
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+    ids: Int[AnyArray, "c"] | None = None,
+    **options: Any,
+) -> GroupScores:
+    """Mean attribution of every train example over each group of ``target``, without the matrix of single targets.
+
+    ``checkpoints`` are variables with a leading axis ``c`` (`trak_checks.stack_checkpoints`); number a is projected
+    under ``fold_in(key, ids[a])``, ids being 0..c-1 unless given. ``weights`` are those the checkpoints were trained
+    under: examples of weight 0 stay out of K and are scored all the same. Targets of group -1 are left out. ``options``
+    are the fields of `Options`. Memory: ``c n G`` numbers, K, some p features, and the gradients of a microbatch.
+
+    Raises:
+      ValueError: no target has a group, or one is beyond ``num_groups``; leading axes of checkpoints differ; the
+        projection is as wide as n and damping is 0. Values that are not finite and a singular K are left to `check`.
+    """
+    check_groups(target.group, num_groups)
+
+    def one(at):
+        return group_columns(at[0], model, at[1], train, target, num_groups, weights=weights, **options)
+
+    kernel, factor, info = jax.lax.map(one, (checkpoint_keys(key, checkpoints, ids=ids), checkpoints))
+    return GroupScores(combine(kernel, factor), kernel, factor, info)
+
+
+def combine(kernel: Float[Array, "c n G"], factor: Float[Array, "c n"]) -> Float[Array, "n G"]:
+    """Two separate means over checkpoints, then the product."""
+    return kernel.mean(0) * factor.mean(0)[:, None]
+
+
+def group_columns(
+    key: Key[Array, ""],
+    model: Model,
+    variables: PyTree,
+    train: Split,
+    target: Split,
+    num_groups: int,
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+    **options: Any,
+) -> tuple[Float[Array, "n G"], Float[Array, "n"], Info]:
+    """Kernel, q and info of one checkpoint under its own key: the unit of work that `group_scores` maps."""
+    o, train, target = Options(**options), _arrays(train), _arrays(target)
+    output, params = _function(o, o.output, model, variables)
+    target_output, _ = _function(o, o.target_output or o.output, model, variables)
+    projection = o.projection(key, params)
+
+    member = jax.nn.one_hot(target.group, num_groups)
+    size = member.sum(0)
+    mix = member / jnp.maximum(size, 1)[None, :]
+    directions = gradients.weighted_gradients(target_output, params, mix, target, microbatch=o.microbatch)
+
+    def add(gram, part, valid):
+        rows, weight = part
+        _, phi = _features(o, output, params, projection, rows)
+        return gram + _gram(phi, jnp.where(valid, weight, 0)), jnp.isfinite(phi).all(-1)
+
+    target_phi = projection.project(directions)
+    p = target_phi.shape[1]
+    # K is touched once for p rows or more, however few gradients fit into a microbatch: an update costs p * p.
+    slab = o.microbatch and o.microbatch * -(-p // o.microbatch)
+    gram = jnp.zeros((p, p), target_phi.dtype)
+    gram, finite = gradients.scan_microbatches(add, gram, (train, _weights(train, weights)), microbatch=slab)
+    solution, info = _solve(o, gram, target_phi, finite)
+    tangents = jax.tree.map(lambda v, p: v.astype(p.dtype), projection.unproject(solution), params)
+    values, kernel = gradients.jvp(output, params, tangents, train, microbatch=o.microbatch)
+    kernel = jnp.where((size > 0)[None, :], kernel, jnp.nan).astype(gram.dtype)
+    kernel, factor = _with_factor(o, kernel, values, train)
+    return kernel, factor, info
+
+
+def scores(
+    key: Key[Array, ""],
+    model: Model,
+    checkpoints: PyTree,
+    train: Split,
+    target: Split,
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+    ids: Int[AnyArray, "c"] | None = None,
+    **options: Any,
+) -> Scores:
+    """The whole matrix tau; arguments and errors as of `group_scores`. Memory: tau, ``(n + t) p`` features, and K."""
+    o, train, target = Options(**options), _arrays(train), _arrays(target)
+
+    def one(checkpoint_key, variables):
+        output, params = _function(o, o.output, model, variables)
+        target_output, _ = _function(o, o.target_output or o.output, model, variables)
+        projection = o.projection(checkpoint_key, params)
+        values, phi = _features(o, output, params, projection, train)
+        _, target_phi = _features(o, target_output, params, projection, target)
+        solution, info = _solve(o, _gram(phi, _weights(train, weights)), target_phi, jnp.isfinite(phi).all(-1))
+        kernel, factor = _with_factor(o, _dot(solution, phi.T), values, train, axis=0)
+        return kernel, factor, info
+
+    (kernel, factor), info = _sum_over_checkpoints(one, checkpoint_keys(key, checkpoints, ids=ids), checkpoints)
+    return Scores(kernel * factor[None, :], info)
+
+
+def self_influence(
+    key: Key[Array, ""],
+    model: Model,
+    checkpoints: PyTree,
+    train: Split,
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+    ids: Int[AnyArray, "c"] | None = None,
+    **options: Any,
+) -> tuple[Float[Array, "n"], Info]:
+    """``tau[i, i]``, how much each train example supports itself: large for the memorised and the mislabelled."""
+    o, train = Options(**options), _arrays(train)
+
+    def one(checkpoint_key, variables):
+        output, params = _function(o, o.output, model, variables)
+        values, phi = _features(o, output, params, o.projection(checkpoint_key, params), train)
+        solution, info = _solve(o, _gram(phi, _weights(train, weights)), phi, jnp.isfinite(phi).all(-1))
+        kernel, factor = _with_factor(o, (solution * phi).sum(-1)[:, None], values, train)
+        return kernel[:, 0], factor, info
+
+    (kernel, factor), info = _sum_over_checkpoints(one, checkpoint_keys(key, checkpoints, ids=ids), checkpoints)
+    return kernel * factor, info
+
+
+def _arrays(split: Split) -> Split:
+    return jax.tree.map(jnp.asarray, split)
+
+
+def _weights(train: Split, weights):
+    return jnp.ones(train.y.shape[0]) if weights is None else jnp.asarray(weights)
+
+
+def _function(o: Options, make: Callable, model: Model, variables):
+    """The output as a function of the attributed parameters, and those parameters."""
+    output, params = make(model, variables), variables["params"]
+    return (output, params) if o.keep is None else gradients.subset(output, params, o.keep)
+
+
+def _features(o: Options, output, params, projection, examples):
+    """Outputs ``[n]`` and projected gradients ``[n p]``."""
+
+    def rows(part):
+        values, grads = jax.vmap(jax.value_and_grad(output), (None, 0))(params, part)
+        return values, projection.project(grads)
+
+    return map_microbatches(rows, examples, microbatch=o.microbatch)
+
+
+def _gram(phi, weights):
+    weighted = jnp.where(weights[:, None] > 0, phi, 0)  # a row left out must not bring in its NaN
+    return _dot(weighted.T, weighted * weights.astype(phi.dtype)[:, None])
+
+
+def _solve(o: Options, gram, targets, finite):
+    """``K^-1 u`` for every row u of ``targets [k p]``, and what can be said about it."""
+    p, n = gram.shape[0], finite.shape[0]
+    if isinstance(o.damping, int | float) and (o.damping < 0 or (o.damping == 0 and p >= n)):
+        raise ValueError(
+            f"damping: found {o.damping} with a projection to p = {p} for n = {n} examples, where the Gram matrix is "
+            f"singular; project to fewer dimensions (default_size({n}) = {default_size(n)}) or take damping = 0.1"
+        )
+    ridge = o.damping * jnp.trace(gram) / p
+    matrix = gram + ridge.astype(gram.dtype) * jnp.eye(p, dtype=gram.dtype)
+    cholesky = jax.scipy.linalg.cho_factor(matrix, lower=True)
+    solution = jax.scipy.linalg.cho_solve(cholesky, targets.T).T
+    norm = jnp.linalg.norm(targets, axis=1)
+    error = jnp.linalg.norm(_dot(solution, matrix) - targets, axis=1)
+    pivots = jnp.diagonal(cholesky[0]) ** 2
+    info = Info(jnp.max(error / jnp.where(norm > 0, norm, 1)), pivots.min() / pivots.max(), finite)
+    if o.library_scale:
+        inverse = jax.scipy.linalg.cho_solve(cholesky, jnp.eye(p, dtype=gram.dtype))
+        solution = solution / jnp.abs(inverse).mean()
+    return solution, info
+
+
+def _with_factor(o: Options, kernel, values, train, axis: int = 1):
+    """Kernel and q; inside the mean over checkpoints if asked. ``axis`` is the one of ``kernel`` that is not train."""
+    factor = o.factor(values, train).astype(kernel.dtype)
+    return (kernel * jnp.expand_dims(factor, axis), jnp.ones_like(factor)) if o.factor_inside else (kernel, factor)
+
+
+def _sum_over_checkpoints(one: Callable, keys, checkpoints):
+    """Means over checkpoints of the first two results of ``one``, in place; the third stacked."""
+    shapes = jax.eval_shape(one, keys[0], jax.tree.map(lambda a: a[0], checkpoints))[:2]
+
+    def add(total, at):
+        kernel, factor, info = one(*at)
+        return jax.tree.map(lambda a, b: a + b / len(keys), total, (kernel, factor)), info
+
+    return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), (keys, checkpoints))
