@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from d3mjax import metrics
-from d3mjax.runtime import record
 from experiments import plots, report
 from experiments.tasks import TASKS, Task
 
@@ -35,12 +34,8 @@ def write(directory: Path, config: dict[str, Any], units: Units, seconds: float)
     """Print one table a task, and write ``metrics.json`` and ``report.html``."""
     tasks = {name: [unit for (task, _), unit in units.items() if task == name] for name, _ in units}
     rows = [row for name, seeds in tasks.items() for row in rows_of(name, seeds)]
-    document = record.metrics_document("d3m", config, rows, seconds)
-    record.write_json(directory / "metrics.json", document)
-    page = report.write_report(directory, document, {name: section(TASKS[name], s) for name, s in tasks.items()})
-    for name in tasks:
-        print(f"\n{name}\n{report.table_text([row for row in rows if row['task'] == name])}")
-    print(f"\n{seconds:.0f} s; report: {page}")
+    sections = {name: section(TASKS[name], seeds) for name, seeds in tasks.items()}
+    report.finish(directory, "d3m", config, rows, sections, seconds)
 
 
 def rows_of(task: str, seeds: list) -> list[dict[str, Any]]:

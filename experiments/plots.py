@@ -59,6 +59,21 @@ def accuracy_against_removed(
     return figure
 
 
+def curves(lines: Mapping[str, tuple[Sequence[float], ArrayLike]], xlabel: str, ylabel: str) -> Figure:
+    """Mean and standard deviation over seeds against a positive number; `lines`: label -> (x [k], y [s k])."""
+    figure, (axes,) = _figure(7.2, 3.8)
+    for (label, (x, y)), colour, marker in zip(lines.items(), cycle(PALETTE), cycle("osD^vP*X")):
+        mean, std = _spread(np.asarray(y))
+        axes.plot(x, mean, marker=marker, markersize=4.5, color=colour, label=label)
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+    ticks = sorted({float(value) for x, _ in lines.values() for value in x})
+    axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
 def removed_by_cell(
     kept: ArrayLike,
     y: ArrayLike,

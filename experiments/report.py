@@ -140,6 +140,23 @@ def write_report(run: Path, document: Mapping[str, Any], sections: Mapping[str, 
     return run / "report.html"
 
 
+def finish(
+    run: Path,
+    experiment: str,
+    config: Mapping[str, Any],
+    rows: Sequence[Row],
+    sections: Mapping[str, Section],
+    seconds: float,
+) -> None:
+    """Write ``metrics.json`` and the page of a finished run, and print one table a task."""
+    document = record.metrics_document(experiment, config, rows, seconds)
+    record.write_json(run / "metrics.json", document)
+    page = write_report(run, document, sections)
+    for task, of_task in _by_task(document["rows"]).items():
+        print(f"\n{task}\n{table_text(of_task)}")
+    print(f"\n{seconds:.0f} s; report: {page}")
+
+
 def main(run: tyro.conf.Positional[Path]) -> None:
     """Print the tables of a finished run as markdown."""
     path = run / "metrics.json" if run.is_dir() else run

@@ -1,12 +1,13 @@
 """The tasks that experiments share: where the data comes from, what is trained on it, and what things are called."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from d3mjax.data import adult, fashion_spurious, splits
+from d3mjax.data import adult, fashion, fashion_spurious, splits
 from d3mjax.types import Data
 
 
@@ -40,9 +41,20 @@ def _adult(seed: int, *, smoke: bool) -> Data:
     return data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
 
 
-def _patch(seed: int, *, smoke: bool) -> Data:
-    sizes: dict[str, Any] = {"train": 600, "targets": 200, "selection": 200, "test": 400} if smoke else {}
-    data = fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **sizes))
+def _patch(seed: int, *, smoke: bool, train: int = 4000) -> Data:
+    sizes: dict[str, Any] = {"train": 600, "targets": 200, "selection": 200, "test": 400} if smoke else {"train": train}
+    return _standardised(fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **sizes)))
+
+
+def _fashion(seed: int, *, smoke: bool) -> Data:
+    sizes: dict[str, Any] = (
+        {"train": 600, "targets": 200, "selection": 200} if smoke else {"train": 2000, "targets": 800}
+    )
+    return _standardised(fashion_spurious.load_fashion(seed, **sizes))
+
+
+def _standardised(data: Data) -> Data:
+    """Pixels less the mean of all training pixels, over their standard deviation."""
     mean, std = np.mean(data.train.x), np.std(data.train.x)
     return Data(*(split._replace(x=((split.x - mean) / std).astype(np.float32)) for split in data))
 
@@ -68,4 +80,18 @@ PATCH = Task(
     image=(14, 14),
 )
 
+SMALL_PATCH = replace(PATCH, load=partial(_patch, train=2000), steps=400)
+
+FASHION = Task(
+    name="fashion",
+    about="Fashion-MNIST at 14 x 14, ten classes, nothing planted.",
+    load=_fashion,
+    class_names=fashion.NAMES,
+    group_names=fashion.NAMES,
+    hidden=(64,),
+    image=(14, 14),
+    steps=400,
+)
+
 TASKS = {task.name: task for task in (ADULT, PATCH)}
+LDS_TASKS = {task.name: task for task in (SMALL_PATCH, FASHION)}  # n = 2,000

@@ -22,6 +22,7 @@ URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SHIPPED = Path(__file__).parent / "files" / "fashion_pullover_coat_14.npz.xz"
 NUM_TRAIN, NUM_TEST = 60_000, 10_000
+NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 # SHA-256 of the idx files, decompressed: gzip headers differ between sources, contents must not.
 _SHA256 = {

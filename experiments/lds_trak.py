@@ -1,0 +1,238 @@
+"""How well TRAK predicts retraining: LDS against the number of checkpoints, the projected dimension and the damping.
+
+Claim:    more checkpoints always help; the projection is a regulariser, best far below n; a little damping is free.
+Command:  python -m experiments.lds_trak        (`--smoke` takes seconds)
+Expected: the table in README.md, which this command wrote.
+Device:   two CPU cores; the truth takes most of the time, 4,000 trainings a seed and task.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from d3mjax import metrics
+from d3mjax.attribution import gradients, outputs, projections, trak
+from d3mjax.runtime import mesh, record
+from d3mjax.runtime.sweep import sweep
+from d3mjax.training import ensemble, masks, sampling
+from d3mjax.types import Data
+from experiments import engine, plots, report
+from experiments.tasks import LDS_TASKS, Task
+
+TRUTH, CHECKPOINTS, PROJECTIONS, INTERVALS = range(4)  # families of keys
+GROUP = 10  # checkpoints whose kernels are in memory at a time
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    tasks: tuple[str, ...] = ("patch", "fashion")
+    seeds: int = 3
+    first_seed: int = 10
+    subsets: int = 200  # half subsets held out as truth
+    repeats: int = 20  # trainings averaged for each of them
+    checkpoints: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    sizes: tuple[int, ...] = (64, 128, 256, 512, 1024)  # projected dimensions, at `damping`
+    dampings: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of the mean eigenvalue, at `size`
+    size: int = 256
+    damping: float = 0.1
+    smoke: bool = False
+
+
+def half_subsets(key, ids, num_examples: int):
+    """The masks held out as truth."""
+    return masks.fixed_size(jax.random.fold_in(key, 0), ids, num_examples, num_examples // 2)
+
+
+def make_truth(task: Task, config: Config) -> Callable:
+    """``truth(data, key, progress) -> margins [subsets repeats t]`` of models trained on half subsets."""
+    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+
+    def one(data: Data, key, mask):
+        state, info = run.run(run.init(key, data.train.x[:1]), data.train, mask.astype(jnp.float32), task.steps)
+        return outputs.soft_margins(model, state.variables, data.target), info.loss
+
+    mapped = _mapped(one)
+
+    def truth(data: Data, key, progress):
+        def block(ids):
+            keys = ensemble.model_keys(jax.random.fold_in(key, 1), ids)
+            return mapped(data, keys, half_subsets(key, ids // config.repeats, len(data.train.y)))
+
+        ids = np.arange(config.subsets * config.repeats)
+        found = sweep(block, ids, block=min(len(ids), 200), progress=progress)
+        return found.reshape(-1, config.repeats, len(data.target.y))
+
+    return truth
+
+
+def make_checkpoints(task: Task) -> Callable:
+    """``(data, keys [c]) -> variables`` trained on all of the training set."""
+    run = engine.trainer(task, task.steps, sampling.shuffled())
+
+    def one(data: Data, key):
+        weights = jnp.ones(data.train.y.shape[0])
+        return run.run(run.init(key, data.train.x[:1]), data.train, weights, task.steps)[0].variables
+
+    return _mapped(one)
+
+
+def make_kernels(task: Task, size: int, damping: float) -> Callable:
+    """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
+    model = engine.network(task)
+    options = {"projection": projections.sjlt(size), "damping": damping, "microbatch": 32}
+
+    def one(data: Data, key, variables):
+        stacked = jax.tree.map(lambda a: a[None], variables)
+        found = trak.scores(key, model, stacked, data.train, data.target, factor=gradients.no_factor, **options)
+        return found.tau, jax.nn.sigmoid(-outputs.soft_margins(model, variables, data.train))
+
+    return _mapped(one)
+
+
+def _mapped(one: Callable) -> Callable:
+    spread = lambda data, *a: ensemble.map_models(partial(one, data), width=1, mesh=mesh.local_mesh())(*a)  # noqa: E731
+    return jax.jit(spread)
+
+
+def settings(config: Config) -> list[tuple[int, float]]:
+    """Projected dimension and damping: one is swept while the other stays."""
+    swept = [(size, config.damping) for size in config.sizes] + [(config.size, d) for d in config.dampings]
+    return sorted({(config.size, config.damping), *swept})
+
+
+def measure(task: Task, config: Config, seed: int, programs: dict, progress: Callable) -> tuple[dict, dict]:
+    """LDS of every setting on one data seed: mean and interval for JSON, and the LDS of every target."""
+    data, key = task.read(seed, smoke=config.smoke), jax.random.key(seed)
+    n, most = len(data.train.y), max(config.checkpoints)
+    margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), progress)
+    truth = jnp.asarray(margins.mean(1))
+    subsets = half_subsets(jax.random.fold_in(key, TRUTH), jnp.arange(config.subsets), n)
+    keys = lambda family: ensemble.model_keys(jax.random.fold_in(key, family), jnp.arange(most))  # noqa: E731
+    variables = programs["checkpoints"](data, keys(CHECKPOINTS))
+
+    facts: dict[str, Any] = {"ceiling": ceiling(margins)}
+    arrays = {}
+    for size, damping in settings(config):
+        kernel, factor = np.zeros((len(data.target.y), n)), np.zeros(n)
+        attribute = partial(programs[size, damping], data)
+        for c, (one_kernel, one_factor) in enumerate(in_groups(attribute, keys(PROJECTIONS), variables)):
+            kernel, factor = kernel + one_kernel, factor + one_factor
+            if c + 1 in config.checkpoints:
+                tau = (kernel / (c + 1) * (factor / (c + 1))).astype(np.float32)
+                predicted = metrics.subset_predictions(jnp.asarray(tau), subsets)
+                name = f"{size}/{damping}/{c + 1}"
+                arrays[name] = np.asarray(metrics.spearman(predicted.T, truth.T))
+                interval = programs["interval"](jax.random.fold_in(key, INTERVALS), predicted, truth)
+                facts[name] = [float(np.nanmean(arrays[name])), *map(float, interval)]
+    return facts, arrays
+
+
+def in_groups(attribute: Callable, keys, variables):
+    """What ``attribute`` gives for each checkpoint, `GROUP` of them at a time."""
+    for first in range(0, len(keys), GROUP):
+        part = jax.tree.map(lambda a, first=first: a[first : first + GROUP], (keys, variables))
+        yield from zip(*jax.device_get(attribute(*part)), strict=True)
+
+
+def ceiling(margins: np.ndarray) -> float:
+    """Correlation of the truth with itself if it were averaged without end: ``sqrt(s r / (1 + (s - 1) r))``.
+
+    r, the correlation over masks of two single trainings, comes from two halves of the repeats (Spearman-Brown).
+    """
+    half = margins.shape[1] // 2
+    a, b = margins[:, :half].mean(1), margins[:, half : 2 * half].mean(1)
+    a, b = a - a.mean(0), b - b.mean(0)
+    r = float(np.mean((a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))))
+    single = r / (half - (half - 1) * r)
+    return float(np.sqrt(max(margins.shape[1] * single / (1 + (margins.shape[1] - 1) * single), 0.0)))
+
+
+def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a setting, and one for the ceiling; ``intervals`` resample masks and targets of one seed."""
+    rows = []
+    for size, damping in settings(config):
+        for c in config.checkpoints if (size, damping) == (config.size, config.damping) else config.checkpoints[-1:]:
+            found = [fact[f"{size}/{damping}/{c}"] for fact in facts]
+            setting = {"size": size, "damping": damping, "checkpoints": c, "intervals": [f[1:] for f in found]}
+            name = f"TRAK, p = {size}, damping {damping:g}, {c} checkpoints"
+            rows.append(_row(task, name, setting, [f[0] for f in found]))
+    ceilings = [fact["ceiling"] for fact in facts]
+    return [*rows, _row(task, "ceiling set by retraining noise", {"repeats": config.repeats}, ceilings)]
+
+
+def _row(task: str, method: str, setting: dict[str, Any], values: list[float]) -> dict[str, Any]:
+    measured = {"lds": metrics.summary(values)}
+    return {"task": task, "method": method, "information": "none", "settings": setting, "metrics": measured}
+
+
+def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.Section:
+    """LDS curves; bands are standard deviations over data seeds."""
+    ends = (min(config.checkpoints), max(config.checkpoints))
+
+    def lines(x, *settings):  # settings: (label, (size, damping, checkpoints) of each x)
+        value = lambda at: [fact["/".join(map(str, at))][0] for fact in facts]  # noqa: E731
+        return {label: (x, np.array([value(at) for at in ats]).T) for label, ats in settings}
+
+    by_count = [(f"p = {p}", [(p, config.damping, c) for c in config.checkpoints]) for p in config.sizes]
+    by_size = [(f"{c} checkpoints", [(p, config.damping, c) for p in config.sizes]) for c in ends]
+    by_damping = [(f"{c} checkpoints", [(config.size, d, c) for d in config.dampings]) for c in ends]
+    draw = partial(plots.curves, ylabel="LDS (mean over targets)")
+    figures = {
+        f"LDS against the number of checkpoints, damping {config.damping:g}.": draw(
+            lines(config.checkpoints, *by_count), xlabel="checkpoints"
+        ),
+        f"LDS against the projected dimension, damping {config.damping:g}.": draw(
+            lines(config.sizes, *by_size), xlabel="projected dimension p"
+        ),
+        f"LDS against damping, p = {config.size}.": draw(
+            lines(config.dampings, *by_damping), xlabel="damping / mean eigenvalue"
+        ),
+    }
+    text = (
+        f"{task.about} n = 2,000 training examples; truth: {config.subsets} half subsets, {config.repeats} trainings "
+        "each, none of them used for attribution."
+    )
+    return report.Section(text, figures)
+
+
+def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+    """Measure all settings, print a table for each task, and write ``results/lds_trak/<run>``; rerun to resume."""
+    if unknown := set(config.tasks) - LDS_TASKS.keys():
+        raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(LDS_TASKS)}")
+    begin = time.perf_counter()
+    mesh.start()
+    if config.smoke:
+        small = {"checkpoints": (1, 2), "sizes": (16, 32), "dampings": (0.1,), "size": 32}
+        config = replace(config, seeds=2, subsets=10, repeats=2, **small)
+    directory = record.open_run(results, "lds_trak", asdict(config), run)
+    rows, sections = [], {}
+    for task in (LDS_TASKS[name] for name in config.tasks):
+        programs: dict[Any, Callable] = {setting: make_kernels(task, *setting) for setting in settings(config)}
+        programs |= {"truth": make_truth(task, config), "checkpoints": make_checkpoints(task)}
+        programs["interval"] = jax.jit(partial(metrics.lds_interval, num_resamples=300))
+        facts, models = [], config.subsets * config.repeats
+        with tqdm(total=config.seeds * models, unit="model", desc=task.name) as bar:
+            for i, seed in enumerate(range(config.first_seed, config.first_seed + config.seeds)):
+                work = partial(measure, task, config, seed, programs, bar.update)
+                facts.append(record.unit(directory, f"{task.name}-{seed}", work)[0])
+                bar.n = (i + 1) * models
+                bar.refresh()
+        rows += rows_of(task.name, config, facts)
+        sections[task.name] = section(task, config, facts)
+    report.finish(directory, "lds_trak", asdict(config), rows, sections, time.perf_counter() - begin)
+    return directory
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
