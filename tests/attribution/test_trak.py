@@ -15,6 +15,7 @@ from d3mjax.training import models
 from d3mjax.types import Model, Split
 
 KEY = jax.random.key(0)
+FLAT, ROUGH = identity(), rademacher(7)  # made once: compiled functions are cached by them
 MODEL = models.mlp((4,), 3)
 LINEAR = Model(lambda key, x: {}, lambda v, x, *, train=False: ((x @ v["params"])[:, None], v))
 
@@ -32,7 +33,7 @@ CHECKPOINTS = trak_checks.stack_checkpoints([MODEL.init(jax.random.key(j), TRAIN
 
 @functools.cache
 def _compiled(of, **options):
-    options = {"projection": rademacher(7), **options}
+    options = {"projection": FLAT, **options}
     args = (2,) if of is trak.group_scores else ()
     return jax.jit(lambda c, train, target, **late: of(KEY, MODEL, c, train, target, *args, **options, **late))
 
@@ -111,43 +112,47 @@ def test_logistic_regression_is_the_formula_and_ranks_like_leave_one_out():
         np.testing.assert_allclose(self_influence, np.diag(s @ np.linalg.inv(s.T @ s) @ s.T) * q, rtol=1e-5)
 
 
-def _dense(checkpoints=CHECKPOINTS, make=None, damping=0.1, weights=None, target_output=None):
+def _dense(damping=0.1, weights=None, target_output=None):
     """The formula, in float64, from gradients and projections that are tested elsewhere: kernels [c t n], q [c n]."""
-    kernels, factors = [], []
     train, target = (jax.tree.map(jnp.asarray, split) for split in (TRAIN, TARGET))
-    for a in range(jax.tree.leaves(checkpoints)[0].shape[0]):
-        v = jax.tree.map(lambda leaf, a=a: leaf[a], checkpoints)
-        projection = (make or rademacher(7))(jax.random.fold_in(KEY, a), v["params"])
-        features = [
-            np.asarray(
-                jax.jit(
-                    lambda s, of=of: projection.project(gradients.per_example(of(MODEL, v), v["params"], s))  # noqa: B023
-                )(split),
-                np.float64,
-            )
-            for of, split in ((gradients.margin_output, train), (target_output or gradients.margin_output, target))
-        ]
-        phi, phi_target = features
+
+    @jax.jit
+    def features(key, v):
+        projection, output = ROUGH(key, v["params"]), gradients.margin_output(MODEL, v)
+        of = (target_output or gradients.margin_output)(MODEL, v)
+        phi, phi_target = (
+            projection.project(gradients.per_example(f, v["params"], split))
+            for f, split in ((output, train), (of, target))
+        )
+        return phi, phi_target, jax.vmap(output, (None, 0))(v["params"], train)
+
+    kernels, factors = [], []
+    for a in range(3):
+        v = jax.tree.map(lambda leaf, a=a: leaf[a], CHECKPOINTS)
+        phi, phi_target, values = (np.asarray(x, np.float64) for x in features(jax.random.fold_in(KEY, a), v))
         gram = phi.T @ ((np.ones(40) if weights is None else np.asarray(weights, np.float64))[:, None] * phi)
         k = gram + damping * np.trace(gram) / len(gram) * np.eye(len(gram))
         kernels.append(phi_target @ np.linalg.solve(k, phi.T))
-        values = jax.vmap(gradients.margin_output(MODEL, v), (None, 0))(v["params"], train)
-        factors.append(expit(-np.asarray(values, np.float64)))
+        factors.append(expit(-values))
     return np.stack(kernels), np.stack(factors)
 
 
 def test_scores_are_the_formula():
     kernels, factors = _dense()
-    _close(_full().tau, kernels.mean(0) * factors.mean(0))
-    _close(_full(factor_inside=True).tau, (kernels * factors[:, None, :]).mean(0))
+    _close(_full(projection=ROUGH).tau, kernels.mean(0) * factors.mean(0))
+    _close(_full(projection=ROUGH, factor_inside=True).tau, (kernels * factors[:, None, :]).mean(0))
     assert not np.allclose(kernels.mean(0) * factors.mean(0), (kernels * factors[:, None, :]).mean(0), rtol=1e-2)
-    _close(_full(factor=gradients.no_factor).tau, kernels.mean(0))
+    _close(_full(projection=ROUGH, factor=gradients.no_factor).tau, kernels.mean(0))
 
 
 def test_weights_leave_examples_out_of_the_gram_and_negative_loss_is_another_target():
     weights = jnp.asarray(np.arange(40) % 3, jnp.float32)
     kernels, factors = _dense(weights=weights, target_output=gradients.negative_loss_output)
-    options = {"target_output": gradients.negative_loss_output, "late": {"weights": weights}}
+    options: dict[str, Any] = {
+        "projection": ROUGH,
+        "target_output": gradients.negative_loss_output,
+        "late": {"weights": weights},
+    }
     want = kernels.mean(0) * factors.mean(0)
     _close(_full(**options).tau, want)
     _close(_groups(**options).columns, _means(want, TARGET.group))
@@ -192,9 +197,9 @@ def test_order_and_sharding_change_nothing():
 
 def test_copies_of_a_checkpoint_are_one_and_every_checkpoint_counts():
     copies = jax.tree.map(lambda a: jnp.concatenate([a[:1]] * 3), CHECKPOINTS)
-    same: dict[str, Any] = {"late": {"ids": jnp.zeros(3, int)}}  # one projection for all
-    _close(_groups(copies, **same).columns, _groups(_one(0)).columns)
-    _close(_full(copies, **same).tau, _full(_one(0)).tau)
+    same: dict[str, Any] = {"projection": ROUGH, "late": {"ids": jnp.zeros(3, int)}}  # one projection for all
+    _close(_groups(copies, **same).columns, _groups(_one(0), projection=ROUGH).columns)
+    _close(_full(copies).tau, _full(_one(0)).tau)
     columns, tau = _groups().columns, _full().tau
     for a in range(3):
         changed = jax.tree.map(lambda leaf, a=a: leaf.at[a].multiply(1.3), CHECKPOINTS)
@@ -203,8 +208,8 @@ def test_copies_of_a_checkpoint_are_one_and_every_checkpoint_counts():
 
 
 def test_checkpoints_are_means_of_single_ones_under_their_ids():
-    single = [_groups(_one(a), late={"ids": jnp.array([a])}) for a in range(3)]
-    whole = _groups()
+    single = [_groups(_one(a), projection=ROUGH, late={"ids": jnp.array([a])}) for a in range(3)]
+    whole = _groups(projection=ROUGH)
     _close(whole.kernel, np.concatenate([s.kernel for s in single]))
     _close(whole.columns, trak.combine(whole.kernel, whole.factor))
 
@@ -232,10 +237,10 @@ def test_much_damping_gives_gradient_products():
 
 def test_a_last_layer_alone():
     keep = lambda path: "Dense_1" in path  # noqa: E731
-    got = _groups(_one(0), keep=keep, projection=identity()).columns
-    tau = _full(_one(0), keep=keep, projection=identity()).tau
+    got = _groups(_one(0), keep=keep, projection=FLAT).columns
+    tau = _full(_one(0), keep=keep, projection=FLAT).tau
     _close(got, _means(tau, TARGET.group), 1e-3)
-    assert not np.allclose(got, _groups(_one(0), projection=identity()).columns, rtol=1e-2)
+    assert not np.allclose(got, _groups(_one(0), projection=FLAT).columns, rtol=1e-2)
 
 
 def test_low_precision_parameters_still_give_a_float32_gram():
