@@ -108,8 +108,9 @@ def make_programs(task: Task, mesh: Mesh, source: Bank | Trak) -> Programs:
     """Compiled once, used for every seed."""
     fit = make_fit(task, mesh, sampling.shuffled(), steps=task.steps)
     resample = make_fit(task, mesh, sampling.resampled(), steps=task.steps)
-    make_columns = make_trak_columns if isinstance(source, Trak) else make_ridge_columns
-    return Programs(fit, resample, make_columns(task, mesh, source))
+    trak_source = isinstance(source, Trak)
+    columns = make_trak_columns(task, mesh, source) if trak_source else make_ridge_columns(task, mesh, source)
+    return Programs(fit, resample, columns)
 
 
 def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:

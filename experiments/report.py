@@ -157,14 +157,31 @@ def finish(
     print(f"\n{seconds:.0f} s; report: {page}")
 
 
-def main(run: tyro.conf.Positional[Path]) -> None:
-    """Print the tables of a finished run as markdown."""
+def main(run: tyro.conf.Positional[Path], into: Path | None = None, place: str | None = None) -> None:
+    """Print the tables of a finished run as markdown, or put them ``into`` a file that has a place for them.
+
+    A place called p lies between the lines ``<!-- p -->`` and ``<!-- /p -->``; the experiment's name if not given.
+    """
     path = run / "metrics.json" if run.is_dir() else run
     if not path.exists():
         raise SystemExit(f"{path} does not exist: run the experiment first")
     document = record.read_json(path)
     record.validate_document(document)
-    print("\n\n".join(f"### {task}\n\n{table_markdown(rows)}" for task, rows in _by_task(document["rows"]).items()))
+    tasks = _by_task(document["rows"])
+    text = "\n\n".join(f"**{task}**\n\n{table_markdown(rows)}" for task, rows in tasks.items())
+    device, seconds = document["environment"]["device"], document["seconds"]
+    text += (
+        f"\n\n{seconds:,.0f} s on {device['count']} x {device['kind']}, peak {document['peak_memory_mib']:,.0f} MiB."
+    )
+    if into is None:
+        print(text)
+        return
+    start, end = (f"<!-- {slash}{place or document['experiment']} -->" for slash in ("", "/"))
+    whole = into.read_text()
+    if start not in whole or end not in whole:
+        raise SystemExit(f"{into} has no place for this table: expected lines {start} and {end}")
+    before, rest = whole.split(start)
+    record.write_bytes(into, f"{before}{start}\n\n{text}\n\n{end}{rest.split(end)[1]}".encode())
 
 
 def _shown(metric: str, row: Row) -> str:

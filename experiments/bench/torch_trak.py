@@ -66,7 +66,9 @@ def main():
     if mode == "scores":
         with tempfile.TemporaryDirectory() as directory:
             # The model is the smaller one, so the default batch of everything fits.
-            _, _, scores = attribute(train, target, states, directory, len(train[0]), projector=NoOpProjector(device="cpu"))
+            _, _, scores = attribute(
+                train, target, states, directory, len(train[0]), projector=NoOpProjector(device="cpu")
+            )
         np.save(settings["out"], scores)
     else:
         result["seconds"], result["cpu_seconds"] = [], []

@@ -164,7 +164,13 @@ def test_command_prints_markdown_from_the_file(tmp_path):
     assert "run the experiment first" in missing.stderr
     record.write_json(tmp_path / "metrics.json", document(patch_rows()))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "### patch\n\n" + report.table_markdown(patch_rows())
+    assert done.stdout.startswith("**patch**\n\n" + report.table_markdown(patch_rows()))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- patches -->\nold\n<!-- /patches -->\nafter\n")
+    report.main(tmp_path, into=page, place="patches")
+    assert page.read_text() == f"before\n<!-- patches -->\n\n{done.stdout.strip()}\n\n<!-- /patches -->\nafter\n"
+    with pytest.raises(SystemExit, match="no place"):
+        report.main(tmp_path, into=page, place="elsewhere")
 
 
 def texts(figure):
