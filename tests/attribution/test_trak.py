@@ -58,9 +58,6 @@ def _close(got, want, tolerance=1e-4):
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(np.asarray(want)).max())
 
 
-# -- closed forms
-
-
 def test_linear_regression_is_exact_leave_one_out_times_one_minus_leverage():
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
