@@ -90,7 +90,7 @@ class Trak(NamedTuple):
     models: int = 20  # checkpoints
     size: int = 256  # projected dimension
     damping: float = 0.01  # of the mean eigenvalue
-    microbatch: int = 32
+    microbatch: int = 20
 
 
 SMOKE = {Bank: Bank(models=60, block=30, steps=20), Trak: Trak(models=2, size=32)}

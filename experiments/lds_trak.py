@@ -90,7 +90,7 @@ def make_checkpoints(task: Task) -> Callable:
 def make_kernels(task: Task, size: int, damping: float) -> Callable:
     """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
     model = engine.network(task)
-    options = {"projection": projections.sjlt(size), "damping": damping, "microbatch": 32}
+    options = {"projection": projections.sjlt(size), "damping": damping, "microbatch": 20}
 
     def one(data: Data, key, variables):
         stacked = jax.tree.map(lambda a: a[None], variables)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from d3mjax.types import AnyArray
 
 
-def softmax_weights(losses: Float[Array, "G"], *, beta: Float[Array, ""] | float = 1.0) -> Float[Array, "G"]:
+def softmax_weights(losses: Float[AnyArray, "G"], *, beta: Float[Array, ""] | float = 1.0) -> Float[Array, "G"]:
     """``w_g = exp(beta loss_g) / sum_h exp(beta loss_h)``; ``beta`` is per nat.
 
     With the negative loss as output, A is then minus the gradient of ``(1/beta) log sum_g exp(beta loss_g)`` with
@@ -21,24 +21,24 @@ def softmax_weights(losses: Float[Array, "G"], *, beta: Float[Array, ""] | float
     return jax.nn.softmax(jnp.where(jnp.isnan(losses), -jnp.inf, beta * losses))
 
 
-def loss_weights(losses: Float[Array, "G"]) -> Float[Array, "G"]:
+def loss_weights(losses: Float[AnyArray, "G"]) -> Float[Array, "G"]:
     """``w_g = loss_g / G``, the form of the authors' code: descends half the mean squared group loss."""
     present = ~jnp.isnan(losses)
     return jnp.where(present, losses, 0.0) / present.sum()
 
 
-def uniform_weights(losses: Float[Array, "G"]) -> Float[Array, "G"]:
+def uniform_weights(losses: Float[AnyArray, "G"]) -> Float[Array, "G"]:
     """``w_g = 1 / G`` over groups present: `softmax_weights` at beta = 0."""
     present = ~jnp.isnan(losses)
     return present / present.sum()
 
 
-def worst_weights(losses: Float[Array, "G"]) -> Float[Array, "G"]:
+def worst_weights(losses: Float[AnyArray, "G"]) -> Float[Array, "G"]:
     """All weight on the group of largest loss: `softmax_weights` as beta grows without bound; ties to the first."""
     return jax.nn.one_hot(jnp.nanargmax(losses), losses.shape[0])
 
 
-def scores(group_columns: Float[Array, "n G"], group_weights: Float[Array, "G"]) -> Float[Array, "n"]:
+def scores(group_columns: Float[AnyArray, "n G"], group_weights: Float[AnyArray, "G"]) -> Float[Array, "n"]:
     """Alignment ``A = B @ w``: larger is more useful, removal takes the smallest. Groups of weight 0 are ignored."""
     used = jnp.where(group_weights > 0, group_columns, 0.0)
     return jnp.matmul(used, group_weights, precision=jax.lax.Precision.HIGHEST)

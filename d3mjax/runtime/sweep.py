@@ -1,6 +1,7 @@
 """Many models in blocks: bounded memory, one compilation, something to watch."""
 
 from collections.abc import Callable
+from operator import itemgetter
 
 import jax
 import numpy as np
@@ -34,9 +35,6 @@ def sweep(
         part = ids[first : first + block]
         outputs, losses = jax.device_get(run(np.pad(part, (0, block - len(part)), mode="edge")))
         ensemble.check_losses(losses[: len(part)], part)
-        size = len(part)
-        parts.append([leaf[:size] for leaf in jax.tree.leaves(outputs)])
-        progress(size)
-    return jax.tree.unflatten(
-        jax.tree.structure(outputs), [np.concatenate(leaves) for leaves in zip(*parts, strict=True)]
-    )
+        parts.append(jax.tree.map(itemgetter(slice(len(part))), outputs))
+        progress(len(part))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

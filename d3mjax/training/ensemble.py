@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from d3mjax.types import AnyArray
 
 
-def model_keys(key: Key[Array, ""], ids: Int[Array, "m"]) -> Key[Array, "m"]:
+def model_keys(key: Key[Array, ""], ids: Int[AnyArray, "m"]) -> Key[Array, "m"]:
     """The identity of each model, ``fold_in(key, id)``: all randomness of a model derives from its own key."""
     return jax.vmap(lambda j: jax.random.fold_in(key, j))(ids)
 

@@ -18,7 +18,7 @@ def _subset(key: Key[Array, ""], num_examples: int, size: Int[Array, ""]) -> Boo
     return permute(jnp.broadcast_to(jax.random.bits(key), index.shape), index, jnp.int32(num_examples)) < size
 
 
-def fixed_size(key: Key[Array, ""], ids: Int[Array, "m"], num_examples: int, num_keep: int) -> Bool[Array, "m n"]:
+def fixed_size(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, num_keep: int) -> Bool[Array, "m n"]:
     """Each row keeps exactly ``num_keep`` examples, every subset of that size being equally likely.
 
     All rows sum to the same number, so a datamodel fitted on them cannot tell the mean of its weights from its bias.
@@ -31,7 +31,7 @@ def fixed_size(key: Key[Array, ""], ids: Int[Array, "m"], num_examples: int, num
 
 
 def mixed_sizes(
-    key: Key[Array, ""], ids: Int[Array, "m"], num_examples: int, min_keep: int, max_keep: int
+    key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, min_keep: int, max_keep: int
 ) -> Bool[Array, "m n"]:
     """Each row keeps a number of examples drawn uniformly from ``min_keep..max_keep``, then a uniform subset of it.
 
@@ -52,7 +52,7 @@ def mixed_sizes(
     return _rows(key, ids, row)
 
 
-def bernoulli(key: Key[Array, ""], ids: Int[Array, "m"], num_examples: int, share: float) -> Bool[Array, "m n"]:
+def bernoulli(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, share: float) -> Bool[Array, "m n"]:
     """Each row keeps each example independently with probability ``share``.
 
     Raises:

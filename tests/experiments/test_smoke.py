@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from d3mjax.runtime import record
-from experiments import d3m
+from experiments import d3m, engine, lds_trak
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,24 @@ def test_an_unknown_task_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match=r"tasks: found \['cats'\], expected names among \['adult', 'patch'\]"):
         d3m.main(d3m.Config(tasks=("cats",)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_datamodels_can_be_the_source_of_group_columns(tmp_path):
+    run = d3m.main(d3m.Config(tasks=("patch",), source=engine.Bank(), smoke=True), tmp_path)
+    rows = record.read_json(run / "metrics.json")["rows"]
+    removed = {row["method"]: row["metrics"]["removed"]["mean"] for row in rows if "removed" in row["metrics"]}
+    assert removed["D3M, 10 % removed"] == pytest.approx(0.1)
+    assert 0.2 < removed["D3M, drop negative"] <= 0.5
+
+
+def test_lds_of_trak_lies_between_chance_and_the_ceiling(tmp_path):
+    run = lds_trak.main(lds_trak.Config(tasks=("patch",), smoke=True), tmp_path)
+    rows = record.read_json(run / "metrics.json")["rows"]
+    lds = {row["method"]: row["metrics"]["lds"]["mean"] for row in rows}
+    ceiling = lds.pop("ceiling set by retraining noise")
+    # Ten masks: a single target's correlation has standard deviation 1/3 by chance, the mean over targets less.
+    assert all(0.1 < value < ceiling <= 1 for value in lds.values())
+    for row in rows[:-1]:
+        for (low, high), value in zip(row["settings"]["intervals"], row["metrics"]["lds"]["per_seed"], strict=True):
+            assert low < value < high
+    assert (run / "report.html").read_text().count("data:image/png;base64,") == 3
