@@ -103,10 +103,10 @@ def others(task: Task, data, scores, rule, key, runs: int) -> dict[str, jax.Arra
         return jax.vmap(lambda k: selection.drop_random_like(k, keep, cell, num_cells))(keys)
 
     masks = {
-        "random removal, k of the rule": like(rule, everybody, 1),
-        "class-matched random removal, k of the rule": like(rule, y, num_classes),
-        "group-matched random removal, k of the rule": like(rule, group, num_groups),
-        "highest scores removed, k of the rule": selection.drop_lowest(-scores, jnp.sum(~rule)),
+        "random removal": like(rule, everybody, 1),
+        "class-matched random removal": like(rule, y, num_classes),
+        "group-matched random removal": like(rule, group, num_groups),
+        "highest scores removed": selection.drop_lowest(-scores, jnp.sum(~rule)),
         "scores centred, drop negative": selection.drop_negative(scores - scores.mean()),
         "SUBY": jax.vmap(lambda k: baselines.subsample_balanced(k, y, num_classes))(keys),
         "SUBG": jax.vmap(lambda k: baselines.subsample_balanced(k, group, num_groups))(keys),

@@ -12,16 +12,16 @@ from experiments.tasks import TASKS, Task
 
 INFORMATION = {
     "ERM": "none",
-    "random removal, k of the rule": "none",
-    "class-matched random removal, k of the rule": "none",
+    "random removal": "none",
+    "class-matched random removal": "none",
     "SUBY": "none",
     "RWG on the targets alone": "validation groups",
     "D3M, drop negative": "validation groups",
     "D3M, 10 % removed": "validation groups",
     "D3M, k by selection": "validation groups",
     "scores centred, drop negative": "validation groups",
-    "highest scores removed, k of the rule": "validation groups",
-    "group-matched random removal, k of the rule": "training groups",
+    "highest scores removed": "validation groups",
+    "group-matched random removal": "training groups",
     "SUBG": "training groups",
     "RWG": "training groups",
 }
@@ -86,9 +86,9 @@ def section(task: Task, seeds: list) -> report.Section:
     }
     if task.image:
         order = np.argsort(first["score"])[: len(first["lowest"])]
-        titles = [f"{task.class_names[first['y'][i]]} {first['score'][i]:.3f}" for i in order]
+        titles = [f"{task.class_names[first['y'][i]]} {first['score'][i]:.1e}" for i in order]
         figures["Training images of lowest score: the first to go (first seed)."] = plots.image_grid(
             first["lowest"], titles
         )
-    text = f"{task.about} Kept ids and scores of every seed: units/{task.name}-<seed>.npz (id, score, kept)."
+    text = f"{task.about} Random, matched and highest removals take out as many examples as the rule. Kept ids and scores of every seed: units/{task.name}-<seed>.npz (id, score, kept)."
     return report.Section(text, figures)

@@ -162,7 +162,7 @@ def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict
     """One row a setting, and one for the ceiling; ``intervals`` resample masks and targets of one seed."""
     rows = []
     for size, damping in settings(config):
-        for c in config.checkpoints if (size, damping) == (config.size, config.damping) else config.checkpoints[-1:]:
+        for c in config.checkpoints if (size, damping) == (config.size, config.damping) else config.checkpoints[-2:]:
             found = [fact[f"{size}/{damping}/{c}"] for fact in facts]
             setting = {"size": size, "damping": damping, "checkpoints": c, "intervals": [f[1:] for f in found]}
             name = f"TRAK, p = {size}, damping {damping:g}, {c} checkpoints"
