@@ -90,5 +90,8 @@ def section(task: Task, seeds: list) -> report.Section:
         figures["Training images of lowest score: the first to go (first seed)."] = plots.image_grid(
             first["lowest"], titles
         )
-    text = f"{task.about} Random, matched and highest removals take out as many examples as the rule. Kept ids and scores of every seed: units/{task.name}-<seed>.npz (id, score, kept)."
+    text = (
+        f"{task.about} Random, matched and highest removals take out as many examples as the rule. "
+        f"Kept ids and scores of every seed: units/{task.name}-<seed>.npz (id, score, kept)."
+    )
     return report.Section(text, figures)

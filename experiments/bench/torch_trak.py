@@ -1,12 +1,16 @@
-"""The public PyTorch TRAK library's side of the TRAK benchmark; runs in an environment of its own, prints one JSON line.
+"""The public PyTorch TRAK library, for the TRAK benchmark; runs in an environment of its own and prints one JSON line.
 
 Reads arrays and the checkpoints' parameters from an `.npz` file, so that both sides attribute the same thing. Called by
 `python -m experiments.bench`, never imported:
 
-    python torch_trak.py time ARRAYS.npz '{"p": 512, "batch": 1000, "repeats": 1}'
-    python torch_trak.py scores ARRAYS.npz '{"out": "SCORES.npy"}'    no projection, no ridge, float32: scores [n t]
+    python -P torch_trak.py time ARRAYS.npz '{"p": 512, "batch": 1000, "repeats": 1}'
+    python -P torch_trak.py scores ARRAYS.npz '{"out": "SCORES.npy", "checkpoints": 1, ...}'
+
+The second stores the scores [n t] without projection. Both run in float32, where the library's default is float16. `-P`
+keeps the folder of this file, which holds a `trak.py` of ours, out of the way of the library's `trak`.
 """
 
+import importlib.metadata
 import json
 import resource
 import sys
@@ -62,19 +66,20 @@ def attribute(train, target, states, directory, batch, **options):
 def main():
     mode, path, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     train, target, states = load(path)
-    result = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    versions = {"torch": torch.__version__, "traker": importlib.metadata.version("traker")}
+    result = {**versions, "threads": torch.get_num_threads()}
     if mode == "scores":
+        options = {"grad_wrt": settings["grad_wrt"], "lambda_reg": settings["lambda_reg"]}
+        states = states[: settings["checkpoints"]]
         with tempfile.TemporaryDirectory() as directory:
-            # The model is the smaller one, so the default batch of everything fits.
-            _, _, scores = attribute(
-                train, target, states, directory, len(train[0]), projector=NoOpProjector(device="cpu")
-            )
+            projector = NoOpProjector(device="cpu")
+            _, _, scores = attribute(train, target, states, directory, len(train[0]), projector=projector, **options)
         np.save(settings["out"], scores)
     else:
         result["seconds"], result["cpu_seconds"] = [], []
-        for _ in range(settings["repeats"] + 1):  # the first is the warm-up
+        for p in (64, *[settings["p"]] * settings["repeats"]):  # the first, a small one, is the warm-up
             with tempfile.TemporaryDirectory() as directory:
-                seconds, cpu, _ = attribute(train, target, states, directory, settings["batch"], proj_dim=settings["p"])
+                seconds, cpu, _ = attribute(train, target, states, directory, settings["batch"], proj_dim=p)
             result["seconds"].append(seconds)
             result["cpu_seconds"].append(cpu)
         del result["seconds"][0], result["cpu_seconds"][0]
