@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Config:
     dampings: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of the mean eigenvalue, at `size`
     size: int = 256
     damping: float = 0.1
+    projection: Literal["sjlt", "rademacher"] = "sjlt"
     smoke: bool = False
 
 
@@ -87,10 +88,11 @@ def make_checkpoints(task: Task) -> Callable:
     return _mapped(one)
 
 
-def make_kernels(task: Task, size: int, damping: float) -> Callable:
+def make_kernels(task: Task, make_projection: Callable, size: int, damping: float) -> Callable:
     """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
     model = engine.network(task)
-    options = {"projection": projections.sjlt(size), "damping": damping, "microbatch": 20}
+    rows = 20 if make_projection is projections.sjlt else 500  # the fastest on CPUs; see projections.py
+    options = {"projection": make_projection(size), "damping": damping, "microbatch": rows}
 
     def one(data: Data, key, variables):
         stacked = jax.tree.map(lambda a: a[None], variables)
@@ -165,7 +167,7 @@ def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict
         for c in config.checkpoints if (size, damping) == (config.size, config.damping) else config.checkpoints[-2:]:
             found = [fact[f"{size}/{damping}/{c}"] for fact in facts]
             setting = {"size": size, "damping": damping, "checkpoints": c, "intervals": [f[1:] for f in found]}
-            name = f"TRAK, p = {size}, damping {damping:g}, {c} checkpoints"
+            name = f"TRAK, {config.projection}, p = {size}, damping {damping:g}, {c} checkpoints"
             rows.append(_row(task, name, setting, [f[0] for f in found]))
     ceilings = [fact["ceiling"] for fact in facts]
     return [*rows, _row(task, "ceiling set by retraining noise", {"repeats": config.repeats}, ceilings)]
@@ -218,7 +220,8 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     directory = record.open_run(results, "lds_trak", asdict(config), run)
     rows, sections = [], {}
     for task in (LDS_TASKS[name] for name in config.tasks):
-        programs: dict[Any, Callable] = {setting: make_kernels(task, *setting) for setting in settings(config)}
+        project = {"sjlt": projections.sjlt, "rademacher": projections.rademacher}[config.projection]
+        programs: dict[Any, Callable] = {at: make_kernels(task, project, *at) for at in settings(config)}
         programs |= {"truth": make_truth(task, config), "checkpoints": make_checkpoints(task)}
         programs["interval"] = jax.jit(partial(metrics.lds_interval, num_resamples=300))
         facts, models = [], config.subsets * config.repeats

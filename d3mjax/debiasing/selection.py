@@ -26,6 +26,14 @@ def drop_lowest(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Bool[A
     return rank_within(scores, jnp.zeros(scores.shape, jnp.int32)) >= k
 
 
+def drop_confident(mean: Float[AnyArray, "n"], error: Float[AnyArray, "n"], *, z: float = 1.645) -> Bool[Array, "n"]:
+    """Drop only what is surely harmful, ``mean + z * error < 0``: score and standard error from `uncertainty`.
+
+    ``z = 1.645`` errs for one useful example in twenty. An error of NaN (one checkpoint, one fold) keeps.
+    """
+    return ~(jnp.asarray(mean) + z * jnp.asarray(error) < 0)
+
+
 def drop_random_like(
     key: Key[Array, ""], keep: Bool[AnyArray, "n"], cell: Int[AnyArray, "n"], num_cells: int
 ) -> Bool[Array, "n"]:

@@ -77,7 +77,8 @@ def main():
         np.save(settings["out"], scores)
     else:
         result["seconds"], result["cpu_seconds"] = [], []
-        for p in (64, *[settings["p"]] * settings["repeats"]):  # the first, a small one, is the warm-up
+        # The first, a small one, is the warm-up; at 100 or below the projector fails once its memory was freed.
+        for p in (128, *[settings["p"]] * settings["repeats"]):
             with tempfile.TemporaryDirectory() as directory:
                 seconds, cpu, _ = attribute(train, target, states, directory, settings["batch"], proj_dim=p)
             result["seconds"].append(seconds)

@@ -120,3 +120,10 @@ def test_host_arrays_give_what_device_arrays_give():
         closed = jax.jit(lambda s, call=call: call(s, keep, cell))(SCORES)  # labels as constants of a jitted function
         jax.tree.map(np.testing.assert_array_equal, host, device)
         jax.tree.map(np.testing.assert_array_equal, closed, device)
+
+
+def test_only_what_is_surely_negative_is_dropped():
+    mean, error = jnp.array([-1.0, -1.0, -1.0, 0.5, -1e-9, -1.0]), jnp.array([0.5, 0.7, jnp.nan, 0.0, 0.0, 0.6])
+    # z error: 0.82, 1.15, unknown, 0, 0, 0.99
+    np.testing.assert_array_equal(selection.drop_confident(mean, error), [False, True, True, True, False, False])
+    np.testing.assert_array_equal(selection.drop_confident(mean, error, z=0.0)[:2], [False, False])
