@@ -48,18 +48,14 @@ class Objective(NamedTuple):
     """A training loss with optional state (GroupDRO's group weights); ``value`` sees one batch."""
 
     init: Callable[[], Any]  # () -> objective_state
-    value: Callable[
-        ..., Any
-    ]  # (objective_state, logits [b C], batch: Split, weight [b]) -> (loss, objective_state)
+    value: Callable[..., Any]  # (objective_state, logits [b C], batch: Split, weight [b]) -> (loss, objective_state)
 
 
 class Sampler(NamedTuple):
     """Which examples each step sees, as a pure function of ``(key, weights, step)``, so any step can be recomputed."""
 
     prepare: Callable[..., Any]  # (weights [n]) -> plan
-    draw: Callable[
-        ..., Any
-    ]  # (key, plan, steps [s], batch_size) -> (index [s, b], weight [s, b]); index -1 is padding
+    draw: Callable[..., Any]  # (key, plan, steps [s], batch_size) -> (index [s, b], weight [s, b]); index -1 is padding
 
 
 class TrainState(NamedTuple):
@@ -82,9 +78,7 @@ class Trainer(NamedTuple):
     """One training run as a traceable pair; resuming is calling ``run`` again on the state it returned."""
 
     init: Callable[..., TrainState]  # (key, x [b, ...]) -> TrainState
-    run: Callable[
-        ..., tuple[TrainState, TrainInfo]
-    ]  # (state, split, weights [n], num_steps) -> (state, info)
+    run: Callable[..., tuple[TrainState, TrainInfo]]  # (state, split, weights [n], num_steps) -> (state, info)
 
 
 class Linear(NamedTuple):

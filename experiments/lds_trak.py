@@ -47,6 +47,7 @@ class Config:
     size: int = 256
     damping: float = 0.1
     projection: Literal["sjlt", "rademacher"] = "sjlt"
+    curvature: bool = False  # weigh each example in the Gram matrix by p (1 - p), which TRAK leaves out
     smoke: bool = False
 
 
@@ -88,11 +89,12 @@ def make_checkpoints(task: Task) -> Callable:
     return _mapped(one)
 
 
-def make_kernels(task: Task, make_projection: Callable, size: int, damping: float) -> Callable:
+def make_kernels(task: Task, config: Config, size: int, damping: float) -> Callable:
     """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
     model = engine.network(task)
-    rows = 20 if make_projection is projections.sjlt else 500  # the fastest on CPUs; see projections.py
-    options = {"projection": make_projection(size), "damping": damping, "microbatch": rows}
+    make, rows = {"sjlt": (projections.sjlt, 20), "rademacher": (projections.rademacher, 500)}[config.projection]
+    options = {"projection": make(size), "damping": damping, "microbatch": rows}  # rows: the fastest on CPUs
+    options |= {"curvature": gradients.logistic_curvature if config.curvature else None}
 
     def one(data: Data, key, variables):
         stacked = jax.tree.map(lambda a: a[None], variables)
@@ -167,7 +169,8 @@ def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict
         for c in config.checkpoints if (size, damping) == (config.size, config.damping) else config.checkpoints[-2:]:
             found = [fact[f"{size}/{damping}/{c}"] for fact in facts]
             setting = {"size": size, "damping": damping, "checkpoints": c, "intervals": [f[1:] for f in found]}
-            name = f"TRAK, {config.projection}, p = {size}, damping {damping:g}, {c} checkpoints"
+            kind = f"TRAK with curvature, {config.projection}" if config.curvature else f"TRAK, {config.projection}"
+            name = f"{kind}, p = {size}, damping {damping:g}, {c} checkpoint{'s' * (c > 1)}"
             rows.append(_row(task, name, setting, [f[0] for f in found]))
     ceilings = [fact["ceiling"] for fact in facts]
     return [*rows, _row(task, "ceiling set by retraining noise", {"repeats": config.repeats}, ceilings)]
@@ -220,8 +223,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     directory = record.open_run(results, "lds_trak", asdict(config), run)
     rows, sections = [], {}
     for task in (LDS_TASKS[name] for name in config.tasks):
-        project = {"sjlt": projections.sjlt, "rademacher": projections.rademacher}[config.projection]
-        programs: dict[Any, Callable] = {at: make_kernels(task, project, *at) for at in settings(config)}
+        programs: dict[Any, Callable] = {at: make_kernels(task, config, *at) for at in settings(config)}
         programs |= {"truth": make_truth(task, config), "checkpoints": make_checkpoints(task)}
         programs["interval"] = jax.jit(partial(metrics.lds_interval, num_resamples=300))
         facts, models = [], config.subsets * config.repeats

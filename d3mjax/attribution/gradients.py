@@ -165,6 +165,12 @@ def logistic_factor(values: Float[Array, "n"], examples: PyTree) -> Float[Array,
     return jax.nn.sigmoid(-values)
 
 
+def logistic_curvature(values: Float[Array, "n"], examples: PyTree) -> Float[Array, "n"]:
+    """``p_i (1 - p_i)``, the second derivative of the cross-entropy by the margin."""
+    del examples
+    return jax.nn.sigmoid(values) * jax.nn.sigmoid(-values)
+
+
 def residual_factor(values: Float[Array, "n"], examples: PyTree) -> Float[Array, "n"]:
     """``y_i - f_i``, minus the derivative of half the squared error by the prediction."""
     return examples.y - values

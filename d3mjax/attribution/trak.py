@@ -47,7 +47,9 @@ class Options(NamedTuple):
     ``keep``: which parameters, by path (`gradients.subset`); None for all. ``output``: makes an output function from
     ``(model, variables)``; ``target_output``: the same for targets, if different (`gradients.negative_loss_output`).
     ``factor``: the train-side q from ``(values [n], examples)``. ``factor_inside``: the mean over checkpoints of kernel
-    times q, instead of two means.
+    times q, instead of two means. ``curvature``: what else weighs an example in K, from the same; None for nothing, as
+    published. `gradients.logistic_curvature` makes K the Hessian of the linearised problem, the Newton step that TRAK
+    simplifies: it predicts retraining much better, and chooses examples for D3M worse (`experiments/lds_trak.py`).
     ``library_scale``: divide each ``K_a^-1`` by its mean absolute entry, as the authors' library does; parity only, as
     it weighs checkpoints by their squared gradient scale.
     """
@@ -60,6 +62,7 @@ class Options(NamedTuple):
     target_output: Callable | None = None
     factor: Callable = gradients.logistic_factor
     factor_inside: bool = False
+    curvature: Callable | None = None
     library_scale: bool = False
 
 
@@ -140,8 +143,8 @@ def group_columns(
 
     def add(gram, part, valid):
         rows, weight = part
-        _, phi = _features(o, output, params, projection, rows)
-        return gram + _gram(phi, jnp.where(valid, weight, 0)), jnp.isfinite(phi).all(-1)
+        values, phi = _features(o, output, params, projection, rows)
+        return gram + _gram(phi, jnp.where(valid, _curved(o, weight, values, rows), 0)), jnp.isfinite(phi).all(-1)
 
     target_phi = projection.project(directions)
     p = target_phi.shape[1]
@@ -177,7 +180,8 @@ def scores(
         projection = o.projection(checkpoint_key, params)
         values, phi = _features(o, output, params, projection, train)
         _, target_phi = _features(o, target_output, params, projection, target)
-        solution, info = _solve(o, _gram(phi, _weights(train, weights)), target_phi, jnp.isfinite(phi).all(-1))
+        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
+        solution, info = _solve(o, gram, target_phi, jnp.isfinite(phi).all(-1))
         kernel, factor = _with_factor(o, _dot(solution, phi.T), values, train, axis=0)
         return kernel, factor, info
 
@@ -201,7 +205,8 @@ def self_influence(
     def one(checkpoint_key, variables):
         output, params = _function(o, o.output, model, variables)
         values, phi = _features(o, output, params, o.projection(checkpoint_key, params), train)
-        solution, info = _solve(o, _gram(phi, _weights(train, weights)), phi, jnp.isfinite(phi).all(-1))
+        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
+        solution, info = _solve(o, gram, phi, jnp.isfinite(phi).all(-1))
         kernel, factor = _with_factor(o, (solution * phi).sum(-1)[:, None], values, train)
         return kernel[:, 0], factor, info
 
@@ -231,6 +236,10 @@ def _features(o: Options, output, params, projection, examples):
         return values, projection.project(grads)
 
     return map_microbatches(rows, examples, microbatch=o.microbatch)
+
+
+def _curved(o: Options, weights, values, examples):
+    return weights if o.curvature is None else weights * o.curvature(values, examples)
 
 
 def _gram(phi, weights):

@@ -10,6 +10,7 @@ Device:   the CPU; about fifteen minutes on two cores.
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -22,14 +23,16 @@ def main(
     results: Path = Path("results"),
     run: str | None = None,
     torch_python: Path = Path(".venv-bench/bin/python"),
+    only: Literal["all", "models", "trak"] = "all",
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""
     mesh.start()
     begin = time.perf_counter()
-    config = {"smoke": smoke}
+    config = {"only": only, "smoke": smoke}
     directory = record.open_run(results, "bench", config, run)
-    rows = models.bench(torch_python, smoke=smoke) + trak.bench(torch_python, smoke=smoke)
+    parts = {"models": models.bench, "trak": trak.bench}
+    rows = [row for name, part in parts.items() if only in ("all", name) for row in part(torch_python, smoke=smoke)]
     document = record.metrics_document("bench", config, rows, time.perf_counter() - begin)
     record.write_json(directory / "metrics.json", document)
     for task in dict.fromkeys(row["task"] for row in rows):
