@@ -30,7 +30,7 @@ class Task:
     steps: int
     batch: int
     examples: int = 2000
-    models: int = 1000
+    models: int = 500
     loop_models: int = 20
     widths: tuple[int, ...] = (16, 64, 256)
     repeats: int = 3
@@ -46,7 +46,7 @@ class Task:
         return 2.0 * self.steps * self.batch * (2 * first + 3 * second)
 
 
-SIZES = (Task(196, 64, 2, 400, 50), Task(784, 64, 10, 200, 100, widths=(16, 64)))
+SIZES = (Task(196, 64, 2, 400, 50), Task(784, 64, 10, 200, 100, models=100, widths=(16, 64)))
 
 
 def make_run(task: Task) -> Callable:
@@ -75,11 +75,12 @@ def make_run(task: Task) -> Callable:
 def rates(task: Task, num_models: int) -> list[float]:
     """Models per second, one figure a repeat, after one warm-up that compiles."""
     run, figures = make_run(task), []
-    sweep(run, np.arange(100), block=100)
+    sweep(run, np.arange(50), block=50)
     for _ in range(task.repeats):
         begin = time.perf_counter()
-        sweep(run, np.arange(num_models), block=100)
+        sweep(run, np.arange(num_models), block=50)
         figures.append(num_models / (time.perf_counter() - begin))
+    print(f"{task.name}: {num_models} models at {np.mean(figures):.1f} a second", flush=True)
     return figures
 
 
