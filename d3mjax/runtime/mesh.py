@@ -13,7 +13,7 @@ def start() -> None:
     devices that the user asked for (through JAX's configuration or XLA_FLAGS) is left alone.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen and jax.config.jax_num_cpu_devices in (None, -1):
+    if not chosen and jax.config.values["jax_num_cpu_devices"] in (None, -1):
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
