@@ -109,16 +109,19 @@ def test_logistic_regression_is_the_formula_and_ranks_like_leave_one_out():
         np.testing.assert_allclose(self_influence, np.diag(s @ np.linalg.inv(s.T @ s) @ s.T) * q, rtol=1e-5)
 
         # With curvature K is the Hessian (up to the fit's slight ridge), so tau is the exact derivative of the margins
-        # by the weight of an example, also where group means are streamed; the exact change adds the leverage.
+        # by the weight of an example; over one minus the leverage it is one Newton step towards leaving it out.
+        plain = got
         options["curvature"] = gradients.logistic_curvature
         got = np.asarray(trak.scores(KEY, LINEAR, checkpoints, train, target, **options).tau)
         leverage = np.einsum("nd,nd->n", s @ np.linalg.inv((s * (q * (1 - q))[:, None]).T @ s), s) * q * (1 - q)
-        assert np.abs(got / (1 - leverage)[None] - change).max() < 0.1 * np.abs(change).max()
+        error, error_plain = (np.abs(tau - change).max() for tau in (got / (1 - leverage)[None], plain))
+        assert error < 0.15 * np.abs(change).max()
+        assert error < 0.25 * error_plain
         exact = st @ np.linalg.inv((s * (q * (1 - q))[:, None]).T @ s) @ s.T * q[None, :]
-        np.testing.assert_allclose(got, exact, rtol=1e-6)
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-7)  # margins are float32
         grouped = target._replace(group=np.array([0, 1, 1, 0, 0, 1]))
         columns = trak.group_scores(KEY, LINEAR, checkpoints, train, grouped, 2, microbatch=7, **options).columns
-        np.testing.assert_allclose(columns[:, 1], exact[[1, 2, 5]].mean(0), rtol=1e-6)
+        np.testing.assert_allclose(columns[:, 1], exact[[1, 2, 5]].mean(0), rtol=1e-5, atol=1e-7)
 
 
 def _dense(damping=0.1, weights=None, target_output=None):
