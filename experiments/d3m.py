@@ -10,6 +10,7 @@ Device:   two CPU cores; any JAX device works.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -133,7 +134,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         programs = engine.make_programs(task, mesh.local_mesh(), config.source)
         with tqdm(total=config.seeds * config.source.models, unit="model", desc=task.name) as bar:
             for i, seed in enumerate(range(config.first_seed, config.first_seed + config.seeds)):
-                work = lambda seed=seed: debias(task, config, seed, programs, bar.update)  # noqa: B023, E731
+                work = partial(debias, task, config, seed, programs, bar.update)
                 units[task.name, seed] = record.unit(directory, f"{task.name}-{seed}", work)
                 bar.n = (i + 1) * config.source.models
                 bar.refresh()

@@ -105,7 +105,7 @@ def make_kernels(task: Task, config: Config, size: int, damping: float) -> Calla
 
 
 def _mapped(one: Callable) -> Callable:
-    spread = lambda data, *a: ensemble.map_models(partial(one, data), width=1, mesh=mesh.local_mesh())(*a)  # noqa: E731
+    spread = lambda data, *a: ensemble.map_models(partial(one, data), width=1, mesh=mesh.local_mesh())(*a)
     return jax.jit(spread)
 
 
@@ -122,7 +122,7 @@ def measure(task: Task, config: Config, seed: int, programs: dict, progress: Cal
     margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), progress)
     truth = jnp.asarray(margins.mean(1))
     subsets = half_subsets(jax.random.fold_in(key, TRUTH), jnp.arange(config.subsets), n)
-    keys = lambda family: ensemble.model_keys(jax.random.fold_in(key, family), jnp.arange(most))  # noqa: E731
+    keys = lambda family: ensemble.model_keys(jax.random.fold_in(key, family), jnp.arange(most))
     variables = programs["checkpoints"](data, keys(CHECKPOINTS))
 
     facts: dict[str, Any] = {"ceiling": ceiling(margins)}
@@ -186,7 +186,7 @@ def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.S
     ends = (min(config.checkpoints), max(config.checkpoints))
 
     def lines(x, *settings):  # settings: (label, (size, damping, checkpoints) of each x)
-        value = lambda at: [fact["/".join(map(str, at))][0] for fact in facts]  # noqa: E731
+        value = lambda at: [fact["/".join(map(str, at))][0] for fact in facts]
         return {label: (x, np.array([value(at) for at in ats]).T) for label, ats in settings}
 
     by_count = [(f"p = {p}", [(p, config.damping, c) for c in config.checkpoints]) for p in config.sizes]

@@ -116,8 +116,8 @@ def fit_ridge_few(
         mean_x, mean_y = share @ masks.astype(outputs.dtype), share @ outputs
         centred = rows[:, None] * (masks - mean_x[None])
         moments = jnp.matmul(centred.T, outputs - mean_y[None], precision="highest")
-        gram = lambda v: jnp.matmul(centred.T, jnp.matmul(centred, v, precision="highest"), precision="highest")  # noqa: E731
-        solve = lambda b: iterative.shifted_cg(gram, b, lambdas * num_models, rtol=rtol, max_steps=max_steps)  # noqa: E731
+        gram = lambda v: jnp.matmul(centred.T, jnp.matmul(centred, v, precision="highest"), precision="highest")
+        solve = lambda b: iterative.shifted_cg(gram, b, lambdas * num_models, rtol=rtol, max_steps=max_steps)
         return jax.vmap(solve)(moments.T), mean_x, mean_y
 
     fit, mean_x, mean_y = regress(fitting, lambdas)

@@ -27,7 +27,7 @@ Output = Callable[[Any, Any], jax.Array]
 
 def per_example(output: Output, params: PyTree, examples: PyTree, *, microbatch: int | None = None) -> PyTree:
     """Gradients of every row: the tree of ``params`` with a leading axis ``n``. Holds ``n * d`` numbers: see `jvp`."""
-    rows = lambda part: jax.vmap(jax.grad(output), (None, 0))(params, part)  # noqa: E731
+    rows = lambda part: jax.vmap(jax.grad(output), (None, 0))(params, part)
     return map_microbatches(rows, examples, microbatch=microbatch)
 
 

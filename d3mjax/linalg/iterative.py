@@ -26,7 +26,7 @@ def shifted_cg(
     """
     base = jnp.min(shifts)
     offset = shifts - base
-    dot = lambda a, b: jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    dot = lambda a, b: jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
     norm2 = dot(vector, vector)
 
     def advance(state):
@@ -51,6 +51,6 @@ def shifted_cg(
     scalars = (jnp.ones((), vector.dtype), jnp.zeros((), vector.dtype), jnp.int32(0))
     residual = jnp.where(norm2 > 0, ones, 0)
     start = (jnp.zeros_like(directions), directions, ones, ones, residual, vector, vector, norm2, *scalars)
-    unfinished = lambda state: (jnp.max(state[4]) > rtol) & (state[-1] < max_steps)  # noqa: E731
+    unfinished = lambda state: (jnp.max(state[4]) > rtol) & (state[-1] < max_steps)
     end = jax.lax.while_loop(unfinished, advance, start)
     return Solve(end[0], end[4], end[-1])

@@ -34,7 +34,7 @@ def map_models(fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | Non
         raise ValueError(f"width: found {width}, expected at least 1")
 
     def chunked(args):
-        call = lambda a: fn(*a)  # noqa: E731  (lax.map takes one argument)
+        call = lambda a: fn(*a)  # lax.map takes one argument
         return jax.lax.map(call, args, batch_size=width) if width > 1 else jax.lax.map(call, args)
 
     def mapped(*args):

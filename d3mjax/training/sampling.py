@@ -61,7 +61,7 @@ def shuffled() -> Sampler:
         epoch, rank = jnp.divmod(position, count.astype(jnp.uint32))
         seed = jax.random.bits(key)
         # In a loop of its own: fused with the gathers below, permuting would not vectorise and take 4 times as long.
-        order = lambda row: permute(seed + _mix(row[0]), row[1].astype(jnp.int32), count)  # noqa: E731
+        order = lambda row: permute(seed + _mix(row[0]), row[1].astype(jnp.int32), count)
         index = kept[jax.lax.map(order, (epoch, rank), batch_size=32)]
         return index, jnp.where(index < 0, 0.0, weights[index])
 

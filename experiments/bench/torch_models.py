@@ -47,7 +47,7 @@ def loop(task, x, y, num_models):
 def vmapped(task, x, y, num_models, width):
     generator = torch.Generator().manual_seed(0)
     skeleton = network(task)
-    loss = lambda p, xb, yb: nn.functional.cross_entropy(func.functional_call(skeleton, p, (xb,)), yb)  # noqa: E731
+    loss = lambda p, xb, yb: nn.functional.cross_entropy(func.functional_call(skeleton, p, (xb,)), yb)
     gradient = func.vmap(func.grad(loss))
     for _ in range(num_models // width):
         params, _ = func.stack_module_state([network(task) for _ in range(width)])

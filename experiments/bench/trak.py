@@ -131,7 +131,7 @@ def _speed(task, torch_python, directory):
     ):
         options = {"projection": make(task.p), "microbatch": rows}
         attribute = jax.jit(lambda key, args, options=options: trak.scores(key, model, *args, **options).tau)
-        run = lambda attribute=attribute: attribute(jax.random.key(0), inputs)  # noqa: E731
+        run = lambda attribute=attribute: attribute(jax.random.key(0), inputs)
         jax.block_until_ready(run())  # compiles, and touches the memory
         seconds, cpu = zip(*(timed(run) for _ in range(task.repeats)), strict=True)
         extra = {} if best is None else {"ratio_to_library": [best / s for s in seconds]}

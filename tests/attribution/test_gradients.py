@@ -42,7 +42,7 @@ def test_weighted_gradients_and_jvp_are_products_with_the_per_example_ones(micro
     _close(gradients.weighted_gradients(OUTPUT, PARAMS, mix, SPLIT, microbatch=microbatch), want)
     values, derivatives = gradients.jvp(OUTPUT, PARAMS, want, SPLIT, microbatch=microbatch)
     _close(values, outputs.soft_margins(MODEL, VARIABLES, SPLIT))
-    flat = lambda tree: jnp.concatenate([a.reshape(a.shape[0], -1) for a in jax.tree.leaves(tree)], axis=1)  # noqa: E731
+    flat = lambda tree: jnp.concatenate([a.reshape(a.shape[0], -1) for a in jax.tree.leaves(tree)], axis=1)
     _close(derivatives, flat(loop) @ flat(want).T, rtol=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_a_subset_is_the_same_gradient_with_the_rest_held():
 def test_any_pytree_and_any_function():
     params = {"a": (jnp.arange(3.0), None), "b": [jnp.ones((2, 3))]}
     rows = {"x": jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)}
-    output = lambda p, e: (p["a"][0] * e["x"]).sum() + p["b"][0].sum() * e["x"][0]  # noqa: E731
+    output = lambda p, e: (p["a"][0] * e["x"]).sum() + p["b"][0].sum() * e["x"][0]
     got = gradients.per_example(output, params, rows, microbatch=3)
     _close(got["a"][0], rows["x"])
     _close(got["b"][0], jnp.broadcast_to(rows["x"][:, :1, None], (4, 2, 3)))

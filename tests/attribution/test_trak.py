@@ -179,7 +179,7 @@ def test_group_columns_without_features_are_means_of_the_stored_form(make):
         checkpoints = jax.tree.map(lambda a: a.astype(jnp.float64), CHECKPOINTS)
         train, target = (s._replace(x=s.x.astype(np.float64)) for s in (TRAIN, TARGET))
         # An output in float64, which soft margins are not.
-        output = lambda model, v: lambda p, e: jnp.sin(gradients.logits_of(model, v)(p, e) + e.y).sum()  # noqa: E731
+        output = lambda model, v: lambda p, e: jnp.sin(gradients.logits_of(model, v)(p, e) + e.y).sum()
         options = {"projection": make, "output": output, "factor": lambda values, split: values**2}
         args = (KEY, MODEL, checkpoints, train, target)
         tau = jax.jit(lambda: trak.scores(*args, **options).tau)()
@@ -227,7 +227,7 @@ def test_checkpoints_are_means_of_single_ones_under_their_ids():
 
 
 def test_the_kernel_ignores_the_scale_of_gradients_unless_the_library_is_imitated():
-    scaled = lambda model, v: lambda p, e: 10 * gradients.margin_output(model, v)(p, e)  # noqa: E731
+    scaled = lambda model, v: lambda p, e: 10 * gradients.margin_output(model, v)(p, e)
     options: dict[str, Any] = {"factor": gradients.no_factor}
     _close(_full(output=scaled, **options).tau, _full(**options).tau, 1e-3)
     plain, library = (_full(_one(0), **options, library_scale=flag).tau for flag in (False, True))
@@ -248,7 +248,7 @@ def test_much_damping_gives_gradient_products():
 
 
 def test_a_last_layer_alone():
-    keep = lambda path: "Dense_1" in path  # noqa: E731
+    keep = lambda path: "Dense_1" in path
     got = _groups(_one(0), keep=keep, projection=FLAT).columns
     tau = _full(_one(0), keep=keep, projection=FLAT).tau
     _close(got, _means(tau, TARGET.group), 1e-3)

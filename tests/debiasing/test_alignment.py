@@ -58,7 +58,7 @@ def test_weights_by_hand():
 
 
 def test_beta_runs_from_the_mean_to_the_worst_column():
-    at = lambda beta: alignment.scores(COLUMNS, alignment.softmax_weights(LOSSES, beta=beta))  # noqa: E731
+    at = lambda beta: alignment.scores(COLUMNS, alignment.softmax_weights(LOSSES, beta=beta))
     np.testing.assert_allclose(at(0.0), COLUMNS.mean(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(at(1e3), COLUMNS[:, 1], rtol=1e-6)
     assert np.abs(at(1.0) - COLUMNS.mean(1)).max() > 0.1

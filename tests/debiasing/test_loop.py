@@ -63,10 +63,8 @@ def keep_all(scores):
 
 
 def test_d3m_raises_the_minority_and_its_mirror_image_lowers_it():
-    keep = lambda scores: selection.drop_lowest(scores, 40)  # noqa: E731
-    run = lambda score: loop.prune_and_retrain(  # noqa: E731
-        jax.random.key(0), jnp.ones(N), score, keep, fit, accuracies
-    )
+    keep = lambda scores: selection.drop_lowest(scores, 40)
+    run = lambda score: loop.prune_and_retrain(jax.random.key(0), jnp.ones(N), score, keep, fit, accuracies)
     helped, hurt = run(d3m_score), run(lambda *args: -d3m_score(*args))
     base, after = np.asarray(helped.metrics)
     mirrored = np.asarray(hurt.metrics)[1]

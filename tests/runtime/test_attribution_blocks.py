@@ -113,7 +113,7 @@ def test_a_damaged_block_is_computed_again(tmp_path):
 
 def test_what_fails_its_check_is_not_written(tmp_path):
     bad = TRAIN._replace(x=np.where(np.arange(21)[:, None] == 3, np.nan, TRAIN.x).astype(np.float32))
-    check = lambda id, out: trak_checks.check(out[2], example_ids=TRAIN.id + 100, checkpoint_ids=[id])  # noqa: E731
+    check = lambda id, out: trak_checks.check(out[2], example_ids=TRAIN.id + 100, checkpoint_ids=[id])
     with pytest.raises(FloatingPointError, match=r"\[103\].*\[7\]"):
         _run(tmp_path, ids=[7], columns=_trak, arrays=(KEY, bad, TARGET), check=check)
     assert not (tmp_path / "units").exists()

@@ -40,7 +40,7 @@ def test_examples_and_pairs_are_kept_equally_often(name):
         "mixed_sizes": (6 / 20, 34 / (20 * 19)),
         "bernoulli": (0.3, 0.09),
     }[name]
-    sigma = lambda p: np.sqrt(p * (1 - p) / M)  # noqa: E731
+    sigma = lambda p: np.sqrt(p * (1 - p) / M)
     together = rows.T @ rows / M
     assert np.abs(np.diag(together) - single).max() < 5 * sigma(single)
     assert np.abs(together[~np.eye(20, dtype=bool)] - pair).max() < 5 * sigma(pair)

@@ -56,7 +56,7 @@ def _split():
 
 def _numbers(tree):
     """Leaves as numpy arrays, keys as their data."""
-    is_key = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)  # noqa: E731
+    is_key = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
     return [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in jax.tree.leaves(tree)]
 
 

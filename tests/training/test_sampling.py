@@ -13,7 +13,7 @@ from d3mjax.training import sampling
 def _images(seeds, num_indices, size):
     """[s, num_indices] images under one permutation of 0..size-1 a seed."""
     index = jnp.arange(num_indices)
-    one = lambda seed: sampling.permute(jnp.broadcast_to(seed, index.shape), index, size)  # noqa: E731
+    one = lambda seed: sampling.permute(jnp.broadcast_to(seed, index.shape), index, size)
     return jax.vmap(one)(seeds)
 
 

@@ -111,7 +111,7 @@ def test_other_values_of_the_same_shape_do_not_retrace():
 
 def test_batches_carry_every_leaf_of_a_pytree_input():
     pair = Split({"a": SPLIT.x[:, :2], "b": SPLIT.x[:, 2:]}, SPLIT.y, SPLIT.group, SPLIT.id)
-    join = lambda x: jnp.concatenate([x["a"], x["b"]], axis=-1)  # noqa: E731
+    join = lambda x: jnp.concatenate([x["a"], x["b"]], axis=-1)
     linear = models.linear(3)
     model = Model(
         lambda key, x: linear.init(key, join(x)),
