@@ -7,22 +7,21 @@ Expected: the tables in README.md, which this command wrote.
 Device:   two CPU cores; any JAX device works.
 """
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from d3mjax.debiasing import alignment, baselines, selection
-from d3mjax.runtime import mesh, record
+from d3mjax.runtime import mesh
 from d3mjax.training import ensemble
-from experiments import d3m_report, engine
+from experiments import d3m_report, engine, units
 from experiments.tasks import TASKS, Task
 
 GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set, for k by selection
@@ -43,7 +42,7 @@ class Config:
     smoke: bool = False  # tiny data and few models: does it run?
 
 
-def debias(task: Task, config: Config, seed: int, programs: engine.Programs, progress: Callable):
+def debias(task: Task, config: Config, programs: engine.Programs, seed: int, progress: Callable) -> units.Unit:
     """Every method on one split of one task: facts for JSON, and arrays; rows of train examples go by ``id``."""
     data = task.read(seed, smoke=config.smoke)
     train, (n, runs) = data.train, (len(data.train.y), config.retrains)
@@ -58,7 +57,7 @@ def debias(task: Task, config: Config, seed: int, programs: engine.Programs, pro
         }
 
     losses = retrain({"ERM": jnp.ones(n)}, SCORE)["ERM"].losses.mean(0)
-    columns, facts = programs.columns(data, jax.random.fold_in(root, COLUMNS), progress)
+    columns, facts, checkpoints = programs.columns(data, jax.random.fold_in(root, COLUMNS), progress)
     alignment.check_scores(columns, losses)
     group_weights = alignment.softmax_weights(losses, beta=config.beta)
     scores = alignment.scores(columns, group_weights)
@@ -76,22 +75,33 @@ def debias(task: Task, config: Config, seed: int, programs: engine.Programs, pro
         weights = baselines.balanced_weights(split.group, len(task.group_names))
         results[name] = programs.resample(split, data, keys, np.broadcast_to(weights, (runs, len(split.y))))
 
-    results |= {
-        "ERM": results["D3M/0.0"],
-        "D3M, 10 % removed": results["D3M/0.1"],
-        "D3M, k by selection": results[chosen],
-    }
-    keep |= {"ERM": candidates["D3M/0.0"], "D3M, 10 % removed": candidates["D3M/0.1"]}
-    keep |= {"D3M, k by selection": candidates[chosen], "RWG": np.ones(n)}
+    aliases = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, k by selection": chosen}
+    results |= {name: results[same] for name, same in aliases.items()}
+    keep |= {name: keep[same] for name, same in aliases.items()} | {"RWG": np.ones(n, bool)}
     facts |= {"chosen": chosen, "capped": int(guarded.capped), "restored": int(guarded.restored.sum())}
     facts |= {"removed": {name: 1 - float(np.mean(np.asarray(rows))) for name, rows in keep.items()}}
     arrays = {"id": train.id, "y": train.y, "group": train.group, "score": scores, "kept": rule}
     arrays |= {"kept_by_selection": candidates[chosen], "columns": columns, "group_losses": losses}
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in results.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in results.items()}
+    if checkpoints is not None:
+        suspect = selection.label_suspects(checkpoints.right)
+        arrays["suspect"] = suspect
+        facts |= scrutiny(checkpoints, group_weights, suspect, keep)
     if task.image:
         arrays["lowest"] = train.x[np.argsort(scores)[:24]].reshape(-1, *task.image)
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def scrutiny(checkpoints: engine.Checkpoints, group_weights, suspect, keep: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the checkpoints agree, and the share of label-error suspects among all and among what methods remove."""
+    shares = {name: selection.share_of_removed(suspect, rows) for name, rows in keep.items() if not np.all(rows)}
+    return {
+        "checkpoints": len(checkpoints.kernel),
+        "effective_checkpoints": alignment.effective_checkpoints(checkpoints.kernel, group_weights),
+        "suspects": suspect.mean(),
+        "suspects_removed": shares,
+    }
 
 
 def others(task: Task, data, scores, rule, key, runs: int) -> dict[str, jax.Array]:
@@ -119,27 +129,20 @@ def others(task: Task, data, scores, rule, key, runs: int) -> dict[str, jax.Arra
     return masks
 
 
+def prepare(task: Task, config: Config) -> Callable:
+    """`debias` of one task, compiled once for all seeds."""
+    task = replace(task, steps=50) if config.smoke else task
+    return partial(debias, task, config, engine.make_programs(task, mesh.local_mesh(), config.source))
+
+
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
     """Run all tasks, print a table for each, and leave everything in ``results/d3m/<run>``; rerun to resume."""
-    if unknown := set(config.tasks) - TASKS.keys():
-        raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(TASKS)}")
-    begin = time.perf_counter()
-    mesh.start()
     if config.smoke:
         config = replace(config, seeds=2, retrains=2, source=engine.SMOKE[type(config.source)])
-    directory = record.open_run(results, "d3m", asdict(config), run)
-    units = {}
-    for task in (TASKS[name] for name in config.tasks):
-        task = replace(task, steps=50) if config.smoke else task
-        programs = engine.make_programs(task, mesh.local_mesh(), config.source)
-        with tqdm(total=config.seeds * config.source.models, unit="model", desc=task.name) as bar:
-            for i, seed in enumerate(range(config.first_seed, config.first_seed + config.seeds)):
-                work = partial(debias, task, config, seed, programs, bar.update)
-                units[task.name, seed] = record.unit(directory, f"{task.name}-{seed}", work)
-                bar.n = (i + 1) * config.source.models
-                bar.refresh()
-    d3m_report.write(directory, asdict(config), units, time.perf_counter() - begin)
-    return directory
+    models = config.source.models
+    return units.run_experiment(
+        "d3m", config, TASKS, prepare, d3m_report.describe, models=models, results=results, run=run
+    )
 
 
 if __name__ == "__main__":

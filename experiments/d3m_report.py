@@ -1,14 +1,12 @@
 """Rows, figures and the page of a D3M run, from its stored units alone."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d3mjax import metrics
-from experiments import plots, report
-from experiments.tasks import TASKS, Task
+from experiments import plots, report, units
+from experiments.tasks import Task
 
 INFORMATION = {
     "ERM": "none",
@@ -27,28 +25,28 @@ INFORMATION = {
 }
 """The methods of the table, in its order, and the group labels each one needs."""
 
-Units = Mapping[tuple[str, int], tuple[dict[str, Any], dict[str, np.ndarray]]]
+
+def describe(task: Task, _config: Any, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+    """Rows and what the page shows of a task."""
+    return rows_of(task.name, found), section(task, found)
 
 
-def write(directory: Path, config: dict[str, Any], units: Units, seconds: float) -> None:
-    """Print one table a task, and write ``metrics.json`` and ``report.html``."""
-    tasks = {name: [unit for (task, _), unit in units.items() if task == name] for name, _ in units}
-    rows = [row for name, seeds in tasks.items() for row in rows_of(name, seeds)]
-    sections = {name: section(TASKS[name], seeds) for name, seeds in tasks.items()}
-    report.finish(directory, "d3m", config, rows, sections, seconds)
-
-
-def rows_of(task: str, seeds: list) -> list[dict[str, Any]]:
+def rows_of(task: str, seeds: list[units.Unit]) -> list[dict[str, Any]]:
     """One row a method: a seed's number is the mean over its retrained models of their worst group's accuracy."""
+    facts = [facts for facts, _ in seeds]
     rows = []
     for method, information in INFORMATION.items():
         values = {
             "worst_group_accuracy": [worst(arrays, method).mean() for _, arrays in seeds],
             "average_accuracy": [arrays[f"average/{method}"].mean() for _, arrays in seeds],
-            "removed": [facts["removed"].get(method) for facts, _ in seeds],
+            "removed": [f["removed"].get(method) for f in facts],
+            "suspects_removed": [f.get("suspects_removed", {}).get(method) for f in facts],
         }
-        measured = {k: metrics.summary([float(v) for v in vs]) for k, vs in values.items() if None not in vs}
-        rows.append({"task": task, "method": method, "information": information, "settings": {}, "metrics": measured})
+        settings = {}
+        if "D3M" in method and "checkpoints" in facts[0]:
+            values |= {name: [f[name] for f in facts] for name in ("suspects", "effective_checkpoints")}
+            settings["checkpoints"] = facts[0]["checkpoints"]
+        rows.append(report.row(task, method, values, information=information, settings=settings))
     return rows
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, outputs, projections, trak, trak_checks
@@ -96,6 +96,13 @@ class Trak(NamedTuple):
 SMOKE = {Bank: Bank(models=60, block=30, steps=20), Trak: Trak(models=2, size=32)}
 
 
+class Checkpoints(NamedTuple):
+    """What the single checkpoints behind group columns say, before they are averaged."""
+
+    kernel: Float[AnyArray, "c n G"]
+    right: Bool[AnyArray, "c n"]  # whether a train example is classified as its label says
+
+
 class Programs(NamedTuple):
     """All that a task compiles: ordinary training, training on resampled examples, and the source of group columns."""
 
@@ -114,7 +121,7 @@ def make_programs(task: Task, mesh: Mesh, source: Bank | Trak) -> Programs:
 
 
 def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
-    """``columns(data, key, progress) -> (B [n G], facts)``, every checkpoint trained and attributed on one device."""
+    """``columns(data, key, progress) -> (B [n G], facts, Checkpoints)``, each trained and attributed on one device."""
     model, run = network(task), trainer(task, task.steps, sampling.shuffled())
     num_groups = len(task.group_names)
 
@@ -134,24 +141,28 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
                 damping=source.damping,
                 microbatch=source.microbatch,
             )
-            return columns, info.loss
+            right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
+            return columns, right, info.loss
 
-        (kernel, factor, info), losses = ensemble.map_models(one, width=1, mesh=mesh)(keys)
-        return trak.combine(kernel, factor), info, losses
+        (kernel, factor, info), right, losses = ensemble.map_models(one, width=1, mesh=mesh)(keys)
+        return trak.combine(kernel, factor), info, Checkpoints(kernel, right), losses
 
     def columns(data: Data, key, progress: Callable[[int], object]):
         keys = ensemble.model_keys(key, jnp.arange(source.models))
-        b, info, losses = jax.device_get(attribute(data, keys))
+        b, info, checkpoints, losses = jax.device_get(attribute(data, keys))
         ensemble.check_losses(losses, np.arange(source.models))
         trak_checks.check(info, example_ids=data.train.id)
         progress(source.models)
-        return b, {"residual": float(info.residual.max()), "smallest_pivot": float(info.pivot.min())}
+        return b, {"residual": info.residual.max(), "smallest_pivot": info.pivot.min()}, checkpoints
 
     return columns
 
 
 def make_ridge_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
-    """``columns(data, key, progress) -> (B [n G], facts)`` from ridge datamodels of the group means of soft margins."""
+    """``columns(data, key, progress) -> (B [n G], facts, None)`` from ridge datamodels of group means of soft margins.
+
+    None of its models has seen all examples: there are no checkpoints to look at.
+    """
     model, run = network(task), trainer(task, bank.steps, sampling.shuffled())
     num_groups = len(task.group_names)
 
@@ -183,6 +194,6 @@ def make_ridge_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
         ids = np.arange(bank.models)
         margins = sweep(lambda part: outputs_of(data, key, part), ids, block=bank.block, progress=progress)
         weight, info, residual = jax.device_get(regress(data, key, ids, margins))
-        return weight, {"heldout_r2": info.r2.tolist(), "lambda": float(info.chosen[0]), "residual": float(residual)}
+        return weight, {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}, None
 
     return columns

@@ -6,9 +6,8 @@ Expected: the table in README.md, which this command wrote.
 Device:   two CPU cores; the truth takes most of the time, 4,000 trainings a seed and task.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,15 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from d3mjax import metrics
 from d3mjax.attribution import gradients, outputs, projections, trak
-from d3mjax.runtime import mesh, record
+from d3mjax.runtime import mesh
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
-from experiments import engine, plots, report
+from experiments import engine, plots, report, units
 from experiments.tasks import LDS_TASKS, Task
 
 TRUTH, CHECKPOINTS, PROJECTIONS, INTERVALS = range(4)  # families of keys
@@ -115,7 +113,15 @@ def settings(config: Config) -> list[tuple[int, float]]:
     return sorted({(config.size, config.damping), *swept})
 
 
-def measure(task: Task, config: Config, seed: int, programs: dict, progress: Callable) -> tuple[dict, dict]:
+def prepare(task: Task, config: Config) -> Callable:
+    """`measure` of one task, compiled once for all seeds."""
+    programs: dict[Any, Callable] = {at: make_kernels(task, config, *at) for at in settings(config)}
+    programs |= {"truth": make_truth(task, config), "checkpoints": make_checkpoints(task)}
+    programs["interval"] = jax.jit(partial(metrics.lds_interval, num_resamples=300))
+    return partial(measure, task, config, programs)
+
+
+def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:
     """LDS of every setting on one data seed: mean and interval for JSON, and the LDS of every target."""
     data, key = task.read(seed, smoke=config.smoke), jax.random.key(seed)
     n, most = len(data.train.y), max(config.checkpoints)
@@ -162,6 +168,12 @@ def ceiling(margins: np.ndarray) -> float:
     return float(np.sqrt(max(margins.shape[1] * single / (1 + (margins.shape[1] - 1) * single), 0.0)))
 
 
+def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+    """Rows and what the page shows of a task."""
+    facts = [facts for facts, _ in found]
+    return rows_of(task.name, config, facts), section(task, config, facts)
+
+
 def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a setting, and one for the ceiling; ``intervals`` resample masks and targets of one seed."""
     rows = []
@@ -171,14 +183,10 @@ def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict
             setting = {"size": size, "damping": damping, "checkpoints": c, "intervals": [f[1:] for f in found]}
             kind = f"TRAK with curvature, {config.projection}" if config.curvature else f"TRAK, {config.projection}"
             name = f"{kind}, p = {size}, damping {damping:g}, {c} checkpoint{'s' * (c > 1)}"
-            rows.append(_row(task, name, setting, [f[0] for f in found]))
-    ceilings = [fact["ceiling"] for fact in facts]
-    return [*rows, _row(task, "ceiling set by retraining noise", {"repeats": config.repeats}, ceilings)]
-
-
-def _row(task: str, method: str, setting: dict[str, Any], values: list[float]) -> dict[str, Any]:
-    measured = {"lds": metrics.summary(values)}
-    return {"task": task, "method": method, "information": "none", "settings": setting, "metrics": measured}
+            rows.append(report.row(task, name, {"lds": [f[0] for f in found]}, settings=setting))
+    ceiling = {"lds": [fact["ceiling"] for fact in facts]}
+    repeats = {"repeats": config.repeats}
+    return [*rows, report.row(task, "ceiling set by retraining noise", ceiling, settings=repeats)]
 
 
 def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.Section:
@@ -213,30 +221,13 @@ def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.S
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
     """Measure all settings, print a table for each task, and write ``results/lds_trak/<run>``; rerun to resume."""
-    if unknown := set(config.tasks) - LDS_TASKS.keys():
-        raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(LDS_TASKS)}")
-    begin = time.perf_counter()
-    mesh.start()
     if config.smoke:
         small = {"checkpoints": (1, 2), "sizes": (16, 32), "dampings": (0.1,), "size": 32}
         config = replace(config, seeds=2, subsets=10, repeats=2, **small)
-    directory = record.open_run(results, "lds_trak", asdict(config), run)
-    rows, sections = [], {}
-    for task in (LDS_TASKS[name] for name in config.tasks):
-        programs: dict[Any, Callable] = {at: make_kernels(task, config, *at) for at in settings(config)}
-        programs |= {"truth": make_truth(task, config), "checkpoints": make_checkpoints(task)}
-        programs["interval"] = jax.jit(partial(metrics.lds_interval, num_resamples=300))
-        facts, models = [], config.subsets * config.repeats
-        with tqdm(total=config.seeds * models, unit="model", desc=task.name) as bar:
-            for i, seed in enumerate(range(config.first_seed, config.first_seed + config.seeds)):
-                work = partial(measure, task, config, seed, programs, bar.update)
-                facts.append(record.unit(directory, f"{task.name}-{seed}", work)[0])
-                bar.n = (i + 1) * models
-                bar.refresh()
-        rows += rows_of(task.name, config, facts)
-        sections[task.name] = section(task, config, facts)
-    report.finish(directory, "lds_trak", asdict(config), rows, sections, time.perf_counter() - begin)
-    return directory
+    models = config.subsets * config.repeats
+    return units.run_experiment(
+        "lds_trak", config, LDS_TASKS, prepare, describe, models=models, results=results, run=run
+    )
 
 
 if __name__ == "__main__":

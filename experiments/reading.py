@@ -14,6 +14,9 @@ Row = Mapping[str, Any]
 
 WGA = "worst_group_accuracy"
 
+SPOKEN = ("suspects", "suspects_removed", "effective_checkpoints")
+"""Metrics of a row that sentences tell and tables leave out."""
+
 
 def reading(rows: Sequence[Row]) -> list[str]:
     """Sentences about worst-group accuracy; none where no row has one."""
@@ -28,7 +31,7 @@ def reading(rows: Sequence[Row]) -> list[str]:
     said = list(_against_plain(rows, erm))
     if ours:
         said += [*_against_matched(ours, matched), *_against_targets(ours, targets)]
-        said += [*_against_oracle(ours, oracle), *_cost(ours, erm)]
+        said += [*_against_oracle(ours, oracle), *_cost(ours, erm), *_suspects(ours), *_checkpoints(ours)]
     few = min(num_seeds(row) for row in rows)
     if few < 3:
         said.append(f"Only {few} seed{'s' * (few > 1)}: the spread is hardly known, take all of this as a hint.")
@@ -50,8 +53,7 @@ def num_seeds(row: Row) -> int:
 
 def percent(value: Mapping[str, Any]) -> str:
     """Mean ± standard deviation of a share, in per cent."""
-    spread = f" ± {100 * value['std']:.1f}" if value["std"] else ""
-    return f"{100 * value['mean']:.1f}{spread}"
+    return _rounded(value, 100)
 
 
 def _against_plain(rows: Sequence[Row], erm: Row | None) -> Iterator[str]:
@@ -123,6 +125,38 @@ def _cost(ours: Sequence[Row], erm: Row | None) -> Iterator[str]:
         after = row["metrics"].get("average_accuracy")
         if before and after and None not in (before["mean"], after["mean"]):
             yield f"Average accuracy under {row['method']}: {percent(after)} %, under ERM {percent(before)} %."
+
+
+def _suspects(ours: Sequence[Row]) -> Iterator[str]:
+    known = [row["metrics"] for row in ours if "suspects" in row["metrics"]]
+    removed = [
+        f"{percent(row['metrics'][key])} % ({row['method']})"
+        for row in ours
+        if (key := "suspects_removed") in row["metrics"]
+    ]
+    if known and removed:
+        yield (
+            "Label-error suspects are training examples that every checkpoint misclassifies, because the label is "
+            f"wrong or the case too rare to be learnt: {percent(known[0]['suspects'])} % of the training set, and of "
+            f"the removed examples {', '.join(removed)}."
+        )
+
+
+def _checkpoints(ours: Sequence[Row]) -> Iterator[str]:
+    for row in ours:
+        worth, number = row["metrics"].get("effective_checkpoints"), row["settings"].get("checkpoints")
+        if worth and number:
+            yield (
+                f"Averaging the {number} checkpoints behind the scores evens out as much as averaging "
+                f"{_rounded(worth)} unrelated ones would: 1 would mean that all say the same, {number} that they share "
+                "nothing and the scores are noise."
+            )
+            return
+
+
+def _rounded(value: Mapping[str, Any], scale: float = 1) -> str:
+    spread = f" ± {scale * value['std']:.1f}" if value["std"] else ""
+    return f"{scale * value['mean']:.1f}{spread}"
 
 
 def _best(rows: Sequence[Row], matches: Callable[[Row], bool]) -> Row | None:

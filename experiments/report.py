@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import tyro
 from matplotlib.figure import Figure
 
+from d3mjax import metrics
 from d3mjax.runtime import record
-from experiments.reading import WGA, Row, num_seeds, percent, reading
+from experiments.reading import SPOKEN, WGA, Row, num_seeds, percent, reading
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5b6472; --line: #dfe3e8; --page: #fbfbfa; --card: #fff;
@@ -72,7 +73,7 @@ COLUMNS = {
     "peak_memory_mib": Column("peak MiB", "Largest memory in use."),
     "ratio": Column("ratio", "Against the alternative that the row names, measured in the same run."),
 }
-"""The known metrics in the order of the table; others follow under their own names."""
+"""The known metrics in the order of the table; others follow under their own names, but for `SPOKEN`."""
 
 INFORMATION = {
     "none": "uses no group labels at all.",
@@ -80,6 +81,20 @@ INFORMATION = {
     "training groups": "needs the group label of every training example. Such methods are told what the others have "
     "to find out: read them as a yardstick, not as rivals.",
 }
+
+
+def row(
+    task: str,
+    method: str,
+    per_seed: Mapping[str, Sequence[Any]],
+    *,
+    information: str = "none",
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One row of `metrics.json`; a metric that some seed does not have (None) is left out."""
+    measured = {name: metrics.summary([float(v) for v in vs]) for name, vs in per_seed.items() if None not in vs}
+    facts = {"information": information, "settings": dict(settings or {}), "metrics": measured}
+    return {"task": task, "method": method, **facts}
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -199,7 +214,7 @@ def _shown(metric: str, row: Row) -> str:
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
-    present = dict.fromkeys(metric for row in rows for metric in row["metrics"])
+    present = dict.fromkeys(metric for row in rows for metric in row["metrics"] if metric not in SPOKEN)
     return [m for m in COLUMNS if m in present] + [m for m in present if m not in COLUMNS]
 
 

@@ -44,6 +44,18 @@ def scores(group_columns: Float[AnyArray, "n G"], group_weights: Float[AnyArray,
     return jnp.matmul(used, group_weights, precision=jax.lax.Precision.HIGHEST)
 
 
+def effective_checkpoints(kernel: Float[AnyArray, "c n G"], group_weights: Float[AnyArray, "G"]) -> Float[Array, ""]:
+    """How many unrelated checkpoints have an average of the same spread: ``mean_a var_i kappa / var_i mean_a kappa``.
+
+    With ``kappa[a, i] = sum_g kernel[a, i, g] w[g]`` and v its variance over train examples at one checkpoint, the
+    average of k unrelated ones has variance ``v / k``. At equal variances this is ``c / (1 + (c - 1) r)``, r being the
+    mean correlation of two checkpoints: 1 where all agree, c where they share nothing, and the average is noise.
+    Never below 1; above c only where checkpoints contradict each other. NaN where no example differs from another.
+    """
+    kappa = jax.vmap(scores, (0, None))(jnp.asarray(kernel), jnp.asarray(group_weights))
+    return kappa.var(1).mean() / kappa.mean(0).var()
+
+
 def check_scores(group_columns: Float[AnyArray, "n G"], losses: Float[AnyArray, "G"]) -> None:
     """Host-side guard: a NaN score compares false with zero, and would silently empty the training set.
 

@@ -67,6 +67,20 @@ def guard(
     return guarded, GuardInfo((capped & ~keep).sum(), restored)
 
 
+def label_suspects(right: Bool[AnyArray, "c n"]) -> Bool[Array, "n"]:
+    """Train examples whose label disagrees with every checkpoint: wrong labels, and cases too rare to be learnt.
+
+    ``right[a, i]``: whether checkpoint a classifies example i as its label says (a positive hard margin).
+    """
+    return ~jnp.asarray(right).any(0)
+
+
+def share_of_removed(marked: Bool[AnyArray, "n"], keep: Bool[AnyArray, "*m n"]) -> Float[Array, ""]:
+    """Share of ``marked`` examples among the removed ones, all masks taken together; NaN where none is removed."""
+    times_removed = (~jnp.asarray(keep)).reshape(-1, marked.shape[0]).sum(0)
+    return jnp.where(marked, times_removed, 0).sum() / times_removed.sum()
+
+
 def rank_within(values: Float[AnyArray, "n"], cell: Int[AnyArray, "n"]) -> Int[Array, "n"]:
     """Rank 0, 1, ... of each value among the examples of its own cell, ascending, ties going by index."""
     cell = jnp.asarray(cell)

@@ -115,3 +115,27 @@ def test_check_scores_names_groups_and_counts_examples():
     bad[5, 2] = -np.inf
     with pytest.raises(FloatingPointError, match=r"group_columns: found 2 train examples .* in groups \[1, 2\]"):
         alignment.check_scores(bad, np.asarray(LOSSES))
+
+
+def test_effective_checkpoints_runs_from_one_to_all():
+    weights = np.array([0.25, 0.75, 0.0], np.float32)
+    # A level that all examples share is no spread, and a group of weight 0 does not count.
+    level = np.array([[[3, 3, np.nan]]], np.float32)
+    walsh = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], np.float32)  # unrelated
+    count = jax.jit(alignment.effective_checkpoints)
+    for kappa, expected in (
+        (walsh, 3.0),
+        (walsh[[0, 0, 0]], 1.0),
+        (walsh[:1], 1.0),
+        (walsh[[0, 0, 1]], 9 / 5),  # variance of (2 a + b) / 3 is (4 + 1) / 9
+        (walsh[[0, 1]] * [[1], [3]], 2.0),  # (1 + 9) / 2 over (1 + 9) / 4
+    ):
+        np.testing.assert_allclose(count(kappa[..., None] + level, weights), expected, rtol=1e-5)
+
+
+def test_effective_checkpoints_counts_what_two_have_in_common():
+    rng = np.random.default_rng(3)
+    c, n = 8, 4000
+    kernel = rng.normal(size=(1, n, 1)) + 2 * rng.normal(size=(c, n, 1))  # r = 1 / (1 + 4)
+    got = alignment.effective_checkpoints(kernel.astype(np.float32), np.ones(1, np.float32))
+    np.testing.assert_allclose(got, c / (1 + (c - 1) / 5), rtol=0.05)

@@ -127,3 +127,18 @@ def test_only_what_is_surely_negative_is_dropped():
     # z error: 0.82, 1.15, unknown, 0, 0, 0.99
     np.testing.assert_array_equal(selection.drop_confident(mean, error), [False, True, True, True, False, False])
     np.testing.assert_array_equal(selection.drop_confident(mean, error, z=0.0)[:2], [False, False])
+
+
+def test_suspects_are_wrong_at_every_checkpoint():
+    right = jnp.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1]], bool)
+    np.testing.assert_array_equal(selection.label_suspects(right), [False, False, True, False])
+    np.testing.assert_array_equal(selection.label_suspects(right[:1]), [False, True, True, True])
+
+
+def test_share_of_removed_counts_by_hand():
+    marked = np.array([True, False, True, False])
+    keep = np.array([[0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 1]], bool)  # removed: 0 1, 0 2, 1; marked of them: 0, 0 2
+    for share in (selection.share_of_removed, jax.jit(selection.share_of_removed)):
+        np.testing.assert_allclose(share(marked, keep), 3 / 5, rtol=1e-6)
+        np.testing.assert_allclose(share(marked, keep[0]), 1 / 2, rtol=1e-6)
+        assert np.isnan(share(marked, np.ones(4, bool)))

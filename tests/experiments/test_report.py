@@ -97,6 +97,31 @@ def test_reading_says_what_is_missing():
     assert reading([{**only[0], "metrics": bench}]) == []
 
 
+def test_reading_tells_what_single_checkpoints_say_and_tables_do_not():
+    rows = patch_rows()
+    d3m = rows[3]
+    found = {"suspects": [0.1, 0.1], "suspects_removed": [0.01, 0.03], "effective_checkpoints": [4.0, 5.0]}
+    d3m["metrics"] |= {name: metrics.summary(values) for name, values in found.items()}
+    d3m["settings"] = {"checkpoints": 20}
+    said = "\n".join(reading(rows))
+    # 1 % and 3 %: deviation sqrt(2); 4 and 5: deviation sqrt(1/2)
+    assert "10.0 % of the training set, and of the removed examples 2.0 ± 1.4 % (D3M (TRAK))." in said
+    assert "the 20 checkpoints behind the scores evens out as much as averaging 4.5 ± 0.7 unrelated ones" in said
+    assert "checkpoints" not in "\n".join(reading(patch_rows()))
+    assert report.table_text(rows) == report.table_text(patch_rows())
+
+
+def test_a_row_leaves_out_what_a_seed_lacks():
+    made = report.row("patch", "ERM", {"lds": [0.5, 0.7], "removed": [0.1, None]}, settings={"p": 3})
+    assert made == {
+        "task": "patch",
+        "method": "ERM",
+        "information": "none",
+        "settings": {"p": 3},
+        "metrics": {"lds": metrics.summary([0.5, 0.7])},
+    }
+
+
 def test_one_seed_decides_nothing():
     rows = patch_rows()
     for r in rows:

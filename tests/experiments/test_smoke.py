@@ -24,6 +24,22 @@ def test_d3m_leaves_tables_scores_and_a_page(finished):
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_checkpoints_are_looked_at_one_by_one(finished):
+    _, run = finished
+    rows = record.read_json(run / "metrics.json")["rows"]
+    patch = {row["method"]: row for row in rows if row["task"] == "patch"}
+    rule = patch["D3M, drop negative"]
+    with np.load(run / "units" / "patch-10.npz") as unit:
+        suspect, kept = unit["suspect"], unit["kept"]
+    assert rule["metrics"]["suspects"]["per_seed"][0] == pytest.approx(suspect.mean())
+    assert rule["metrics"]["suspects_removed"]["per_seed"][0] == pytest.approx(suspect[~kept].mean())
+    assert {"suspects_removed", "effective_checkpoints"}.isdisjoint(patch["ERM"]["metrics"])
+    assert 1 <= rule["metrics"]["effective_checkpoints"]["mean"] <= rule["settings"]["checkpoints"] == 2
+    page = (run / "report.html").read_text()
+    for sentence in ("Label-error suspects are training examples", "Averaging the 2 checkpoints behind the scores"):
+        assert page.count(sentence) == 2
+
+
 def test_scores_and_kept_examples_are_joined_by_id(finished):
     _, run = finished
     with np.load(run / "units" / "patch-10.npz") as unit:
@@ -38,7 +54,7 @@ def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch)
     before = record.read_json(run / "metrics.json")["rows"]
     (run / "units" / "patch-11.npz").unlink()
     computed = []
-    monkeypatch.setattr(d3m, "debias", lambda *a, original=d3m.debias: (computed.append(a[2]), original(*a))[1])
+    monkeypatch.setattr(d3m, "debias", lambda *a, original=d3m.debias: (computed.append(a[3]), original(*a))[1])
     assert d3m.main(d3m.Config(smoke=True), results) == run
     assert computed == [11]
     assert record.read_json(run / "metrics.json")["rows"] == before
@@ -56,6 +72,7 @@ def test_datamodels_can_be_the_source_of_group_columns(tmp_path):
     removed = {row["method"]: row["metrics"]["removed"]["mean"] for row in rows if "removed" in row["metrics"]}
     assert removed["D3M, 10 % removed"] == pytest.approx(0.1)
     assert 0.2 < removed["D3M, drop negative"] <= 0.5
+    assert not any({"suspects", "effective_checkpoints"} & row["metrics"].keys() for row in rows)
 
 
 def test_lds_of_trak_lies_between_chance_and_the_ceiling(tmp_path):

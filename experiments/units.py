@@ -1,0 +1,104 @@
+"""What all experiments share: one unit of work for each task and data seed, stored when done, found again on a rerun.
+
+An experiment is a frozen dataclass with the fields of `Config` and whatever else determines its numbers, and two
+functions; all that is left to write is
+
+    def prepare(task, config):  # once a task: what its seeds share, such as compiled functions
+        return partial(measure, task, config)  # measure(task, config, seed, progress) -> (facts, arrays)
+
+    def describe(task, config, found):  # found: (facts, arrays) of every seed
+        rows = [report.row(task.name, "ours", {"lds": [facts["lds"] for facts, _ in found]})]
+        return rows, report.Section("What the page says.", {"A caption.": plots.curves(...)})
+
+    def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+        config = replace(config, seeds=2, models=4) if config.smoke else config
+        return units.run_experiment(
+            "name", config, TASKS, prepare, describe, models=config.models, results=results, run=run
+        )
+
+    if __name__ == "__main__":
+        tyro.cli(main)
+
+and it resumes, shows its progress, and leaves ``metrics.json``, plots and ``report.html``. ``python -m
+experiments.report results/name/<run> --into README.md`` puts its tables between the lines ``<!-- name -->`` and
+``<!-- /name -->``.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from d3mjax.runtime import mesh, record
+from experiments import report
+
+Unit = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""What one task and seed leave: facts that JSON holds, and arrays by name."""
+
+
+class Config(Protocol):
+    """What a configuration has at least; a frozen dataclass, as its hash names the run."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+    @property
+    def seeds(self) -> int: ...  # splits of the data
+    @property
+    def first_seed(self) -> int: ...
+
+
+C = TypeVar("C", bound=Config)
+T = TypeVar("T")
+
+
+def run_experiment(
+    experiment: str,
+    config: C,
+    tasks: Mapping[str, T],
+    prepare: Callable[[T, C], Callable],
+    describe: Callable[[T, C, list[Unit]], tuple[list[dict[str, Any]], report.Section]],
+    *,
+    models: int,
+    results: Path,
+    run: str | None,
+) -> Path:
+    """Run or resume every task and seed, write ``results/<experiment>/<run>``, and return it.
+
+    ``prepare(task, config) -> measure`` and ``measure(seed, progress) -> (facts, arrays)`` do the work;
+    ``describe(task, config, units) -> (rows, section)`` says what came out of all seeds. ``models``: how many a unit
+    reports to ``progress(count)``.
+
+    Raises:
+      ValueError: a task that is not in ``tasks``, before anything is written; a run that belongs to another config.
+    """
+    if unknown := set(config.tasks) - tasks.keys():
+        raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(tasks)}")
+    begin = time.perf_counter()
+    mesh.start()
+    directory = record.open_run(results, experiment, asdict(config), run)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    rows, sections = [], {}
+    for name in config.tasks:
+        found = run_units(directory, name, seeds, prepare(tasks[name], config), models=models)
+        of_task, sections[name] = describe(tasks[name], config, found)
+        rows += of_task
+    report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
+    return directory
+
+
+def run_units(directory: Path, name: str, seeds: range, measure: Callable, *, models: int) -> list[Unit]:
+    """``measure(seed, progress)`` of every seed behind one progress bar, read where ``directory`` has it already."""
+    found = []
+    with tqdm(total=len(seeds) * models, unit="model", desc=name) as bar:
+        for i, seed in enumerate(seeds):
+            found.append(record.unit(directory, f"{name}-{seed}", partial(measure, seed, bar.update)))
+            bar.n = (i + 1) * models  # a unit that was read has reported nothing
+            bar.refresh()
+    return found
