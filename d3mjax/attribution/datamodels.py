@@ -14,14 +14,14 @@ care; a rule such as "drop what is negative" does.
 Sources: Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 2022; ridge as in `d3mjax.linalg.ridge`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from d3mjax.linalg import iterative, ridge
+from d3mjax.linalg import iterative, lasso, ridge
 from d3mjax.types import AnyArray, Linear
 
 
@@ -32,6 +32,17 @@ class RidgeInfo(NamedTuple):
     chosen: jax.Array  # Float[t], the lambda taken
     r2: jax.Array  # Float[t], 1 - mse / (mean squared distance to the mean of the fitting rows), at that lambda
     correlation: jax.Array  # Float[t], Pearson, at that lambda
+
+
+class LassoInfo(NamedTuple):
+    """As `RidgeInfo`, and how far the fit is from optimal; errors at penalties below a stopped search are infinite."""
+
+    mse: jax.Array  # Float[t l]
+    chosen: jax.Array  # Float[t]
+    r2: jax.Array  # Float[t]
+    correlation: jax.Array  # Float[t]
+    support: jax.Array  # Int[t], number of weights that are not zero
+    gap: jax.Array  # Float[t], see `d3mjax.linalg.lasso.Fit`
 
 
 def default_lambdas(masks: Shaped[AnyArray, "m n"], *, num: int = 13) -> Float[Array, " l"]:
@@ -132,6 +143,65 @@ def fit_ridge_few(
     final, mean_x, mean_y = regress(jnp.ones(num_models, outputs.dtype), lambdas[best][None])
     weight = final.value[:, 0]
     return Linear(weight, mean_y - weight @ mean_x), info, jnp.maximum(jnp.max(fit.residual), jnp.max(final.residual))
+
+
+def fit_lasso(
+    masks: Shaped[AnyArray, "m n"],
+    outputs: Float[AnyArray, "m t"],
+    heldout: Int[AnyArray, " v"],
+    *,
+    num_lambdas: int = 50,
+    smallest: float = 1e-3,
+    target_block: int = 256,
+    **options: Any,
+) -> tuple[Linear, LassoInfo]:
+    """LASSO datamodels, weight ``[t n]`` and bias ``[t]``, each target at the penalty that best predicts ``heldout``.
+
+    Minimises ``(1/2m) ||outputs - z w - bias||^2 + lam ||w||_1`` on standardised mask columns z. ``lam`` goes down in
+    ``num_lambdas`` geometric steps from where all weights are zero to ``smallest`` times that, on the rows that are not
+    held out. A block of targets stops when the held-out error of each has twice been above its least. The weights
+    returned are fitted to all rows, on the scale of raw masks. ``heldout`` are distinct row indices; rows with the same
+    mask (several seeds) belong on one side. Memory: the Gram ``[n n]`` and some ``[target_block n]``, beside the
+    inputs and ``[t n]``. ``options``: those of `d3mjax.linalg.lasso.solve`.
+
+    Source: Ilyas et al., 2022, equation 3 (their ``lam`` is twice this one).
+    """
+    masks, outputs, heldout = jnp.asarray(masks), _at_least_float32(outputs), jnp.asarray(heldout)
+    fitting = lasso.moments(*(jnp.delete(a, heldout, axis=0, assume_unique_indices=True) for a in (masks, outputs)))
+    everything = lasso.moments(masks, outputs)
+    rows = (masks[heldout].astype(outputs.dtype) - fitting.mean[None]) / fitting.scale[None]
+
+    def search(moments, truth):
+        """Held-out predictions ``[t v]`` at the best penalty, the penalty, and all errors ``[t l]``."""
+
+        def one(state, penalty):
+            weight, least, best, chosen, risen = state
+            going = jnp.any((risen < 2) & (moments.power > 0))
+            again = lambda: lasso.solve(moments, penalty, start=weight, **options).weight
+            weight = jax.lax.cond(going, again, lambda: weight)
+            prediction = moments.target_mean[:, None] + jnp.matmul(weight, rows.T, precision="highest")
+            mse = jnp.where(going, jnp.mean((truth - prediction) ** 2, axis=1), jnp.inf)
+            better = mse < least
+            best, chosen = jnp.where(better[:, None], prediction, best), jnp.where(better, penalty, chosen)
+            return (weight, jnp.minimum(mse, least), best, chosen, jnp.where(better, 0, risen + 1)), mse
+
+        grid = lasso.penalties(moments, num_lambdas, smallest=smallest)
+        nowhere = jnp.full_like(moments.power, jnp.inf)
+        start = (jnp.zeros_like(moments.cross), nowhere, truth, grid[0], jnp.zeros(truth.shape[0], jnp.int32))
+        (_, _, best, chosen, _), mse = jax.lax.scan(one, start, grid)
+        return best, chosen, mse.T
+
+    def refit(moments, penalty):
+        fit = lasso.solve(moments, penalty, **options)
+        return fit.weight, fit.gap
+
+    truth = outputs[heldout]
+    best, chosen, mse = lasso.map_targets(search, fitting, truth.T, block=target_block)
+    weight, gap = lasso.map_targets(refit, everything, chosen, block=target_block)
+    spread = jnp.mean((truth - fitting.target_mean[None]) ** 2, axis=0)
+    r2 = 1 - jnp.min(mse, axis=1) / spread
+    info = LassoInfo(mse, chosen, r2, _correlation(truth, best.T), jnp.sum(weight != 0, axis=1), gap)
+    return lasso.unstandardise(everything, weight), info
 
 
 def predict(linear: Linear, masks: Shaped[AnyArray, "m n"]) -> Float[Array, "*l m t"]:

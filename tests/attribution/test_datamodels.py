@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Lasso, Ridge
 
 from d3mjax.attribution import datamodels
 from d3mjax.types import Linear
@@ -206,3 +206,51 @@ def test_conjugate_gradients_choose_and_fit_as_the_eigendecomposition_does(m):
     assert residual < 1e-11
     for ours, theirs in zip((*linear, *info), (*exact, *expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+def test_lasso_chooses_and_fits_as_scikit_learn_does():
+    masks = fixed_size(160, 30, 15)
+    weight, _, _ = planted(masks)
+    weight = np.where(np.abs(weight) > 1, weight, 0)
+    rng = np.random.default_rng(3)
+    outputs = masks @ weight.T + rng.standard_normal((160, 3)) * [0.1, 1.0, 4.0]
+    heldout = np.arange(5, 160, 8)
+    options = {"num_lambdas": 12, "tolerance": 1e-9, "max_steps": 20_000}
+    linear, info = datamodels.fit_lasso(masks, outputs, heldout, target_block=2, **options)
+    kept = np.delete(np.arange(160), heldout)
+
+    def standardised(rows, of):
+        return (masks[rows] - masks[of].mean(0)) / masks[of].std(0)
+
+    for t in range(3):
+        grid = np.abs(standardised(kept, kept).T @ (outputs[kept, t] - outputs[kept, t].mean())).max() / len(kept)
+        grid = grid * np.logspace(0, -3, 12)
+        errors = []
+        for penalty in grid:
+            model = Lasso(alpha=penalty, tol=1e-12, max_iter=100_000).fit(standardised(kept, kept), outputs[kept, t])
+            errors.append(np.mean((outputs[heldout, t] - model.predict(standardised(heldout, kept))) ** 2))
+        stopped = ~np.isfinite(info.mse[t])
+        np.testing.assert_allclose(np.asarray(info.mse[t])[~stopped], np.array(errors)[~stopped], rtol=1e-4)
+        np.testing.assert_allclose(info.chosen[t], grid[np.argmin(errors)], rtol=1e-6)
+        everything = np.arange(160)
+        final = Lasso(alpha=grid[np.argmin(errors)], tol=1e-12, max_iter=100_000)
+        final.fit(standardised(everything, everything), outputs[:, t])
+        np.testing.assert_allclose(linear.weight[t], final.coef_ / masks.std(0), atol=1e-3)
+        np.testing.assert_allclose(
+            datamodels.predict(linear, masks)[:, t], final.predict(standardised(everything, everything)), atol=1e-2
+        )
+        spread = np.mean((outputs[heldout, t] - outputs[kept, t].mean()) ** 2)
+        np.testing.assert_allclose(info.r2[t], 1 - min(errors) / spread, atol=1e-4)
+
+
+def test_lasso_targets_do_not_depend_on_each_other():
+    masks = fixed_size(80, 20, 10)
+    outputs = planted(masks, t=4, noise=1.0)[2]
+    together, info = datamodels.fit_lasso(masks, outputs, np.arange(20), tolerance=1e-8, max_steps=5000)
+    order = np.array([2, 0, 3, 1])
+    permuted, of = datamodels.fit_lasso(
+        masks, outputs[:, order], np.arange(20), target_block=3, tolerance=1e-8, max_steps=5000
+    )
+    np.testing.assert_allclose(permuted.weight, together.weight[order], atol=1e-3)
+    np.testing.assert_allclose(of.chosen, info.chosen[order], rtol=1e-6)
+    assert (info.support <= 20).all()
