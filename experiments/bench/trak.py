@@ -34,7 +34,7 @@ class Task:
     classes: int
     p: int
     rademacher_rows: int = 1000  # gradients at a time, the fastest of those tried, on each side
-    sjlt_rows: int = 16
+    sjlt_rows: int = 32
     library_rows: tuple[int, ...] = (1000, 4000)
     repeats: int = 3
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax.attribution.projections import default_size, gaussian, identity, rademacher, sjlt
+from d3mjax.attribution.projections import _integer_product, default_size, gaussian, identity, rademacher, sjlt
 
 KEY = jax.random.key(0)
 PARAMS = {"a": jnp.zeros((5, 7)), "b": {"c": jnp.zeros(3), "d": jnp.zeros(())}}  # d = 39
@@ -16,10 +16,11 @@ MAKERS = [
     sjlt(6),
     sjlt(6, nonzeros=3),
     sjlt(50),
+    rademacher(6, block=4, digits=3),
     identity(),
 ]
-NAMES = ["rademacher", "rademacher blocks", "gaussian", "sjlt", "sjlt 3", "sjlt wide", "identity"]
-DENSE_AND_SPARSE = pytest.mark.parametrize("make", MAKERS[:6], ids=NAMES[:6])
+NAMES = ["rademacher", "rademacher blocks", "gaussian", "sjlt", "sjlt 3", "sjlt wide", "rademacher digits", "identity"]
+DENSE_AND_SPARSE = pytest.mark.parametrize("make", MAKERS[:7], ids=NAMES[:7])
 
 
 def _grads(seed, b=4, params=PARAMS):
@@ -97,6 +98,47 @@ def test_sjlt_is_balanced_and_every_coordinate_has_one_bucket():
     assert np.abs(wide).sum(0).max() == 1  # fewer coordinates than buckets: none collide
 
 
+@pytest.mark.parametrize("nonzeros", [1, 3])
+def test_sjlt_keeps_structured_inner_products_as_independent_buckets_would(nonzeros):
+    """Outer products, neighbours related: the variance of signs and pairwise collisions, within its spread."""
+    params, num_keys, p = {"w": jnp.zeros((12, 10))}, 4000, 16
+    rng = np.random.default_rng(7)
+    g, h = (np.outer(1 + rng.random(12), 1 + rng.random(10)).ravel() for _ in range(2))
+    both = {"w": jnp.asarray(np.stack([g, h])).reshape(2, 12, 10)}
+    phi = jax.jit(jax.vmap(lambda k: sjlt(p, nonzeros=nonzeros)(k, params).project(both)))
+    inner = (lambda a: (a[:, 0] * a[:, 1]).sum(-1))(np.asarray(phi(jax.random.split(KEY, num_keys)), np.float64))
+    bound = ((g @ g) * (h @ h) + (g @ h) ** 2) / p
+    assert abs(inner.mean() - g @ h) < 5 * inner.std() / num_keys**0.5
+    assert inner.var() < 1.15 * bound  # four standard errors of a variance are some .1
+    if nonzeros == 1:
+        apart = np.not_equal.outer(np.arange(120) // p, np.arange(120) // p)
+        exact = np.triu(apart * (np.outer(g, h) + np.outer(h, g)) ** 2).sum() / p
+        assert abs(inner.var() / exact - 1) < 0.15
+
+
+@pytest.mark.parametrize(("digits", "error"), [(1, 127), (2, 127 * 256), (3, 127 * 256**2)])
+def test_digits_round_each_entry_to_a_fraction_of_the_largest(digits, error):
+    rng = np.random.default_rng(8)
+    rows = (rng.normal(size=(5, 300)) * 10.0 ** rng.integers(-20, 20, size=(5, 1))).astype(np.float32)
+    rows[3] = 0
+    product = jax.jit(lambda a: _integer_product(a, jnp.eye(300, dtype=jnp.int8), digits))
+    largest = np.abs(rows).max(1, keepdims=True)
+    assert np.all(np.abs(product(rows) - rows) <= largest * (0.5 / error + 2e-7))
+    rows[0, 3], rows[1, 4] = np.nan, np.inf
+    found = np.asarray(product(rows))
+    assert np.isnan(found[:2]).any(1).all()
+    assert np.isfinite(found[2:]).all()
+
+
+def test_three_digits_are_as_good_as_float32():
+    g = _grads(9, 8, {"w": jnp.zeros((40, 50))})
+    project = lambda digits: np.asarray(rademacher(64, block=512, digits=digits)(KEY, g_params).project(g))
+    g_params = {"w": jnp.zeros((40, 50))}
+    exact = project(None)
+    for digits, error in ((1, 3e-2), (2, 2e-4), (3, 2e-6)):
+        assert np.abs(project(digits) - exact).max() < error * np.linalg.norm(exact, axis=1).max()
+
+
 def test_identity_is_the_flat_gradient():
     np.testing.assert_array_equal(_matrix(identity()), np.eye(39))
 
@@ -138,4 +180,6 @@ def test_bad_sizes():
     for bad in (lambda: rademacher(0), lambda: sjlt(3, nonzeros=0), lambda: gaussian(3, block=0)):
         with pytest.raises(ValueError, match="at least 1"):
             bad()
+    with pytest.raises(ValueError, match="1 to 3"):
+        rademacher(3, digits=4)
     assert [default_size(n) for n in (10, 4000, 10**7)] == [32, 128, 4096]
