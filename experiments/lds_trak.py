@@ -1,6 +1,7 @@
-"""How well TRAK predicts retraining: LDS against the number of checkpoints, the projected dimension and the damping.
+"""How well TRAK predicts retraining: LDS against checkpoints, projection, its dimension, damping and curvature.
 
-Claim:    more checkpoints always help; the projection is a regulariser, best far below n; a little damping is free.
+Claim:    more checkpoints always help; the projection is a regulariser, best far below n; sparse and dense projections
+          are as good; the curvature that TRAK leaves out of its Gram matrix is worth more than twice the checkpoints.
 Command:  python -m experiments.lds_trak        (`--smoke` takes seconds)
 Expected: the table in README.md, which this command wrote.
 Device:   two CPU cores; the truth takes most of the time, 4,000 trainings a seed and task.
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +45,28 @@ class Config:
     dampings: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # of the mean eigenvalue, at `size`
     size: int = 256
     damping: float = 0.1
-    projection: Literal["sjlt", "rademacher"] = "sjlt"
-    curvature: bool = False  # weigh each example in the Gram matrix by p (1 - p), which TRAK leaves out
+    dense: tuple[int, ...] = (256,)  # projected dimensions of a Rademacher beside the SJLT
+    curvature: tuple[int, ...] = (256, 512)  # projected dimensions with p (1 - p) in the Gram, which TRAK leaves out
     smoke: bool = False
+
+
+class Setting(NamedTuple):
+    """How to attribute."""
+
+    size: int
+    damping: float
+    projection: Literal["SJLT", "Rademacher"] = "SJLT"
+    curvature: bool = False
+
+    @property
+    def title(self) -> str:
+        """What the tables call it."""
+        kind = "TRAK with curvature" if self.curvature else "TRAK"
+        return f"{kind}, {self.projection}, p = {self.size}, damping {self.damping:g}"
+
+    def named(self, checkpoints: int) -> str:
+        """What the stored arrays call it."""
+        return "/".join(map(str, (*self, checkpoints)))
 
 
 def half_subsets(key, ids, num_examples: int):
@@ -87,12 +107,12 @@ def make_checkpoints(task: Task) -> Callable:
     return _mapped(one)
 
 
-def make_kernels(task: Task, config: Config, size: int, damping: float) -> Callable:
+def make_kernels(task: Task, setting: Setting) -> Callable:
     """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
     model = engine.network(task)
-    make, rows = {"sjlt": (projections.sjlt, 20), "rademacher": (projections.rademacher, 500)}[config.projection]
-    options = {"projection": make(size), "damping": damping, "microbatch": rows}  # rows: the fastest on CPUs
-    options |= {"curvature": gradients.logistic_curvature if config.curvature else None}
+    make, rows = {"SJLT": (projections.sjlt, 40), "Rademacher": (projections.rademacher, 500)}[setting.projection]
+    options = {"projection": make(setting.size), "damping": setting.damping, "microbatch": rows}  # fastest on CPUs
+    options |= {"curvature": gradients.logistic_curvature if setting.curvature else None}
 
     def one(data: Data, key, variables):
         stacked = jax.tree.map(lambda a: a[None], variables)
@@ -107,15 +127,18 @@ def _mapped(one: Callable) -> Callable:
     return jax.jit(spread)
 
 
-def settings(config: Config) -> list[tuple[int, float]]:
-    """Projected dimension and damping: one is swept while the other stays."""
-    swept = [(size, config.damping) for size in config.sizes] + [(config.size, d) for d in config.dampings]
-    return sorted({(config.size, config.damping), *swept})
+def settings(config: Config) -> list[Setting]:
+    """Dimension and damping, one swept while the other stays; then what else can be chosen."""
+    swept = [Setting(size, config.damping) for size in config.sizes]
+    swept += [Setting(config.size, damping) for damping in config.dampings]
+    swept += [Setting(size, config.damping, "Rademacher") for size in config.dense]
+    swept += [Setting(size, config.damping, curvature=True) for size in config.curvature]
+    return sorted({Setting(config.size, config.damping), *swept})
 
 
 def prepare(task: Task, config: Config) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    programs: dict[Any, Callable] = {at: make_kernels(task, config, *at) for at in settings(config)}
+    programs: dict[Any, Callable] = {at: make_kernels(task, at) for at in settings(config)}
     programs |= {"truth": make_truth(task, config), "checkpoints": make_checkpoints(task)}
     programs["interval"] = jax.jit(partial(metrics.lds_interval, num_resamples=300))
     return partial(measure, task, config, programs)
@@ -133,15 +156,15 @@ def measure(task: Task, config: Config, programs: dict, seed: int, progress: Cal
 
     facts: dict[str, Any] = {"ceiling": ceiling(margins)}
     arrays = {}
-    for size, damping in settings(config):
+    for setting in settings(config):
         kernel, factor = np.zeros((len(data.target.y), n)), np.zeros(n)
-        attribute = partial(programs[size, damping], data)
+        attribute = partial(programs[setting], data)
         for c, (one_kernel, one_factor) in enumerate(in_groups(attribute, keys(PROJECTIONS), variables)):
             kernel, factor = kernel + one_kernel, factor + one_factor
             if c + 1 in config.checkpoints:
                 tau = (kernel / (c + 1) * (factor / (c + 1))).astype(np.float32)
                 predicted = metrics.subset_predictions(jnp.asarray(tau), subsets)
-                name = f"{size}/{damping}/{c + 1}"
+                name = setting.named(c + 1)
                 arrays[name] = np.asarray(metrics.spearman(predicted.T, truth.T))
                 interval = programs["interval"](jax.random.fold_in(key, INTERVALS), predicted, truth)
                 facts[name] = [float(np.nanmean(arrays[name])), *map(float, interval)]
@@ -176,14 +199,13 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
 
 def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a setting, and one for the ceiling; ``intervals`` resample masks and targets of one seed."""
-    rows = []
-    for size, damping in settings(config):
-        for c in config.checkpoints if (size, damping) == (config.size, config.damping) else config.checkpoints[-2:]:
-            found = [fact[f"{size}/{damping}/{c}"] for fact in facts]
-            setting = {"size": size, "damping": damping, "checkpoints": c, "intervals": [f[1:] for f in found]}
-            kind = f"TRAK with curvature, {config.projection}" if config.curvature else f"TRAK, {config.projection}"
-            name = f"{kind}, p = {size}, damping {damping:g}, {c} checkpoint{'s' * (c > 1)}"
-            rows.append(report.row(task, name, {"lds": [f[0] for f in found]}, settings=setting))
+    rows, main = [], Setting(config.size, config.damping)
+    for setting in settings(config):
+        for c in config.checkpoints if setting == main else config.checkpoints[-2:]:
+            found = [fact[setting.named(c)] for fact in facts]
+            more = {**setting._asdict(), "checkpoints": c, "intervals": [f[1:] for f in found]}
+            name = f"{setting.title}, {c} checkpoint{'s' * (c > 1)}"
+            rows.append(report.row(task, name, {"lds": [f[0] for f in found]}, settings=more))
     ceiling = {"lds": [fact["ceiling"] for fact in facts]}
     repeats = {"repeats": config.repeats}
     return [*rows, report.row(task, "ceiling set by retraining noise", ceiling, settings=repeats)]
@@ -193,13 +215,14 @@ def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.S
     """LDS curves; bands are standard deviations over data seeds."""
     ends = (min(config.checkpoints), max(config.checkpoints))
 
-    def lines(x, *settings):  # settings: (label, (size, damping, checkpoints) of each x)
-        value = lambda at: [fact["/".join(map(str, at))][0] for fact in facts]
-        return {label: (x, np.array([value(at) for at in ats]).T) for label, ats in settings}
+    def lines(x, *curves):  # curves: (label, (setting, checkpoints) at each x)
+        value = lambda setting, c: [fact[setting.named(c)][0] for fact in facts]
+        return {label: (x, np.array([value(*at) for at in ats]).T) for label, ats in curves}
 
-    by_count = [(f"p = {p}", [(p, config.damping, c) for c in config.checkpoints]) for p in config.sizes]
-    by_size = [(f"{c} checkpoints", [(p, config.damping, c) for p in config.sizes]) for c in ends]
-    by_damping = [(f"{c} checkpoints", [(config.size, d, c) for d in config.dampings]) for c in ends]
+    counted = [Setting(p, config.damping, curvature=curved) for curved in (False, True) for p in config.sizes]
+    by_count = [(at.title, [(at, c) for c in config.checkpoints]) for at in counted if at in settings(config)]
+    by_size = [(f"{c} checkpoints", [(Setting(p, config.damping), c) for p in config.sizes]) for c in ends]
+    by_damping = [(f"{c} checkpoints", [(Setting(config.size, d), c) for d in config.dampings]) for c in ends]
     draw = partial(plots.curves, ylabel="LDS (mean over targets)")
     figures = {
         f"LDS against the number of checkpoints, damping {config.damping:g}.": draw(
@@ -223,6 +246,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Measure all settings, print a table for each task, and write ``results/lds_trak/<run>``; rerun to resume."""
     if config.smoke:
         small = {"checkpoints": (1, 2), "sizes": (16, 32), "dampings": (0.1,), "size": 32}
+        small |= {"dense": (32,), "curvature": (32,)}
         config = replace(config, seeds=2, subsets=10, repeats=2, **small)
     models = config.subsets * config.repeats
     return units.run_experiment(
