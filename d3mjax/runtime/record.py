@@ -91,25 +91,46 @@ def open_run(root: str | Path, experiment: str, config: Mapping[str, Any], name:
     """
     config = json.loads(json_text(config))
     name = name or hashlib.sha256(json_text(config, sort_keys=True).encode()).hexdigest()[:10]
-    if "://" in str(root):
-        raise ValueError(f"results are written to a local directory, not to {root}")
     for part in (experiment, name):
         if part != Path(part).name or part in ("", ".."):
             raise ValueError(f"{part!r} must be the name of one directory")
     path = Path(root) / experiment / name
+    bind(path, config, "config.json", results="units")
+    return path
+
+
+def bind(path: Path, facts: Mapping[str, Any], file: str, *, results: str) -> None:
+    """Make the directory ``path``, or find it again, for results of ``facts`` alone, kept there as the JSON ``file``.
+
+    ``results``: pattern of what may not be there without that file. Raises as `open_run`, before any work starts.
+    """
+    facts = json.loads(json_text(facts))
+    if ":/" in str(path):  # what Path leaves of a URL
+        raise ValueError(f"results are written to a local directory, not to {path}")
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_bytes(path / ".writable", b"")  # a look at the mode bits would not do: root and full disks
         (path / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"cannot write results to {path}: {error}") from error
-    if (path / "config.json").exists():
-        _refuse_other(path, config)
-    elif (path / "units").exists():
-        raise ValueError(f"{path} holds results but no config.json: give the run another name")
+    if (path / file).exists():
+        if differ := differences(read_json(path / file), facts):
+            raise ValueError(f"{path} holds another configuration: {differ}")
+    elif any(path.glob(results)):
+        raise ValueError(f"{path} holds results but no {file}: give the run another name")
     else:
-        write_json(path / "config.json", config)
-    return path
+        write_json(path / file, facts)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What two JSON objects differ in, by dotted name; empty if they are the same."""
+    there, here = _flat(there), _flat(here)
+    differ = [
+        f"{k} is {there.get(k, 'absent')} there, {here.get(k, 'absent')} here"
+        for k in sorted(there.keys() | here.keys())
+        if there.get(k, "absent") != here.get(k, "absent")
+    ]
+    return "; ".join(differ)
 
 
 def unit(
@@ -216,17 +237,6 @@ def _check_metric(value, metric, where):
 
 def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _refuse_other(path, config):
-    there, here = (_flat(c) for c in (read_json(path / "config.json"), config))
-    differ = [
-        f"{k} is {there.get(k, 'absent')} there, {here.get(k, 'absent')} here"
-        for k in sorted(there.keys() | here.keys())
-        if there.get(k, "absent") != here.get(k, "absent")
-    ]
-    if differ:
-        raise ValueError(f"{path} holds another configuration: {'; '.join(differ)}")
 
 
 def _flat(config, prefix=""):

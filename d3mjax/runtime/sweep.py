@@ -1,4 +1,4 @@
-"""Many models in blocks: bounded memory, one compilation, something to watch."""
+"""Many models in blocks: bounded memory, one compilation, something to watch; in `bank`, blocks stay on disk."""
 
 from collections.abc import Callable
 from operator import itemgetter
@@ -10,17 +10,19 @@ from jaxtyping import Int, PyTree
 from d3mjax.training import ensemble
 from d3mjax.types import AnyArray
 
+Run = Callable[[Int[AnyArray, "b"]], tuple[PyTree, AnyArray]]
+"""``run(ids [b]) -> (outputs, losses [b s])``: models by their ids, with whatever tree of outputs."""
+
 
 def sweep(
-    run: Callable[[Int[AnyArray, "b"]], tuple[PyTree, AnyArray]],
+    run: Run,
     ids: Int[AnyArray, "m"],
     *,
     block: int,
     progress: Callable[[int], object] = lambda count: None,
 ) -> PyTree:
-    """Outputs of the models ``ids``, made ``block`` at a time by ``run(ids [block]) -> (outputs, losses [block s])``.
+    """Outputs of the models ``ids``, made ``block`` at a time and kept in memory on the host.
 
-    Only outputs are kept, on the host. The last block is filled up with repeated ids, so that ``run`` compiles once.
     ``progress`` is called with the number of models finished after each block.
 
     Raises:
@@ -33,8 +35,18 @@ def sweep(
     parts = []
     for first in range(0, len(ids), block):
         part = ids[first : first + block]
-        outputs, losses = jax.device_get(run(np.pad(part, (0, block - len(part)), mode="edge")))
-        ensemble.check_losses(losses[: len(part)], part)
-        parts.append(jax.tree.map(itemgetter(slice(len(part))), outputs))
+        parts.append(run_block(run, part, block=block)[0])
         progress(len(part))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def run_block(run: Run, ids: Int[AnyArray, "b"], *, block: int) -> tuple[PyTree, AnyArray]:
+    """``run`` of at most ``block`` models, filled up with repeated ids so that it compiles once; outputs and losses.
+
+    Raises:
+      FloatingPointError: naming the models and steps of a training that diverged.
+    """
+    outputs, losses = jax.device_get(run(np.pad(ids, (0, block - len(ids)), mode="edge")))
+    outputs, losses = jax.tree.map(itemgetter(slice(len(ids))), (outputs, losses))
+    ensemble.check_losses(losses, ids)
+    return outputs, losses
