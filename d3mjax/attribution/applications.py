@@ -1,0 +1,198 @@
+"""What attributions are good for: counterfactuals, data supports, look-alikes, leakage, and embeddings.
+
+Everything here reads ``tau [t n]``: positive where including the train example raises the target's output, in units of
+the output an example. A linear attribution predicts that removing the set R changes the output of target z by
+``-sum_{i in R} tau[z, i]``; retraining decides whether that is so.
+
+Sources: Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 2022, sections 4 and 5; the comparison
+of two learners is that of Shah, Park, Ilyas and Madry, "ModelDiff", 2023.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from d3mjax import metrics
+from d3mjax.types import AnyArray
+
+
+class Agreement(NamedTuple):
+    """How predicted and actual effects compare, all of them in one pool; NaN where either is constant."""
+
+    pearson: jax.Array  # Float[]
+    spearman: jax.Array  # Float[]
+    slope: jax.Array  # Float[], of the least-squares line of actual on predicted, with intercept; below 1: overstated
+
+
+class Neighbours(NamedTuple):
+    """Train examples of each target, the most extreme weight first."""
+
+    id: jax.Array  # Int[t k]
+    weight: jax.Array  # Float[t k]
+
+
+class Leakage(NamedTuple):
+    """How far each target hangs on one train example."""
+
+    example: jax.Array  # Int[t], index of the largest weight
+    weight: jax.Array  # Float[t], that weight
+    share: jax.Array  # Float[t], of the sum of positive weights; 0 where no weight is positive
+
+
+class Retrieval(NamedTuple):
+    """What is found when the 1, 2, ..., t highest scores are looked at."""
+
+    precision: jax.Array  # Float[t], share of relevant ones among those looked at
+    recall: jax.Array  # Float[t], share of all relevant ones that was looked at; NaN if none is relevant
+    average_precision: jax.Array  # Float[], mean precision at the places of the relevant ones; NaN if there is none
+
+
+class Components(NamedTuple):
+    """Principal components of rows, the largest variance first; the largest coordinate in size is positive."""
+
+    direction: jax.Array  # Float[r n], orthonormal
+    coordinate: jax.Array  # Float[t r], of the centred rows
+    explained: jax.Array  # Float[r], share of the variance
+
+
+class Difference(NamedTuple):
+    """Components of what one learner relies on and another does not, the most distinguishing first."""
+
+    components: Components  # of the residual
+    in_first: jax.Array  # Float[r], share of the variance of the first learner's normalised rows
+    in_second: jax.Array  # Float[r], the same for the second
+
+
+def largest(scores: Num[AnyArray, "*s n"], count: int | Int[AnyArray, "*s"]) -> Bool[Array, "*s n"]:
+    """The ``count`` largest entries of each row, ties by position; none for a count of 0 or below.
+
+    Of ``tau`` the most helpful examples, of ``-tau`` the most harmful ones, of uniform noise a random subset.
+    """
+    order = jnp.argsort(-jnp.asarray(scores), axis=-1, stable=True)
+    return jnp.argsort(order, axis=-1) < jnp.broadcast_to(count, order.shape[:-1])[..., None]
+
+
+def predicted_effects(tau: Float[AnyArray, "t n"], removed: Bool[AnyArray, "t *k n"]) -> Float[Array, "t *k"]:
+    """Change of each target's output when its own sets are removed: ``-sum_{i in R} tau[z, i]``."""
+    tau = jnp.asarray(tau)
+    return -jnp.einsum("tn,t...n->t...", tau, jnp.asarray(removed, tau.dtype), precision="highest")
+
+
+def agreement(predicted: Float[AnyArray, "*s"], actual: Float[AnyArray, "*s"]) -> Agreement:
+    """Correlations of effects in one pool, and the slope of actual on predicted."""
+    x, y = jnp.ravel(jnp.asarray(predicted)), jnp.ravel(jnp.asarray(actual))
+    spearman = metrics.spearman(x, y)
+    x, y = x - jnp.mean(x), y - jnp.mean(y)
+    xy, xx, yy = jnp.sum(x * y), jnp.sum(x * x), jnp.sum(y * y)
+    return Agreement(xy / jnp.sqrt(xx * yy), spearman, xy / xx)
+
+
+def support_sizes(
+    tau: Float[AnyArray, "t n"], margins: Float[AnyArray, "t"], *, inflate: float = 1.0
+) -> Int[Array, "t"]:
+    """Data support: how many of its most helpful examples must go until a target's margin is predicted to be gone.
+
+    The smallest k with ``margins[z] - (sum of the k largest tau[z]) <= 0``, times ``inflate``, rounded up, at most n.
+    0 where the margin is not positive to begin with, -1 where removing all positive weights is not enough.
+    """
+    tau, margins = jnp.asarray(tau), jnp.asarray(margins)
+    gone = jnp.cumsum(jnp.maximum(-jnp.sort(-tau, axis=-1), 0), axis=-1)
+    count = 1 + jnp.sum(gone < margins[:, None], axis=-1)
+    # Lifted by rounding, 1.2 * 5 would become 7.
+    inflated = jnp.minimum(jnp.ceil(inflate * count - 1e-3).astype(count.dtype), tau.shape[-1])
+    return jnp.where(margins <= 0, 0, jnp.where(count > tau.shape[-1], -1, inflated))
+
+
+def runner_up(logits: Float[AnyArray, "t C"], y: Int[AnyArray, "t"]) -> Int[Array, "t"]:
+    """The wrong class that a model finds most likely for each target."""
+    own = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
+    return jnp.argmax(jnp.where(own, -jnp.inf, jnp.asarray(logits)), axis=-1)
+
+
+def relabelled(y: Int[AnyArray, "n"], chosen: Bool[AnyArray, "t n"], label: Int[AnyArray, "t"]) -> Int[Array, "t n"]:
+    """Training labels for each target, with the chosen examples given the target's ``label``, say its runner-up."""
+    return jnp.where(jnp.asarray(chosen), jnp.asarray(label)[:, None], jnp.asarray(y)[None, :])
+
+
+def neighbours(tau: Float[AnyArray, "t n"], ids: Int[AnyArray, "n"], *, num: int) -> tuple[Neighbours, Neighbours]:
+    """The most similar train examples (largest weights) and the most opposed ones (smallest), by id.
+
+    Of ``coordinate.T`` of principal components, with the ids of targets: the two ends of each component.
+    """
+    similar, opposed = (jax.lax.top_k(sign * jnp.asarray(tau), num) for sign in (1, -1))
+    ids = jnp.asarray(ids)
+    return Neighbours(ids[similar[1]], similar[0]), Neighbours(ids[opposed[1]], -opposed[0])
+
+
+def leakage(tau: Float[AnyArray, "t n"]) -> Leakage:
+    """Largest weight of each target, and its share of all positive weights: near-duplicates come out high."""
+    tau = jnp.asarray(tau)
+    example = jnp.argmax(tau, axis=-1)
+    weight = jnp.max(tau, axis=-1)
+    positive = jnp.sum(jnp.maximum(tau, 0), axis=-1)
+    return Leakage(example, weight, jnp.where(positive > 0, weight / positive, 0))
+
+
+def retrieval(scores: Float[AnyArray, "t"], relevant: Bool[AnyArray, "t"]) -> Retrieval:
+    """Precision and recall of looking at the highest scores first, ties by position."""
+    found = jnp.asarray(relevant)[jnp.argsort(-jnp.asarray(scores), stable=True)]
+    count = jnp.cumsum(found)
+    precision = count / jnp.arange(1, len(found) + 1)
+    return Retrieval(precision, count / count[-1], jnp.sum(precision * found) / count[-1])
+
+
+def normalised(rows: Float[AnyArray, "t n"]) -> Float[Array, "t n"]:
+    """Rows of unit length, the embedding of targets (of ``tau.T``: of train examples); a row of zeros stays one."""
+    rows = jnp.asarray(rows)
+    length = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(length > 0, length, 1)
+
+
+def pca(rows: Float[AnyArray, "t n"], *, num: int) -> Components:
+    """The first ``num`` principal components, from the eigenvectors of the Gram matrix ``[t t]``.
+
+    Components that explain less than the rounding of that matrix (1e-7 of the variance in float32) mean nothing.
+    Raises ValueError if ``num`` is not in 1..min(t - 1, n), as many as centred rows can have.
+    """
+    most = min(rows.shape[0] - 1, rows.shape[1])
+    if not 1 <= num <= most:
+        raise ValueError(f"num: found {num}, expected 1 to {most} components of {rows.shape[0]} rows")
+    centred = jnp.asarray(rows) - jnp.mean(jnp.asarray(rows), axis=0, keepdims=True)
+    variance, left = jnp.linalg.eigh(jnp.matmul(centred, centred.T, precision="highest"))
+    variance, left = variance[::-1], left[:, ::-1][:, :num]
+    peak = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)
+    left = left * jnp.sign(peak)
+    length = jnp.sqrt(jnp.maximum(variance[:num], jnp.finfo(centred.dtype).tiny))[None]
+    direction = jnp.matmul(left.T, centred, precision="highest") / length.T
+    return Components(direction, left * length, variance[:num] / jnp.sum(variance))
+
+
+def explained(rows: Float[AnyArray, "t n"], direction: Float[AnyArray, "r n"]) -> Float[Array, "r"]:
+    """Share of the variance of the rows along each of some unit directions."""
+    centred = jnp.asarray(rows) - jnp.mean(jnp.asarray(rows), axis=0, keepdims=True)
+    return jnp.sum(jnp.matmul(centred, jnp.asarray(direction).T, precision="highest") ** 2, axis=0) / jnp.sum(
+        centred**2
+    )
+
+
+def residual(first: Float[AnyArray, "t n"], second: Float[AnyArray, "t n"]) -> Float[Array, "t n"]:
+    """The part of each row of the first that is orthogonal to the row of the second, both normalised before.
+
+    The scale of either learner's outputs does not matter; a row of zeros in the second takes nothing away.
+    """
+    a, b = normalised(first), normalised(second)
+    return a - jnp.sum(a * b, axis=-1, keepdims=True) * b
+
+
+def difference(first: Float[AnyArray, "t n"], second: Float[AnyArray, "t n"], *, num: int) -> Difference:
+    """What the first learner relies on and the second does not: principal components of the residual rows.
+
+    Ordered by the share of variance each explains in the first minus in the second. Raises as `pca` does.
+    """
+    found = pca(residual(first, second), num=num)
+    shares = [explained(normalised(rows), found.direction) for rows in (first, second)]
+    order = jnp.argsort(shares[1] - shares[0])
+    ordered = Components(found.direction[order], found.coordinate[:, order], found.explained[order])
+    return Difference(ordered, *(share[order] for share in shares))
