@@ -5,10 +5,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Int
 
-from d3mjax.data import adult, fashion, fashion_spurious, splits
+from d3mjax.data import adult, corrupt, digits, fashion, fashion_spurious, splits, spurious
 from d3mjax.types import Data
+
+
+def _none(seed: int, *, smoke: bool = False) -> Int[np.ndarray, " k"]:
+    return np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Task:
     rate: float = 0.05
     momentum: float = 0.9
     decay: float = 1e-3
+    wrong: Callable[..., Int[np.ndarray, " k"]] = _none  # (seed, *, smoke) -> ids of planted label errors
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
         """The four splits, checked."""
@@ -35,28 +42,35 @@ class Task:
         return data
 
 
+SMALL = {"train": 600, "targets": 200, "selection": 200, "test": 400}  # sizes of smoke runs
+
+
 def _adult(seed: int, *, smoke: bool) -> Data:
     sizes: dict[str, Any] = {"num_train": 600, "num_targets": 300, "num_selection": 300} if smoke else {}
     data = adult.load_adult(seed, **sizes)
     return data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
 
 
-def _patch(seed: int, *, smoke: bool, train: int = 4000) -> Data:
-    sizes: dict[str, Any] = {"train": 600, "targets": 200, "selection": 200, "test": 400} if smoke else {"train": train}
-    return _standardised(fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **sizes)))
-
-
-def _fashion(seed: int, *, smoke: bool) -> Data:
-    sizes: dict[str, Any] = (
-        {"train": 600, "targets": 200, "selection": 200} if smoke else {"train": 2000, "targets": 800}
-    )
-    return _standardised(fashion_spurious.load_fashion(seed, **sizes))
-
-
-def _standardised(data: Data) -> Data:
-    """Pixels less the mean of all training pixels, over their standard deviation."""
+def _pixels(load: Callable[..., Data], seed: int, *, smoke: bool, **options: Any) -> Data:
+    """``load(seed, **options)``, pixels less the mean of all training pixels, over their standard deviation."""
+    data = load(seed, **options | (SMALL if smoke else {}))
     mean, std = np.mean(data.train.x), np.std(data.train.x)
     return Data(*(split._replace(x=((split.x - mean) / std).astype(np.float32)) for split in data))
+
+
+def _pair(seed: int, **fields: Any) -> Data:
+    return fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **fields))
+
+
+def _with_label_errors(seed: int, *, smoke: bool, share: float = 0.4) -> tuple[Data, Int[np.ndarray, " k"]]:
+    """The pair with a patch that says nothing; ``share`` of the training coats with patch right become pullovers."""
+    # Targets have no errors and all groups: 800 of them would be as good a training set.
+    data = _pixels(_pair, seed, smoke=smoke, aligned=0.5, targets=200)
+    train, key = data.train, jax.random.key(seed)
+    among = np.asarray(train.group) == 3
+    flags = corrupt.choose(jax.random.fold_in(key, 0), train.id, round(share * among.sum()), among=among)
+    y = corrupt.flip_labels(jax.random.fold_in(key, 1), train.id, train.y, flags, num_classes=2)
+    return data._replace(train=train._replace(y=y, group=2 * y + train.group % 2)), np.asarray(train.id)[flags]
 
 
 ADULT = Task(
@@ -73,19 +87,70 @@ PATCH = Task(
     name="patch",
     about="Fashion-MNIST pullovers against coats at 14 x 14. A planted white patch, top left or top right, agrees with "
     "the label for 95 % of the training examples. The groups are label by patch; the test set has all four equally.",
-    load=_patch,
+    load=partial(_pixels, _pair),
     class_names=("pullover", "coat"),
     group_names=fashion_spurious.GROUP_NAMES,
     hidden=(64,),
     image=(14, 14),
 )
 
-SMALL_PATCH = replace(PATCH, load=partial(_patch, train=2000), steps=400)
+FEW_BALANCED: dict[str, Any] = {
+    "targets": (25,) * 4,
+    "selection": (475, 25, 25, 475),
+}  # else selection is balanced, too
+
+PATCH_BALANCED = replace(
+    PATCH,
+    name="patch-balanced",
+    about=f"{PATCH.about} The targets are only 100, 25 of each group.",
+    load=partial(_pixels, _pair, **FEW_BALANCED),
+)
+
+BACKGROUND = replace(
+    PATCH,
+    name="background",
+    about="Fashion-MNIST pullovers against coats at 14 x 14. The colour of the background, orange or blue, agrees with "
+    "the label for 95 % of the training examples. The groups are label by colour; the test set has all four equally.",
+    load=partial(_pixels, _pair, cue=spurious.BackgroundColour()),
+    group_names=("pullover, orange", "pullover, blue", "coat, orange", "coat, blue"),
+    image=(14, 14, 3),
+)
+
+BACKGROUND_BALANCED = replace(
+    BACKGROUND,
+    name="background-balanced",
+    about=f"{BACKGROUND.about} The targets are only 100, 25 of each group.",
+    load=partial(_pixels, _pair, cue=spurious.BackgroundColour(), **FEW_BALANCED),
+)
+
+DIGITS = Task(
+    name="digits",
+    about="scikit-learn's digits of 8 x 8 pixels: below five, or five and more? The colour of the ink, orange or blue, "
+    "agrees with the label for 95 % of the training examples. The groups are label by colour; the test set has all "
+    "four equally.",
+    load=partial(_pixels, digits.load_coloured_digits),
+    class_names=("0 to 4", "5 to 9"),
+    group_names=("0 to 4, orange", "0 to 4, blue", "5 to 9, orange", "5 to 9, blue"),
+    hidden=(64,),
+    image=(8, 8, 3),
+)
+
+LABEL_ERRORS = replace(
+    PATCH,
+    name="label-errors",
+    about="Fashion-MNIST pullovers against coats at 14 x 14 with a white patch, top left or top right, that says "
+    "nothing. Of the training coats with the patch at the right, 40 % are labelled pullover; all other labels are "
+    "right. The groups are label by patch, all four equally often but for the wrong labels.",
+    load=lambda seed, *, smoke: _with_label_errors(seed, smoke=smoke)[0],
+    wrong=lambda seed, *, smoke=False: _with_label_errors(seed, smoke=smoke)[1],
+)
+
+SMALL_PATCH = replace(PATCH, load=partial(_pixels, _pair, train=2000), steps=400)
 
 FASHION = Task(
     name="fashion",
     about="Fashion-MNIST at 14 x 14, ten classes, nothing planted.",
-    load=_fashion,
+    load=partial(_pixels, fashion_spurious.load_fashion, train=2000, targets=800),
     class_names=fashion.NAMES,
     group_names=fashion.NAMES,
     hidden=(64,),
@@ -93,5 +158,7 @@ FASHION = Task(
     steps=400,
 )
 
-TASKS = {task.name: task for task in (ADULT, PATCH)}
+TASKS = {
+    task.name: task for task in (ADULT, PATCH, PATCH_BALANCED, BACKGROUND, BACKGROUND_BALANCED, DIGITS, LABEL_ERRORS)
+}
 LDS_TASKS = {task.name: task for task in (SMALL_PATCH, FASHION)}  # n = 2,000

@@ -17,6 +17,7 @@ from d3mjax.data.splits import check_split
 from d3mjax.types import Split
 
 Levels = Mapping[str, Sequence[str]]
+MISSING = ("", "na", "nan", "null")  # in lower case, among text
 
 
 def from_npz(path: str | Path, *, x: str = "x", y: str = "y", group: str | None = None, id: str | None = None) -> Split:
@@ -200,6 +201,8 @@ def _from_table(
             features.append(np.eye(num_levels, dtype=np.float32)[codes])
         else:
             features.append(_float32(values[:, None]))
+    for name in special & set(columns):
+        _check_present(path, name, columns[name])
     coded = {
         name: _codes(path, name, columns[name], levels)[0]
         for name in special & set(columns)
@@ -242,7 +245,19 @@ def _float32(a: np.ndarray) -> np.ndarray:
         return a.astype(np.float32)
 
 
+def _check_present(source: str, name: str, values: np.ndarray) -> None:
+    """Missing labels, groups and ids must not pass for a level of their own, as they may in features."""
+    missing = np.isnan(values) if values.dtype.kind == "f" else np.isin(np.char.lower(values.astype(str)), MISSING)
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise ValueError(
+            f"{source}, column {name!r}: found {missing.sum()} missing values, first in row {row}, expected none; an "
+            "unknown training group is -1"
+        )
+
+
 def _integers(source: str, name: str, values: np.ndarray) -> np.ndarray:
+    _check_present(source, name, values)
     if values.dtype.kind in "biu" or (values.dtype.kind == "f" and np.array_equal(values, np.round(values))):
         return values.astype(np.int64)
     raise ValueError(f"{source}, {name}: found {values.dtype}, expected whole numbers")

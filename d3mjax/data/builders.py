@@ -5,10 +5,11 @@ in the same atomic step as the records, so a damaged or half-written cache canno
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,38 @@ def rows(arrays: Arrays) -> Iterator[tuple[int, dict[str, Any]]]:
     """One record a row, for ``_generate_examples``."""
     for i, row in enumerate(zip(*arrays.values(), strict=True)):
         yield i, dict(zip(arrays, row, strict=True))
+
+
+@dataclasses.dataclass(eq=False)
+class CachedConfig(tfds.core.BuilderConfig):
+    """Splits under a name: ``read`` is called when nothing is cached under it yet."""
+
+    read: Callable[[], Mapping[str, Arrays]] = dict
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of one row, as TFDS names them
+
+
+class Cached(tfds.core.GeneratorBasedBuilder):
+    """Arrays that are expensive to read, kept by TFDS."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        assert isinstance(self.builder_config, CachedConfig)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(dict(self.builder_config.features)),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: Any):
+        assert isinstance(self.builder_config, CachedConfig)
+        splits = self.builder_config.read()
+        note_digests(self, splits)
+        return {name: self._generate_examples(arrays) for name, arrays in splits.items()}
+
+    def _generate_examples(self, arrays: Arrays):
+        return rows(arrays)
 
 
 def load(

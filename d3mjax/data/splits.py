@@ -4,7 +4,7 @@ All functions are host code on numpy arrays and mutate nothing. Each check raise
 argument, what was found and what is expected.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from jaxtyping import Int, Integer
 from d3mjax.types import AnyArray, Data, Split
 
 _INT32_MAX = np.iinfo(np.int32).max
+
+Counts = Mapping[str, Sequence[int]]  # examples of each group, by the name of a published split
 
 
 def take(split: Split, index: Integer[AnyArray, " k"]) -> Split:
@@ -37,6 +39,25 @@ def divide(split: Split, seed: int, sizes: Sequence[int]) -> tuple[Split, ...]:
     order = np.random.default_rng(seed).permutation(num_examples)
     stops = np.cumsum(sizes)
     return tuple(take(split, order[stop - size : stop]) for size, stop in zip(sizes, stops, strict=True))
+
+
+def from_published(parts: Mapping[str, Split], seed: int, *, counts: Counts | None) -> Data:
+    """Published ``train`` and ``test`` as they are; target and selection are halves of ``val``, drawn by the seed.
+
+    Raises ``ValueError`` where a part's groups are not of the published sizes ``counts[part][group]`` (None: any).
+    """
+    for name, expected in (counts or {}).items():
+        check_counts(parts[name].group, expected, name=f"{name}.group")
+    half = len(parts["val"].y) // 2
+    target, selection = divide(parts["val"], seed, (half, len(parts["val"].y) - half))
+    return Data(parts["train"], target, selection, parts["test"])
+
+
+def check_counts(group: Integer[AnyArray, " n"], counts: Sequence[int], *, name: str) -> None:
+    """Every group has exactly its published number of examples."""
+    found = np.bincount(np.asarray(group), minlength=len(counts)).tolist()
+    if found != list(counts):
+        raise ValueError(f"{name}: found counts {found}, expected the published {list(counts)}; counts=None takes any")
 
 
 def check_split(split: Split, *, name: str, num_classes: int | None = None) -> None:
@@ -78,13 +99,17 @@ def check_groups(split: Split, num_groups: int, *, name: str) -> None:
 def check_data(data: Data, num_classes: int, num_groups: int) -> None:
     """Each split is sound, features agree in shape, ids are disjoint, and groups are known outside training.
 
-    Training groups may be unknown (-1), because only oracle methods read them. Target, selection and test need
-    every group: their group means steer the choice and the report.
+    Training needs every class, or nothing could learn it. Training groups may be unknown (-1), because only oracle
+    methods read them. Target, selection and test need every group: their group means steer the choice and the report.
     """
     for name, split in data._asdict().items():
         check_split(split, name=name, num_classes=num_classes)
         if name != "train":
             check_groups(split, num_groups, name=name)
+    if missing := sorted(set(range(num_classes)) - set(np.unique(data.train.y).tolist())):
+        raise ValueError(
+            f"train.y: found no example of classes {missing}, expected every class of 0..{num_classes - 1}"
+        )
     if (low := np.min(data.train.group)) < -1 or np.max(data.train.group) >= num_groups:
         high = np.max(data.train.group)
         raise ValueError(f"train.group: found ids {low}..{high}, expected -1 (unknown) or 0..{num_groups - 1}")

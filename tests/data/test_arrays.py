@@ -1,5 +1,7 @@
 """The user's own files arrive unchanged, and every bad one is refused by name."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,25 @@ def test_bad_csv_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         from_csv(path, label="y")
+
+
+@pytest.mark.parametrize("role", ["label", "group", "id"])
+@pytest.mark.parametrize("values", ["0,1,,0", "0,1,nan,1", "F,M,,F", "F,M,NA,", "low,high,NULL,low"])
+def test_missing_labels_groups_and_ids_are_no_level(tmp_path, role, values):
+    path = tmp_path / "t.csv"
+    path.write_text("a,y,b\n" + "".join(f"1,{i % 2},{value}\n" for i, value in enumerate(values.split(","))))
+    options: dict[str, Any] = {"label": "y", role: "b"}
+    with pytest.raises(ValueError, match=r"t\.csv, column 'b': found . missing values, first in row 2, expected none"):
+        from_csv(path, **options)
+    assert from_csv(path, label="y", drop=("b",)).x.shape == (4, 1)
+
+
+def test_missing_groups_of_npz_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 1)), y=[0, 1, 1], g=[0.0, np.nan, 1.0])
+    with pytest.raises(ValueError, match=r"a\.npz, column 'g': found 1 missing values, first in row 1"):
+        from_npz(tmp_path / "a.npz", group="g")
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 1)), y=[0, 1, 1], g=[0, -1, 1])
+    assert from_npz(tmp_path / "a.npz", group="g").group.tolist() == [0, -1, 1]
 
 
 def test_csv_options_must_name_columns(table):

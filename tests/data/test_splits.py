@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from d3mjax.data.splits import check_data, check_groups, check_split, concatenate, divide, group_sizes, take
+from d3mjax.data.splits import (
+    check_data,
+    check_groups,
+    check_split,
+    concatenate,
+    divide,
+    from_published,
+    group_sizes,
+    take,
+)
 from d3mjax.types import Data, Split
 
 
@@ -91,12 +100,31 @@ def test_check_data():
     check_data(data._replace(train=make(8, group=np.full(8, -1))), 2, 4)  # unknown training groups are fine
     with pytest.raises(ValueError, match=r"test.id: found 1 ids of target, first 15, expected disjoint"):
         check_data(data._replace(test=make(8, id=np.array([15, *range(24, 31)]))), 2, 4)
-    with pytest.raises(ValueError, match=r"target.group: found no example of groups \[3\]"):
-        check_data(data._replace(target=make(3, 8)._replace(group=np.arange(3))), 2, 4)
+    for name in ("target", "selection", "test"):  # the others have group 3
+        with pytest.raises(ValueError, match=rf"{name}\.group: found no example of groups \[3\]"):
+            check_data(data._replace(**{name: make(3, 100)._replace(group=np.arange(3))}), 2, 4)
+    with pytest.raises(
+        ValueError, match=r"train\.y: found no example of classes \[1, 2\], expected every class of 0\.\.2"
+    ):
+        check_data(data._replace(train=make(8, y=np.zeros(8, int))), 3, 4)
     with pytest.raises(ValueError, match=r"train.group: found ids 0\.\.4"):
         check_data(data._replace(train=make(8, group=np.array([0, 1, 2, 3, 4, 0, 1, 2]))), 2, 4)
     with pytest.raises(ValueError, match=r"feature shapes .*expected the same"):
         check_data(data._replace(test=make(8, 24, x=np.zeros((8, 2)))), 2, 4)
+
+
+def test_from_published_halves_the_validation_split():
+    parts = {"train": make(8), "val": make(9, 8), "test": make(8, 24)}
+    data, other = (from_published(parts, seed, counts={"val": (3, 2, 2, 2)}) for seed in (0, 1))
+    assert data.train is parts["train"]
+    assert data.test is parts["test"]
+    assert [len(split.y) for split in data] == [8, 4, 5, 8]
+    assert sorted([*data.target.id, *data.selection.id]) == list(range(8, 17))
+    assert data.target.id.tolist() != other.target.id.tolist()
+    with pytest.raises(
+        ValueError, match=r"test\.group: found counts \[2, 2, 2, 2\], expected the published \[2, 2, 4\]"
+    ):
+        from_published(parts, 0, counts={"test": (2, 2, 4)})
 
 
 def test_group_sizes_skips_the_unknown():
