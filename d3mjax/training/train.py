@@ -1,5 +1,7 @@
 """One training run as a traceable `init` / `run(num_steps)` pair over any Optax transformation."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,14 +11,21 @@ from d3mjax.types import Model, Objective, Sampler, Split, Trainer, TrainInfo, T
 
 
 def make_trainer(
-    model: Model, objective: Objective, tx: optax.GradientTransformation, sampler: Sampler, *, batch_size: int
+    model: Model,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    sampler: Sampler,
+    *,
+    batch_size: int,
+    augment: Callable = lambda key, x: x,
 ) -> Trainer:
     """Stochastic gradient training of ``model`` on ``split`` under ``weights``.
 
     ``run(state, split, weights, num_steps)`` takes ``num_steps`` (static) steps of ``batch_size`` examples chosen by
     ``sampler``. Step s of a model is the same function of ``(state.key, s)`` whether reached in one call or several,
     so stopping and resuming changes nothing. The indices of a call (``num_steps * batch_size`` integers) are made
-    before its loop, where they vectorise. Nothing here knows of other models: map it with `ensemble.map_models`.
+    before its loop, where they vectorise. ``augment(key, x)`` changes the inputs of a batch by a key of that model and
+    step. Nothing here knows of other models: map it with `ensemble.map_models`.
 
     Raises:
       ValueError: if ``batch_size`` is below 1, or the model's variables have no ``"params"``.
@@ -34,10 +43,11 @@ def make_trainer(
 
     def step(state: TrainState, split: Split, index, weight):
         batch = jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), split)
+        x = augment(jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step), batch.x)
         frozen = {name: value for name, value in state.variables.items() if name != "params"}
 
         def loss(params):
-            logits, variables = model.apply({"params": params, **frozen}, batch.x, train=True)
+            logits, variables = model.apply({"params": params, **frozen}, x, train=True)
             value, objective_state = objective.value(state.objective_state, logits, batch, weight)
             return value, (variables, objective_state)
 

@@ -1,10 +1,11 @@
-"""Training many small models: ours against a plain PyTorch loop and `torch.func.vmap`."""
+"""Training many small models, MLPs and CNNs: ours against a plain PyTorch loop and `torch.func.vmap`."""
 
 import json
+import math
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,24 @@ import optax
 from d3mjax import metrics
 from d3mjax.runtime import mesh, record
 from d3mjax.runtime.sweep import sweep
-from d3mjax.training import ensemble, masks, models, objectives, sampling, train
-from d3mjax.types import Split
+from d3mjax.training import convolutions, ensemble, masks, models, objectives, sampling, train
+from d3mjax.types import Model, Split
 
 
 @dataclass(frozen=True)
 class Task:
-    """An MLP, its training recipe on random halves of the examples, and how much of it to time."""
+    """A small network, its training recipe on random halves of the examples, and how much of it to time.
+
+    Inputs are flat; with two entries of ``channels`` the network is a CNN on square images of one channel, otherwise
+    an MLP of one ``hidden`` layer.
+    """
 
     inputs: int
     hidden: int
     classes: int
     steps: int
     batch: int
+    channels: tuple[int, ...] = ()
     examples: int = 2000
     models: int = 500
     loop_models: int = 20
@@ -36,17 +42,42 @@ class Task:
     repeats: int = 3
 
     @property
+    def side(self) -> int:
+        """Rows, and columns, of the image."""
+        return math.isqrt(self.inputs)
+
+    @property
     def name(self) -> str:
-        return f"MLP {self.inputs}-{self.hidden}-{self.classes}, {self.steps} steps x {self.batch}"
+        body = f"MLP {self.inputs}-{self.hidden}-{self.classes}"
+        if self.channels:
+            body = f"CNN {self.side} x {self.side}, channels {'-'.join(map(str, self.channels))}"
+        return f"{body}, {self.steps} steps x {self.batch}"
 
     @property
     def flops(self) -> float:
         """Multiplications and additions of one training: forward, weight gradients, input gradients past layer 1."""
-        first, second = self.inputs * self.hidden, self.hidden * self.classes
-        return 2.0 * self.steps * self.batch * (2 * first + 3 * second)
+        layers = [self.inputs * self.hidden, self.hidden * self.classes]
+        if self.channels:
+            kept = [self.side // 2, self.side // 4]  # pixels a side that survive pooling; the others are not computed
+            pixels = [(2 * k) ** 2 for k in kept]
+            inputs = (1, *self.channels)
+            layers = [9 * i * o * p for i, o, p in zip(inputs, self.channels, pixels, strict=False)]
+            layers.append(kept[-1] ** 2 * self.channels[-1] * self.classes)
+        return 2.0 * self.steps * self.batch * (3 * sum(layers) - layers[0])
 
 
-SIZES = (Task(196, 64, 2, 400, 50), Task(784, 64, 10, 200, 100, models=100, widths=(16, 64)))
+SIZES = (
+    Task(196, 64, 2, 400, 50),
+    Task(784, 64, 10, 200, 100, models=100, widths=(16, 64)),
+    Task(196, 0, 2, 200, 50, channels=(16, 32), models=50, loop_models=4, widths=()),
+)
+
+
+def network(task: Task) -> Model:
+    """The task's network, with the convolution that is fastest on CPUs."""
+    if task.channels:
+        return convolutions.cnn(task.channels, task.classes, image=(task.side, task.side, 1))
+    return models.mlp((task.hidden,), task.classes)
 
 
 def make_run(task: Task) -> Callable:
@@ -55,7 +86,7 @@ def make_run(task: Task) -> Callable:
     n = task.examples
     x = rng.normal(size=(n, task.inputs)).astype(np.float32)
     split = Split(x, rng.integers(task.classes, size=n, dtype=np.int32), np.zeros(n, np.int32), np.arange(n))
-    model = models.mlp((task.hidden,), task.classes)
+    model = network(task)
     rate = optax.linear_schedule(0.05, 0.0, task.steps)
     tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(rate, momentum=0.9))
     trainer = train.make_trainer(model, objectives.cross_entropy(), tx, sampling.shuffled(), batch_size=task.batch)
@@ -96,13 +127,11 @@ def matmul_gflops(size: int = 2048, repeats: int = 10) -> float:
 
 
 def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
-    """Rows of both sizes; PyTorch is left out, and said so, where its environment is missing."""
+    """Rows of all sizes; PyTorch is left out, and said so, where its environment is missing."""
     rows = []
     for task in SIZES:
         if smoke:
-            task = Task(
-                task.inputs, task.hidden, task.classes, 4, task.batch, models=100, loop_models=2, repeats=1, widths=(2,)
-            )
+            task = replace(task, steps=4, models=100, loop_models=2, repeats=1, widths=task.widths and (2,))
         ours = rates(task, task.models)
         machine = matmul_gflops()
         settings = {**asdict(task), "machine_matmul_gflops": round(machine, 1)}
@@ -123,6 +152,8 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
 
 
 def _row(task: Task, method: str, settings, per_second: list[float], memory: float, **extra: float) -> dict[str, Any]:
-    measured = {"per_second": metrics.summary(per_second), "peak_memory_mib": metrics.summary([memory])}
+    steps = [task.steps * rate for rate in per_second]
+    measured = {"per_second": metrics.summary(per_second), "steps_per_second": metrics.summary(steps)}
+    measured |= {"peak_memory_mib": metrics.summary([memory])}
     measured |= {name: metrics.summary([float(value)]) for name, value in extra.items()}
     return {"task": task.name, "method": method, "information": "none", "settings": settings, "metrics": measured}

@@ -1,10 +1,11 @@
 """PyTorch's side of the model-training benchmark; runs in an environment of its own and prints one JSON line.
 
-A plain loop over models, and `torch.func.vmap` over models at several widths, on the same task: an MLP trained by SGD
-with momentum on a random half of the examples. Called by `python -m experiments.bench`, never imported.
+A plain loop over models, and `torch.func.vmap` over models at several widths, on the same task: an MLP or a CNN
+trained by SGD with momentum on a random half of the examples. Called by `python -m experiments.bench`, never imported.
 """
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -14,9 +15,20 @@ from torch import func, nn
 
 
 def network(task):
+    if task["channels"]:
+        return cnn(task)
     return nn.Sequential(
         nn.Linear(task["inputs"], task["hidden"]), nn.ReLU(), nn.Linear(task["hidden"], task["classes"])
     )
+
+
+def cnn(task):
+    side, layers, before = math.isqrt(task["inputs"]), [], 1
+    for width in task["channels"]:
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
+        before = width
+    features = before * (side >> len(task["channels"])) ** 2
+    return nn.Sequential(nn.Unflatten(1, (1, side, side)), *layers, nn.Flatten(), nn.Linear(features, task["classes"]))
 
 
 def order(task, generator):

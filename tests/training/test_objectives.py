@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from d3mjax.training import objectives
 from d3mjax.types import Split
@@ -48,3 +49,13 @@ def test_unit_weights_are_the_plain_mean():
     value, _ = objectives.cross_entropy().value((), LOGITS, BATCH, jnp.ones(9))
     expected = optax.softmax_cross_entropy_with_integer_labels(LOGITS, Y).mean()
     np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_smoothing_spreads_the_target_over_all_classes():
+    target = 0.9 * jax.nn.one_hot(Y, 4) + 0.1 / 4
+    expected = optax.softmax_cross_entropy(LOGITS, target)
+    np.testing.assert_allclose(objectives.losses(LOGITS, Y, smoothing=0.1), expected, rtol=1e-5)
+    value, _ = objectives.cross_entropy(smoothing=0.1).value((), LOGITS, BATCH, jnp.ones(9))
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"smoothing: found 1\.5"):
+        objectives.cross_entropy(smoothing=1.5)

@@ -1,0 +1,59 @@
+"""Training recipes of published work, as trainers with their number of steps."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from d3mjax.training import augmentations, objectives, sampling, train
+from d3mjax.types import Model, Trainer
+
+
+class Recipe(NamedTuple):
+    """What to run, and for how long: ``trainer.run(state, split, weights, num_steps)``."""
+
+    trainer: Trainer
+    num_steps: int
+
+
+def triangular(peak: float, peak_step: int, num_steps: int) -> optax.Schedule:
+    """Learning rate rising linearly from 0 to ``peak`` at ``peak_step``, then falling to 0 at ``num_steps``."""
+    return lambda step: jnp.interp(step, jnp.array([0, peak_step, num_steps]), jnp.array([0, peak, 0]))
+
+
+def momentum_sgd(
+    rate: float | optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
+) -> optax.GradientTransformation:
+    """SGD whose weight decay is part of the gradient, so that it passes through the momentum, for all parameters."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=momentum))
+
+
+def datamodels_cifar10(
+    model: Model,
+    num_examples: int,
+    *,
+    peak: float = 0.5,
+    smoothing: float = 0.1,
+    epochs: int = 24,
+    peak_epoch: int = 5,
+    batch_size: int = 512,
+    augment: Callable | None = None,
+) -> Recipe:
+    """The recipe of the datamodels paper, for ``num_examples`` training examples of positive weight.
+
+    For the paper ``model`` is ``resnet9(10, norm=batch_norm(), dtype=jnp.bfloat16)`` and ``augment`` is None, which
+    means flip, translate by 2 and cutout of 4 on 32 x 32 x 3. TRAK trains with ``peak=0.4, smoothing=0.0``. An epoch
+    is ``num_examples // batch_size`` steps, as there; the examples left over come first in the next one here.
+
+    Raises:
+      ValueError: if ``num_examples`` is below ``batch_size``.
+    """
+    if num_examples < batch_size:
+        raise ValueError(f"num_examples: found {num_examples}, expected at least batch_size = {batch_size}")
+    steps = num_examples // batch_size
+    tx = momentum_sgd(triangular(peak, peak_epoch * steps, epochs * steps))
+    augment = augmentations.flip_translate_cutout((32, 32, 3)) if augment is None else augment
+    objective = objectives.cross_entropy(smoothing=smoothing)
+    trainer = train.make_trainer(model, objective, tx, sampling.shuffled(), batch_size=batch_size, augment=augment)
+    return Recipe(trainer, epochs * steps)
