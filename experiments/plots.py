@@ -59,18 +59,46 @@ def accuracy_against_removed(
     return figure
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], ArrayLike]], xlabel: str, ylabel: str) -> Figure:
-    """Mean and standard deviation over seeds against a positive number; `lines`: label -> (x [k], y [s k])."""
+def curves(
+    lines: Mapping[str, tuple[Sequence[float] | np.ndarray, ArrayLike]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    ticks: Sequence[float] | None = None,
+) -> Figure:
+    """Mean and standard deviation over seeds against a positive number; `lines`: label -> (x [k], y [s k]).
+
+    Every x has its tick unless `ticks` names some.
+    """
     figure, (axes,) = _figure(7.2, 3.8)
     for (label, (x, y)), colour, marker in zip(lines.items(), cycle(PALETTE), cycle("osD^vP*X")):
         mean, std = _spread(np.asarray(y))
         axes.plot(x, mean, marker=marker, markersize=4.5, color=colour, label=label)
         axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-    ticks = sorted({float(value) for x, _ in lines.values() for value in x})
+    ticks = ticks or sorted({float(value) for x, _ in lines.values() for value in x})
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def scatters(points: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], *, xlabel: str, ylabel: str) -> Figure:
+    """One panel a name, one colour a label: `points`: panel -> label -> (x [k], y [k]); dashed where y = x."""
+    figure = Figure(figsize=(3.1 * len(points), 3.4), layout="constrained", facecolor="white")
+    shades = ["#cfd8e3", "#a9c6e0", "#7fb0d8", "#4f94c9", "#2a74ad", "#17528a", "#0a2f5c"]
+    for i, (name, series) in enumerate(points.items()):
+        axes = figure.add_subplot(1, len(points), i + 1)
+        steps = np.linspace(0, len(shades) - 1, len(series)).astype(int)
+        for (label, (x, y)), step in zip(series.items(), steps, strict=True):
+            axes.scatter(x, y, s=13, color=shades[step], edgecolor=_INK, linewidth=0.3, label=label if i == 0 else None)
+        axes.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=0.9)
+        axes.set_title(name, fontsize=10, color=_INK)
+        axes.set(xlabel=xlabel, ylabel=ylabel if i == 0 else "")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, color=_FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 

@@ -1,0 +1,136 @@
+"""Brittleness: how few training examples a prediction hangs on, estimated by datamodels and verified by retraining.
+
+Claim:    removing the estimated support makes the margin of most targets negative, and a fifth more of almost all.
+Command:  python -m experiments.brittleness        (`--smoke` takes seconds)
+Expected: 60 % or more of the targets flip at the estimate.
+Device:   two CPU cores; a bank of models a task and seed, then some 10,000 retrainings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from d3mjax.attribution import applications
+from d3mjax.types import Data
+from experiments import bank_tasks, plots, report, units
+from experiments.bank_tasks import BASE, DRAW, RETRAIN
+from experiments.tasks import LDS_TASKS, Task
+
+METHODS = ("datamodel, removed", "datamodel, relabelled", "nearest by pixels, removed", "random, removed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    tasks: tuple[str, ...] = ("patch", "fashion")
+    seeds: int = 1
+    first_seed: int = 10
+    bank: bank_tasks.Recipe = field(default_factory=bank_tasks.Recipe)
+    targets: int = 50  # drawn among those that training on everything gets right
+    counts: tuple[int, ...] = (10, 20, 40, 80, 160, 320)  # of the curve
+    inflate: float = 1.2
+    repeats: int = 5  # retrainings behind each verdict
+    base: int = 50  # trainings on everything
+    smoke: bool = False
+
+
+def prepare(banks: Path, task: Task, config: Config) -> Callable:
+    """`measure` of one task, compiled once for all seeds."""
+    make = bank_tasks.make_datamodels(task, config.bank, banks, smoke=config.smoke)
+    return partial(measure, config, make, bank_tasks.make_retrain(task))
+
+
+def measure(config: Config, make: Callable, retrain: Callable, seed: int, progress: Callable) -> units.Unit:
+    """Estimated supports of all targets, and whether some flip: at the estimates, and at fixed numbers of examples."""
+    found, root = make(seed, progress), jax.random.key(seed)
+    data, tau = bank_tasks.without_duplicates(found.data, found), jnp.asarray(found.real.weight)
+    everything = np.ones((1, len(data.train.y)))
+    base = retrain(data, jax.random.fold_in(root, BASE), everything, repeats=config.base, progress=progress)[0]
+    margins = bank_tasks.margins_of(base, data.target.y).mean(0)
+    estimates = [applications.support_sizes(tau, margins, inflate=f) for f in (1.0, config.inflate)]
+    sizes = np.stack(estimates, 1)  # [t 2]
+
+    right = np.flatnonzero(margins > 0)
+    pick = np.random.default_rng((seed, DRAW)).permutation(right)[: config.targets]
+    data = data._replace(target=jax.tree.map(lambda a: a[pick], data.target))
+    rival = applications.runner_up(base.mean(0)[pick], data.target.y)
+    key = jax.random.fold_in(root, RETRAIN)
+    verdicts = partial(flips, config, retrain, data, key, progress)
+    at_size = [applications.largest(tau[pick], sizes[pick, i]) for i in range(2)]
+    verified = verdicts(at_size) & (sizes[pick] > 0)
+
+    noise = jax.random.uniform(jax.random.fold_in(root, DRAW), (len(pick), tau.shape[1]))
+    cosine = bank_tasks.cosines(data.target, data.train)
+    fixed = [[applications.largest(scores, k) for k in config.counts] for scores in (tau[pick], cosine, noise)]
+    ours, pixels, chance = map(verdicts, fixed)
+    curves = np.stack([ours, verdicts(fixed[0], rival), pixels, chance])  # [methods t k]
+    arrays = {"id": data.target.id, "margins": margins, "sizes": sizes, "picked": pick, "verified": verified}
+    return found.facts, jax.device_get({**arrays, "curves": curves})
+
+
+def flips(config: Config, retrain: Callable, data: Data, key, progress: Callable, chosen, label=None) -> np.ndarray:
+    """Whether each target's mean margin is negative ``[t k]`` without its chosen examples ``k x [t n]``.
+
+    With a ``label [t]``, with the chosen examples relabelled instead.
+    """
+    chosen = np.stack(chosen, 1)  # [t k n]
+    t, k, n = chosen.shape
+    labels = None
+    if label is not None:
+        labels = np.stack([applications.relabelled(data.train.y, chosen[:, i], label) for i in range(k)], 1)
+        labels = labels.reshape(-1, n)
+    weights = np.ones((t * k, n)) if label is not None else ~chosen.reshape(-1, n)
+    logits = retrain(data, key, weights, repeats=config.repeats, labels=labels, progress=progress)
+    mean = bank_tasks.margins_of(logits, data.target.y).mean(1).reshape(t, k, t)
+    return np.diagonal(mean, axis1=0, axis2=2).T < 0
+
+
+def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+    """Rows of the estimates and of every method at every number of examples, and their curves."""
+    arrays = [arrays for _, arrays in found]
+    settings = {"heldout": [facts for facts, _ in found]}
+    has = [a["sizes"][a["picked"], 0] > 0 for a in arrays]
+    rows = []
+    for i, name in enumerate(("estimated support", f"estimated support x {config.inflate:g}")):
+        sizes = [a["sizes"][a["picked"], i] for a in arrays]
+        per_seed = {
+            "flipped, of those with a support": [v["verified"][h, i].mean() for v, h in zip(arrays, has, strict=True)],
+            "flipped, of all": [a["verified"][:, i].mean() for a in arrays],
+            "with a support": [h.mean() for h in has],
+            "median size": [np.median(s[h]) for s, h in zip(sizes, has, strict=True)],
+        }
+        rows.append(report.row(task.name, f"{name}, removed", per_seed, settings=settings))
+    for j, k in enumerate(config.counts):
+        for i, method in enumerate(METHODS):
+            flipped = {"flipped, of all": [a["curves"][i, :, j].mean() for a in arrays]}
+            rows.append(report.row(task.name, f"{k} examples: {method}", flipped, settings=settings))
+    lines = {m: (config.counts, np.stack([a["curves"][i].mean(0) for a in arrays])) for i, m in enumerate(METHODS)}
+    figure = plots.curves(lines, xlabel="training examples removed or relabelled", ylabel="share of targets flipped")
+    text = (
+        f"{task.about} Targets: {config.targets} of those that training on everything gets right. A target is flipped "
+        f"when its mean margin over {config.repeats} retrainings is negative. Relabelled examples get the class that "
+        "comes second for the target. The estimate knows no support for a target whose positive weights do not add up "
+        "to its margin."
+    )
+    return rows, report.Section(text, {"Targets flipped against the number of training examples touched.": figure})
+
+
+def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+    """Measure all tasks, print a table for each, and write ``results/brittleness/<run>``; rerun to resume."""
+    if config.smoke:
+        config = replace(config, bank=bank_tasks.SMOKE, targets=3, counts=(20, 200), repeats=2, base=4)
+    retrains = config.targets * (2 + len(METHODS) * len(config.counts)) * config.repeats
+    models, go = config.bank.models + config.base + retrains, partial(prepare, results / "banks")
+    return units.run_experiment("brittleness", config, LDS_TASKS, go, describe, models=models, results=results, run=run)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,111 @@
+"""Leakage: near-duplicates of training examples among the targets hang on one training example.
+
+Claim:    ranked by their largest datamodel weight, targets with a near-duplicate in the training set come first.
+Command:  python -m experiments.leakage        (`--smoke` takes seconds)
+Expected: the training example behind a planted near-duplicate has its largest weight, or one of the five largest.
+Device:   two CPU cores; a bank of models a task and seed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from d3mjax.attribution import applications
+from experiments import bank_tasks, plots, report, units
+from experiments.tasks import LDS_TASKS, Task
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    tasks: tuple[str, ...] = ("patch", "fashion")
+    seeds: int = 1
+    first_seed: int = 10
+    bank: bank_tasks.Recipe = field(default_factory=bank_tasks.Recipe)
+    shown: int = 9  # suspects on the page
+    smoke: bool = False
+
+
+def prepare(banks: Path, task: Task, config: Config) -> Callable:
+    """`measure` of one task, compiled once for all seeds."""
+    make = bank_tasks.make_datamodels(task, config.bank, banks, smoke=config.smoke)
+    return partial(measure, task, config, make)
+
+
+def measure(task: Task, config: Config, make: Callable, seed: int, progress: Callable) -> units.Unit:
+    """Scores of every target, the planted ones last, and how well each finds what was planted."""
+    found = make(seed, progress)
+    data, tau = found.data, found.linear.weight
+    planted = np.arange(len(tau)) >= len(tau) - len(found.source)
+    leak = applications.leakage(tau)
+    cosine = bank_tasks.cosines(data.target, data.train)
+    rankings = {
+        "largest weight": (leak.weight, tau),
+        "share of the largest weight": (leak.share, tau),
+        "nearest by pixels": (cosine.max(1), cosine),
+    }
+    facts, arrays = dict(found.facts), {"planted": planted, "id": data.target.id}
+    for name, (score, similarity) in rankings.items():
+        similar, _ = applications.neighbours(similarity[planted], np.arange(len(data.train.y)), num=5)
+        hits = np.asarray(similar.id) == found.source[:, None]
+        result = applications.retrieval(np.asarray(score), planted)
+        facts[name] = {
+            "average precision": float(result.average_precision),
+            "precision at the number planted": float(result.precision[planted.sum() - 1]),
+            "source has the largest weight": hits[:, 0].mean(),
+            "source among the five largest": hits.any(1).mean(),
+        }
+        arrays |= {f"recall/{name}": result.recall, f"precision/{name}": result.precision}
+    if task.image:
+        first = np.argsort(-np.asarray(leak.weight))[: config.shown]
+        pairs = np.stack([data.target.x[first], data.train.x[np.asarray(leak.example)[first]]], 1)
+        arrays |= {"pairs": pairs.reshape(-1, *task.image), "of_planted": planted[first]}
+    return facts, jax.device_get(arrays)
+
+
+def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+    """One row a ranking, precision against recall, and the first suspects beside their training examples."""
+    names = [name for name, value in found[0][0].items() if isinstance(value, dict)]
+    rows = [
+        report.row(task.name, name, {m: [facts[name][m] for facts, _ in found] for m in found[0][0][name]})
+        for name in names
+    ]
+    arrays = found[0][1]
+    looked = np.unique(np.geomspace(1, len(arrays["planted"]), 25).astype(int))
+    recall = {n: (looked, np.stack([a[f"recall/{n}"][looked - 1] for _, a in found])) for n in names}
+    figures = {
+        "Planted near-duplicates found against the number of targets looked at.": plots.curves(
+            recall, xlabel="targets looked at", ylabel="share of the planted found", ticks=(1, 10, 100, looked[-1])
+        )
+    }
+    if "pairs" in arrays:
+        titles = [t for p in arrays["of_planted"] for t in ("planted" if p else "target", "train")]
+        figures["Targets of largest weight, each beside the training example that has it (first seed)."] = (
+            plots.image_grid(arrays["pairs"], titles, columns=6)
+        )
+    text = (
+        f"{task.about} {config.bank.duplicates} noisy copies of training examples, brightness changed by up to a "
+        "tenth, were put among the targets. Pixels find copies by construction; datamodels find what the model uses, "
+        "and rank a copy first only where the model depends on its original."
+    )
+    return rows, report.Section(text, figures)
+
+
+def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+    """Measure all tasks, print a table for each, and write ``results/leakage/<run>``; rerun to resume."""
+    config = replace(config, bank=bank_tasks.SMOKE) if config.smoke else config
+    go = partial(prepare, results / "banks")
+    return units.run_experiment(
+        "leakage", config, LDS_TASKS, go, describe, models=config.bank.models, results=results, run=run
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,86 @@
+"""Every experiment on datamodels runs from raw data to its report, and all of them share one small bank."""
+
+import numpy as np
+import pytest
+
+from d3mjax.runtime import record
+from experiments import bank_tasks, brittleness, counterfactuals, embeddings, leakage, similar_examples
+from experiments.tasks import LDS_TASKS
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+def run_smoke(experiment, results, num_figures):
+    config = experiment.Config(tasks=("patch",), smoke=True)
+    run = experiment.main(config, results)
+    document = record.read_json(run / "metrics.json")
+    record.validate_document(document)
+    assert (run / "report.html").read_text().count("data:image/png;base64,") == num_figures
+    metrics = {
+        row["method"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in document["rows"]
+    }
+    with np.load(run / "units" / "patch-10.npz") as unit:
+        return metrics, {name: unit[name] for name in unit.files}
+
+
+def test_counterfactuals(results):
+    metrics, arrays = run_smoke(counterfactuals, results, 1)
+    assert metrics.keys() == {f"{kind} removed" for kind in counterfactuals.KINDS}
+    assert arrays["predicted"].shape == arrays["actual"].shape == (3, 4, 2)
+    assert (arrays["predicted"][:, 0] <= 0).all()
+    assert (arrays["predicted"][:, 1] >= 0).all()
+    assert arrays["actual"][:, 0].mean() < arrays["actual"][:, 1].mean()
+
+
+def test_brittleness(results):
+    metrics, arrays = run_smoke(brittleness, results, 1)
+    assert arrays["curves"].shape == (4, 3, 2)
+    assert (arrays["margins"][arrays["picked"]] > 0).all()
+    sizes = arrays["sizes"]
+    assert ((sizes[:, 0] < 0) == (sizes[:, 1] < 0)).all()
+    assert (sizes[:, 1] >= sizes[:, 0]).all()
+    curve = [metrics[f"{k} examples: {brittleness.METHODS[0]}"]["flipped, of all"] for k in (20, 200)]
+    assert curve[0] <= curve[1]
+
+
+def test_leakage(results):
+    metrics, arrays = run_smoke(leakage, results, 2)
+    assert arrays["planted"].sum() == 10
+    assert arrays["planted"][-10:].all()
+    assert metrics["nearest by pixels"]["average precision"] > 10 / 210  # chance
+    assert metrics["nearest by pixels"]["source has the largest weight"] == 1
+
+
+def test_similar_examples(results):
+    metrics, arrays = run_smoke(similar_examples, results, 1)
+    assert metrics["datamodel, similar"]["same class"] > 0.5 > metrics["datamodel, opposed"]["same class"]
+    assert arrays["datamodel, similar"].shape == (200, similar_examples.NUM)
+
+
+def test_embeddings(results):
+    metrics, _ = run_smoke(embeddings, results, 4)
+    assert 0 < metrics["component 1"]["explained"] < 1
+    for name in embeddings.LEARNERS:
+        first = metrics[f"{name}, first component"]
+        assert first["explained in first"] > first["explained in second"]
+
+
+def test_all_of_them_share_a_bank(results):
+    banks = sorted(path.name for path in (results / "banks").iterdir())
+    assert len([name for name in banks if not name.endswith("-datamodels")]) == 2  # network and linear model
+
+
+def test_duplicates_are_near_their_sources_and_training_is_untouched():
+    data = LDS_TASKS["patch"].read(10, smoke=True)
+    more, source = bank_tasks.with_duplicates(data, 10, bank_tasks.SMOKE)
+    assert more.train is data.train
+    assert len(set(source.tolist())) == 10
+    copies = more.target.x[-10:]
+    assert (bank_tasks.cosines(more.target, data.train)[-10:].argmax(1) == source).all()
+    assert np.abs(copies - data.train.x[source]).max() < 3
+    assert not np.isin(more.target.id[-10:], data.train.id).any()
+    again, _ = bank_tasks.with_duplicates(data, 10, bank_tasks.SMOKE)
+    np.testing.assert_array_equal(again.target.x, more.target.x)
