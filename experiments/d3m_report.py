@@ -31,11 +31,11 @@ def describe(task: Task, _config: Any, found: list[units.Unit]) -> tuple[list[di
     return rows_of(task.name, found), section(task, found)
 
 
-def rows_of(task: str, seeds: list[units.Unit]) -> list[dict[str, Any]]:
+def rows_of(task: str, seeds: list[units.Unit], *, methods: Mapping[str, str] = INFORMATION) -> list[dict[str, Any]]:
     """One row a method: a seed's number is the mean over its retrained models of their worst group's accuracy."""
     facts = [facts for facts, _ in seeds]
     rows = []
-    for method, information in INFORMATION.items():
+    for method, information in methods.items():
         values = {
             "worst_group_accuracy": [worst(arrays, method).mean() for _, arrays in seeds],
             "average_accuracy": [arrays[f"average/{method}"].mean() for _, arrays in seeds],

@@ -1,7 +1,7 @@
 """Compiled training of many models of one task, and the datamodel source of group columns: shared by experiments."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,29 +39,32 @@ def trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
     return train.make_trainer(network(task), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
 
 
+def evaluate(task: Task, variables: Any, data: Data) -> Evaluation:
+    """What the task's network with these variables is judged by."""
+    model, num_groups = network(task), len(task.group_names)
+
+    def right(split):
+        return outputs.hard_margins(model, variables, split, microbatch=4096) > 0
+
+    test = right(data.test)
+    losses = outputs.losses(model, variables, data.target)
+    return Evaluation(
+        metrics.group_accuracies(losses, data.target.group, num_groups),
+        metrics.group_accuracies(right(data.selection), data.selection.group, num_groups),
+        metrics.group_accuracies(test, data.test.group, num_groups),
+        metrics.average_accuracy(test),
+    )
+
+
 def make_fit(task: Task, mesh: Mesh, sampler: Sampler, *, steps: int) -> Callable:
     """``fit(train, data, keys [m], weights [m n]) -> Evaluation`` with a leading model axis, compiled once a shape."""
-    model, run = network(task), trainer(task, steps, sampler)
-    num_groups = len(task.group_names)
-
-    def evaluate(variables, data: Data) -> Evaluation:
-        def right(split):
-            return outputs.hard_margins(model, variables, split, microbatch=4096) > 0
-
-        test = right(data.test)
-        losses = outputs.losses(model, variables, data.target)
-        return Evaluation(
-            metrics.group_accuracies(losses, data.target.group, num_groups),
-            metrics.group_accuracies(right(data.selection), data.selection.group, num_groups),
-            metrics.group_accuracies(test, data.test.group, num_groups),
-            metrics.average_accuracy(test),
-        )
+    run = trainer(task, steps, sampler)
 
     @jax.jit
     def compiled(split: Split, data: Data, keys, weights):
         def one(key, weight):
             state, info = run.run(run.init(key, split.x[:1]), split, weight, steps)
-            return evaluate(state.variables, data), info.loss
+            return evaluate(task, state.variables, data), info.loss
 
         return ensemble.map_models(one, width=1, mesh=mesh)(keys, weights)
 

@@ -32,3 +32,40 @@ def cross_entropy(*, smoothing: float = 0.0) -> Objective:
         return jnp.mean(weight * losses(logits, batch.y, smoothing=smoothing)), state
 
     return Objective(init=lambda: (), value=value)
+
+
+def group_dro(
+    num_groups: int,
+    *,
+    eta: Float[Array, ""] | float = 0.01,
+    adjustment: Float[AnyArray, "G"] | float = 0.0,
+) -> Objective:
+    """GroupDRO: the loss ``sum_g q_g l_g``, where groups that do badly gain weight ``q`` step by step.
+
+    ``l_g`` is the weighted mean loss, in nats, of the examples of group g in the batch. The state ``q [G]`` starts at
+    ``1 / G``; before each loss the groups present share their mass anew, in proportion to
+    ``q_g exp(eta (l_g + adjustment_g))``, and those absent keep theirs. No gradient passes through q. The adjustment
+    for small groups is ``C / sqrt(n_g)``. At ``eta = 0`` this is the mean of the groups' losses, with one group plain
+    ERM. Needs ``batch.group``; group -1 counts nowhere. The method includes a sampler that draws all groups equally:
+    `sampling.resampled` under `baselines.balanced_weights`.
+
+    Source: Sagawa, Koh, Hashimoto and Liang, "Distributionally robust neural networks", ICLR 2020, algorithm 1.
+    """
+
+    def value(q, logits, batch, weight):
+        member = jax.nn.one_hot(batch.group, num_groups, axis=0) * weight[None]
+        mass = member.sum(1)
+        present = mass > 0
+        group_loss = (member * losses(logits, batch.y)[None]).sum(1) / jnp.where(present, mass, 1)
+        q = _exponentiated(q, jax.lax.stop_gradient(eta * (group_loss + adjustment)), present)
+        return (q * group_loss).sum(), q
+
+    return Objective(init=lambda: jnp.full(num_groups, 1 / num_groups), value=value)
+
+
+def _exponentiated(q, gain, present):
+    """``q exp(gain)`` where present, scaled to the mass that those had before."""
+    grown = jnp.where(present, q * jnp.exp(gain - jnp.max(gain, where=present, initial=-jnp.inf)), 0)
+    total = grown.sum()
+    share = grown / jnp.where(total > 0, total, 1)
+    return jnp.where(present, jnp.where(present, q, 0).sum() * share, q)

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from d3mjax.debiasing import baselines
+from d3mjax.debiasing import baselines, selection
 from d3mjax.training import sampling
 
 SIZES = [30, 5, 0, 12]  # cell 2 is empty
@@ -50,3 +51,58 @@ def test_host_labels_give_what_device_labels_give():
         device = call(jnp.asarray(CELL))
         np.testing.assert_array_equal(call(CELL), device)
         np.testing.assert_allclose(jax.jit(lambda call=call: call(CELL))(), device, rtol=1e-6)
+
+
+def test_jtt_weighs_errors_and_nothing_else():
+    errors = np.array([True, False, False, True])
+    np.testing.assert_array_equal(baselines.jtt_weights(errors, 20.0), [21, 1, 1, 21])
+    np.testing.assert_array_equal(baselines.jtt_weights(np.zeros(4, bool), 20.0), baselines.erm_weights(4))
+
+
+def test_mixed_weights_share_mass_between_train_and_balanced_targets():
+    target = np.array([False] * 6 + [True] * 4)
+    cell = np.array([-1, -1, 3, 3, 3, 3, 0, 0, 0, 3])  # cells of the others are unknown or not to be read
+    weights = np.asarray(baselines.mixed_weights(target, cell, 4, 0.25))
+    np.testing.assert_allclose(weights[:6], 10 * 0.75 / 6, rtol=1e-6)
+    np.testing.assert_allclose(weights[6:], 10 * 0.25 * np.array([1 / 6, 1 / 6, 1 / 6, 1 / 2]), rtol=1e-6)
+    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 7, 18, 20, 32, 47])
+def test_majority_random_takes_from_whatever_is_largest(k):
+    keys = jax.random.split(jax.random.key(3), 200)
+    keep = np.asarray(jax.vmap(lambda key: baselines.drop_majority(key, jnp.asarray(CELL), 4, k))(keys))
+    size = np.array(SIZES)
+    for _ in range(k):
+        size[size.argmax()] -= 1
+    counts = np.stack([np.bincount(CELL[row], minlength=4) for row in keep])
+    assert (counts.sum(1) == N - k).all()
+    # Which of several equal cells goes next is chance: compare sizes in order.
+    np.testing.assert_array_equal(np.sort(counts, 1), np.broadcast_to(np.sort(size), counts.shape))
+    if k == 18:
+        np.testing.assert_array_equal(counts, np.broadcast_to([12, 5, 0, 12], counts.shape))
+        assert np.abs(keep[:, CELL == 0].mean(0) - 12 / 30).max() < 5 * np.sqrt(0.4 * 0.6 / 200)
+
+
+def test_majority_random_breaks_ties_without_preference_and_leaves_unknown_cells():
+    cell = jnp.array([0, 0, 1, 1, -1, -1, -1])
+    keys = jax.random.split(jax.random.key(4), 1000)
+    keep = np.asarray(jax.vmap(lambda key: baselines.drop_majority(key, cell, 2, 1))(keys))
+    assert keep[:, 4:].all()
+    assert np.abs(keep[:, :4].mean(0) - 0.75).max() < 5 * np.sqrt(0.75 * 0.25 / 1000)
+
+
+def test_ranked_controls_are_argsort():
+    loss = np.random.default_rng(5).normal(size=N).astype(np.float32)
+    keep = np.asarray(selection.drop_lowest(-loss, 9))
+    assert set(np.flatnonzero(~keep)) == set(np.argsort(-loss)[:9])
+
+
+def test_tune_takes_the_first_of_the_best_within_its_budget():
+    seen = []
+    found = baselines.tune([3, 1, 2, 9], lambda cs: seen.append(cs) or [0.5, 0.7, 0.7, 0.1], budget=4)
+    assert (found.best, seen) == (1, [[3, 1, 2, 9]])
+    with pytest.raises(ValueError, match=r"candidates: found 5, expected 1\.\.4"):
+        baselines.tune(range(5), list, budget=4)
+    with pytest.raises(FloatingPointError, match="expected 2 finite ones"):
+        baselines.tune([0, 1], lambda _: [0.5, float("nan")], budget=4)
