@@ -6,7 +6,7 @@ that `experiments.leakage` has to find; all other experiments leave those out.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -91,8 +91,7 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
         subsets = jax.jit(lambda ids: masks.mixed_sizes(jax.random.fold_in(key, 0), ids, n, *sizes))
         inputs = {"train": data.train, "target": data.target}
         manifest = bank.manifest(key, subsets, inputs, _described(task, recipe), num_targets=2 * t)
-        directory = banks / f"{task.name}-{seed}-{_short(manifest)}"
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = directory_of(banks, task, seed, manifest)
 
         def trained(ids, chosen):
             return run(data, ensemble.model_keys(jax.random.fold_in(key, 1), ids), chosen)
@@ -168,12 +167,18 @@ def _trained(task: Task) -> Callable:
     return one
 
 
+def recipe_of(task: Task) -> dict[str, Any]:
+    """How a task trains its models."""
+    return {name: getattr(task, name) for name in ("hidden", "steps", "batch", "rate", "momentum", "decay")}
+
+
+def directory_of(banks: Path, task: Task, seed: int, manifest: Mapping[str, Any]) -> Path:
+    """Where a bank is kept: another manifest, another place."""
+    text = record.json_text(manifest, sort_keys=True)
+    return banks / f"{task.name}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
 def _described(task: Task, recipe: Recipe) -> dict[str, Any]:
     """What a bank depends on besides its data; not how many models there are, nor how they are fitted."""
-    names = ("hidden", "steps", "batch", "rate", "momentum", "decay")
     sampled = {name: value for name, value in asdict(recipe).items() if name not in ("models", "lambdas")}
-    return {**sampled, **{name: getattr(task, name) for name in names}}
-
-
-def _short(manifest) -> str:
-    return hashlib.sha256(record.json_text(manifest, sort_keys=True).encode()).hexdigest()[:10]
+    return {**sampled, **recipe_of(task)}

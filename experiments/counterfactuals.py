@@ -2,7 +2,8 @@
 
 Claim:    predicted and actual changes of the margin correlate at 0.9 or more, over removals of 10 to 640 of 2,000.
 Command:  python -m experiments.counterfactuals        (`--smoke` takes seconds)
-Expected: Pearson correlations of 0.9 for the most helpful, the most harmful and random examples.
+Expected: patch, 5,000 models, 5 retrainings: Pearson .91 for the most helpful examples, .79 for the most harmful
+          ones, whose effects are understated, .71 for random ones (retraining noise leaves .73 to be had).
 Device:   two CPU cores; a bank of models a task and seed, then some 9,000 retrainings.
 """
 

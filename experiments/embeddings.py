@@ -3,7 +3,7 @@
 Claim:    removing the training examples at one end of a component changes targets by their coordinate on it; clusters
           of datamodel rows follow subgroups; a network and a linear model rely on different training examples.
 Command:  python -m experiments.embeddings        (`--smoke` takes seconds)
-Expected: the two ends of a component have opposite effects, correlated with the coordinates of targets.
+Expected: not measured yet beyond `--smoke`.
 Device:   two CPU cores; two banks of models a task and seed (network and linear model).
 """
 
