@@ -28,8 +28,8 @@ class Evaluation(NamedTuple):
 
 
 def network(task: Task) -> Model:
-    """The task's MLP."""
-    return models.mlp(task.hidden, len(task.class_names))
+    """The task's own model, or its MLP."""
+    return task.model or models.mlp(task.hidden, len(task.class_names))
 
 
 def trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:

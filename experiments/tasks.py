@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from d3mjax.data import adult, corrupt, digits, fashion, fashion_spurious, splits, spurious
-from d3mjax.types import Data
+from d3mjax.types import Data, Model
 
 
 def _none(seed: int, *, smoke: bool = False) -> Int[np.ndarray, " k"]:
@@ -34,6 +34,7 @@ class Task:
     momentum: float = 0.9
     decay: float = 1e-3
     wrong: Callable[..., Int[np.ndarray, " k"]] = _none  # (seed, *, smoke) -> ids of planted label errors
+    model: Model | None = None  # instead of the MLP
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
         """The four splits, checked."""

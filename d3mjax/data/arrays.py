@@ -1,13 +1,15 @@
 """The user's own data as a ``Split``: npz, csv and parquet files, and any data set of TFDS.
 
 Everywhere, an unknown group is -1 and ids default to row numbers. Every function raises ``ValueError`` that names the
-path or the argument, what was found and what is expected, and hands its result through ``splits.check_split``.
+path or the argument, what was found and what is expected. Those called ``read_`` give columns by name as they are;
+those called ``from_`` hand their result through ``splits.check_split``.
 """
 
 import csv
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,12 +24,17 @@ MISSING = ("", "na", "nan", "null")  # in lower case, among text
 
 def from_npz(path: str | Path, *, x: str = "x", y: str = "y", group: str | None = None, id: str | None = None) -> Split:
     """Arrays of an ``.npz`` file by name: features, integer labels, and optionally groups and ids."""
+    columns = read_npz(path)
+    return _split(columns, str(path), columns.get(x), x=x, y=y, group=group, id=id)
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of an ``.npz`` file by name."""
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            columns = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
     except Exception as error:  # a damaged zip raises nearly anything
         raise ValueError(f"path: {path} is missing or damaged, expected an .npz file ({error})") from error
-    return _split(columns, str(path), columns.get(x), x=x, y=y, group=group, id=id)
 
 
 def from_csv(
@@ -46,12 +53,12 @@ def from_csv(
     training file's ``csv_levels(path)`` when reading its test file, so that both have the same columns. Text labels
     and groups are numbered in the order of their levels in the same way.
     """
-    return _from_table(_read_csv(path, delimiter), str(path), label, group, id, drop, levels)
+    return _from_table(read_csv(path, delimiter=delimiter), str(path), label, group, id, drop, levels)
 
 
 def csv_levels(path: str | Path, *, delimiter: str = ",") -> dict[str, tuple[str, ...]]:
     """The sorted values of every text column."""
-    columns = _read_csv(path, delimiter)
+    columns = read_csv(path, delimiter=delimiter)
     return {name: _own_levels(a) for name, a in columns.items() if a.dtype.kind == "U"}
 
 
@@ -65,11 +72,16 @@ def from_parquet(
     levels: Levels | None = None,
 ) -> Split:
     """As ``from_csv``, for a Parquet file. Raises ``ImportError`` without pyarrow."""
+    return _from_table(read_parquet(path), str(path), label, group, id, drop, levels)
+
+
+def read_parquet(path: str | Path) -> dict[str, np.ndarray]:
+    """The columns of a Parquet file: numbers as they are, everything else as text; nulls are refused."""
     try:
         import pyarrow as pa
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("from_parquet needs pyarrow: pip install 'd3mjax[experiments]'") from error
+        raise ImportError("read_parquet needs pyarrow: pip install 'd3mjax[experiments]'") from error
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -81,7 +93,7 @@ def from_parquet(
             raise ValueError(f"{path}, column {name!r}: found {values.null_count} nulls, expected none")
         a = values.to_numpy()
         columns[name] = a if a.dtype.kind in "biuf" else np.array([str(v) for v in a])
-    return _from_table(columns, str(path), label, group, id, drop, levels)
+    return columns
 
 
 def from_tfds(
@@ -100,6 +112,18 @@ def from_tfds(
     yet, it is built here where its builder works without TensorFlow. Ids are row numbers in the split unless ``id``
     names a feature.
     """
+    rows = read_tfds(name, split=split, data_dir=data_dir)
+    wanted = {key for key in (feature, label, group, id) if key is not None}
+    if missing := sorted(wanted - set(rows[0])):
+        raise ValueError(f"{name}: found features {sorted(rows[0])}, expected {missing} among them")
+    columns = {key: np.array([row[key] for row in rows]) for key in wanted}
+    x = columns[feature]
+    x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
+    return _split(columns, name, x, x=feature, y=label, group=group, id=id)
+
+
+def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """The examples of one split as they are, by name of feature; see ``from_tfds``."""
     try:
         with builders.quiet():
             builder = tfds.builder(name, data_dir=data_dir)
@@ -111,7 +135,7 @@ def from_tfds(
     try:
         with builders.quiet():
             builder.download_and_prepare(file_format="array_record")
-            rows = builders.read_rows(builder, split)
+            return builders.read_rows(builder, split)
     except Exception as error:
         found = f"splits {list(builder.info.splits)}" if builder.is_prepared() else "nothing prepared"
         raise ValueError(
@@ -119,16 +143,10 @@ def from_tfds(
             "existing split, prepared as array_record; where its builder needs TensorFlow, prepare it elsewhere with "
             "download_and_prepare(file_format='array_record') and give its data_dir."
         ) from error
-    wanted = {key for key in (feature, label, group, id) if key is not None}
-    if missing := sorted(wanted - set(rows[0])):
-        raise ValueError(f"{name}: found features {sorted(rows[0])}, expected {missing} among them")
-    columns = {key: np.array([row[key] for row in rows]) for key in wanted}
-    x = columns[feature]
-    x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
-    return _split(columns, name, x, x=feature, y=label, group=group, id=id)
 
 
-def _read_csv(path: str | Path, delimiter: str) -> dict[str, np.ndarray]:
+def read_csv(path: str | Path, *, delimiter: str = ",") -> dict[str, np.ndarray]:
+    """The columns of a table with a header line: whole numbers, else floats, else text."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
@@ -193,23 +211,28 @@ def _from_table(
     if unknown := sorted((set(drop) | set(levels)) - set(columns)):
         raise ValueError(f"drop, levels: found {unknown}, expected columns of {path}: {sorted(columns)}")
     special = {name for name in (label, group, id) if name is not None}
-    features = []
-    for name in (name for name in columns if name not in special | set(drop)):
-        values = columns[name]
-        if values.dtype.kind == "U" or name in levels:
-            codes, num_levels = _codes(path, name, values, levels)
-            features.append(np.eye(num_levels, dtype=np.float32)[codes])
-        else:
-            features.append(_float32(values[:, None]))
     for name in special & set(columns):
-        _check_present(path, name, columns[name])
+        check_present(path, name, columns[name])
     coded = {
         name: _codes(path, name, columns[name], levels)[0]
         for name in special & set(columns)
         if columns[name].dtype.kind == "U" or name in levels
     }
-    x = np.concatenate(features, axis=1) if features else None
+    rest = {name: a for name, a in columns.items() if name not in special | set(drop)}
+    x = table_features(rest, path, levels) if rest else None
     return _split({**columns, **coded}, path, x, x="features", y=label, group=group, id=id)
+
+
+def table_features(columns: Mapping[str, np.ndarray], source: str, levels: Levels) -> np.ndarray:
+    """float32 [n, k]: numbers as they are, text columns and those of ``levels`` one-hot; ``source`` is for errors."""
+    features = []
+    for name, values in columns.items():
+        if values.dtype.kind == "U" or name in levels:
+            codes, num_levels = _codes(source, name, values, levels)
+            features.append(np.eye(num_levels, dtype=np.float32)[codes])
+        else:
+            features.append(_float32(values[:, None]))
+    return np.concatenate(features, axis=1)
 
 
 def _split(
@@ -245,7 +268,7 @@ def _float32(a: np.ndarray) -> np.ndarray:
         return a.astype(np.float32)
 
 
-def _check_present(source: str, name: str, values: np.ndarray) -> None:
+def check_present(source: str, name: str, values: np.ndarray) -> None:
     """Missing labels, groups and ids must not pass for a level of their own, as they may in features."""
     missing = np.isnan(values) if values.dtype.kind == "f" else np.isin(np.char.lower(values.astype(str)), MISSING)
     if missing.any():
@@ -257,7 +280,7 @@ def _check_present(source: str, name: str, values: np.ndarray) -> None:
 
 
 def _integers(source: str, name: str, values: np.ndarray) -> np.ndarray:
-    _check_present(source, name, values)
+    check_present(source, name, values)
     if values.dtype.kind in "biu" or (values.dtype.kind == "f" and np.array_equal(values, np.round(values))):
         return values.astype(np.int64)
     raise ValueError(f"{source}, {name}: found {values.dtype}, expected whole numbers")
