@@ -196,7 +196,7 @@ def _suspects(ours: Row) -> list[str]:
 def _sureness(ours: Row, kept: Sequence[np.ndarray]) -> str:
     worth, number = ours["metrics"]["effective_checkpoints"]["mean"], ours["settings"]["checkpoints"]
     text = f"The {number} checkpoints behind the scores differ as much as {worth:.1f} unrelated ones would"
-    noisy = worth > 1 + (number - 1) / 2  # as if two checkpoints correlated by less than a third or so
+    noisy = worth > (number + 1) / 2  # less than half of the variance of their mean is common to them
     text += ", so the scores are mostly noise: raise --checkpoints." if noisy else "; 1 would mean that all agree."
     shares = [(~a & ~b).sum() / max(min((~a).sum(), (~b).sum()), 1) for a, b in itertools.combinations(kept, 2)]
     if not shares:

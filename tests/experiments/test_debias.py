@@ -1,49 +1,17 @@
-"""The command for the user's own files: what it reads and refuses, how it divides, what it leaves, and what it says."""
+"""The command for the user's own files: what it leaves behind, which models it takes, and what it says."""
 
 import csv
 import sys
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from planted_files import QUICK, make_files, planted
 
-from d3mjax.data import arrays, fashion_spurious
 from d3mjax.runtime import record
-from experiments import debias, debias_data, debias_report, engine, report
-from experiments.debias_data import Files
-
-QUICK: dict[str, Any] = {"steps": 200, "checkpoints": 4, "seeds": 2, "retrains": 1}
-
-
-def planted(seed, n, aligned):
-    """Columns of n examples: feature a tells the class, feature b the group, which mostly goes with the class."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 2, n)
-    s = np.where(rng.random(n) < aligned, y, 1 - y)
-    columns = {"a": 3.0 * y + rng.normal(size=n), "b": 6.0 * s + rng.normal(size=n)}
-    columns |= {f"noise{i}": rng.normal(size=n) for i in range(8)}
-    return columns | {
-        "job": np.array(["cook", "clerk", "smith"])[rng.integers(0, 3, n)],
-        "sex": np.array(["F", "M"])[s],
-        "income": np.array(["low", "high"])[y],
-        "row": np.array([f"r{seed}-{i}" for i in range(n)]),
-    }
-
-
-def write_csv(path, columns):
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-    return str(path)
-
-
-def make_files(path):
-    write_csv(path / "train.csv", {k: v for k, v in planted(0, 600, 0.95).items() if k != "sex"})
-    write_csv(path / "val.csv", planted(1, 400, 0.75))
-    return Files(str(path / "train.csv"), str(path / "val.csv"), "income", group="income,sex", id="row")
+from experiments import debias, debias_report, engine, report
 
 
 @pytest.fixture(scope="module")
@@ -113,163 +81,6 @@ def test_other_contents_of_a_file_are_another_run(finished, tmp_path):
         debias.prepare(other, path / "results", run.name)
 
 
-def test_groups_are_crossed_in_the_order_of_their_columns(tmp_path):
-    rows = {"x": np.arange(8), "g": [1, 0] * 4, "h": ["b", "b", "a", "a"] * 2, "y": [0, 1] * 4}
-    target = write_csv(
-        tmp_path / "t.csv", {k: [v[i] for i in [0, 1, 2] * 3] for k, v in rows.items()} | {"x": range(9)}
-    )
-    files = Files(write_csv(tmp_path / "n.csv", rows), target, "y", group="g, h", raw=True)
-    own = debias_data.read(files)
-    assert own.group_names == ("g=0, h=b", "g=1, h=a", "g=1, h=b")
-    assert own.target.group.tolist() == [2, 0, 1] * 3
-    assert own.train.group.tolist() == [2, 0, 1, -1] * 2  # no target is g = 0, h = a
-    assert own.class_names == ("0", "1")
-    assert own.train.x.tolist() == [[i] for i in range(8)]
-
-
-def test_tables_and_arrays_are_read_alike(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
-    read = []
-    parts = {"train": planted(0, 30, 0.9), "target": planted(1, 40, 0.5)}
-    for suffix in (".csv", ".parquet", ".npz"):
-        paths = {name: str(tmp_path / f"{name}{suffix}") for name in parts}
-        for name, columns in parts.items():
-            columns = {k: v for k, v in columns.items() if k in ("a", "b", "sex", "income")}
-            if suffix == ".csv":
-                write_csv(paths[name], columns)
-            elif suffix == ".parquet":
-                pq.write_table(pa.table(columns), paths[name])
-            else:
-                arrays_of = {"x": np.stack([columns["a"], columns["b"]], 1)} | columns
-                np.savez(paths[name], **arrays_of)  # pyright: ignore[reportArgumentType]
-        read.append(debias_data.read(Files(paths["train"], paths["target"], "income", group="sex")))
-    for own in read[1:]:
-        assert own.class_names == read[0].class_names == ("high", "low")
-        assert own.group_names == read[0].group_names == ("sex=F", "sex=M")
-        for a, b in zip((*own.train, *own.target), (*read[0].train, *read[0].target), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-def test_features_are_standardised_as_in_training_and_text_is_the_same_in_all_files(tmp_path):
-    own = debias_data.read(make_files(tmp_path))
-    assert own.train.x.shape[1] == own.target.x.shape[1] == 10 + 3
-    np.testing.assert_allclose(own.train.x.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(own.train.x.std(0), 1, atol=1e-5)
-    assert abs(own.target.x.mean()) > 1e-4
-    path = tmp_path / "c.csv"
-    write_csv(path, planted(0, 60, 0.9) | {"b": np.ones(60)})
-    constant = debias_data.read(replace(make_files(tmp_path), train=str(path)))
-    assert not constant.target.x[:, 1].any()
-
-
-def test_tfds_by_name(tmp_path, monkeypatch):
-    spec = fashion_spurious.Task(train=40, targets=(9, 9, 9, 9), selection=40, test=40)
-    fashion_spurious.load_fashion_spurious(spec, data_dir=tmp_path)
-    monkeypatch.setattr(arrays, "read_tfds", partial(arrays.read_tfds, data_dir=tmp_path))
-    name = f"tfds:fashion_spurious/{fashion_spurious.config(spec).name}"
-    own = debias_data.read(Files(f"{name}:train", f"{name}:target", "y", group="group", feature="image"))
-    assert own.train.x.shape == (40, 14, 14, 1)
-    assert np.bincount(own.target.group).tolist() == [9] * 4
-    assert own.train.x.std() == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="--target: found 'tfds:mnist', expected tfds:NAME:SPLIT"):
-        debias_data.read(Files(f"{name}:train", "tfds:mnist", "y", group="group", feature="image"))
-
-
-def test_targets_are_dealt_out_evenly_in_groups_and_classes():
-    group = np.repeat([0, 1, 2], [40, 8, 3])
-    y = np.concatenate([np.tile([0, 1], 24), [0, 1, 1]])
-    part = debias_data.deal(group, y, 0, debias_data.PARTS)
-    assert np.bincount(part).tolist() == [25, 13, 13]
-    for g, size in ((0, 20), (1, 4)):
-        for c in (0, 1):
-            cell = part[(group == g) & (y == c)]
-            assert np.bincount(cell).tolist() == [size // 2, size // 4, size // 4]
-    assert sorted(part[group == 2]) == [0, 1, 2]
-    np.testing.assert_array_equal(part, debias_data.deal(group, y, 0, debias_data.PARTS))
-    assert (part != debias_data.deal(group, y, 1, debias_data.PARTS)).any()
-
-
-def test_a_test_set_reports_and_is_the_same_for_every_seed(tmp_path):
-    files = make_files(tmp_path)
-    files = replace(files, test=write_csv(tmp_path / "test.csv", planted(2, 50, 0.5)))
-    own = debias_data.read(files)
-    a, b = debias_data.divide(own, 0), debias_data.divide(own, 1)
-    assert (len(a.target.y), len(a.selection.y), len(a.test.y)) == (267, 133, 50)
-    np.testing.assert_array_equal(a.test.id, b.test.id)
-    assert set(a.target.id) != set(b.target.id)
-    assert set(a.target.id) | set(a.selection.id) == set(b.target.id) | set(b.selection.id) == set(own.target.id)
-
-
-def change(name, **columns):
-    """A file of another content: columns replaced, or left out where None."""
-
-    def apply(path):
-        source = planted(2 if name == "test" else 1 if name == "val" else 0, 240, 0.8) | columns
-        write_csv(path / f"{name}.csv", {k: v for k, v in source.items() if v is not None})
-
-    return apply
-
-
-TEST = {"test": "{}/test.csv"}
-FEW = np.where(np.arange(240) < 2, "X", "M")
-BAD = [
-    ({"group": None}, None, "--group: found none, expected the column"),
-    ({"train": "{}/none.csv"}, None, r"--train: path: .*none.csv is missing"),
-    ({"target": "{}/train.txt"}, None, r"--target: found '.*train.txt', expected a .csv, .parquet, .npz file, or tfds"),
-    (
-        {"target": "{}/val.npz"},
-        lambda path: (path / "val.npz").write_bytes(b"PK damaged"),
-        "--target: .* is missing or damaged",
-    ),
-    ({"label": "incom"}, None, "--label: found no 'incom' in --train .* Did you mean income?"),
-    ({"group": "sx"}, None, "--group: found no 'sx' in --target .* Did you mean sex?"),
-    ({"id": "rows"}, None, "--id: found no 'rows' in --train .* Did you mean row?"),
-    ({"drop": "age"}, None, r"--drop: found \['age'\], expected columns of --train"),
-    ({}, change("val", job=None), r"--target: found no columns \['job'\], which --train has"),
-    ({}, change("val", sex=["", "F", "M"] * 80), "--target .*, column 'sex': found 80 missing values, first in row 0"),
-    ({}, change("val", sex=["F"] * 240, income=["low"] * 240), r"--group: found one group in --target"),
-    (
-        {},
-        change("val", sex=FEW, income=["low"] * 240),
-        r"found so many examples of groups: {'income=low, sex=X': 2}; exp",
-    ),
-    (
-        {},
-        change("val", income=["mid", "low", "high"] * 80),
-        r"--train: found no example of class \['mid'\] of 'income'",
-    ),
-    ({}, change("train", income=["low"] * 240), r"--train: found no example of class \['high'\]"),
-    ({"label": "a"}, None, "--label: found float64.* in --train, expected whole numbers or text"),
-    ({"group": "b"}, None, "--group: found float64.* in --train, expected whole numbers or text"),
-    (TEST, change("test", sex=["F"] * 240), r"--test: found no example of groups \['.*sex=M'.*, which --target has"),
-    (
-        TEST,
-        change("test", sex=["X", "F", "M"] * 80),
-        r"--target: found no example of groups .*sex=X.* which --test has",
-    ),
-    (
-        {},
-        change("train", job=[f"j{i}" for i in range(240)]),
-        "found 243 different texts in 'job', expected 200 or --drop",
-    ),
-    ({}, change("val", a=[np.nan, *range(239)]), "--target.x: found NaN or infinity, first in row 0"),
-    ({"target": "{}/train.csv", "group": "income"}, None, "--target: found every example among --train"),
-]
-
-
-@pytest.mark.parametrize(("fields", "prepare", "message"), BAD)
-def test_bad_files_are_refused_before_anything_is_written(tmp_path, fields, prepare, message):
-    files = make_files(tmp_path)
-    if prepare:
-        prepare(tmp_path)
-    files = replace(files, **{k: v and v.format(tmp_path) for k, v in fields.items()})
-    with pytest.raises(ValueError, match=message):
-        debias.prepare(debias.Config(files, **QUICK), tmp_path / "results")
-    assert not (tmp_path / "results").exists()
-
-
 @pytest.mark.parametrize("field", ["seeds", "retrains", "checkpoints", "steps"])
 def test_numbers_must_be_positive(tmp_path, field):
     few: dict[str, Any] = QUICK | {field: 0}
@@ -304,8 +115,15 @@ def in_models(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["small", "plain"])
 def test_models_of_the_user(in_models, name):
     model = debias.load_model(f"own_models:{name}", 3, np.zeros((5, 2), np.float32))
-    logits, _ = model.apply(model.init(debias.jax.random.key(0), np.ones((4, 2))), np.ones((4, 2)))
+    logits, _ = model.apply(model.init(jax.random.key(0), np.ones((4, 2))), np.ones((4, 2)))
     assert logits.shape == (4, 3)
+
+
+def test_the_users_model_is_what_is_trained(in_models, tmp_path):
+    config = debias.Config(make_files(tmp_path), model="own_models:small", **QUICK)
+    task = debias.prepare(config, tmp_path / "results").task
+    assert task.model is not None
+    assert engine.network(task) is task.model
 
 
 @pytest.mark.parametrize(
