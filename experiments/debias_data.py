@@ -6,6 +6,7 @@ expected, raised before any training.
 
 import difflib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,10 +155,10 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
 
 def _tfds(source: str) -> Columns:
     """The features of a TFDS split that have one shape in all its rows."""
-    name, _, split = source.removeprefix("tfds:").rpartition(":")
-    if not name:
+    parts = re.fullmatch(r"tfds:(.+?):([A-Za-z].*)", source)  # a version, too, comes after a colon, as do slices
+    if not parts:
         raise ValueError(f"found {source!r}, expected tfds:NAME:SPLIT, as in tfds:mnist:train")
-    rows = arrays.read_tfds(name, split=split)
+    rows = arrays.read_tfds(parts[1], split=parts[2])
     even = (key for key in rows[0] if len({np.shape(row[key]) for row in rows}) == 1)
     columns = {key: np.array([row[key] for row in rows]) for key in even}
     return {key: a.astype(str) if a.dtype.kind == "S" else a for key, a in columns.items()}

@@ -72,6 +72,8 @@ def test_tfds_by_name(tmp_path, monkeypatch):
     assert own.train.x.shape == (40, 14, 14, 1)
     assert np.bincount(own.target.group).tolist() == [9] * 4
     assert own.train.x.std() == pytest.approx(1, abs=1e-5)
+    part = debias_data.read(Files(f"{name}:1.0.0:train[:20]", f"{name}:target", "y", group="group", feature="image"))
+    np.testing.assert_array_equal(part.train.y, own.train.y[:20])
     with pytest.raises(ValueError, match="--target: found 'tfds:mnist', expected tfds:NAME:SPLIT"):
         debias_data.read(Files(f"{name}:train", "tfds:mnist", "y", group="group", feature="image"))
 
