@@ -1,7 +1,7 @@
 """Run the side-by-side benchmarks and print their tables.
 
 Claim:    many small models train several times faster than in PyTorch on the same machine; TRAK takes fewer seconds
-          than in the authors' library and gives the same scores.
+          than in the authors' library and gives the same scores; LASSO paths take fewer than scikit-learn's.
 Command:  make bench        (installs PyTorch into an environment of its own; `python -m experiments.bench --smoke`)
 Expected: ratios in README.md, which this command wrote; absolute figures depend on the machine, whose own matrix
           product rate is printed beside them.
@@ -9,6 +9,7 @@ Device:   the CPU; about fifteen minutes on two cores.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +17,14 @@ import tyro
 
 from d3mjax.runtime import mesh, record
 from experiments import report
-from experiments.bench import models, trak
+from experiments.bench import lasso, models, trak
 
 
 def main(
     results: Path = Path("results"),
     run: str | None = None,
     torch_python: Path = Path(".venv-bench/bin/python"),
-    only: Literal["all", "models", "trak"] = "all",
+    only: Literal["all", "models", "trak", "lasso"] = "all",
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""
@@ -31,8 +32,9 @@ def main(
     begin = time.perf_counter()
     config = {"only": only, "smoke": smoke}
     directory = record.open_run(results, "bench", config, run)
-    parts = {"models": models.bench, "trak": trak.bench}
-    rows = [row for name, part in parts.items() if only in ("all", name) for row in part(torch_python, smoke=smoke)]
+    against_torch = {"models": models.bench, "trak": trak.bench}
+    parts = {name: partial(part, torch_python) for name, part in against_torch.items()} | {"lasso": lasso.bench}
+    rows = [row for name, part in parts.items() if only in ("all", name) for row in part(smoke=smoke)]
     document = record.metrics_document("bench", config, rows, time.perf_counter() - begin)
     record.write_json(directory / "metrics.json", document)
     for task in dict.fromkeys(row["task"] for row in rows):

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from d3mjax.runtime import record
-from experiments import bank_tasks, brittleness, counterfactuals, embeddings, leakage, similar_examples
+from experiments import (
+    bank_tasks,
+    brittleness,
+    counterfactuals,
+    embeddings,
+    lds_datamodels,
+    leakage,
+    similar_examples,
+)
 from experiments.tasks import LDS_TASKS
 
 
@@ -84,3 +92,13 @@ def test_duplicates_are_near_their_sources_and_training_is_untouched():
     assert not np.isin(more.target.id[-10:], data.train.id).any()
     again, _ = bank_tasks.with_duplicates(data, 10, bank_tasks.SMOKE)
     np.testing.assert_array_equal(again.target.x, more.target.x)
+
+
+def test_lds_of_datamodels(results):
+    metrics, arrays = run_smoke(lds_datamodels, results, 3)
+    settings = lds_datamodels.settings(lds_datamodels.Config(models=(48,), swept=48, shares=(0.5,), repeats=(1, 2)))
+    assert len(settings) == 2
+    assert len(metrics) == 2 * len(lds_datamodels.METHODS) + 1
+    expected = {lds_datamodels.named(*at, method) for at in settings for method in lds_datamodels.METHODS}
+    assert arrays.keys() - {"__json__"} == expected
+    assert metrics["LASSO, 48 models on 50% subsets"]["lds"] > 0.1  # noise alone would have a deviation of .02
