@@ -161,14 +161,16 @@ def pseudo_groups(
     direction: Callable = loss_direction,
     split: Callable = two_means,
     num: int = 4,
-    min_loss_share: float = 0.0,
+    min_loss_share: float = 0.15,
 ) -> PseudoGroups:
     """Pseudo-groups ``2 y + bit`` from the targets' inner products ``tau tau'``, labels and losses. Host side.
 
     ``losses`` is what failing means, say the share of checkpoints that misclassify. ``direction(components, losses)``
     makes one number a target of the ``num`` leading components, ``split(number, losses)`` a bit. A class stays whole
-    where the smaller side has fewer than ``max(5, .01 t_y)`` targets, or the sides share less than ``min_loss_share``
-    of the variance of the losses: a group that is served as well as the rest is none that needs help.
+    where the smaller side has fewer than ``max(5, .01 t_y)`` targets. All do where, on the mean over classes, less than
+    ``min_loss_share`` of the variance of the losses lies between the sides: a group that is served as well as the rest
+    needs no help, and D3M for a chance group removes what the true one needs. All or none, because a class that stays
+    whole lends its mean to all its members, and D3M would go by class balance.
 
     Raises:
       ValueError: labels are beyond ``num_classes``.
@@ -191,9 +193,10 @@ def pseudo_groups(
         side = np.asarray(split(number, losses[members]))
         score[members] = number
         facts[:, c] = found.share.sum(), between_share(number, side), between_share(losses[members], side)
-        enough = min(side.sum(), (~side).sum()) >= max(5, 0.01 * len(members))
-        accepted[c] = enough and (facts[2, c] >= min_loss_share or min_loss_share <= 0)
-        bit[members] = side & accepted[c]
+        accepted[c] = min(side.sum(), (~side).sum()) >= max(5, 0.01 * len(members))
+        bit[members] = side
+    accepted &= np.mean(np.where(accepted, np.nan_to_num(facts[2]), 0)) >= min_loss_share
+    bit = np.where(accepted[y], bit, 0)
     return PseudoGroups((2 * y + bit).astype(np.int32), score, accepted, *facts)
 
 

@@ -146,15 +146,33 @@ def test_a_rare_group_is_found_behind_a_larger_split_and_among_wrong_labels():
     assert found.split.all()
     for c in (0, 1):
         assert pseudo_groups.attribute_auc(found.score[y == c], minority[y == c]) == 1
-    published = pseudo_groups.pseudo_groups(tau @ tau.T, y, failed, 2, direction=pseudo_groups.leading)
+    published = pseudo_groups.pseudo_groups(
+        tau @ tau.T, y, failed, 2, direction=pseudo_groups.leading, min_loss_share=0.0
+    )
     bit = published.group - 2 * y
     assert all(np.mean(bit[y == c] == even[y == c]) in (0, 1) for c in (0, 1))
     assert np.all(published.loss_share < 0.05)  # which is how to notice
-    refused = pseudo_groups.pseudo_groups(
-        tau @ tau.T, y, failed, 2, direction=pseudo_groups.leading, min_loss_share=0.2
-    )
+    refused = pseudo_groups.pseudo_groups(tau @ tau.T, y, failed, 2, direction=pseudo_groups.leading)
     assert not refused.split.any()
     np.testing.assert_array_equal(refused.group, 2 * y)
+
+
+def test_evidence_is_the_mean_over_classes_and_decides_for_all():
+    tau, y, failed, minority, _ = hidden()
+    strong = np.where(y == 1, minority, failed).astype(np.float32)  # class 1 fails exactly where it should
+    found = pseudo_groups.pseudo_groups(tau @ tau.T, y, strong, 2)
+    assert found.loss_share[1] > 0.99 > 1.5 * found.loss_share[0]
+    bound = found.loss_share.mean()
+    split = lambda b: pseudo_groups.pseudo_groups(tau @ tau.T, y, strong, 2, min_loss_share=b).split.tolist()
+    assert [split(bound - 1e-6), split(bound + 1e-6)] == [[True, True], [False, False]]
+    tiny = lambda score, losses: np.where(losses.sum() > 10.5, np.arange(len(score)) < 4, score > 0.5)
+    assert losses_by_class(strong, y)[0] > 10.5 > losses_by_class(strong, y)[1]
+    one = pseudo_groups.pseudo_groups(tau @ tau.T, y, strong, 2, split=tiny)
+    np.testing.assert_array_equal(one.split, [False, True])  # a class too small to split counts as no evidence
+
+
+def losses_by_class(losses, y):
+    return np.bincount(y, losses)
 
 
 def test_swapping_bits_changes_no_alignment():
