@@ -1,4 +1,8 @@
-"""From scores to keep masks. Scores are larger for more useful examples; every rule removes the smallest."""
+"""From scores to keep masks and weights. Scores are larger for more useful examples; rules remove the smallest.
+
+Where at most a tenth may go, `step_weights` gets most of what `drop_negative` gets by removing half, and does not
+depend much on the damping behind the scores, as the sign of a score does (`experiments/removal_rules.py`).
+"""
 
 from typing import NamedTuple
 
@@ -7,6 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax.types import AnyArray
+
+
+class Composition(NamedTuple):
+    """Who goes: numbers by class and group, and the label-error suspects among them."""
+
+    removed: Int[Array, "C G"]
+    total: Int[Array, "C G"]
+    suspects: Int[Array, "C G"]  # among the removed
 
 
 class GuardInfo(NamedTuple):
@@ -24,6 +36,45 @@ def drop_negative(scores: Float[AnyArray, "n"]) -> Bool[Array, "n"]:
 def drop_lowest(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Bool[Array, "n"]:
     """Keep all but the ``k`` smallest scores, ties going by index; ``k`` may be traced."""
     return rank_within(scores, jnp.zeros(scores.shape, jnp.int32)) >= k
+
+
+def drop_lowest_within(
+    scores: Float[AnyArray, "n"], cell: Int[AnyArray, "n"], num_cells: int, share: Float[Array, ""] | float
+) -> Bool[Array, "n"]:
+    """Drop the lowest ``share`` of every cell, rounded down: leaves the shares of the cells (classes, say) alone."""
+    cell = jnp.asarray(cell)
+    size = jnp.zeros(num_cells, jnp.int32).at[cell].add(1)
+    return rank_within(scores, cell) >= jnp.floor(share * size + 1e-4).astype(jnp.int32)[cell]
+
+
+def drop_outliers(scores: Float[AnyArray, "n"], *, z: float = 3.0) -> Bool[Array, "n"]:
+    """Drop what lies ``z`` robust deviations below the median, ``1.4826 median |A - median A|`` being one.
+
+    Adding a constant to all scores, or scaling them, changes nothing: the level need not be identified, as it is not
+    for datamodels of subsets of one size. Where more than half the scores are equal, all that is lower goes.
+    """
+    scores = jnp.asarray(scores)
+    middle = jnp.median(scores)
+    return scores >= middle - z * 1.4826 * jnp.median(jnp.abs(scores - middle))
+
+
+def step_weights(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Float[Array, "n"]:
+    """``max(0, 1 + A / |A_(k)|)``, ``A_(k)`` the k-th lowest: as far along A from equal weights as empties k examples.
+
+    To first order A is minus the gradient of what D3M descends by the weights, so this is one projected gradient step,
+    while removal alone moves only along the examples removed. With fewer than k negative scores those are emptied;
+    with none, or k = 0, all weights are 1.
+    """
+    scores = jnp.asarray(scores)
+    k = jnp.minimum(k, (scores < 0).sum())
+    level = jnp.abs(jnp.sort(scores)[jnp.maximum(k - 1, 0)])
+    return jnp.where(k > 0, jnp.maximum(1 + scores / jnp.where(k > 0, level, 1), 0), 1.0)
+
+
+def soft_weights(scores: Float[AnyArray, "n"], temperature: Float[Array, ""] | float) -> Float[Array, "n"]:
+    """``sigmoid(A / (temperature * std A))``: no removal; 1/2 at score 0, `drop_negative` as temperature falls to 0."""
+    scores = jnp.asarray(scores)
+    return jax.nn.sigmoid(scores / (temperature * scores.std()))
 
 
 def drop_confident(mean: Float[AnyArray, "n"], error: Float[AnyArray, "n"], *, z: float = 1.645) -> Bool[Array, "n"]:
@@ -73,6 +124,21 @@ def label_suspects(right: Bool[AnyArray, "c n"]) -> Bool[Array, "n"]:
     ``right[a, i]``: whether checkpoint a classifies example i as its label says (a positive hard margin).
     """
     return ~jnp.asarray(right).any(0)
+
+
+def composition(
+    keep: Bool[AnyArray, "n"],
+    y: Int[AnyArray, "n"],
+    group: Int[AnyArray, "n"],
+    suspect: Bool[AnyArray, "n"],
+    num_classes: int,
+    num_groups: int,
+) -> Composition:
+    """Class by group: how many there are, how many go, and how many of those are suspects. Unknown groups count not."""
+    keep, group = jnp.asarray(keep), jnp.asarray(group)
+    where = (jnp.asarray(y), jnp.where(group < 0, num_groups, group))
+    count = lambda marked: jnp.zeros((num_classes, num_groups), jnp.int32).at[where].add(marked, mode="drop")
+    return Composition(count(~keep), count(jnp.ones_like(keep)), count(~keep & jnp.asarray(suspect)))
 
 
 def share_of_removed(marked: Bool[AnyArray, "n"], keep: Bool[AnyArray, "*m n"]) -> Float[Array, ""]:

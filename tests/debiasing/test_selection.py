@@ -142,3 +142,57 @@ def test_share_of_removed_counts_by_hand():
         np.testing.assert_allclose(share(marked, keep), 3 / 5, rtol=1e-6)
         np.testing.assert_allclose(share(marked, keep[0]), 1 / 2, rtol=1e-6)
         assert np.isnan(share(marked, np.ones(4, bool)))
+
+
+def test_lowest_of_every_cell_by_brute_force():
+    rng = np.random.default_rng(3)
+    scores, cell = rng.normal(size=50).astype(np.float32), rng.integers(0, 3, 50)
+    keep = np.asarray(selection.drop_lowest_within(scores, cell, 4, 0.3))  # cell 3 is empty
+    for c in range(3):
+        members = np.flatnonzero(cell == c)
+        lowest = members[np.argsort(scores[members])[: int(0.3 * len(members))]]
+        np.testing.assert_array_equal(members[~keep[members]], np.sort(lowest))
+    assert selection.drop_lowest_within(scores, cell, 4, 0.0).all()
+    tenth = selection.drop_lowest_within(scores, np.zeros(50, int), 1, 0.1)  # .1 is a little above a tenth, or below
+    np.testing.assert_array_equal(tenth, selection.drop_lowest(scores, 5))
+
+
+def test_outliers_do_not_depend_on_level_or_scale():
+    scores = np.array([-9.0, -3, -1, 0, 0.5, 1, 2, 60], np.float32)  # median .25, deviations' median 1.5
+    keep = selection.drop_outliers(scores, z=1.4)  # .25 - 1.4 * 1.4826 * 1.5 = -2.86
+    np.testing.assert_array_equal(np.flatnonzero(~keep), [0, 1])
+    np.testing.assert_array_equal(selection.drop_outliers(scores), [0, 1, 1, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(selection.drop_outliers(7 * scores - 50, z=1.4), keep)
+    assert not np.array_equal(selection.drop_outliers(-scores, z=1.4), keep)
+    np.testing.assert_array_equal(selection.drop_outliers(np.array([1.0, 1, 1, 0])), [1, 1, 1, 0])
+
+
+def test_a_step_empties_k_and_lifts_what_helps():
+    scores = np.array([0.5, -1.0, 0.0, -2.0, 3.0], np.float32)
+    np.testing.assert_allclose(selection.step_weights(scores, 1), [1.25, 0.5, 1, 0, 2.5])  # A / 2
+    np.testing.assert_allclose(selection.step_weights(scores, 2), [1.5, 0, 1, 0, 4])  # A / 1
+    np.testing.assert_allclose(selection.step_weights(scores, 4), selection.step_weights(scores, 2))
+    for same in (selection.step_weights(scores, 0), selection.step_weights(np.abs(scores), 3)):
+        np.testing.assert_array_equal(same, np.ones(5))
+    np.testing.assert_allclose(selection.step_weights(10 * scores, 1), selection.step_weights(scores, 1))
+    step = jax.jit(selection.step_weights)
+    for k in range(4):
+        np.testing.assert_array_equal(step(scores, jnp.int32(k)), selection.step_weights(scores, k))
+    assert step._cache_size() == 1, "retraced: `k` must stay traced"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_soft_weights_harden_as_the_temperature_falls():
+    scores = np.array([0.5, -1.0, 0.25, -2.0, 3.0], np.float32)
+    spread = scores.std()
+    np.testing.assert_allclose(selection.soft_weights(scores, 2.0), 1 / (1 + np.exp(-scores / 2 / spread)), rtol=1e-5)
+    np.testing.assert_allclose(selection.soft_weights(scores, 1e-3), selection.drop_negative(scores), atol=1e-6)
+
+
+def test_composition_counts_by_hand():
+    keep, y = np.array([0, 1, 0, 0, 1, 0], bool), np.array([0, 0, 0, 1, 1, 1])
+    group, suspect = np.array([0, 0, 1, 2, -1, -1]), np.array([1, 1, 0, 1, 0, 1], bool)
+    for composition in (selection.composition, jax.jit(selection.composition, static_argnums=(4, 5))):
+        found = composition(keep, y, group, suspect, 2, 3)
+        np.testing.assert_array_equal(found.removed, [[1, 1, 0], [0, 0, 1]])
+        np.testing.assert_array_equal(found.total, [[2, 1, 0], [0, 0, 1]])
+        np.testing.assert_array_equal(found.suspects, [[1, 0, 0], [0, 0, 1]])
