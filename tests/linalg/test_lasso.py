@@ -77,6 +77,8 @@ def test_few_rows_take_the_other_form_to_the_same_end():
 def test_blocks_change_nothing():
     x, y = planted()
     whole, cut = lasso.moments(x, y), lasso.moments(x, y, block=33)
+    assert whole.gram is not None
+    assert cut.gram is not None
     np.testing.assert_allclose(whole.gram, cut.gram, atol=5e-6)
     np.testing.assert_allclose(whole.gram, np.corrcoef(x.T), atol=5e-6)
     np.testing.assert_allclose(whole.cross, cut.cross, rtol=1e-4, atol=1e-5)
