@@ -49,6 +49,8 @@ class Config:
     repeats: tuple[int, ...] = (1, 2, 4)
     subsets: int = 200  # half subsets held out as truth
     truth_repeats: int = 20  # trainings averaged for each of them
+    lambdas: int = 50  # LASSO penalties, and the most steps at each
+    lasso_steps: int = 1000
     smoke: bool = False
 
 
@@ -90,11 +92,12 @@ def make_bank(task: Task, banks: Path) -> Callable[..., bank.Bank]:
 interval = jax.jit(partial(metrics.lds_interval, num_resamples=300))
 
 
-@jax.jit
-def fits(x, y, heldout) -> dict[str, Any]:
+@partial(jax.jit, static_argnames=("lambdas", "steps"))
+def fits(x, y, heldout, *, lambdas: int, steps: int) -> dict[str, Any]:
     """Weights ``[t n]`` of every method; what is chosen is chosen on the rows ``heldout``."""
     ridge, _ = datamodels.fit_ridge_heldout(x, y, datamodels.default_lambdas(x), heldout)
-    lasso, _ = datamodels.fit_lasso(x, y, heldout, step_dtype=jnp.bfloat16, tolerance=1e-4)
+    options = {"num_lambdas": lambdas, "max_steps": steps, "step_dtype": jnp.bfloat16, "tolerance": 1e-4}
+    lasso, _ = datamodels.fit_lasso(x, y, heldout, **options)
     return dict(zip(METHODS, (datamodels.difference_of_means(x, y), ridge.weight, lasso.weight), strict=True))
 
 
@@ -117,7 +120,9 @@ def measure(task: Task, config: Config, programs: dict, seed: int, progress: Cal
     for subsets, models in settings(config):
         found = programs["bank"](data, seed, subsets, models, progress)
         heldout = np.arange(min(models // 8 // subsets.repeats, 1000) * subsets.repeats)
-        for method, weight in fits(bank.masks(found), bank.outputs(found), heldout).items():
+        limits = {"lambdas": config.lambdas, "steps": config.lasso_steps}
+        weights = fits(bank.masks(found), bank.outputs(found), heldout, **limits)
+        for method, weight in weights.items():
             name = named(subsets, models, method)
             predicted = metrics.subset_predictions(weight, held)
             arrays[name] = np.asarray(metrics.spearman(predicted.T, truth.T))
@@ -171,7 +176,7 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
     """Measure all settings, print a table a task, and write ``results/lds_datamodels/<run>``; rerun to resume."""
     if config.smoke:
-        small = {"models": (48,), "swept": 48, "shares": (0.5,), "repeats": (1, 2)}
+        small = {"models": (48,), "swept": 48, "shares": (0.5,), "repeats": (1, 2), "lambdas": 6, "lasso_steps": 64}
         config = replace(config, seeds=2, subsets=10, truth_repeats=2, **small)
     models = config.subsets * config.truth_repeats + sum(models for _, models in settings(config))
     with_banks = partial(prepare, banks=results / "banks")
