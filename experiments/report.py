@@ -207,7 +207,7 @@ def _shown(metric: str, row: Row) -> str:
         return "undefined"
     if metric in COLUMNS and COLUMNS[metric].percent:
         return percent(value)
-    if not value["std"]:
+    if not value["std"] or value["std"] < 1e-6 * abs(value["mean"]):  # the same in every seed, but for rounding
         return f"{value['mean']:.4g}"
     places = max(0, 1 - math.floor(math.log10(value["std"])))  # two digits of the spread, the mean to match
     return f"{value['mean']:.{places}f} ± {value['std']:.{places}f}"
