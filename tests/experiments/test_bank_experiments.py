@@ -76,9 +76,12 @@ def test_embeddings(results):
         assert first["explained in first"] > first["explained in second"]
 
 
-def test_all_of_them_share_a_bank(results):
-    banks = sorted(path.name for path in (results / "banks").iterdir())
-    assert len([name for name in banks if not name.endswith("-datamodels")]) == 2  # network and linear model
+def test_a_second_experiment_finds_the_bank_of_the_first(tmp_path):
+    run_smoke(leakage, tmp_path, 2)
+    blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / "banks").glob("*/block-*")}
+    run_smoke(similar_examples, tmp_path, 1)
+    assert blocks
+    assert blocks == {path: path.stat().st_mtime_ns for path in (tmp_path / "banks").glob("*/block-*")}
 
 
 def test_duplicates_are_near_their_sources_and_training_is_untouched():
