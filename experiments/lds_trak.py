@@ -204,11 +204,16 @@ def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict
         for c in config.checkpoints if setting == main else config.checkpoints[-2:]:
             found = [fact[setting.named(c)] for fact in facts]
             more = {**setting._asdict(), "checkpoints": c, "intervals": [f[1:] for f in found]}
-            name = f"{setting.title}, {c} checkpoint{'s' * (c > 1)}"
+            name = f"{setting.title}, {counted_as(c)}"
             rows.append(report.row(task, name, {"lds": [f[0] for f in found]}, settings=more))
     ceiling = {"lds": [fact["ceiling"] for fact in facts]}
     repeats = {"repeats": config.repeats}
     return [*rows, report.row(task, "ceiling set by retraining noise", ceiling, settings=repeats)]
+
+
+def counted_as(checkpoints: int) -> str:
+    """A number of checkpoints in words."""
+    return f"{checkpoints} checkpoint{'s' * (checkpoints > 1)}"
 
 
 def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.Section:
@@ -221,8 +226,8 @@ def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.S
 
     counted = [Setting(p, config.damping, curvature=curved) for curved in (False, True) for p in config.sizes]
     by_count = [(at.title, [(at, c) for c in config.checkpoints]) for at in counted if at in settings(config)]
-    by_size = [(f"{c} checkpoints", [(Setting(p, config.damping), c) for p in config.sizes]) for c in ends]
-    by_damping = [(f"{c} checkpoints", [(Setting(config.size, d), c) for d in config.dampings]) for c in ends]
+    by_size = [(counted_as(c), [(Setting(p, config.damping), c) for p in config.sizes]) for c in ends]
+    by_damping = [(counted_as(c), [(Setting(config.size, d), c) for d in config.dampings]) for c in ends]
     draw = partial(plots.curves, ylabel="LDS (mean over targets)")
     figures = {
         f"LDS against the number of checkpoints, damping {config.damping:g}.": draw(

@@ -1,4 +1,4 @@
-"""Solvers that see a matrix only through its products with vectors."""
+"""Solvers that see a matrix only through its products with vectors, and a step that others are made of."""
 
 from collections.abc import Callable
 
@@ -54,3 +54,8 @@ def shifted_cg(
     unfinished = lambda state: (jnp.max(state[4]) > rtol) & (state[-1] < max_steps)
     end = jax.lax.while_loop(unfinished, advance, start)
     return Solve(end[0], end[4], end[-1])
+
+
+def shrink(x: Float[Array, "t n"], by: Float[Array, "#t #n"]) -> Float[Array, "t n"]:
+    """Soft thresholding, ``sign(x) max(|x| - by, 0)``: the proximal step of ``by * sum |x|``."""
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from d3mjax.linalg.iterative import shrink
 from d3mjax.types import AnyArray, Linear
 
 _dot = partial(jnp.matmul, precision="highest")
@@ -128,7 +129,7 @@ def solve(
         # The Gram times the extrapolated point is the same combination of two products at hand.
         point = weight + beta * (weight - before)
         gradient = product + beta * (product - product_before) - moments.cross
-        new = _shrink(point - step_size * gradient, (step_size * penalty)[:, None])
+        new = shrink(point - step_size * gradient, (step_size * penalty)[:, None])
         new = jnp.where(active[:, None], new, weight)
         uphill = jnp.sum((point - new) * (new - weight), axis=1) > 0
         return new, product + coarse(new - weight), weight, product, jnp.where(uphill, 1, momentum_after), active
@@ -213,10 +214,6 @@ def _rounded_product(gram, rows, dtype):
         return times(weight, gram, weight) if rows is None else times(times(weight, rows.T, weight), rows, weight)
 
     return product
-
-
-def _shrink(x, by):
-    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)
 
 
 def _residual(moments: Moments, weight, product):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from d3mjax.linalg.iterative import shrink
 from d3mjax.types import AnyArray, Linear
 
 _dot = partial(jnp.matmul, precision="highest")
@@ -62,8 +63,7 @@ def fit(
 
     def advance(state):
         w, ahead, momentum, _, count = state
-        moved = ahead - step * gradient(ahead)
-        new = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - step * l1 * penalised[None], 0)
+        new = shrink(ahead - step * gradient(ahead), step * l1 * penalised[None])
         later = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
         uphill = jnp.vdot(ahead - new, new - w) > 0
         factor, later = jnp.where(uphill, 0, (momentum - 1) / later), jnp.where(uphill, 1, later)
