@@ -48,7 +48,7 @@ class PseudoGroups(NamedTuple):
     loss_share: Float[np.ndarray, "C"]  # share of the losses' variance between the sides
 
 
-def gram(blocks: Iterable[Float[AnyArray, "t b"]]) -> Float[Array, "t t"]:
+def gram(blocks: Iterable[Float[AnyArray, "t _"]]) -> Float[Array, "t t"]:
     """``tau tau'`` from blocks of its columns, one at a time: memory t^2 + t b."""
     products = (jnp.matmul(block, jnp.asarray(block).T, precision="highest") for block in blocks)
     return sum(products, start=jnp.zeros(()))

@@ -94,7 +94,7 @@ def ids_in_name(path: Path) -> Int[np.ndarray, "b"]:
     return np.arange(first, last + 1)
 
 
-def runs(ids: Int[np.ndarray, "m"], block: int) -> list[Int[np.ndarray, "b"]]:
+def runs(ids: Int[np.ndarray, "m"], block: int) -> list[Int[np.ndarray, "_"]]:
     """Ascending ids cut where they leave a gap and at multiples of ``block``."""
     cuts = (np.diff(ids) != 1) | (np.diff(ids // block) != 0)
     return [run for run in np.split(ids, np.flatnonzero(cuts) + 1) if len(run)]
