@@ -35,6 +35,7 @@ class Task:
     p: int
     rademacher_rows: int = 1000  # gradients at a time, the fastest of those tried, on each side
     sjlt_rows: int = 32
+    sketch_rows: int = 500
     library_rows: tuple[int, ...] = (1000, 4000)
     repeats: int = 3
 
@@ -57,7 +58,7 @@ class Groups:
     rows: int = 500
 
 
-SPEED = (Task(4000, 1000, 784, 64, 10, 512), Task(4000, 1000, 784, 64, 10, 2048, repeats=1))
+SPEED = (Task(4000, 1000, 784, 64, 10, 512), Task(4000, 1000, 784, 64, 10, 2048))
 GROUPS = (Groups(100_000), Groups(300_000), Groups(1_000_000))
 PARITY = {"n": 3000, "targets": 200, "inputs": 20, "hidden": 8, "classes": 5, "checkpoints": 3}
 
@@ -66,7 +67,7 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
     """Rows of all three; the library is left out, and said so, where its environment is missing."""
     speed, groups, torch = SPEED, GROUPS, torch_python.exists()
     if smoke:
-        speed = tuple(Task(64, 8, 12, 4, 3, p, 32, 16, (64,), repeats=1) for p in (8, 16))
+        speed = tuple(Task(64, 8, 12, 4, 3, p, 32, 16, 16, (64,), repeats=1) for p in (8, 16))
         groups = (Groups(256, 16, 2, 8, 4, 8, 128),)
     if not torch:
         print(f"{torch_python} is missing: no comparison with the TRAK library (make bench installs it)")
@@ -128,6 +129,7 @@ def _speed(task, torch_python, directory):
     for name, make, rows in (
         ("Rademacher", projections.rademacher, task.rademacher_rows),
         ("SJLT", projections.sjlt, task.sjlt_rows),
+        ("tensor sketch", projections.tensor_sketch, task.sketch_rows),
     ):
         options = {"projection": make(task.p), "microbatch": rows}
         attribute = jax.jit(lambda key, args, options=options: trak.scores(key, model, *args, **options).tau)

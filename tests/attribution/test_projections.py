@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax.attribution.projections import _integer_product, default_size, gaussian, identity, rademacher, sjlt
+from d3mjax.attribution import factors
+from d3mjax.attribution.projections import (
+    _integer_product,
+    default_size,
+    gaussian,
+    identity,
+    rademacher,
+    sjlt,
+    tensor_sketch,
+)
 
 KEY = jax.random.key(0)
 PARAMS = {"a": jnp.zeros((5, 7)), "b": {"c": jnp.zeros(3), "d": jnp.zeros(())}}  # d = 39
@@ -17,10 +26,12 @@ MAKERS = [
     sjlt(6, nonzeros=3),
     sjlt(50),
     rademacher(6, block=4, digits=3),
+    tensor_sketch(6),
     identity(),
 ]
-NAMES = ["rademacher", "rademacher blocks", "gaussian", "sjlt", "sjlt 3", "sjlt wide", "rademacher digits", "identity"]
-DENSE_AND_SPARSE = pytest.mark.parametrize("make", MAKERS[:7], ids=NAMES[:7])
+NAMES = ["rademacher", "rademacher blocks", "gaussian", "sjlt", "sjlt 3", "sjlt wide", "rademacher digits"]
+NAMES += ["tensor sketch", "identity"]
+DENSE_AND_SPARSE = pytest.mark.parametrize("make", MAKERS[:-1], ids=NAMES[:-1])
 
 
 def _grads(seed, b=4, params=PARAMS):
@@ -67,7 +78,7 @@ def test_the_mean_of_p_pt_is_the_identity(make):
     assert spread.max() > 0.1  # and it is no constant
 
 
-@pytest.mark.parametrize("make", [rademacher(256), gaussian(256), sjlt(256), sjlt(256, nonzeros=2)])
+@pytest.mark.parametrize("make", [rademacher(256), gaussian(256), sjlt(256), sjlt(256, nonzeros=2), tensor_sketch(256)])
 def test_inner_products_are_kept_as_johnson_and_lindenstrauss_say(make):
     params = {"w": jnp.zeros((40, 50)), "b": jnp.zeros(50)}
     g = _grads(3, 30, params)
@@ -114,6 +125,28 @@ def test_sjlt_keeps_structured_inner_products_as_independent_buckets_would(nonze
         apart = np.not_equal.outer(np.arange(120) // p, np.arange(120) // p)
         exact = np.triu(apart * (np.outer(g, h) + np.outer(h, g)) ** 2).sum() / p
         assert abs(inner.var() / exact - 1) < 0.15
+
+
+@pytest.mark.parametrize("p", [5, 8, 64])
+def test_tensor_sketch_of_factors_is_that_of_the_gradients(p):
+    params = {"w": jnp.zeros((12, 7)), "b": jnp.zeros(7)}
+    rng = np.random.default_rng(11)
+    pair = factors.Factors(jnp.asarray(rng.normal(size=(4, 3, 12))), jnp.asarray(rng.normal(size=(4, 3, 7))))
+    g = {"w": pair.matrix(), "b": pair.deltas.sum(1)}
+    projection = tensor_sketch(p)(KEY, params)
+    np.testing.assert_allclose(projection.project({**g, "w": pair}), projection.project(g), rtol=1e-5, atol=1e-5)
+
+
+def test_tensor_sketch_of_outer_products_spreads_like_1_over_p():
+    params, num_keys, p = {"w": jnp.zeros((12, 10))}, 4000, 16
+    rng = np.random.default_rng(7)
+    (a, b), (c, d) = ((1 + rng.random((2, 12))), (1 + rng.random((2, 10))))
+    both = {"w": factors.Factors(jnp.asarray(np.stack([a, b]))[:, None], jnp.asarray(np.stack([c, d]))[:, None])}
+    phi = np.asarray(jax.vmap(lambda k: tensor_sketch(p)(k, params).project(both))(jax.random.split(KEY, num_keys)))
+    inner = (phi[:, 0] * phi[:, 1]).sum(-1)
+    exact = (a @ b) * (c @ d)
+    assert abs(inner.mean() - exact) < 5 * inner.std() / num_keys**0.5
+    assert inner.var() < 2 * ((a @ a) * (b @ b) * (c @ c) * (d @ d) + exact**2) / p
 
 
 @pytest.mark.parametrize(("digits", "error"), [(1, 127), (2, 127 * 256), (3, 127 * 256**2)])

@@ -1,0 +1,86 @@
+"""Factors of gradients of dense kernels against the gradients themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+
+from d3mjax.attribution import factors, gradients, projections, trak
+from d3mjax.training import models
+from d3mjax.types import Split
+
+KEY = jax.random.key(3)
+
+
+class _Tokens(linen.Module):
+    """Dense layers over positions, one of them used twice; an embedding, a norm and a convolution without factors."""
+
+    @linen.compact
+    def __call__(self, x):
+        h = linen.Embed(9, 4)(x)
+        twice = linen.Dense(4, name="twice")
+        h = h + linen.gelu(twice(linen.LayerNorm()(h)))
+        h = h + linen.Conv(4, (3,))(jnp.tanh(twice(h)))
+        return linen.Dense(3, use_bias=False)(h.mean(-2))
+
+
+def _split(x):
+    n = len(x)
+    return Split(jnp.asarray(x), jnp.arange(n) % 3, jnp.arange(n) % 2, jnp.arange(n))
+
+
+RNG = np.random.default_rng(0)
+CASES = {
+    "MLP": (models.mlp((7, 5), 3), _split(RNG.normal(size=(13, 6)).astype(np.float32)), 3),
+    "tokens": (models.from_linen(_Tokens()), _split(RNG.integers(9, size=(13, 5))), 2),
+    "functions": (
+        models.from_functions(lambda key, x: jax.random.normal(key, (6, 3)), lambda w, x: x @ w),
+        _split(RNG.normal(size=(13, 6)).astype(np.float32)),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_factors_multiply_out_to_the_gradients(case):
+    model, split, num_factored = CASES[case]
+    variables = model.init(KEY, split.x[:1])
+    output, params = gradients.margin_output(model, variables), variables["params"]
+    values, found = jax.jit(lambda p, s: factors.value_and_factors(output, p, s))(params, split)
+    exact = gradients.per_example(output, params, split)
+    np.testing.assert_allclose(values, jax.vmap(output, (None, 0))(params, split), rtol=1e-5, atol=1e-6)
+    kernels = [leaf for leaf in factors.leaves(found) if isinstance(leaf, factors.Factors)]
+    assert len(kernels) == num_factored
+    whole = [leaf.matrix() if isinstance(leaf, factors.Factors) else leaf for leaf in factors.leaves(found)]
+    for ours, theirs in zip(whole, jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_parameters_that_are_attributed_are_factored():
+    model, split, _ = CASES["MLP"]
+    variables = model.init(KEY, split.x[:1])
+    output, chosen = gradients.subset(
+        gradients.margin_output(model, variables), variables["params"], lambda path: "Dense_1" in path
+    )
+    _, found = factors.value_and_factors(output, chosen, split)
+    assert [type(leaf) is factors.Factors for leaf in factors.leaves(found)] == [False, True]
+    assert factors.leaves(found)[1].inputs.shape == (13, 1, 7)
+
+
+def test_trak_never_forms_the_gradients_and_scores_the_same():
+    model, split, _ = CASES["MLP"]
+    checkpoints = jax.vmap(lambda key: model.init(key, split.x[:1]))(jax.random.split(KEY, 2))
+    sketch = projections.tensor_sketch(5)
+
+    def explicit(key, params):
+        return sketch(key, params)._replace(factored=False)
+
+    run = lambda projection: trak.scores(KEY, model, checkpoints, split, split, projection=projection, microbatch=4)
+    np.testing.assert_allclose(run(sketch).tau, run(explicit).tau, rtol=1e-3, atol=1e-4)
+    wide, narrow = (
+        jax.jit(lambda s, p=p: trak.scores(KEY, model, checkpoints, s, s, projection=p).tau).lower(split).as_text()
+        for p in (explicit, sketch)
+    )
+    assert "tensor<13x6x7xf32>" in wide
+    assert "tensor<13x6x7xf32>" not in narrow
