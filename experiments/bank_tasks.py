@@ -32,11 +32,11 @@ DUPLICATE_IDS = 1_000_000  # ids of planted near-duplicates start here
 class Recipe:
     """What a bank is made of; ``models`` can grow, the rest names another bank."""
 
-    models: int = 10_000
+    models: int = 6000
     min_share: float = 0.5  # a subset keeps a share of the training set drawn uniformly between the two
     max_share: float = 0.95
     duplicates: int = 80  # near-duplicates of training examples among the targets
-    noise: float = 0.2  # of their pixels, in standard deviations
+    noise: float = 0.05  # of their pixels, in standard deviations
     lambdas: int = 30  # penalties tried, down to 1/100 of the one at which all weights are zero
 
 
@@ -50,6 +50,7 @@ class Found(NamedTuple):
     source: np.ndarray  # Int[duplicates], the training example behind each of them
     bank: bank.Bank  # outputs are hard margins [m t], then soft ones [m t]
     linear: Linear  # weight [t n] and bias [t], for hard margins
+    halves: Callable[[], np.ndarray]  # weights [2 t n] of the task's own targets, from halves of the models
     facts: dict[str, Any]  # how well held-out models are predicted
 
     @property
@@ -99,15 +100,23 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
         ids, block = np.arange(recipe.models), min(250, recipe.models)
         filled = bank.fill(directory, manifest, subsets, trained, ids, block=block, progress=progress)
 
-        def regress():
-            heldout = np.arange(recipe.models // 10)
-            linear, info = jax.device_get(fit(bank.masks(filled), bank.outputs(filled)[:, :t], heldout))
-            facts = {name: float(np.nanmean(getattr(info, name))) for name in ("r2", "correlation", "support")}
-            return facts, linear._asdict()
+        def regress(name: str, ids: np.ndarray):
+            def compute():
+                heldout = np.arange(len(ids) // 10)
+                some = bank.masks(filled)[ids], bank.outputs(filled)[ids, :t]
+                linear, info = jax.device_get(fit(*some, heldout))
+                facts = {name: float(np.nanmean(getattr(info, name))) for name in ("r2", "correlation", "support")}
+                return facts, linear._asdict()
 
-        fits = directory.with_name(f"{directory.name}-datamodels")
-        facts, arrays = record.unit(fits, f"lasso-{recipe.models}-{recipe.lambdas}", regress)
-        return Found(data, source, filled, Linear(**jax.tree.map(jnp.asarray, arrays)), facts)
+            fits = directory.with_name(f"{directory.name}-datamodels")
+            return record.unit(fits, f"lasso-{recipe.models}-{recipe.lambdas}{name}", compute)
+
+        def halves():
+            parts = [regress(f"-{i}", ids[i::2])[1]["weight"] for i in range(2)]
+            return np.stack(parts)[:, : t - len(source)]
+
+        facts, arrays = regress("", ids)
+        return Found(data, source, filled, Linear(**jax.tree.map(jnp.asarray, arrays)), halves, facts)
 
     return datamodels_of
 

@@ -177,7 +177,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Measure all tasks, print a table for each, and write ``results/embeddings/<run>``; rerun to resume."""
     if config.smoke:
         small = {"components": 4, "tested": 1, "removed": 100, "repeats": 2}
-        config = replace(config, bank=bank_tasks.SMOKE, **small)
+        config = replace(config, seeds=1, bank=bank_tasks.SMOKE, **small)
     models = 2 * config.bank.models + (2 * config.tested + 1) * config.repeats
     go = partial(prepare, results / "banks")
     return units.run_experiment("embeddings", config, LDS_TASKS, go, describe, models=models, results=results, run=run)

@@ -1,7 +1,7 @@
 """Compiled training of many models of one task, and the datamodel source of group columns: shared by experiments."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,7 @@ class Bank(NamedTuple):
     max_share: float = 0.2
     steps: int = 120
     block: int = 250
+    fit: Literal["ridge", "LASSO"] = "ridge"
 
 
 class Trak(NamedTuple):
@@ -119,7 +120,7 @@ def make_programs(task: Task, mesh: Mesh, source: Bank | Trak) -> Programs:
     fit = make_fit(task, mesh, sampling.shuffled(), steps=task.steps)
     resample = make_fit(task, mesh, sampling.resampled(), steps=task.steps)
     trak_source = isinstance(source, Trak)
-    columns = make_trak_columns(task, mesh, source) if trak_source else make_ridge_columns(task, mesh, source)
+    columns = make_trak_columns(task, mesh, source) if trak_source else make_datamodel_columns(task, mesh, source)
     return Programs(fit, resample, columns)
 
 
@@ -161,8 +162,8 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
     return columns
 
 
-def make_ridge_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
-    """``columns(data, key, progress) -> (B [n G], facts, None)`` from ridge datamodels of group means of soft margins.
+def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
+    """``columns(data, key, progress) -> (B [n G], facts, None)`` from datamodels of group means of soft margins.
 
     None of its models has seen all examples: there are no checkpoints to look at.
     """
@@ -189,14 +190,16 @@ def make_ridge_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
     def regress(data: Data, key, ids, margins):
         subset = subsets(key, ids, data.train.y.shape[0])
         heldout = jnp.arange(bank.models // 8)
+        if bank.fit == "LASSO":
+            linear, info = datamodels.fit_lasso(subset, margins, heldout, smallest=0.01)
+            return linear.weight.T, {"heldout_r2": info.r2, "support": info.support}
         lambdas = datamodels.default_lambdas(subset)[4:]  # outputs of single models are never 95 % signal
         linear, info, residual = datamodels.fit_ridge_few(subset, margins, lambdas, heldout)
-        return linear.weight.T, info, residual
+        return linear.weight.T, {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}
 
     def columns(data: Data, key, progress: Callable[[int], object]):
         ids = np.arange(bank.models)
         margins = sweep(lambda part: outputs_of(data, key, part), ids, block=bank.block, progress=progress)
-        weight, info, residual = jax.device_get(regress(data, key, ids, margins))
-        return weight, {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}, None
+        return *jax.device_get(regress(data, key, ids, margins)), None
 
     return columns

@@ -46,6 +46,7 @@ class Config:
     size: int = 256
     damping: float = 0.1
     dense: tuple[int, ...] = (256,)  # projected dimensions of a Rademacher beside the SJLT
+    sketch: tuple[int, ...] = (256,)  # the same of a tensor sketch
     curvature: tuple[int, ...] = (256, 512)  # projected dimensions with p (1 - p) in the Gram, which TRAK leaves out
     smoke: bool = False
 
@@ -55,7 +56,7 @@ class Setting(NamedTuple):
 
     size: int
     damping: float
-    projection: Literal["SJLT", "Rademacher"] = "SJLT"
+    projection: Literal["SJLT", "Rademacher", "tensor sketch"] = "SJLT"
     curvature: bool = False
 
     @property
@@ -67,6 +68,13 @@ class Setting(NamedTuple):
     def named(self, checkpoints: int) -> str:
         """What the stored arrays call it."""
         return "/".join(map(str, (*self, checkpoints)))
+
+
+PROJECTIONS_OF = {
+    "SJLT": (projections.sjlt, 40),
+    "Rademacher": (projections.rademacher, 500),
+    "tensor sketch": (projections.tensor_sketch, 500),
+}
 
 
 def half_subsets(key, ids, num_examples: int):
@@ -110,7 +118,7 @@ def make_checkpoints(task: Task) -> Callable:
 def make_kernels(task: Task, setting: Setting) -> Callable:
     """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
     model = engine.network(task)
-    make, rows = {"SJLT": (projections.sjlt, 40), "Rademacher": (projections.rademacher, 500)}[setting.projection]
+    make, rows = PROJECTIONS_OF[setting.projection]
     options = {"projection": make(setting.size), "damping": setting.damping, "microbatch": rows}  # fastest on CPUs
     options |= {"curvature": gradients.logistic_curvature if setting.curvature else None}
 
@@ -132,6 +140,7 @@ def settings(config: Config) -> list[Setting]:
     swept = [Setting(size, config.damping) for size in config.sizes]
     swept += [Setting(config.size, damping) for damping in config.dampings]
     swept += [Setting(size, config.damping, "Rademacher") for size in config.dense]
+    swept += [Setting(size, config.damping, "tensor sketch") for size in config.sketch]
     swept += [Setting(size, config.damping, curvature=True) for size in config.curvature]
     return sorted({Setting(config.size, config.damping), *swept})
 

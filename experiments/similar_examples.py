@@ -91,7 +91,7 @@ def _grid(task: Task, arrays):
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
     """Measure all tasks, print a table for each, and write ``results/similar_examples/<run>``; rerun to resume."""
-    config = replace(config, bank=bank_tasks.SMOKE) if config.smoke else config
+    config = replace(config, seeds=1, bank=bank_tasks.SMOKE) if config.smoke else config
     go = partial(prepare, results / "banks")
     return units.run_experiment(
         "similar_examples", config, LDS_TASKS, go, describe, models=config.bank.models, results=results, run=run

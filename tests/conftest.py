@@ -1,7 +1,23 @@
-"""Eight virtual CPU devices for every test, and no silent rank promotion."""
+"""Eight virtual CPU devices for every test, no silent rank promotion, and no program compiled twice by one worker."""
+
+import atexit
+import os
+import shutil
+import tempfile
 
 import jax
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Of each worker its own: entries are not written atomically. Processes that tests start find it in the environment.
+_CACHE = tempfile.mkdtemp(prefix="d3mjax-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+for _name, _value in {
+    "jax_compilation_cache_dir": _CACHE,
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}.items():
+    jax.config.update(_name, _value)
+    os.environ[_name.upper()] = str(_value)

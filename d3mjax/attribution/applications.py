@@ -39,6 +39,7 @@ class Leakage(NamedTuple):
     example: jax.Array  # Int[t], index of the largest weight
     weight: jax.Array  # Float[t], that weight
     share: jax.Array  # Float[t], of the sum of positive weights; 0 where no weight is positive
+    lead: jax.Array  # Float[t], over the second largest
 
 
 class Retrieval(NamedTuple):
@@ -96,13 +97,36 @@ def support_sizes(
 
     The smallest k with ``margins[z] - (sum of the k largest tau[z]) <= 0``, times ``inflate``, rounded up, at most n.
     0 where the margin is not positive to begin with, -1 where removing all positive weights is not enough.
+
+    The k largest of many noisy weights are too large on average, so this k tends to be too small: see
+    `crossed_support_sizes`.
     """
-    tau, margins = jnp.asarray(tau), jnp.asarray(margins)
-    gone = jnp.cumsum(jnp.maximum(-jnp.sort(-tau, axis=-1), 0), axis=-1)
-    count = 1 + jnp.sum(gone < margins[:, None], axis=-1)
+    return _first_below(jnp.maximum(-jnp.sort(-jnp.asarray(tau), axis=-1), 0), margins, inflate)
+
+
+def crossed_support_sizes(
+    halves: Float[AnyArray, "2 t n"], margins: Float[AnyArray, "t"], *, inflate: float = 1.0
+) -> Int[Array, "t"]:
+    """`support_sizes` without the winner's curse, from datamodels fitted to two disjoint halves of the models.
+
+    Each half ranks the examples by its weights, the other says what they are worth: their mean takes the place of the
+    sorted weights. Weights after the half's last positive one count as none.
+    """
+    halves = jnp.asarray(halves)
+    order = jnp.argsort(-halves, axis=-1, stable=True)
+    worth = jnp.take_along_axis(halves[::-1], order, axis=-1)
+    positive = jnp.take_along_axis(halves, order, axis=-1) > 0
+    return _first_below(jnp.where(positive, worth, 0).mean(0), margins, inflate)
+
+
+def _first_below(steps, margins, inflate):
+    """How many steps it takes until a margin is used up: 0 if none is needed, -1 if all are not enough."""
+    margins, n = jnp.asarray(margins), steps.shape[-1]
+    gone = jnp.cumsum(steps, axis=-1) >= margins[:, None]
+    count = jnp.where(gone.any(-1), 1 + jnp.argmax(gone, axis=-1), n + 1)
     # Lifted by rounding, 1.2 * 5 would become 7.
-    inflated = jnp.minimum(jnp.ceil(inflate * count - 1e-3).astype(count.dtype), tau.shape[-1])
-    return jnp.where(margins <= 0, 0, jnp.where(count > tau.shape[-1], -1, inflated))
+    inflated = jnp.minimum(jnp.ceil(inflate * count - 1e-3).astype(count.dtype), n)
+    return jnp.where(margins <= 0, 0, jnp.where(count > n, -1, inflated))
 
 
 def runner_up(logits: Float[AnyArray, "t C"], y: Int[AnyArray, "t"]) -> Int[Array, "t"]:
@@ -126,13 +150,26 @@ def neighbours(tau: Float[AnyArray, "t n"], ids: Int[AnyArray, "n"], *, num: int
     return Neighbours(ids[similar[1]], similar[0]), Neighbours(ids[opposed[1]], -opposed[0])
 
 
-def leakage(tau: Float[AnyArray, "t n"]) -> Leakage:
-    """Largest weight of each target, and its share of all positive weights: near-duplicates come out high."""
+def specific(tau: Float[AnyArray, "t n"]) -> Float[Array, "t n"]:
+    """Weights in units of their train example's own root mean square over targets; examples without weight keep none.
+
+    Some examples matter to all targets, such as those of a small group. What remains is what matters to this one.
+    """
     tau = jnp.asarray(tau)
-    example = jnp.argmax(tau, axis=-1)
-    weight = jnp.max(tau, axis=-1)
-    positive = jnp.sum(jnp.maximum(tau, 0), axis=-1)
-    return Leakage(example, weight, jnp.where(positive > 0, weight / positive, 0))
+    scale = jnp.sqrt(jnp.mean(tau**2, axis=0, keepdims=True))
+    return tau / jnp.where(scale > 0, scale, 1)
+
+
+def leakage(tau: Float[AnyArray, "t n"]) -> Leakage:
+    """Largest weight of each target, its share and its lead: near-duplicates come out high, of `specific` weights most.
+
+    Source: Ilyas et al., 2022, section 5.2, by the largest weight. Use datamodels of small subsets: an example that
+    has many others like it hardly matters to its copy.
+    """
+    (largest, second), (example, _) = (jnp.moveaxis(a, -1, 0) for a in jax.lax.top_k(jnp.asarray(tau), 2))
+    positive = jnp.sum(jnp.maximum(jnp.asarray(tau), 0), axis=-1)
+    share = jnp.where(positive > 0, largest / positive, 0)
+    return Leakage(example, largest, share, largest - second)
 
 
 def retrieval(scores: Float[AnyArray, "t"], relevant: Bool[AnyArray, "t"]) -> Retrieval:

@@ -78,6 +78,27 @@ def test_removing_the_support_flips_and_one_example_less_does_not():
         assert margins[z] - np.sort(tau[z])[::-1][: size - 1].sum() > 0
 
 
+def test_crossed_support_takes_the_order_from_one_half_and_the_worth_from_the_other():
+    first, second = np.array([[3.0, 2, 1, -1]]), np.array([[1.0, 4, 0.5, 9]])
+    # Order of the first: worth 1, 4, .5, none. Order of the second: worth -1, 2, 3, 1. Mean: 0, 3, 1.75, .5.
+    halves = np.stack([first, second])
+    sizes = lambda m, **options: applications.crossed_support_sizes(halves, np.array([m]), **options).tolist()
+    assert [sizes(m) for m in (-1.0, 0.1, 3.0, 3.01, 4.75, 5.25, 5.3)] == [[0], [2], [2], [3], [3], [4], [-1]]
+    assert sizes(3.0, inflate=1.2) == [3]
+
+
+def test_crossed_support_has_no_winners_curse():
+    """Noise of many weights is taken for worth by `support_sizes`, and is not by the other."""
+    rng = np.random.default_rng(5)
+    true = np.sort(rng.exponential(size=(40, 300)), axis=1)[:, ::-1]
+    halves = true[None] + rng.normal(size=(2, 40, 300))
+    margins = true[:, :30].sum(1)
+    chosen = halves.mean(0)
+    gone = lambda sizes: (np.asarray(applications.largest(chosen, np.asarray(sizes))) * true).sum(1) >= margins
+    assert gone(applications.support_sizes(chosen, margins)).mean() < 0.1
+    assert gone(applications.crossed_support_sizes(halves, margins)).mean() > 0.9
+
+
 def test_relabelling_touches_the_chosen_examples_only():
     logits = np.array([[3.0, 1, 2], [0, 5, 4]])
     assert applications.runner_up(logits, np.array([0, 2])).tolist() == [2, 1]  # the second target is misclassified
@@ -102,13 +123,19 @@ def test_leakage_finds_planted_duplicates_first():
     found = applications.leakage(tau)
     assert found.example[targets].tolist() == examples.tolist()
     relevant = np.isin(np.arange(30), targets)
-    for score in (found.weight, found.share):
+    for score in (found.weight, found.share, found.lead):
         result = applications.retrieval(score, relevant)
         assert result.precision[:3].tolist() == [1, 1, 1]
         assert result.recall[2] == 1
         assert result.average_precision == 1
     assert applications.retrieval(-found.weight, relevant).average_precision < 0.2
     np.testing.assert_allclose(found.share[3], 3 / np.maximum(tau[3], 0).sum())
+    second = np.sort(tau[3])[-2]
+    np.testing.assert_allclose(found.lead[3], 3 - second, rtol=1e-6)
+    tau[:, 7] += 20  # an example that matters to all
+    assert applications.leakage(tau).example.tolist() == [7] * 30
+    assert applications.leakage(applications.specific(tau)).example[targets].tolist() == examples.tolist()
+    assert applications.specific(np.array([[3.0, 0], [4, 0]])).tolist() == [[3 / 12.5**0.5, 0], [4 / 12.5**0.5, 0]]
     nothing = applications.leakage(-np.ones((1, 3)))
     assert (nothing.weight.tolist(), nothing.share.tolist()) == ([-1], [0])
 

@@ -37,10 +37,13 @@ def run_smoke(experiment, results, num_figures):
 def test_counterfactuals(results):
     metrics, arrays = run_smoke(counterfactuals, results, 1)
     assert metrics.keys() == {f"{kind} removed" for kind in counterfactuals.KINDS}
-    assert arrays["predicted"].shape == arrays["actual"].shape == (3, 4, 2)
-    assert (arrays["predicted"][:, 0] <= 0).all()
-    assert (arrays["predicted"][:, 1] >= 0).all()
-    assert arrays["actual"][:, 0].mean() < arrays["actual"][:, 1].mean()
+    config = counterfactuals.Config(counts=(10, 100), random_counts=(20, 100), random_sets=2)
+    predicted, actual = (counterfactuals.by_kind(config, arrays, what) for what in ("predicted", "actual"))
+    assert predicted["most helpful"].shape == actual["most helpful"].shape == (3, 2)
+    assert predicted["random"].shape == actual["random"].shape == (3, 2, 2)  # targets, sets, counts
+    assert (predicted["most helpful"] <= 0).all()
+    assert (predicted["most harmful"] >= 0).all()
+    assert actual["most helpful"].mean() < actual["most harmful"].mean()
 
 
 def test_brittleness(results):
@@ -48,8 +51,9 @@ def test_brittleness(results):
     assert arrays["curves"].shape == (4, 3, 2)
     assert (arrays["margins"][arrays["picked"]] > 0).all()
     sizes = arrays["sizes"]
-    assert ((sizes[:, 0] < 0) == (sizes[:, 1] < 0)).all()
-    assert (sizes[:, 1] >= sizes[:, 0]).all()
+    for plain, inflated in ((0, 1), (2, 3)):
+        assert ((sizes[:, plain] < 0) == (sizes[:, inflated] < 0)).all()
+        assert (sizes[:, inflated] >= sizes[:, plain]).all()
     curve = [metrics[f"{k} examples: {brittleness.METHODS[0]}"]["flipped, of all"] for k in (20, 200)]
     assert curve[0] <= curve[1]
 
