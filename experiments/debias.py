@@ -3,6 +3,7 @@
 Claim:    on data whose training set teaches a shortcut, training without the listed examples does better on the group
           that plain training fails; where it does not, the advice says so.
 Command:  d3mjax-debias --train train.csv --target val.csv --label y --group g       (--help explains every option)
+          d3mjax-debias --train train.csv --target val.csv --label y --auto          (nobody knows the groups)
 Expected: on 4,000 examples of the task *patch* of README.md, what its table says of "D3M, k by selection".
 Device:   two CPU cores, a minute or two for 4,000 examples of 200 features; any JAX device works.
 """
@@ -29,7 +30,8 @@ from d3mjax.debiasing import alignment, baselines, selection
 from d3mjax.runtime import mesh, record
 from d3mjax.training import ensemble, models
 from d3mjax.types import Data, Model
-from experiments import d3m, debias_data, debias_report, engine, report, units
+from experiments import d3m, debias_auto, debias_data, debias_report, engine, report, units
+from experiments.debias_auto import Auto
 from experiments.debias_data import Files, Own
 from experiments.tasks import Task
 
@@ -67,6 +69,18 @@ class Ready(NamedTuple):
     directory: Path
 
 
+class Scored(NamedTuple):
+    """The training examples scored for groups of the targets, and what is behind it."""
+
+    scores: jax.Array  # Float[n]; 0 where refused
+    group: np.ndarray  # Int[t], of the targets
+    group_weights: jax.Array  # Float[G]
+    checkpoints: engine.Checkpoints
+    refused: bool  # no groups were found: nothing is to be removed
+    facts: dict[str, Any]
+    arrays: dict[str, Any]
+
+
 def prepare(config: Config, results: Path = Path("results"), run: str | None = None) -> Ready:
     """Find the training examples that make a classifier fail on a group, and show what happens without them.
 
@@ -76,10 +90,13 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
     The same command again resumes.
 
     RESULTS/debias/RUN holds advice.txt, examples.csv (id, score, keep, rank, suspect), scores.npz, report.html,
-    metrics.json and the plots.
+    metrics.json and the plots; with --auto also pseudo_groups.csv (id, class, group, weaker, seeds) of the targets.
 
     A table:
     $ d3mjax-debias --train train.csv --target val.csv --label income --group sex
+
+    The same where nobody knows the groups: they are looked for, and where none can be relied on, nothing is removed:
+    $ d3mjax-debias --train train.csv --target val.csv --label income --auto
 
     Groups that are crossings, the label being one of the columns, and a test set of its own:
     $ d3mjax-debias --train t.parquet --target v.parquet --test u.parquet --label income --group income,sex --id row
@@ -117,10 +134,12 @@ def task_of(config: Config, own: Own) -> Task:
     if model is None:
         flat = lambda split: split and split._replace(x=split.x.reshape(len(split.y), -1))
         own = own._replace(train=flat(own.train), target=flat(own.target), test=flat(own.test))
+    groups = f"in {len(own.group_names)} groups ({config.files.group})."
+    groups = f"without group labels. {debias_auto.ABOUT}" if config.files.auto else groups
     return Task(
         name=re.sub(r"\W+", "-", Path(config.files.train).stem).strip("-"),
         about=f"{n:,} training examples of {config.files.train}, {len(own.target.y):,} targets of "
-        f"{config.files.target} in {len(own.group_names)} groups ({config.files.group}).",
+        f"{config.files.target} {groups}",
         load=lambda seed, *, smoke: debias_data.divide(own, seed),
         class_names=own.class_names,
         group_names=own.group_names,
@@ -169,21 +188,40 @@ def retrain(programs: engine.Programs, data: Data, keys, keep: dict[str, Any], p
     return evaluations
 
 
-def debias(task: Task, config: Config, programs: engine.Programs, seed: int, progress: Callable) -> units.Unit:
+def score(config: Config, programs: engine.Programs, auto: Auto | None, data: Data, root, progress: Callable) -> Scored:
+    """D3M's scores for the groups of the targets, or for those that ``auto`` finds; an empty group has no say."""
+    facts, arrays, refused = {}, {}, False
+    if auto:
+        pseudo = auto.split(data, root)
+        progress(config.checkpoints)
+        facts, arrays = debias_auto.kept(pseudo, data.target)
+        data, programs, refused = debias_auto.regrouped(data, pseudo), auto.programs, not pseudo.split.any()
+    keys = ensemble.model_keys(jax.random.fold_in(root, d3m.SCORE), jnp.arange(config.retrains))
+    plain = {"ERM": np.ones(len(data.train.y))}
+    losses = retrain(programs, data, keys, plain, progress)["ERM"].losses.mean(0)
+    columns, solved, checkpoints = programs.columns(data, jax.random.fold_in(root, d3m.COLUMNS), progress)
+    present = np.unique(data.target.group)
+    alignment.check_scores(columns[:, present], losses[present])
+    group_weights = alignment.softmax_weights(losses)
+    scores = alignment.scores(columns, group_weights)
+    scores = jnp.zeros_like(scores) if refused else scores
+    arrays |= {"score": scores, "columns": columns, "group_losses": losses}
+    return Scored(scores, np.asarray(data.target.group), group_weights, checkpoints, refused, facts | solved, arrays)
+
+
+def debias(
+    task: Task, config: Config, programs: engine.Programs, auto: Auto | None, seed: int, progress: Callable
+) -> units.Unit:
     """D3M and what it is compared with on one division of the targets: facts for JSON, and arrays."""
     data = task.read(seed)
     train, n, runs = data.train, len(data.train.y), config.retrains
     num_groups, num_classes = len(task.group_names), len(task.class_names)
     root = jax.random.key(seed)
     keys = lambda family: ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(runs))
+    found = score(config, programs, auto, data, root, progress)
+    scores, shares = found.scores, (0.0,) if found.refused else d3m.GRID
 
-    losses = retrain(programs, data, keys(d3m.SCORE), {"ERM": np.ones(n)}, progress)["ERM"].losses.mean(0)
-    columns, facts, checkpoints = programs.columns(data, jax.random.fold_in(root, d3m.COLUMNS), progress)
-    alignment.check_scores(columns, losses)
-    group_weights = alignment.softmax_weights(losses)
-    scores = alignment.scores(columns, group_weights)
-
-    keep: dict[str, Any] = {f"D3M/{share}": selection.drop_lowest(scores, int(share * n)) for share in d3m.GRID}
+    keep: dict[str, Any] = {f"D3M/{share}": selection.drop_lowest(scores, int(share * n)) for share in shares}
     keep["D3M, drop negative"], _ = selection.guard(scores, selection.drop_negative(scores), train.y, num_classes)
     judged = retrain(programs, data, keys(d3m.SELECT), keep, progress)
     chosen = max(keep, key=lambda name: judged[name].selection.mean(0).min())
@@ -192,19 +230,21 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
     keep["random removal"] = like(np.zeros_like(train.y), 1)
     keep["class-matched random removal"] = like(train.y, num_classes)
     tested = retrain(programs, data, keys(d3m.REPORT), keep, progress)
-    weights = baselines.balanced_weights(data.target.group, num_groups)
+    weights = baselines.balanced_weights(found.group, len(found.group_weights))
     weights = np.broadcast_to(weights, (runs, len(data.target.y)))
     tested["RWG on the targets alone"] = programs.resample(data.target, data, keys(d3m.REPORT), weights)
     progress(runs)
 
-    aliases = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, k by selection": chosen}
-    tested |= {name: tested[same] for name, same in aliases.items()}
-    keep |= {name: keep[same] for name, same in aliases.items()}
-    suspect = selection.label_suspects(checkpoints.right)
+    aliases = {f"D3M/{share}": "D3M/0.0" for share in d3m.GRID if share not in shares}
+    aliases |= {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, k by selection": chosen}
+    for name, same in aliases.items():
+        tested[name], keep[name] = tested[same], keep[same]
+    suspect = selection.label_suspects(found.checkpoints.right)
     sizes = {part: np.bincount(getattr(data, part).group, minlength=num_groups) for part in debias_report.PARTS}
-    facts |= {"chosen": chosen, "sizes": sizes, **d3m.scrutiny(checkpoints, group_weights, suspect, keep)}
+    facts = found.facts | {"chosen": chosen, "sizes": sizes}
+    facts |= d3m.scrutiny(found.checkpoints, found.group_weights, suspect, keep)
     facts |= {"removed": {name: 1 - float(np.mean(np.asarray(rows))) for name, rows in keep.items()}}
-    arrays = {"score": scores, "kept": keep[chosen], "suspect": suspect, "columns": columns, "group_losses": losses}
+    arrays = found.arrays | {"kept": keep[chosen], "suspect": suspect}
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in tested.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in tested.items()}
     arrays |= {f"selection/{name}": evaluation.selection for name, evaluation in judged.items()}
@@ -219,8 +259,9 @@ def work(ready: Ready) -> Path:
     size = min(engine.Trak().size, projections.default_size(2 * len(own.train.y)))
     source = engine.Trak(models=config.checkpoints, size=size)
     programs = engine.make_programs(task, mesh.local_mesh(), source)
-    trained = config.checkpoints + config.retrains * (2 * (len(d3m.GRID) + 1) + 4)
-    measure = partial(debias, task, config, programs)
+    auto = debias_auto.make(task, mesh.local_mesh(), source) if config.files.auto else None
+    trained = config.checkpoints * (2 if auto else 1) + config.retrains * (2 * (len(d3m.GRID) + 1) + 4)
+    measure = partial(debias, task, config, programs, auto)
     found = units.run_units(directory, task.name, range(config.seeds), measure, models=trained)
 
     rows = debias_report.rows_of(task, found)

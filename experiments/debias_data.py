@@ -34,15 +34,23 @@ class Files:
 
     # Training examples. Their groups are not needed; if they are there, one plot shows them.
     train: str
-    # Examples with known groups that nothing is trained on, as in a validation set. Every seed divides them anew,
-    # evenly in groups and classes: half is scored on, a quarter selects how many examples go, and a quarter reports.
+    # Examples that nothing is trained on, as in a validation set, with known groups unless --auto. Every seed divides
+    # them anew, evenly in groups and classes: half is scored on, a quarter selects how many examples go, and a quarter
+    # reports.
     target: str
     # Column (of a table), array (of an .npz file) or feature (of TFDS) that holds the class.
     label: str
     # Column that holds the group in which the classifier must not fail. Several, as in sex,race, are crossed; the
     # label may be one of them.
     group: str | None = None
-    # Examples with known groups for the report alone; two thirds of the targets then score and a third selects.
+    # Instead of --group, where nobody knows the groups: every class of the targets is split in two by what the trained
+    # models get wrong, and the two sides are the groups (AUTO-D3M). Where no split can be relied on, nothing is
+    # removed, and the advice says why. Selection and report then go by the worst class, because the true groups stay
+    # unknown. Group labels for a few dozen targets of each group are better. Takes memory for a number for every
+    # pair of target and training example.
+    auto: bool = False
+    # Examples for the report alone, with groups as in --target; two thirds of the targets then score and a third
+    # selects.
     test: str | None = None
     # Column that names the training examples; row numbers from 0 if not given.
     id: str | None = None
@@ -61,40 +69,41 @@ class Files:
 
 
 class Own(NamedTuple):
-    """The user's data, checked. Ids are row numbers over training examples, then targets, then test examples."""
+    """The user's data, checked. Ids are row numbers over training examples, then targets, then test examples.
+
+    With ``--auto`` the groups are the classes.
+    """
 
     train: Split
     target: Split
     test: Split | None
     names: np.ndarray  # [n], what the user calls the training examples
+    target_names: np.ndarray  # [t], and the targets
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
 
 
 def read(files: Files) -> Own:
     """All sources, checked, features standardised."""
-    if not files.groups:
-        raise ValueError(
-            "--group: found none, expected the column of --target that tells the group of an example, as in --group "
-            "sex, or several to be crossed, as in --group sex,race"
-        )
+    _check_asked(files)
     sources = {"--train": files.train, "--target": files.target} | ({"--test": files.test} if files.test else {})
     tables = {flag: _columns(flag, source, files) for flag, source in sources.items()}
     sizes = [len(columns[files.label]) for columns in tables.values()]
     x = _table_features(tables, files) if _is_table(files.train) else _array_features(tables, files)
     y, class_names = _classes(tables, files.label, sizes[0])
-    group, group_names = _groups(tables, files.groups, sizes[0])
+    group, group_names = (y, class_names) if files.auto else _groups(tables, files.groups, sizes[0])
     whole = Split(x, y, group, np.arange(len(y), dtype=np.int32))
     bounds = itertools.pairwise([0, *np.cumsum(sizes).tolist()])
     parts = [splits.take(whole, np.arange(*bound)) for bound in bounds]
     for flag, part in zip(tables, parts, strict=True):
         splits.check_split(part, name=flag)
     train, target, *rest = parts
-    _check_groups(target, rest, group_names)
+    _check_groups(target, rest, group_names, "classes" if files.auto else "groups")
     _check_unseen(train, target)
     train, target, *rest = parts if files.raw else [_standardised(part, train) for part in parts]
-    names = tables["--train"][files.id] if files.id else np.asarray(train.id)
-    return Own(train, target, rest[0] if rest else None, names, class_names, group_names)
+    # Targets may have no ids of their own.
+    ids = [tables[flag].get(files.id or "", np.arange(len(tables[flag][files.label]))) for flag in list(tables)[:2]]
+    return Own(train, target, rest[0] if rest else None, ids[0], ids[1], class_names, group_names)
 
 
 def divide(own: Own, seed: int) -> Data:
@@ -115,6 +124,17 @@ def deal(group: AnyArray, y: AnyArray, seed: int, pattern: Sequence[int]) -> Int
     part = np.zeros(len(y), int)
     part[order] = np.asarray(pattern)[place % len(pattern)]
     return part
+
+
+def _check_asked(files: Files) -> None:
+    """Groups are given, or are to be found, and not both."""
+    if files.auto and files.groups:
+        raise ValueError(f"--group, --auto: found both, expected --group {files.group}, or --auto if nobody knows it")
+    if not files.auto and not files.groups:
+        raise ValueError(
+            "--group: found none, expected the column of --target that tells the group of an example, as in --group "
+            "sex, or several to be crossed, as in --group sex,race; or --auto, if nobody knows the groups"
+        )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -148,6 +168,8 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
     for name in {files.label, *files.groups} & set(columns):
         arrays.check_present(f"{flag} {source}", name, columns[name])
     lengths = {name: len(columns[name]) for names in needed.values() for name in names}
+    if (name := files.id or "") in columns:
+        lengths[name] = len(columns[name])
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{flag}: found lengths {lengths} in {source}, expected the same")
     return columns
@@ -226,7 +248,7 @@ def _groups(tables: Tables, names: Sequence[str], num_train: int) -> tuple[Int[n
     return group, tuple(", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True)) for values in known)
 
 
-def _check_groups(target: Split, tests: Sequence[Split], names: Sequence[str]) -> None:
+def _check_groups(target: Split, tests: Sequence[Split], names: Sequence[str], kind: str) -> None:
     """Every group is in every part that scores, selects or reports; ``tests``: the test set, if there is one."""
     sizes = dict(zip(names, splits.group_sizes(target, len(names)).tolist(), strict=True))
     if len(names) < 2:
@@ -235,11 +257,11 @@ def _check_groups(target: Split, tests: Sequence[Split], names: Sequence[str]) -
         tested = dict(zip(names, splits.group_sizes(test, len(names)).tolist(), strict=True))
         for flag, other, here in (("--target", "--test", sizes), ("--test", "--target", tested)):
             if absent := [name for name in names if not here[name]]:
-                raise ValueError(f"{flag}: found no example of groups {absent}, which {other} has, expected the same")
+                raise ValueError(f"{flag}: found no example of {kind} {absent}, which {other} has, expected the same")
     parts = "score and select" if tests else "score, select and report"
     least = 2 if tests else 3
     if few := {name: size for name, size in sizes.items() if size < least}:
-        raise ValueError(f"--target: found so many examples of groups: {few}; expected at least {least}, to {parts}")
+        raise ValueError(f"--target: found so many examples of {kind}: {few}; expected at least {least}, to {parts}")
 
 
 def _check_unseen(train: Split, target: Split) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from d3mjax.debiasing import selection
 from d3mjax.runtime import record
-from experiments import d3m_report, plots, report, units
+from experiments import d3m_report, debias_auto, plots, report, units
 from experiments.debias_data import Own
 from experiments.reading import WGA, Row, percent, verdict
 from experiments.tasks import Task
@@ -49,25 +49,42 @@ def final(found: Sequence[units.Unit], y: np.ndarray, num_classes: int) -> Final
 
 
 def write_lists(directory: Path, own: Own, found: Sequence[units.Unit], ours: Final) -> None:
-    """``examples.csv``, the first to go first, and ``scores.npz`` with the arrays of every seed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "score", "keep", "rank", "suspect"])
-    for i in np.argsort(ours.rank):
-        line = [own.names[i], f"{ours.score[i]:.6g}", int(ours.keep[i]), ours.rank[i], f"{ours.suspect[i]:.2f}"]
-        writer.writerow(line)
-    record.write_bytes(directory / "examples.csv", text.getvalue().encode())
+    """``examples.csv``, the first to go first, and ``scores.npz`` with the arrays of every seed.
+
+    With --auto also ``pseudo_groups.csv``: of every target its class, the side that it was on in most of the seeds that
+    split it, in what share of them it was on the weaker, and how many there were.
+    """
+    order = np.argsort(ours.rank)
+    lines = (
+        [own.names[i], f"{ours.score[i]:.6g}", int(ours.keep[i]), ours.rank[i], f"{ours.suspect[i]:.2f}"] for i in order
+    )
+    _write_csv(directory / "examples.csv", ("id", "score", "keep", "rank", "suspect"), lines)
     seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in found]) for k in ("score", "kept", "suspect", "columns")}
     record.write_arrays(directory / "scores.npz", id=own.names, **ours._asdict(), **seeds)
+    if debias_auto.of_seeds(found):
+        lines = debias_auto.target_lines(own, found)
+        _write_csv(directory / "pseudo_groups.csv", ("id", "class", "group", "weaker", "seeds"), lines)
+
+
+def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    record.write_bytes(path, text.getvalue().encode())
 
 
 def rows_of(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
-    """One row a method."""
-    return d3m_report.rows_of(task.name, found, methods=METHODS)
+    """One row a method; where --auto refused throughout, of those that remove nothing."""
+    splits = debias_auto.of_seeds(found)
+    names = ("ERM", "RWG on the targets alone") if debias_auto.refused(splits) else METHODS
+    methods = {name: "none" if splits else METHODS[name] for name in names}
+    return d3m_report.rows_of(task.name, found, methods=methods)
 
 
 def section(task: Task, own: Own, found: list[units.Unit], ours: Final, advice: Sequence[str]) -> report.Section:
-    """What the page shows."""
+    """What the page shows; no figures where --auto refused throughout, as nothing is removed."""
+    text = f"{task.about} Advice: {' '.join(advice)}"
+    if debias_auto.refused(debias_auto.of_seeds(found)):
+        return report.Section(text, {})
     worst = lambda name: [d3m_report.worst(arrays, name).mean() for _, arrays in found]
     shares = sorted(float(name.split("/")[2]) for name in found[0][1] if name.startswith("test/D3M/"))
     n = len(own.train.y)
@@ -91,18 +108,27 @@ def section(task: Task, own: Own, found: list[units.Unit], ours: Final, advice: 
         images = own.train.x[first].reshape(-1, *task.image)
         titles = [f"{own.names[i]}: {task.class_names[own.train.y[i]]}"[:18] for i in first]
         figures["The first training examples to go: id and label."] = plots.image_grid(images, titles)
-    return report.Section(f"{task.about} Advice: {' '.join(advice)}", figures)
+    return report.Section(text, figures)
 
 
 def advice(rows: Sequence[Row], found: Sequence[units.Unit], group_names: Sequence[str]) -> list[str]:
-    """What somebody who has to decide should know, in plain words; every sentence follows from numbers."""
+    """What somebody who has to decide should know, in plain words; every sentence follows from numbers.
+
+    With --auto the groups that select and report are the classes.
+    """
+    splits = debias_auto.of_seeds(found)
+    if debias_auto.refused(splits):
+        return debias_auto.refusal(splits, group_names)
     by_name = {row["method"]: row for row in rows}
     ours, facts = by_name[OURS], [facts for facts, _ in found]
+    kind = "class" if splits else "group"
+    about_targets = debias_auto.sentences(splits, group_names) if splits else []
     return [
-        _worth_it(ours, by_name["ERM"], min(facts[0]["sizes"]["selection"])),
+        _worth_it(ours, by_name["ERM"], min(facts[0]["sizes"]["selection"]), kind),
+        *about_targets,
         _class_balance(ours, by_name["class-matched random removal"]),
         _targets_alone(ours, by_name["RWG on the targets alone"]),
-        _target_size(facts[0]["sizes"], ours, group_names),
+        *([] if splits else [_target_size(facts[0]["sizes"], ours, group_names)]),
         *_suspects(ours),
         _sureness(ours, [arrays["kept"] for _, arrays in found]),
         "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on "
@@ -116,13 +142,13 @@ def _gap(row: Row, other: Row) -> str:
     return f"{100 * (a['mean'] - b['mean']):+.1f}{spread} points"
 
 
-def _worth_it(ours: Row, erm: Row, selected_on: int) -> str:
+def _worth_it(ours: Row, erm: Row, selected_on: int, kind: str) -> str:
     removed = ours["metrics"]["removed"]["mean"]
     accuracies = f"{percent(erm['metrics'][WGA])} % to {percent(ours['metrics'][WGA])} %"
     average = ours["metrics"]["average_accuracy"]["mean"] - erm["metrics"]["average_accuracy"]["mean"]
     if removed == 0:
         text = "Keep your training set: on the selection part, dropping examples did no better than dropping none."
-        doubt = f" Its smallest group has {selected_on} examples, so this says little: collect more targets."
+        doubt = f" Its smallest {kind} has {selected_on} examples, so this says little: collect more targets."
         return text + doubt * (selected_on < FEW)
     judged = {
         "above": "more than the spread: drop them.",
@@ -131,7 +157,7 @@ def _worth_it(ours: Row, erm: Row, selected_on: int) -> str:
         "unknown": "but one seed decides nothing: take --seeds 5.",
     }
     return (
-        f"Dropping {removed:.1%} of the training examples moves the worst group from {accuracies}, {_gap(ours, erm)}, "
+        f"Dropping {removed:.1%} of the training examples moves the worst {kind} from {accuracies}, {_gap(ours, erm)}, "
         f"{judged[verdict(ours, erm)]} Average accuracy changes by {100 * average:+.1f} points."
     )
 

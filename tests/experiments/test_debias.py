@@ -65,7 +65,7 @@ def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch)
     before = record.read_json(run / "metrics.json")["rows"], (run / "examples.csv").read_bytes()
     (run / "units" / "train-1.npz").unlink()
     computed = []
-    monkeypatch.setattr(debias, "debias", lambda *a, original=debias.debias: (computed.append(a[3]), original(*a))[1])
+    monkeypatch.setattr(debias, "debias", lambda *a, original=debias.debias: (computed.append(a[4]), original(*a))[1])
     assert debias.main(config, path / "results") == run
     assert computed == [1]
     assert (record.read_json(run / "metrics.json")["rows"], (run / "examples.csv").read_bytes()) == before

@@ -51,6 +51,16 @@ def test_tables_and_arrays_are_read_alike(tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_without_groups_the_classes_divide_the_targets(tmp_path):
+    own = debias_data.read(replace(make_files(tmp_path), group=None, auto=True))
+    assert own.group_names == own.class_names == ("high", "low")
+    np.testing.assert_array_equal(own.target.group, own.target.y)
+    assert own.target_names.tolist() == planted(1, 400, 0.75)["row"].tolist()
+    sizes = [np.bincount(part.group) for part in debias_data.divide(own, 0)[1:]]
+    assert np.ptp(sizes[1] - sizes[2]) <= 1
+    assert np.ptp(sizes[0] - 2 * sizes[1]) <= 2
+
+
 def test_features_are_standardised_as_in_training_and_text_is_the_same_in_all_files(tmp_path):
     own = debias_data.read(make_files(tmp_path))
     assert own.train.x.shape[1] == own.target.x.shape[1] == 10 + 3
@@ -116,7 +126,13 @@ def change(name, **columns):
 TEST = {"test": "{}/test.csv"}
 FEW = np.where(np.arange(240) < 2, "X", "M")
 BAD = [
-    ({"group": None}, None, "--group: found none, expected the column"),
+    ({"group": None}, None, "--group: found none, expected the column .* or --auto"),
+    ({"auto": True}, None, "--group, --auto: found both, expected --group income,sex, or --auto"),
+    (
+        {"auto": True, "group": None},
+        change("val", income=np.where(np.arange(240) < 2, "high", "low")),
+        r"--target: found so many examples of classes: {'high': 2}; expected at least 3",
+    ),
     ({"train": "{}/none.csv"}, None, r"--train: path: .*none.csv is missing"),
     ({"target": "{}/train.txt"}, None, r"--target: found '.*train.txt', expected a .csv, .parquet, .npz file, or tfds"),
     (
@@ -165,7 +181,7 @@ def test_bad_files_are_refused_before_anything_is_written(tmp_path, fields, prep
     files = make_files(tmp_path)
     if prepare:
         prepare(tmp_path)
-    files = replace(files, **{k: v and v.format(tmp_path) for k, v in fields.items()})
+    files = replace(files, **{k: v.format(tmp_path) if isinstance(v, str) else v for k, v in fields.items()})
     with pytest.raises(ValueError, match=message):
         debias.prepare(debias.Config(files, **QUICK), tmp_path / "results")
     assert not (tmp_path / "results").exists()

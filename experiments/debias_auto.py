@@ -1,0 +1,153 @@
+"""The command ``d3mjax-debias --auto``: targets without group labels split class by class, and what to say about it.
+
+Every seed splits the targets that it scores on, and no others, so that those that select and report have no part in it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from d3mjax.debiasing import pseudo_groups
+from d3mjax.types import Data, Split
+from experiments import auto_d3m, engine, units
+from experiments.debias_data import Own
+from experiments.tasks import Task
+
+SPLIT = 5  # family of keys, beside those of `d3m`
+LEAST = 0.15  # share of the variance of errors that must lie between the sides
+SIDES = ("stronger side", "weaker side")  # `loss_direction` puts those that fail more often above the cut
+
+ABOUT = (
+    "As with --auto there are none, selection and report go by the classes, and 'worst group' in tables and "
+    "figures means the worst class. How the worst of the true groups does is unknown."
+)
+
+
+class Auto(NamedTuple):
+    """What is compiled beside the programs of the task, whose groups are its classes."""
+
+    split: Callable[[Data, jax.Array], pseudo_groups.PseudoGroups]
+    programs: engine.Programs  # for pseudo-groups
+
+
+def make(task: Task, mesh: Mesh, source: engine.Trak) -> Auto:
+    """Compiled once, used for every seed."""
+    attribute = auto_d3m.make_attribute(task, auto_d3m.Config(source=source))
+
+    def split(data: Data, root: jax.Array) -> pseudo_groups.PseudoGroups:
+        found, y = attribute(data, jax.random.fold_in(root, SPLIT)), np.asarray(data.target.y)
+        wrong = (found.margins < 0).mean(0).astype(np.float32)
+        return pseudo_groups.pseudo_groups(found.similar, y, wrong, len(task.class_names), min_loss_share=LEAST)
+
+    wide = replace(task, group_names=names(task.class_names))
+    return Auto(split, engine.make_programs(wide, mesh, source))
+
+
+def names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """What the pseudo-groups ``2 y + bit`` are called."""
+    return tuple(f"{name}, {side}" for name in class_names for side in SIDES)
+
+
+def regrouped(data: Data, pseudo: pseudo_groups.PseudoGroups) -> Data:
+    """Its targets in their pseudo-groups."""
+    return data._replace(target=data.target._replace(group=pseudo.group))
+
+
+def kept(pseudo: pseudo_groups.PseudoGroups, target: Split) -> units.Unit:
+    """What is kept of the split of one seed. The facts are by class, None where a class could not be looked at."""
+    sizes = np.bincount(pseudo.group, minlength=2 * len(pseudo.split)).reshape(-1, 2)
+    known = {
+        name: [float(value) if np.isfinite(value) else None for value in getattr(pseudo, name)]
+        for name in ("separation", "loss_share")
+    }
+    facts = {"split": pseudo.split, "sides": sizes, **known}
+    return {"auto": facts}, {"target_id": np.asarray(target.id), "pseudo_group": pseudo.group}
+
+
+def of_seeds(found: Sequence[units.Unit]) -> list[Mapping[str, Any]]:
+    """The facts of every seed; none without --auto."""
+    return [facts["auto"] for facts, _ in found if "auto" in facts]
+
+
+def refused(splits: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every seed refused every class, so that nothing is removed."""
+    return bool(splits) and not any(any(split["split"]) for split in splits)
+
+
+def refusal(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
+    """What to say where no seed found groups: what happened, why, and what to do."""
+    return [
+        "No reliable groups were found among the targets, so nothing is removed: keep your training set as it is. "
+        "This does not show that no group does badly.",
+        f"Why: {_rule()} {' '.join(_numbers(splits, class_names))}",
+        "What to do: give group labels for some validation rows, a few dozen of every group, and use --group. Or give "
+        "more targets, above all more of those that you expect to fail.",
+    ]
+
+
+def sentences(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
+    """What to say where some seed found groups."""
+    refusing = sum(not any(split["split"]) for split in splits)
+    accepted = [split for split in splits if any(split["split"])]
+    text = (
+        f"{refusing} of {len(splits)} seeds found no reliable groups and removed nothing: do not rely on this list. "
+        if refusing
+        else ""
+    )
+    return [
+        "Accuracies here are of the worst class and on average, as the true groups are unknown; so is the accuracy of "
+        "the worst of them. Group labels for some validation rows (--group) would tell.",
+        f"{text}The targets that score were split by what the checkpoints get wrong. "
+        f"{' '.join(_numbers(accepted, class_names))} pseudo_groups.csv says who is where. {_rule()}",
+    ]
+
+
+def target_lines(own: Own, found: Sequence[units.Unit]) -> list[tuple[Any, ...]]:
+    """Id, class, pseudo-group by majority, share of the weaker side, and number of the seeds that split its class.
+
+    The middle two are empty for a target that no seed split.
+    """
+    target, group_names = own.target, names(own.class_names)
+    seeds, weaker = np.zeros((2, len(target.y)), int)
+    for facts, arrays in found:
+        at = np.searchsorted(target.id, arrays["target_id"])
+        seeds[at] += np.asarray(facts["auto"]["split"])[target.y[at]]
+        weaker[at] += arrays["pseudo_group"] % 2
+    lines = []
+    for name, y, k, w in zip(own.target_names, target.y, seeds, weaker, strict=True):
+        side = (group_names[2 * y + (2 * w > k)], f"{w / k:.2f}") if k else ("", "")
+        lines.append((name, own.class_names[y], *side, k))
+    return lines
+
+
+def _rule() -> str:
+    return (
+        f"A split counts if, on the mean over classes, at least {LEAST:.0%} of the variance of the errors lies between "
+        "its sides (loss share), and only in classes with 10 targets to score on, at least 5 and 1 % on each side. "
+        f"Separation is the same share of the number that was split: {pseudo_groups.ONE_GAUSSIAN:.2f} speaks for a "
+        "single cluster, 1 for two that are far apart."
+    )
+
+
+def _numbers(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
+    """A sentence for each class, means over seeds."""
+    sizes = np.mean([split["sides"] for split in splits], axis=0)
+    told = []
+    for c, name in enumerate(class_names):
+        sides = " + ".join(f"{size:.0f} on the {side}" for size, side in zip(sizes[c], SIDES, strict=True))
+        whole = not any(split["split"][c] for split in splits)
+        who = f"{sizes[c].sum():.0f} targets, not split" if whole else sides
+        told.append(
+            f"Class {name}: {who}; loss share {_mean(splits, 'loss_share', c)}, separation "
+            f"{_mean(splits, 'separation', c)}."
+        )
+    return told
+
+
+def _mean(splits: Sequence[Mapping[str, Any]], name: str, c: int) -> str:
+    known = [split[name][c] for split in splits if split[name][c] is not None]
+    return f"{np.mean(known):.2f}" if known else "unknown (too few targets, or no error among them)"
