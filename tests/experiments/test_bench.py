@@ -17,7 +17,10 @@ def test_smoke_run_without_pytorch_says_so_and_leaves_valid_rows(tmp_path, capsy
     assert {row["method"] for row in trak} == {
         "d3mjax, Rademacher",
         "d3mjax, SJLT",
+        "d3mjax, tensor sketch",
         "d3mjax, group_scores, 256 examples",
     }
     assert all(row["metrics"]["seconds"]["mean"] > 0 for row in trak)
+    (bank,) = [row for row in document["rows"] if row["task"].startswith("Bank")]
+    assert 0 < bank["metrics"]["r2"]["mean"] < 1
     assert "ratio_to_library" not in {name for row in trak for name in row["metrics"]}
