@@ -123,14 +123,14 @@ def write_report(run: Path, document: Mapping[str, Any], sections: Mapping[str, 
     `document` is a valid metrics document; `sections` go by task. Raises ValueError for a section without rows.
     """
     record.validate_document(document)
-    tasks = _by_task(document["rows"])
+    tasks = by_task(document["rows"])
     if unknown := sections.keys() - tasks.keys():
         raise ValueError(f"sections {sorted(unknown)} have no rows; tasks are {sorted(tasks)}")
     parts = [_opening(document)]
     for task, rows in tasks.items():
         section = sections.get(task, Section("", {}))
         parts += [f"<h2>{escape(task)}</h2>", f"<p>{escape(section.text)}</p>" if section.text else ""]
-        parts.append(_table_html(rows))
+        parts.append(table_html(rows))
         if said := reading(rows):
             items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
             parts.append(f'<div class="reading"><h3>What these numbers say</h3><ul>{items}</ul></div>')
@@ -146,13 +146,15 @@ def write_report(run: Path, document: Mapping[str, Any], sections: Mapping[str, 
         parts.append(f"<details><summary>Settings of every row</summary><pre>{escape(settings)}</pre></details>")
     facts = record.json_text({k: document[k] for k in ("config", "environment")}, indent=2)
     parts.append(f"<h2>How to repeat it</h2><pre>{escape(facts)}</pre>")
-    title = f"d3mjax: {escape(document['experiment'])}"
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    page = (
-        f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
-    )
+    page = html(f"d3mjax: {document['experiment']}", "".join(parts))
     record.write_bytes(run / "report.html", page.encode())
     return run / "report.html"
+
+
+def html(title: str, body: str) -> str:
+    """A whole page in the style of all pages."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>'
 
 
 def finish(
@@ -167,7 +169,7 @@ def finish(
     document = record.metrics_document(experiment, config, rows, seconds)
     record.write_json(run / "metrics.json", document)
     page = write_report(run, document, sections)
-    for task, of_task in _by_task(document["rows"]).items():
+    for task, of_task in by_task(document["rows"]).items():
         print(f"\n{task}\n{table_text(of_task)}")
     print(f"\n{seconds:.0f} s; report: {page}")
 
@@ -182,7 +184,7 @@ def main(run: tyro.conf.Positional[Path], into: Path | None = None, place: str |
         raise SystemExit(f"{path} does not exist: run the experiment first")
     document = record.read_json(path)
     record.validate_document(document)
-    tasks = _by_task(document["rows"])
+    tasks = by_task(document["rows"])
     text = "\n\n".join(f"**{task}**\n\n{table_markdown(rows)}" for task, rows in tasks.items())
     device, seconds = document["environment"]["device"], document["seconds"]
     text += (
@@ -224,14 +226,15 @@ def _title(metric: str) -> str:
 
 def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[bool]]:
     """Header, rows, and which columns hold numbers; a column of tasks only where there are several."""
-    metrics, several = _metrics(rows), len(_by_task(rows)) > 1
+    metrics, several = _metrics(rows), len(by_task(rows)) > 1
     text = [*(["task"] if several else []), "method", "information"]
     header = [*text, *map(_title, metrics), "seeds"]
     body = [[*(str(row[t]) for t in text), *(_shown(m, row) for m in metrics), str(num_seeds(row))] for row in rows]
     return header, body, [False] * len(text) + [True] * (len(metrics) + 1)
 
 
-def _by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each task, in order."""
     tasks: dict[str, list[Row]] = {}
     for row in rows:
         tasks.setdefault(row["task"], []).append(row)
@@ -240,11 +243,6 @@ def _by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _opening(document: Mapping[str, Any]) -> str:
     rows, environment = document["rows"], document["environment"]
-    metrics = _metrics(rows)
-    entries = [(COLUMNS[m].title, COLUMNS[m].explanation) for m in metrics if m in COLUMNS]
-    used = [i for i in INFORMATION if any(row["information"] == i for row in rows)]
-    entries += [(f"information: {i}", f"The method {INFORMATION[i]}") for i in used]
-    words = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in entries)
     story = (
         "<p>A classifier can be good on average and bad on one group of cases, because most of its training examples "
         "teach it a shortcut. D3M scores every training example by how much having it in the training set helps the "
@@ -258,14 +256,25 @@ def _opening(document: Mapping[str, Any]) -> str:
         f"<h1>{escape(document['experiment'])}</h1>"
         f'<p class="soft">{document["seconds"]:,.0f} s on {escape(device)}, {environment["cores"]} cores, peak memory '
         f"{document['peak_memory_mib']:,.0f} MiB, revision {escape(revision)}</p>"
-        f"{story if WGA in metrics else ''}"
+        f"{story if WGA in _metrics(rows) else ''}{meaning_html(rows)}"
+    )
+
+
+def meaning_html(rows: Sequence[Row]) -> str:
+    """How to read the numbers of these rows, and what their columns mean."""
+    entries = [(COLUMNS[m].title, COLUMNS[m].explanation) for m in _metrics(rows) if m in COLUMNS]
+    used = [i for i in INFORMATION if any(row["information"] == i for row in rows)]
+    entries += [(f"information: {i}", f"The method {INFORMATION[i]}") for i in used]
+    words = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in entries)
+    return (
         "<p>Numbers are means over random seeds ± one standard deviation (none for a single seed). Two rows are called "
         "different only if their means differ by more than the joint spread: the root of the sum of both squared "
         f"deviations.</p><details open><summary>What the columns mean</summary><dl>{words}</dl></details>"
     )
 
 
-def _table_html(rows: Sequence[Row]) -> str:
+def table_html(rows: Sequence[Row]) -> str:
+    """The table of a page; worst-group accuracy is drawn as a bar."""
     metrics, (header, body, numeric) = _metrics(rows), _cells(rows)
     kinds = ["" if n else ' class="text"' for n in numeric]
     lines = ["".join(f"<th{k}>{escape(c).replace(', %', ',&nbsp;%')}</th>" for c, k in zip(header, kinds, strict=True))]

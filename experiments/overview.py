@@ -1,0 +1,98 @@
+"""One self-contained page over all results: the newest full run of every experiment, with its claim and its figures.
+
+Command:  python -m experiments.overview [results]        (writes ``results/overview.html``)
+"""
+
+import ast
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from d3mjax.runtime import record
+from experiments import report
+
+ORDER = ("d3m", "main_table", "removal_rules", "auto_d3m", "label_errors")  # these first, the others by name
+STORY = (
+    "A classifier can be good on average and bad on one group of cases, because most of its training examples teach it "
+    "a shortcut. These pages ask which training examples do that, what happens when they go, and how well each way of "
+    "telling predicts what retraining does. Every experiment states its claim, the command that made its numbers, and "
+    "what the numbers say; where a method does not help, it says so."
+)
+
+
+def chosen(results: Path, also: tuple[str, ...] = ()) -> dict[str, list[Path]]:
+    """The newest finished run of each experiment, no smoke runs, and then those of ``also``, "experiment/run"."""
+    found: dict[str, Path] = {}
+    for path in sorted(results.glob("*/*/metrics.json"), key=lambda path: path.stat().st_mtime):
+        document = record.read_json(path)
+        if not document["config"].get("smoke"):
+            found[document["experiment"]] = path.parent
+    if absent := [run for run in also if not (results / run / "metrics.json").exists()]:
+        raise SystemExit(f"also: found no finished run at {absent} in {results}, expected experiment/run")
+    rank = {name: i for i, name in enumerate(ORDER)}
+    more = {name: [results / run for run in also if Path(run).parts[0] == name] for name in found}
+    ordered = sorted(found, key=lambda name: (rank.get(name, len(ORDER)), name))
+    return {name: list(dict.fromkeys([found[name], *more[name]])) for name in ordered}
+
+
+def claim(experiment: str) -> tuple[str, str]:
+    """First line and claim of an experiment's file, from its docstring; empty where there is none."""
+    for path in (Path(__file__).with_name(f"{experiment}.py"), Path(__file__).parent / experiment / "__main__.py"):
+        if path.exists():
+            text = ast.get_docstring(ast.parse(path.read_text())) or ""
+            stated = re.search(r"^(?:Claim|Question):\s*(.*?)\n(?=\w+:|$)", text, re.S | re.M)
+            return text.split("\n")[0], re.sub(r"\s+", " ", stated[1]) if stated else ""
+    return experiment, ""
+
+
+def body(run: Path, document: Mapping[str, Any]) -> str:
+    """Tables, sentences and figures of one run, a level deeper than on its own page."""
+    page = run / "report.html"
+    if not page.exists():
+        return "".join(
+            f"<h3>{escape(task)}</h3>{report.table_html(rows)}"
+            for task, rows in report.by_task(document["rows"]).items()
+        )
+    text = page.read_text()
+    first, last = text.find("<h2>"), text.find("<h2>How to repeat it")
+    return re.sub(r"<(/?)h2", r"<\1h3", text[first:last])
+
+
+def page(results: Path, also: tuple[str, ...] = ()) -> str:
+    """The whole page; raises SystemExit where nothing has been run."""
+    experiments = chosen(results, also)
+    if not experiments:
+        raise SystemExit(f"{results}: found no finished run, expected <experiment>/<run>/metrics.json")
+    contents, parts, rows = [], [], []
+    for name, runs in experiments.items():
+        title, stated = claim(name)
+        contents.append(f'<li><a href="#{escape(name)}">{escape(title)}</a></li>')
+        parts.append(f'<h2 id="{escape(name)}">{escape(title)}</h2>')
+        parts.append(f'<p class="reading"><b>Claim.</b> {escape(stated)}</p>' if stated else "")
+        for run in runs:
+            document = record.read_json(run / "metrics.json")
+            rows += document["rows"]
+            revision = document["environment"]["revision"][:12]
+            facts = f"{name}/{run.name}, {document['seconds']:,.0f} s, revision {revision}"
+            parts.append(f'<p class="soft">{escape(facts)}</p>{body(run, document)}')
+    meaning = report.meaning_html(rows)
+    return report.html(
+        "d3mjax: all results",
+        f"<h1>All results</h1><p>{STORY}</p>{meaning}<ol>{''.join(contents)}</ol>{''.join(parts)}",
+    )
+
+
+def main(results: tyro.conf.Positional[Path] = Path("results"), also: tuple[str, ...] = ()) -> Path:
+    """Write ``results/overview.html``; ``also``: further runs to show, such as d3m/b74db76c67."""
+    path = results / "overview.html"
+    record.write_bytes(path, page(results, also).encode())
+    print(path)
+    return path
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
