@@ -3,7 +3,7 @@
 Claim:    the direction along which similar gradients and losses go together finds the minority even where the targets
           have the training mix, and says so where there is none; the published first component finds it only among
           balanced targets.
-Command:  python -m experiments.auto_d3m            (`--smoke` takes seconds)
+Command:  python -m experiments.auto_d3m            (`--config.smoke` takes seconds)
 Expected: share of the gain of D3M with true groups, seeds 10 to 12: 1.00 on patch, .99 with 100 balanced targets and
           with 8 targets of each minority, .2 on Adult, where all splits are weak (.4 to .65) and average accuracy falls
           by 10 points; refusal, hence plain training, with 3 or none of each. As published: -.42, .87, -.62, .43.

@@ -7,7 +7,7 @@ that `experiments.leakage` has to find; all other experiments leave those out.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,17 @@ class Recipe:
 
 
 SMOKE = Recipe(models=120, duplicates=10, lambdas=5)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every experiment on a bank has."""
+
+    tasks: tuple[str, ...] = ("patch", "fashion")
+    seeds: int = 3
+    first_seed: int = 10
+    bank: Recipe = field(default_factory=Recipe)
+    smoke: bool = False
 
 
 class Found(NamedTuple):

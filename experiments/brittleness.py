@@ -8,7 +8,7 @@ Device:   two CPU cores; a bank of models a task and seed, then some 4,000 retra
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,14 @@ METHODS = ("datamodel, removed", "datamodel, relabelled", "nearest by pixels, re
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(bank_tasks.Config):
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 3
-    first_seed: int = 10
-    bank: bank_tasks.Recipe = field(default_factory=bank_tasks.Recipe)
     targets: int = 30  # drawn among those that training on everything gets right
     counts: tuple[int, ...] = (10, 20, 40, 80, 160, 320)  # of the curve
     inflate: float = 1.2
     repeats: int = 5  # retrainings behind each verdict
     base: int = 50  # trainings on everything
-    smoke: bool = False
 
 
 def prepare(banks: Path, task: Task, config: Config) -> Callable:

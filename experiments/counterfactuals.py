@@ -7,7 +7,7 @@ Device:   two CPU cores; a bank of models a task and seed, then some 6,000 retra
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,9 @@ KINDS = (*OWN, "random")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(bank_tasks.Config):
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 3
-    first_seed: int = 10
-    bank: bank_tasks.Recipe = field(default_factory=bank_tasks.Recipe)
     targets: int = 20  # whose outputs are changed, drawn at random
     counts: tuple[int, ...] = (10, 20, 40, 80, 160, 320, 640)  # examples removed
     repeats: int = 10  # retrainings behind each effect
@@ -41,7 +37,6 @@ class Config:
     random_sets: int = 4  # of each count, the same for all targets
     random_repeats: int = 100  # as random removals change little
     base: int = 50  # trainings on everything, from which effects are measured
-    smoke: bool = False
 
 
 def prepare(banks: Path, task: Task, config: Config) -> Callable:

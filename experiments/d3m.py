@@ -2,7 +2,7 @@
 
 Claim:    without any training group label, removing the examples of lowest alignment lifts the worst group far above
           plain training, and above removing as many random examples of the same classes.
-Command:  python -m experiments.d3m            (`make demo`; `--smoke` takes seconds)
+Command:  python -m experiments.d3m            (`make demo`; `--config.smoke` takes seconds)
 Expected: the tables in README.md, which this command wrote.
 Device:   two CPU cores; any JAX device works.
 """

@@ -82,7 +82,7 @@ def rows_of(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
 
 def section(task: Task, own: Own, found: list[units.Unit], ours: Final, advice: Sequence[str]) -> report.Section:
     """What the page shows; no figures where --auto refused throughout, as nothing is removed."""
-    text = f"{task.about} Advice: {' '.join(advice)}"
+    text = "\n".join([task.about, "Advice:", *(f"- {sentence}" for sentence in advice)])
     if debias_auto.refused(debias_auto.of_seeds(found)):
         return report.Section(text, {})
     worst = lambda name: [d3m_report.worst(arrays, name).mean() for _, arrays in found]

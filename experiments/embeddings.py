@@ -2,13 +2,13 @@
 
 Claim:    removing the training examples at one end of a component changes targets by their coordinate on it; clusters
           of datamodel rows follow subgroups; a network and a linear model rely on different training examples.
-Command:  python -m experiments.embeddings        (`--smoke` takes seconds)
+Command:  python -m experiments.embeddings        (`--config.smoke` takes seconds)
 Expected: not measured yet beyond `--smoke`.
 Device:   two CPU cores; two banks of models a task and seed (network and linear model).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,15 @@ LEARNERS = ("network minus linear model", "linear model minus network")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(bank_tasks.Config):
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 1
-    first_seed: int = 10
-    bank: bank_tasks.Recipe = field(default_factory=bank_tasks.Recipe)
     components: int = 10
     tested: int = 3  # components whose ends are removed
     removed: int = 100  # training examples at each end
     repeats: int = 20  # retrainings behind each effect
     clusters: int = 10
     neighbours: int = 10  # of each target in the graph that is cut into clusters
-    smoke: bool = False
 
 
 def prepare(banks: Path, task: Task, config: Config) -> Callable:

@@ -26,15 +26,11 @@ SMALL_SUBSETS = bank_tasks.Recipe(models=8000, min_share=0.1, max_share=0.3)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(bank_tasks.Config):
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 3
-    first_seed: int = 10
     bank: bank_tasks.Recipe = field(default_factory=lambda: SMALL_SUBSETS)
     shown: int = 9  # suspects on the page
-    smoke: bool = False
 
 
 def prepare(banks: Path, task: Task, config: Config) -> Callable:

@@ -2,7 +2,7 @@
 
 Claim:    one step along the scores, emptying a tenth and lifting what helps, closes more of the gap than removing the
           lowest tenth, and depends less on damping than dropping all negative scores, which removes up to half.
-Command:  python -m experiments.removal_rules            (`--smoke` takes seconds)
+Command:  python -m experiments.removal_rules            (`--config.smoke` takes seconds)
 Expected: gap closed = (worst group - ERM) / (better of SUBG and RWG - ERM), patch and Adult, seeds 10 to 12. A tenth:
           lowest .76 and .75, at damping 1 .77 and .91, in rounds .82 and .76, step .98 and .98. Drop negative (half and
           a third of the examples): 1.01 and .91, at damping 1 .82 and .32.
@@ -194,7 +194,7 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
     cells = (first["y"], first["group"], task.class_names, task.group_names)
     figures = {
         f"Who was removed by {name} (first seed).": plots.removed_by_cell(first[f"weights/{name}"] > 0, *cells)
-        for name in ("D3M, lowest", "D3M, step", "D3M, outliers")
+        for name in ("D3M, drop negative", "D3M, lowest", "D3M, outliers")
     }
     return rows, report.Section(text, figures)
 

@@ -45,7 +45,7 @@ pre { overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 
 
 class Section(NamedTuple):
-    """What the page says about one task besides its rows: plain text, and figures by caption."""
+    """What the page says about one task besides its rows: plain text, a line a paragraph, and figures by caption."""
 
     text: str
     figures: Mapping[str, Figure]
@@ -129,7 +129,7 @@ def write_report(run: Path, document: Mapping[str, Any], sections: Mapping[str, 
     parts = [_opening(document)]
     for task, rows in tasks.items():
         section = sections.get(task, Section("", {}))
-        parts += [f"<h2>{escape(task)}</h2>", f"<p>{escape(section.text)}</p>" if section.text else ""]
+        parts += [f"<h2>{escape(task)}</h2>", *(f"<p>{escape(line)}</p>" for line in section.text.splitlines())]
         parts.append(table_html(rows))
         if said := reading(rows):
             items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)

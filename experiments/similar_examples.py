@@ -1,14 +1,14 @@
 """Similar examples: the training examples of the largest and the smallest datamodel weights of a target.
 
 Claim:    the largest weights belong to what the model goes by, which need not be look-alikes of the target's class.
-Command:  python -m experiments.similar_examples        (`--smoke` takes seconds)
+Command:  python -m experiments.similar_examples        (`--config.smoke` takes seconds)
 Expected: patch, 5,000 models: 39 % of the five largest weights are of the target's class, 5 % of the five smallest;
           most are examples of the rare patches.
 Device:   two CPU cores; a bank of models a task and seed.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,10 @@ NUM = 5  # similar and opposed examples of each target
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(bank_tasks.Config):
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 1
-    first_seed: int = 10
-    bank: bank_tasks.Recipe = field(default_factory=bank_tasks.Recipe)
     shown: int = 8  # targets on the page, drawn at random
-    smoke: bool = False
 
 
 def prepare(banks: Path, task: Task, config: Config) -> Callable:
