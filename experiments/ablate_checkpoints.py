@@ -2,7 +2,7 @@
 
 Claim:    one is far from enough where the targets have the training mix, ten nearly are.
 Command:  python -m experiments.ablate_checkpoints            (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: not measured yet beyond `--config.smoke`.
 Device:   two CPU cores, under a minute a task and seed; any JAX device works.
 """
 

@@ -2,7 +2,7 @@
 
 Claim:    TRAK from some twenty checkpoints does as well as thousands of subset models, in less time.
 Command:  python -m experiments.ablate_source            (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: not measured yet beyond `--config.smoke`.
 Device:   two CPU cores, about three minutes a task and seed; any JAX device works. Seconds leave compilation out.
 """
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import projections, trak
+from d3mjax.attribution import trak
 from d3mjax.runtime import mesh
 from experiments import ablations, engine, plots
 from experiments.ablations import Variant
@@ -34,20 +34,12 @@ class Config(ablations.Config):
     )
 
 
-def last_layer(path: str) -> bool:
-    """Whether a parameter of the tasks' MLPs, one hidden layer deep, belongs to the last layer."""
-    return "Dense_1" in path
-
-
 def make(task: Task, config: Config) -> Callable:
     """Every source on the same data; each is run once before it is timed."""
     train, devices = ablations.make_checkpoints(task), mesh.local_mesh()
-    # The last layer has fewer parameters than p: nothing to project.
     attributes = {
         "TRAK": ablations.make_columns(task, config.source),
-        "TRAK of the last layer": ablations.make_columns(
-            task, config.source, keep=last_layer, projection=projections.identity()
-        ),
+        "TRAK of the last layer": ablations.make_columns(task, config.source._replace(last_layer=True)),
     }
     banks = {bank: engine.make_datamodel_columns(task, devices, bank) for bank in config.banks}
     quiet, warm = (lambda count: None), []

@@ -2,7 +2,7 @@
 
 Claim:    D3M gets by with targets of which training itself makes little; with many balanced ones, train on them.
 Command:  python -m experiments.ablate_targets            (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: not measured yet beyond `--config.smoke`.
 Device:   two CPU cores, about two minutes a task and seed; any JAX device works.
 """
 

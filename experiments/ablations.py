@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax import metrics
-from d3mjax.attribution import outputs, projections, trak
+from d3mjax.attribution import outputs, trak
 from d3mjax.debiasing import alignment, baselines, selection
 from d3mjax.runtime import mesh
 from d3mjax.training import ensemble, sampling
@@ -104,7 +104,7 @@ def make_columns(task: Task, source: engine.Trak, **options: Any) -> Callable:
     Targets of group -1 have no say, so target sets of different sizes need no further compilation.
     """
     model, num_groups = engine.network(task), len(task.group_names)
-    defaults = {"projection": projections.sjlt(source.size), "damping": source.damping, "microbatch": source.microbatch}
+    defaults = engine.trak_options(task, source)
 
     @jax.jit
     def columns(data: Data, keys, variables):

@@ -100,20 +100,19 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
         }
         settings = {"counts": counts_of(config, kind), "heldout": [facts for facts, _ in found]}
         rows.append(report.row(task.name, f"{kind} removed", per_seed, settings=settings))
-    points = {
-        kind: {
-            str(k): (predicted[0][kind][..., j].ravel(), actual[0][kind][..., j].ravel())
+    points = {}
+    for kind in KINDS:
+        at = {
+            k: (predicted[0][kind][..., j].ravel(), actual[0][kind][..., j].ravel())
             for j, k in enumerate(counts_of(config, kind))
         }
-        for kind in KINDS
-    }
+        points[kind] = {str(k): at.get(k, ([], [])) for k in sorted({*config.counts, *config.random_counts})}
     caption = "Change of a target's margin, predicted and actual; colours: number of examples removed (first seed)."
     text = (
         f"{task.about} Each of {config.targets} targets has its own examples removed; the change of its margin is the "
         f"mean of {config.repeats} retrainings less that of {config.base} trainings on everything. Random removals are "
         f"the same for all targets, {config.random_sets} of each size with {config.random_repeats} retrainings. The "
-        "ceiling is the "
-        "correlation that the noise of these means leaves to a perfect prediction."
+        "ceiling is the correlation that the noise of these means leaves to a perfect prediction."
     )
     labels = {"xlabel": "predicted change of margin", "ylabel": "actual change"}
     return rows, report.Section(text, {caption: plots.scatters(points, **labels)})

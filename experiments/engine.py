@@ -95,6 +95,7 @@ class Trak(NamedTuple):
     size: int = 256  # projected dimension
     damping: float = 0.01  # of the mean eigenvalue
     microbatch: int = 20
+    last_layer: bool = False  # attribute the last layer of the task's MLP alone, without projection
 
 
 SMOKE = {Bank: Bank(models=60, block=30, steps=20), Trak: Trak(models=2, size=32)}
@@ -124,6 +125,15 @@ def make_programs(task: Task, mesh: Mesh, source: Bank | Trak) -> Programs:
     return Programs(fit, resample, columns)
 
 
+def trak_options(task: Task, source: Trak) -> dict[str, Any]:
+    """What a source tells `trak.Options`."""
+    options = {"damping": source.damping, "microbatch": source.microbatch}
+    if not source.last_layer:
+        return {**options, "projection": projections.sjlt(source.size)}
+    last = f"Dense_{len(task.hidden)}"
+    return {**options, "projection": projections.identity(), "keep": lambda path: last in path}
+
+
 def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
     """``columns(data, key, progress) -> (B [n G], facts, Checkpoints)``, each trained and attributed on one device."""
     model, run = network(task), trainer(task, task.steps, sampling.shuffled())
@@ -141,9 +151,7 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
                 data.train,
                 data.target,
                 num_groups,
-                projection=projections.sjlt(source.size),
-                damping=source.damping,
-                microbatch=source.microbatch,
+                **trak_options(task, source),
             )
             right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
             return columns, right, info.loss

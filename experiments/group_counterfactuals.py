@@ -2,7 +2,7 @@
 
 Claim:    the group columns say which groups gain and which lose, and roughly how much, for removals of up to a fifth.
 Command:  python -m experiments.group_counterfactuals            (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: not measured yet beyond `--config.smoke`.
 Device:   two CPU cores, about a minute a task and seed; any JAX device works.
 """
 

@@ -2,7 +2,7 @@
 
 Claim:    D3M's lowest scores are mostly wrong labels, as it asks which examples hurt the group that they hurt.
 Command:  python -m experiments.label_errors            (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: not measured yet beyond `--config.smoke`.
 Device:   two CPU cores, about a minute a seed; any JAX device works.
 """
 
