@@ -187,9 +187,8 @@ def main(run: tyro.conf.Positional[Path], into: Path | None = None, place: str |
     tasks = by_task(document["rows"])
     text = "\n\n".join(f"**{task}**\n\n{table_markdown(rows)}" for task, rows in tasks.items())
     device, seconds = document["environment"]["device"], document["seconds"]
-    text += (
-        f"\n\n{seconds:,.0f} s on {device['count']} x {device['kind']}, peak {document['peak_memory_mib']:,.0f} MiB."
-    )
+    took = f"{seconds:,.0f} s" if seconds >= 1 else "Read from finished units"
+    text += f"\n\n{took} on {device['count']} x {device['kind']}, peak {document['peak_memory_mib']:,.0f} MiB."
     if into is None:
         print(text)
         return
