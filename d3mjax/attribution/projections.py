@@ -186,7 +186,7 @@ def _convolved(leaf, rows, table, p):
     (b, s, _), dtype = leaf.inputs.shape, jnp.promote_types(leaf.inputs.dtype, jnp.float32)
     inputs, deltas = (a.reshape(b * s, -1).astype(dtype) for a in leaf)
     real, imaginary = (jnp.matmul(deltas, part.astype(dtype), precision="highest") for part in (table.real, table.imag))
-    product = jnp.fft.rfft(_fold_rounds(inputs, *rows, p)) * jax.lax.complex(real, imaginary)
+    product = jnp.fft.rfft(_fold_rounds(inputs, rows[0], rows[1], p)) * jax.lax.complex(real, imaginary)
     return product.reshape(b, s, -1).sum(1)
 
 

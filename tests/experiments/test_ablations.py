@@ -107,7 +107,7 @@ def test_variants_are_judged_apart_whatever_their_order_and_fit():
         "targets": lambda data: ablations.Variant(np.ones(len(data.target.y)), fit="targets"),
     }
     judge = lambda names: ablations.measure(
-        task, config, lambda data, seed, progress: {n: one[n](data) for n in names}, fits, 0, None
+        task, config, lambda data, seed, progress: {n: one[n](data) for n in names}, fits, 0, print
     )
     (facts, arrays), (_, other) = judge(("half", "drawn", "targets")), judge(("targets", "half"))
     assert facts["half"] == {"removed": 0.5, "x": 3.0}
