@@ -77,7 +77,7 @@ def figures(task: Task, config: Config, found) -> dict:
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
     """Run all tasks, print a table for each, and leave everything in ``results/ablate_projection/<run>``."""
-    config = ablations.small(config, sizes=(16, 32), dampings=(0.01, 0.1))
+    config = ablations.small(config, sizes=(32,), dampings=(0.01, 0.1))
     about = "The same checkpoints attributed under different projections; all negative scores are dropped."
     return ablations.run("ablate_projection", config, make, figures, about=about, results=results, run=run)
 
