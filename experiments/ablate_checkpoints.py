@@ -53,8 +53,7 @@ def make(task: Task, config: Config) -> Callable:
 def figures(task: Task, config: Config, found) -> dict:
     """Worst-group accuracy against their number."""
     names = {c: named(c) for c in config.counts}
-    lines = {"D3M": ablations.curve(found, names)}
-    lines |= {other: ablations.curve(found, dict.fromkeys(config.counts, other)) for other in ("ERM", "SUBG")}
+    lines = {"D3M": ablations.curve(found, names), **ablations.yardsticks(found, config.counts)}
     drawn = plots.curves(lines, xlabel="checkpoints", ylabel="worst-group test accuracy", ticks=config.counts)
     return {"Worst group against the number of checkpoints behind the scores.": drawn}
 

@@ -63,11 +63,12 @@ def make(task: Task, config: Config) -> Callable:
 
 def figures(task: Task, config: Config, found) -> dict:
     """Worst-group accuracy against dimension and against damping."""
-    others = lambda at: {other: ablations.curve(found, dict.fromkeys(at, other)) for other in ("ERM", "SUBG")}
     sizes = {p: named(p, config.source.damping) for p in config.sizes}
     dampings = {d: named(config.source.size, d) for d in config.dampings}
     draw = lambda names, label: plots.curves(
-        {"D3M": ablations.curve(found, names), **others(names)}, xlabel=label, ylabel="worst-group test accuracy"
+        {"D3M": ablations.curve(found, names), **ablations.yardsticks(found, names)},
+        xlabel=label,
+        ylabel="worst-group test accuracy",
     )
     return {
         "Worst group against the dimension of the projection.": draw(sizes, "p"),

@@ -74,7 +74,7 @@ def figures(task: Task, config: Config, found) -> dict:
     drawn = {}
     for mix, at in counts.items():
         lines = {m: ablations.curve(found, {count: named(m, count, mix) for count in at}) for m in METHODS}
-        lines |= {other: ablations.curve(found, dict.fromkeys(at, other)) for other in ("ERM", "SUBG")}
+        lines |= ablations.yardsticks(found, at)
         caption = f"Worst group against the number of targets, {mix}."
         drawn[caption] = plots.curves(lines, xlabel="targets", ylabel="worst-group test accuracy")
     return drawn

@@ -67,7 +67,7 @@ def figures(task: Task, config: Config, found) -> dict:
         f"D3M, {output}": ablations.curve(found, {b: named(f"beta = {b:g}", output) for b in config.betas})
         for output in OUTPUTS
     }
-    lines |= {other: ablations.curve(found, dict.fromkeys(config.betas, other)) for other in ("ERM", "SUBG")}
+    lines |= ablations.yardsticks(found, config.betas)
     drawn = plots.curves(lines, xlabel="beta", ylabel="worst-group test accuracy")
     return {"Worst group against the sharpness of the group weights.": drawn}
 

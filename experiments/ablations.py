@@ -19,7 +19,7 @@ Every variant, ERM and SUBG are trained ``retrains`` times from the same keys; *
 accuracy over ERM as a share of SUBG's, which knows the groups of the training set.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -177,6 +177,11 @@ def rows_of(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
 def curve(found: list[units.Unit], names: Mapping[Any, str]) -> tuple[list[float], np.ndarray]:
     """A line for `plots.curves`: worst-group accuracy ``[seeds x]`` of the variants at each x."""
     return list(names), np.stack([worst(found, name) for name in names.values()], 1)
+
+
+def yardsticks(found: list[units.Unit], at: Iterable[Any]) -> dict[str, tuple[list[float], np.ndarray]]:
+    """The flat lines of ERM and SUBG over the same x."""
+    return {name: curve(found, dict.fromkeys(at, name)) for name in ("ERM", "SUBG")}
 
 
 def small(config: Config, **changes: Any) -> Any:

@@ -19,7 +19,7 @@ ORDER = ("d3m", "main_table", "removal_rules", "auto_d3m", "label_errors")  # th
 STORY = (
     "A classifier can be good on average and bad on one group of cases, because most of its training examples teach it "
     "a shortcut. These pages ask which training examples do that, what happens when they go, and how well each way of "
-    "telling predicts what retraining does. Every experiment states its claim, the command that made its numbers, and "
+    "telling predicts what retraining does. Every experiment states its claim, the run that made its numbers, and "
     "what the numbers say; where a method does not help, it says so."
 )
 

@@ -163,7 +163,7 @@ def specific(tau: Float[AnyArray, "t n"]) -> Float[Array, "t n"]:
 def leakage(tau: Float[AnyArray, "t n"]) -> Leakage:
     """Largest weight of each target, its share and its lead: near-duplicates come out high, of `specific` weights most.
 
-    Source: Ilyas et al., 2022, section 5.2, by the largest weight. Use datamodels of small subsets: an example that
+    Source: Ilyas et al., 2022, by the largest weight. Use datamodels of small subsets: an example that
     has many others like it hardly matters to its copy.
     """
     (largest, second), (example, _) = (jnp.moveaxis(a, -1, 0) for a in jax.lax.top_k(jnp.asarray(tau), 2))
