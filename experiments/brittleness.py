@@ -3,7 +3,7 @@
 Claim:    the examples that datamodels name flip targets that as many random or look-alike examples do not; supports
           estimated with two halves of the models are large enough, those of one datamodel too small.
 Command:  python -m experiments.brittleness        (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores; a bank of models a task and seed, then some 4,000 retrainings.
 """
 

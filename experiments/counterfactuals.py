@@ -2,7 +2,7 @@
 
 Claim:    predicted and actual changes of the margin correlate at 0.9 or more, over removals of 10 to 1,000 of 2,000.
 Command:  python -m experiments.counterfactuals        (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores; a bank of models a task and seed, then some 6,000 retrainings.
 """
 

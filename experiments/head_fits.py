@@ -45,14 +45,16 @@ def make_programs(task: Task, mesh: Mesh) -> Programs:
         ensemble.check_losses(losses, np.arange(len(losses)))
         return variables, seen
 
-    @jax.jit
-    def refit(data: Data, variables, train_features, features, y, subsets, strengths):
+    @partial(jax.jit, static_argnames="max_size")
+    def refit(data: Data, variables, train_features, features, y, subsets, strengths, max_size):
         def one(variables, train_features, features, y, subsets):
             scale = heads.scale_of(train_features)
             standard = heads.standardise(features, scale)
 
             def at(strength):
-                head = heads.average_fits(standard, y, num_classes, subsets, inverse_strength=strength)
+                head = heads.average_fits(
+                    standard, y, num_classes, subsets, inverse_strength=strength, max_size=max_size
+                )
                 path = heads.find(variables["params"], num_classes)
                 return judge(task, heads.with_head(variables, path, head, scale), data, {})
 
@@ -117,7 +119,9 @@ def tuned(programs: Programs, method: Method, data: Data, bases, candidates: lis
         each = [(jax.random.fold_in(k, 4), [np.asarray(a[j]) for a in features]) for j, k in enumerate(keys)]
         drawn = [method.draw(at, data, seen, bool(family)) for at, seen in each]
         rows = [np.stack([np.asarray(a) for a in parts]) for parts in zip(*drawn, strict=True)]
-        return jax.device_get(programs.refit(data, variables, features[0], *rows, strengths))
+        largest = int(rows[-1].sum(-1).max())
+        rounded = min(-(-largest // 64) * 64, rows[-1].shape[-1])  # so that few sizes are compiled
+        return jax.device_get(programs.refit(data, variables, features[0], *rows, strengths, max_size=rounded))
 
     found = baselines.tune(candidates, lambda _: worst_group(run(0)).mean(0), budget=len(candidates))
     chosen = candidates[found.best]

@@ -2,7 +2,7 @@
 
 Claim:    LASSO needs a fifth of the models that ridge does; models are better spent on new masks than on new seeds.
 Command:  python -m experiments.lds_datamodels      (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores; 36,500 trainings a seed and task, which are kept in ``results/banks``.
 """
 

@@ -3,7 +3,7 @@
 Claim:    more checkpoints always help; the projection is a regulariser, best far below n; sparse and dense projections
           are as good; the curvature that TRAK leaves out of its Gram matrix is worth more than twice the checkpoints.
 Command:  python -m experiments.lds_trak        (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores; the truth takes most of the time, 4,000 trainings a seed and task.
 """
 

@@ -3,7 +3,7 @@
 Claim:    most originals have the largest weight of their copy, once weights are taken relative to what an example is
           worth to all targets; and targets with a copy in the training set come out far above chance.
 Command:  python -m experiments.leakage        (`--config.smoke` takes seconds)
-Expected: the table in README.md, which this command wrote.
+Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores; a bank of models a task and seed.
 """
 

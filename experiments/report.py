@@ -174,17 +174,20 @@ def finish(
     print(f"\n{seconds:.0f} s; report: {page}")
 
 
-def main(run: tyro.conf.Positional[Path], into: Path | None = None, place: str | None = None) -> None:
+def main(run: tyro.conf.Positional[Path], into: Path | None = None, place: str | None = None, only: str = "") -> None:
     """Print the tables of a finished run as markdown, or put them ``into`` a file that has a place for them.
 
     A place called p lies between the lines ``<!-- p -->`` and ``<!-- /p -->``; the experiment's name if not given.
+    ``only``: rows whose "task: method" has a match of this regular expression.
     """
     path = run / "metrics.json" if run.is_dir() else run
     if not path.exists():
         raise SystemExit(f"{path} does not exist: run the experiment first")
     document = record.read_json(path)
     record.validate_document(document)
-    tasks = by_task(document["rows"])
+    tasks = by_task([row for row in document["rows"] if re.search(only, f"{row['task']}: {row['method']}")])
+    if not tasks:
+        raise SystemExit(f"--only: found no row whose 'task: method' matches {only!r}, expected at least one")
     text = "\n\n".join(f"**{task}**\n\n{table_markdown(rows)}" for task, rows in tasks.items())
     device, seconds = document["environment"]["device"], document["seconds"]
     took = f"{seconds:,.0f} s" if seconds >= 1 else "Read from finished units"
@@ -224,9 +227,9 @@ def _title(metric: str) -> str:
 
 
 def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[bool]]:
-    """Header, rows, and which columns hold numbers; a column of tasks only where there are several."""
-    metrics, several = _metrics(rows), len(by_task(rows)) > 1
-    text = [*(["task"] if several else []), "method", "information"]
+    """Header, rows, and which columns hold numbers; no task where there is one, no information where none is used."""
+    metrics, told = _metrics(rows), any(row["information"] != "none" for row in rows)
+    text = [*(["task"] if len(by_task(rows)) > 1 else []), "method", *(["information"] if told else [])]
     header = [*text, *map(_title, metrics), "seeds"]
     body = [[*(str(row[t]) for t in text), *(_shown(m, row) for m in metrics), str(num_seeds(row))] for row in rows]
     return header, body, [False] * len(text) + [True] * (len(metrics) + 1)
@@ -281,7 +284,7 @@ def table_html(rows: Sequence[Row]) -> str:
         drawn = dict(enumerate(kinds))
         share = row["metrics"].get(WGA, {}).get("mean")
         if share is not None:
-            drawn[2 + metrics.index(WGA)] = f' class="bar" style="--share: {100 * share:.1f}%"'
+            drawn[numeric.index(True) + metrics.index(WGA)] = f' class="bar" style="--share: {100 * share:.1f}%"'
         lines.append("".join(f"<td{drawn[i]}>{escape(c)}</td>" for i, c in enumerate(cells)))
     return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 

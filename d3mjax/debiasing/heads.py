@@ -88,16 +88,20 @@ def average_fits(
     subsets: Float[AnyArray, "r n"],
     *,
     inverse_strength: Float[Array, ""] | float = 1.0,
+    max_size: int | None = None,
 ) -> Linear:
     """DFR: L1 logistic regression on each subset of standardised ``features``, coefficients averaged.
 
     ``inverse_strength`` is scikit-learn's C: the penalty against the *sum* of losses is its inverse. `balanced_subsets`
-    of validation data give DFR_val, of training data DFR_train. Weight ``[C p]``, bias ``[C]``.
+    of validation data give DFR_val, of training data DFR_train. Weight ``[C p]``, bias ``[C]``. If no subset has more
+    than ``max_size`` examples, saying so makes the cost proportional to it instead of n.
     """
+    features, y = jnp.asarray(features), jnp.asarray(y)
 
     def one(weights):
         l1 = 1 / (inverse_strength * weights.sum())
-        return logistic.fit(features, y, num_classes, weights=weights, l1=l1).head
+        weights, rows = jax.lax.top_k(weights, max_size or len(weights))
+        return logistic.fit(features[rows], y[rows], num_classes, weights=weights, l1=l1).head
 
     return jax.tree.map(lambda a: a.mean(0), jax.vmap(one)(jnp.asarray(subsets)))
 

@@ -74,6 +74,14 @@ def test_dfr_is_the_mean_of_scikit_learn_fits_on_balanced_subsets():
     np.testing.assert_allclose(logits, standard @ np.asarray(found.weight).T + np.asarray(found.bias), atol=1e-5)
 
 
+def test_rows_outside_small_subsets_need_not_be_looked_at():
+    subsets = heads.balanced_subsets(jax.random.key(3), GROUP, 4, num_subsets=3)
+    size = int(subsets[0].sum())
+    assert size < 60
+    whole, few = (heads.average_fits(_hidden(X), Y, 2, subsets, max_size=k) for k in (None, size))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), whole, few)
+
+
 def test_a_constant_feature_stays_finite_and_nothing_is_mutated():
     features = np.array([[1.0, 2.0], [1.0, 4.0]], np.float32)
     np.testing.assert_allclose(heads.standardise(features, heads.scale_of(features)), [[0, -1], [0, 1]])

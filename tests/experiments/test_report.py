@@ -62,10 +62,10 @@ def test_table_markdown_names_tasks_and_shows_what_is_undefined():
         row("adult", "A | B", "none", (0.5, 0.0), 0.85),
     ]
     assert report.table_markdown(rows).splitlines() == [
-        "| task | method | information | worst group, % | average, % | removed, % | loss | seeds |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-        "| patch | ERM | none | 30.0 | 68.3 | 0.0 | undefined | 4 |",
-        "| adult | A \\| B | none | 50.0 | 85.0 | 0.0 |  | 4 |",
+        "| task | method | worst group, % | average, % | removed, % | loss | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| patch | ERM | 30.0 | 68.3 | 0.0 | undefined | 4 |",
+        "| adult | A \\| B | 50.0 | 85.0 | 0.0 |  | 4 |",
     ]
 
 
@@ -196,6 +196,10 @@ def test_command_prints_markdown_from_the_file(tmp_path):
     assert page.read_text() == f"before\n<!-- patches -->\n\n{done.stdout.strip()}\n\n<!-- /patches -->\nafter\n"
     with pytest.raises(SystemExit, match="no place"):
         report.main(tmp_path, into=page, place="elsewhere")
+    report.main(tmp_path, into=page, place="patches", only="patch: (ERM|SUBG)$")
+    assert re.findall(r"^\| (\w+) \|", page.read_text(), re.MULTILINE) == ["method", "ERM", "SUBG"]
+    with pytest.raises(SystemExit, match="--only: found no row"):
+        report.main(tmp_path, only="cats")
 
 
 def texts(figure):
