@@ -47,7 +47,7 @@ class Config:
     """What every ablation has."""
 
     tasks: tuple[str, ...] = ("adult", "patch")
-    seeds: int = 4
+    seeds: int = 5
     first_seed: int = 10  # defaults were chosen on seeds 0 to 5, which must not report
     retrains: int = 3
     beta: float = 1.0  # sharpness of the group weights, per nat of group loss

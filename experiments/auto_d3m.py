@@ -50,7 +50,7 @@ class Config:
     """What determines the numbers."""
 
     tasks: tuple[str, ...] = ("adult", "patch", "patch-balanced", "patch-few", "patch-hardly", "patch-none")
-    seeds: int = 4
+    seeds: int = 5
     first_seed: int = 10  # splits and thresholds were chosen on seeds 0 to 2, which must not report
     retrains: int = 3
     beta: float = 1.0

@@ -38,7 +38,7 @@ class Config:
     """What determines the numbers."""
 
     tasks: tuple[str, ...] = ("adult", "patch")
-    seeds: int = 4
+    seeds: int = 5
     first_seed: int = 10  # rules were chosen on seeds 0 to 2, which must not report
     retrains: int = 3
     beta: float = 1.0

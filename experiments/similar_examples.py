@@ -2,7 +2,8 @@
 
 Claim:    the largest weights belong to what the model goes by, which need not be look-alikes of the target's class.
 Command:  python -m experiments.similar_examples        (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote. On patch most large weights are of the rare patches.
+Expected: the table in experiments/README.md, which this command wrote. On patch most large weights
+          are of the rare patches.
 Device:   two CPU cores; a bank of models a task and seed.
 """
 
