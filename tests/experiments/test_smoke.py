@@ -6,21 +6,23 @@ import pytest
 from d3mjax.runtime import record
 from experiments import d3m, engine, lds_trak
 
+CONFIG = d3m.Config(tasks=("patch",), smoke=True)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    return results, d3m.main(d3m.Config(smoke=True), results)
+    return results, d3m.main(CONFIG, results)
 
 
 def test_d3m_leaves_tables_scores_and_a_page(finished):
     _, run = finished
     document = record.read_json(run / "metrics.json")
     record.validate_document(document)
-    methods = {row["method"] for row in document["rows"] if row["task"] == "patch"}
+    methods = {row["method"] for row in document["rows"]}
     assert {"ERM", "D3M, drop negative", "D3M, 10 % removed", "D3M, k by selection", "SUBY", "SUBG", "RWG"} <= methods
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 + 5  # patch shows images, adult has none
+    assert page.count("data:image/png;base64,") == 5
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -37,7 +39,7 @@ def test_checkpoints_are_looked_at_one_by_one(finished):
     assert 1 <= rule["metrics"]["effective_checkpoints"]["mean"] <= rule["settings"]["checkpoints"] == 2
     page = (run / "report.html").read_text()
     for sentence in ("Label-error suspects are training examples", "Averaging the 2 checkpoints behind the scores"):
-        assert page.count(sentence) == 2
+        assert page.count(sentence) == 1
 
 
 def test_scores_and_kept_examples_are_joined_by_id(finished):
@@ -55,7 +57,7 @@ def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch)
     (run / "units" / "patch-11.npz").unlink()
     computed = []
     monkeypatch.setattr(d3m, "debias", lambda *a, original=d3m.debias: (computed.append(a[3]), original(*a))[1])
-    assert d3m.main(d3m.Config(smoke=True), results) == run
+    assert d3m.main(CONFIG, results) == run
     assert computed == [11]
     assert record.read_json(run / "metrics.json")["rows"] == before
 
