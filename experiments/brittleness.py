@@ -136,7 +136,9 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         config = replace(config, seeds=1, bank=bank_tasks.SMOKE, targets=3, counts=(20, 200), repeats=2, base=4)
     retrains = config.targets * (4 + len(METHODS) * len(config.counts)) * config.repeats
     models, go = config.bank.models + config.base + retrains, partial(prepare, results / "banks")
-    return units.run_experiment("brittleness", config, LDS_TASKS, go, describe, models=models, results=results, run=run)
+    return units.run_experiment(
+        "brittleness", config, LDS_TASKS, go, describe, models=models, results=results, run=run, together=True
+    )
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     models += len(config.random_counts) * config.random_sets * config.random_repeats
     go = partial(prepare, results / "banks")
     return units.run_experiment(
-        "counterfactuals", config, LDS_TASKS, go, describe, models=models, results=results, run=run
+        "counterfactuals", config, LDS_TASKS, go, describe, models=models, results=results, run=run, together=True
     )
 
 

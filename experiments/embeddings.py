@@ -175,7 +175,9 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         config = replace(config, seeds=1, bank=bank_tasks.SMOKE, **small)
     models = 2 * config.bank.models + (2 * config.tested + 1) * config.repeats
     go = partial(prepare, results / "banks")
-    return units.run_experiment("embeddings", config, LDS_TASKS, go, describe, models=models, results=results, run=run)
+    return units.run_experiment(
+        "embeddings", config, LDS_TASKS, go, describe, models=models, results=results, run=run, together=True
+    )
 
 
 if __name__ == "__main__":

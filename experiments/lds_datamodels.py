@@ -181,7 +181,15 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     models = config.subsets * config.truth_repeats + sum(models for _, models in settings(config))
     with_banks = partial(prepare, banks=results / "banks")
     return units.run_experiment(
-        "lds_datamodels", config, LDS_TASKS, with_banks, describe, models=models, results=results, run=run
+        "lds_datamodels",
+        config,
+        LDS_TASKS,
+        with_banks,
+        describe,
+        models=models,
+        results=results,
+        run=run,
+        together=True,
     )
 
 

@@ -107,7 +107,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     config = replace(config, seeds=1, bank=bank_tasks.SMOKE) if config.smoke else config
     go = partial(prepare, results / "banks")
     return units.run_experiment(
-        "leakage", config, LDS_TASKS, go, describe, models=config.bank.models, results=results, run=run
+        "leakage", config, LDS_TASKS, go, describe, models=config.bank.models, results=results, run=run, together=True
     )
 
 

@@ -89,7 +89,15 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     config = replace(config, seeds=1, bank=bank_tasks.SMOKE) if config.smoke else config
     go = partial(prepare, results / "banks")
     return units.run_experiment(
-        "similar_examples", config, LDS_TASKS, go, describe, models=config.bank.models, results=results, run=run
+        "similar_examples",
+        config,
+        LDS_TASKS,
+        go,
+        describe,
+        models=config.bank.models,
+        results=results,
+        run=run,
+        together=True,
     )
 
 

@@ -31,10 +31,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from d3mjax.runtime import mesh, record
+from d3mjax.runtime import mesh, preemption, record
 from experiments import report
 
 Unit = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -68,37 +69,51 @@ def run_experiment(
     models: int,
     results: Path,
     run: str | None,
+    together: bool = False,
 ) -> Path:
     """Run or resume every task and seed, write ``results/<experiment>/<run>``, and return it.
 
     ``prepare(task, config) -> measure`` and ``measure(seed, progress) -> (facts, arrays)`` do the work;
     ``describe(task, config, units) -> (rows, section)`` says what came out of all seeds. ``models``: how many a unit
-    reports to ``progress(count)``.
+    reports to ``progress(count)``. Where there are several hosts, units are dealt out to them; with ``together`` all
+    hosts work on every unit, which is for banks: their blocks are dealt out. The first host writes the page. SIGTERM
+    ends it between two pieces of work.
 
     Raises:
-      ValueError: a task that is not in ``tasks``, before anything is written; a run that belongs to another config.
+      ValueError: a task that is not in ``tasks``, before anything is written; a run that belongs to another config;
+        hosts of different code or configuration, or that do not share ``results``.
     """
     if unknown := set(config.tasks) - tasks.keys():
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(tasks)}")
     begin = time.perf_counter()
     mesh.start()
-    directory = record.open_run(results, experiment, asdict(config), run)
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    rows, sections = [], {}
-    for name in config.tasks:
-        found = run_units(directory, name, seeds, prepare(tasks[name], config), models=models)
-        of_task, sections[name] = describe(tasks[name], config, found)
-        rows += of_task
-    report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
+    mesh.agree({"config": asdict(config), "revision": record.environment()["revision"]})
+    mesh.check_shared(results)
+    with preemption.at_once():
+        directory = record.open_run(results, experiment, asdict(config), run)
+        seeds = range(config.first_seed, config.first_seed + config.seeds)
+        rows, sections = [], {}
+        for name in config.tasks:
+            measure = prepare(tasks[name], config)
+            found = run_units(directory, name, seeds, measure, models=models, together=together)
+            of_task, sections[name] = describe(tasks[name], config, found)
+            rows += of_task
+        if mesh.leads():
+            report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
+        mesh.wait("finished")
     return directory
 
 
-def run_units(directory: Path, name: str, seeds: range, measure: Callable, *, models: int) -> list[Unit]:
+def run_units(
+    directory: Path, name: str, seeds: range, measure: Callable, *, models: int, together: bool = False
+) -> list[Unit]:
     """``measure(seed, progress)`` of every seed behind one progress bar, read where ``directory`` has it already."""
-    found = []
+    store = lambda seed, progress: record.unit(directory, f"{name}-{seed}", partial(measure, seed, progress))
     with tqdm(total=len(seeds) * models, unit="model", desc=name) as bar:
         for i, seed in enumerate(seeds):
-            found.append(record.unit(directory, f"{name}-{seed}", partial(measure, seed, bar.update)))
+            if together or i % jax.process_count() == jax.process_index():
+                store(seed, bar.update)
             bar.n = (i + 1) * models  # a unit that was read has reported nothing
             bar.refresh()
-    return found
+    mesh.wait(name)
+    return [store(seed, lambda count: None) for seed in seeds]

@@ -14,12 +14,13 @@ care; a rule such as "drop what is negative" does.
 Sources: Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 2022; ridge as in `d3mjax.linalg.ridge`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from d3mjax.linalg import iterative, lasso, ridge
 from d3mjax.types import AnyArray, Linear
@@ -153,22 +154,25 @@ def fit_lasso(
     num_lambdas: int = 50,
     smallest: float = 1e-3,
     target_block: int = 256,
+    moments: Callable[..., lasso.Moments] = lasso.moments,
+    map_targets: Callable[..., PyTree] = lasso.map_targets,
     **options: Any,
 ) -> tuple[Linear, LassoInfo]:
     """LASSO datamodels, weight ``[t n]`` and bias ``[t]``, each target at the penalty that best predicts ``heldout``.
 
     Minimises ``(1/2m) ||outputs - z w - bias||^2 + lam ||w||_1`` on standardised mask columns z. ``lam`` goes down in
     ``num_lambdas`` geometric steps from where all weights are zero to ``smallest`` times that, on the rows that are not
-    held out. A block of targets stops when the held-out error of each has twice been above its least. The weights
-    returned are fitted to all rows, on the scale of raw masks. ``heldout`` are distinct row indices; rows with the same
-    mask (several seeds) belong on one side. Memory: the Gram ``[n n]`` and some ``[target_block n]``, beside the
-    inputs and ``[t n]``. ``options``: those of `d3mjax.linalg.lasso.solve`.
+    held out. A target's search ends when its held-out error has been above its least four times in a row, a block's
+    with its last target. The weights returned are fitted to all rows, on the scale of raw masks. ``heldout`` are
+    distinct row indices; rows with the same mask (several seeds) belong on one side. Memory: the Gram ``[n n]`` and
+    some ``[target_block n]``, beside the inputs and ``[t n]``. ``moments`` and ``map_targets`` may spread rows and
+    targets over devices (`runtime.sharded.fit_lasso`). ``options``: those of `d3mjax.linalg.lasso.solve`.
 
     Source: Ilyas et al., 2022, equation 3 (their ``lam`` is twice this one).
     """
     masks, outputs, heldout = jnp.asarray(masks), _at_least_float32(outputs), jnp.asarray(heldout)
-    fitting = lasso.moments(*(jnp.delete(a, heldout, axis=0, assume_unique_indices=True) for a in (masks, outputs)))
-    everything = lasso.moments(masks, outputs)
+    fitting = moments(masks, outputs, keep=jnp.ones(masks.shape[0], bool).at[heldout].set(False))
+    everything = moments(masks, outputs)
     rows = (masks[heldout].astype(outputs.dtype) - fitting.mean[None]) / fitting.scale[None]
 
     def search(moments, truth):
@@ -176,9 +180,9 @@ def fit_lasso(
 
         def one(state, penalty):
             weight, least, best, chosen, risen = state
-            going = jnp.any((risen < 2) & (moments.power > 0))
+            going = (risen < 4) & (moments.power > 0)
             again = lambda: lasso.solve(moments, penalty, start=weight, **options).weight
-            weight = jax.lax.cond(going, again, lambda: weight)
+            weight = jax.lax.cond(jnp.any(going), again, lambda: weight)
             prediction = moments.target_mean[:, None] + jnp.matmul(weight, rows.T, precision="highest")
             mse = jnp.where(going, jnp.mean((truth - prediction) ** 2, axis=1), jnp.inf)
             better = mse < least
@@ -196,8 +200,8 @@ def fit_lasso(
         return fit.weight, fit.gap
 
     truth = outputs[heldout]
-    best, chosen, mse = lasso.map_targets(search, fitting, truth.T, block=target_block)
-    weight, gap = lasso.map_targets(refit, everything, chosen, block=target_block)
+    best, chosen, mse = map_targets(search, fitting, truth.T, block=target_block)
+    weight, gap = map_targets(refit, everything, chosen, block=target_block)
     spread = jnp.mean((truth - fitting.target_mean[None]) ** 2, axis=0)
     r2 = 1 - jnp.min(mse, axis=1) / spread
     info = LassoInfo(mse, chosen, r2, _correlation(truth, best.T), jnp.sum(weight != 0, axis=1), gap)

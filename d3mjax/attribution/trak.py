@@ -50,6 +50,7 @@ class Options(NamedTuple):
     times q, instead of two means. ``curvature``: what else weighs an example in K, from the same; None for nothing, as
     published. `gradients.logistic_curvature` makes K the Hessian of the linearised problem, the Newton step that TRAK
     simplifies: it predicts retraining much better, and chooses examples for D3M worse (`experiments/lds_trak.py`).
+    ``reduce``: sums over devices that hold a share of the train examples each (`runtime.sharded`).
     ``library_scale``: divide each ``K_a^-1`` by its mean absolute entry, as the authors' library does; parity only, as
     it weighs checkpoints by their squared gradient scale.
     """
@@ -63,6 +64,7 @@ class Options(NamedTuple):
     factor: Callable = gradients.logistic_factor
     factor_inside: bool = False
     curvature: Callable | None = None
+    reduce: Callable = lambda tree: tree
     library_scale: bool = False
 
 
@@ -152,7 +154,7 @@ def group_columns(
     slab = o.microbatch and o.microbatch * -(-p // o.microbatch)
     gram = jnp.zeros((p, p), target_phi.dtype)
     gram, finite = gradients.scan_microbatches(add, gram, (train, _weights(train, weights)), microbatch=slab)
-    solution, info = _solve(o, gram, target_phi, finite)
+    solution, info = _solve(o, o.reduce(gram), target_phi, finite)
     tangents = jax.tree.map(lambda v, p: v.astype(p.dtype), projection.unproject(solution), params)
     values, kernel = gradients.jvp(output, params, tangents, train, microbatch=o.microbatch)
     kernel = jnp.where((size > 0)[None, :], kernel, jnp.nan).astype(gram.dtype)
@@ -180,7 +182,7 @@ def scores(
         projection = o.projection(checkpoint_key, params)
         values, phi = _features(o, output, params, projection, train)
         _, target_phi = _features(o, target_output, params, projection, target)
-        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
+        gram = o.reduce(_gram(phi, _curved(o, _weights(train, weights), values, train)))
         solution, info = _solve(o, gram, target_phi, jnp.isfinite(phi).all(-1))
         kernel, factor = _with_factor(o, _dot(solution, phi.T), values, train, axis=0)
         return kernel, factor, info
@@ -205,7 +207,7 @@ def self_influence(
     def one(checkpoint_key, variables):
         output, params = _function(o, o.output, model, variables)
         values, phi = _features(o, output, params, o.projection(checkpoint_key, params), train)
-        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
+        gram = o.reduce(_gram(phi, _curved(o, _weights(train, weights), values, train)))
         solution, info = _solve(o, gram, phi, jnp.isfinite(phi).all(-1))
         kernel, factor = _with_factor(o, (solution * phi).sum(-1)[:, None], values, train)
         return kernel[:, 0], factor, info

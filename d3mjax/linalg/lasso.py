@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from d3mjax.linalg.iterative import shrink
 from d3mjax.types import AnyArray, Linear
@@ -51,37 +51,49 @@ class Fit(NamedTuple):
     steps: jax.Array  # Int[], steps until the last target was done
 
 
-def moments(x: Shaped[AnyArray, "m n"], y: Float[AnyArray, "m t"], *, block: int = 4096) -> Moments:
-    """Means, deviations, Gram matrix and cross products; ``x`` of booleans or numbers, ``block`` rows at a time."""
+def moments(
+    x: Shaped[AnyArray, "m n"],
+    y: Float[AnyArray, "m t"],
+    *,
+    keep: Bool[AnyArray, " m"] | None = None,
+    block: int = 4096,
+    reduce: Callable[[PyTree], PyTree] | None = None,
+) -> Moments:
+    """Means, deviations, Gram matrix and cross products of the rows to ``keep``, ``block`` of them at a time.
+
+    ``x`` of booleans or numbers. ``reduce`` sums over devices that hold other rows; there is always a Gram then.
+    """
     y = jnp.asarray(y)
     dtype = jnp.promote_types(y.dtype, jnp.float32)
     x, y = jnp.asarray(x), y.astype(dtype)
     num_rows, num_columns = x.shape
-    mean, target_mean = jnp.mean(x, axis=0, dtype=dtype), jnp.mean(y, axis=0)
-    y = y - target_mean[None]
-    block = min(block, num_rows)
-    few = 2 * num_rows < num_columns
+    keep = jnp.ones(num_rows, bool) if keep is None else jnp.asarray(keep)
+    block, few, total = min(block, num_rows), reduce is None and 2 * num_rows < num_columns, reduce or (lambda a: a)
+    kept_sum = lambda a: jnp.sum(a, axis=0, dtype=dtype, where=keep[:, None])
+    count, sum_x, sum_y = total((jnp.sum(keep, dtype=dtype), kept_sum(x), kept_sum(y)))
+    mean, target_mean = sum_x / count, sum_y / count
+    y = jnp.where(keep[:, None], y - target_mean[None], 0)
 
-    def add(total, k):
+    def add(sums, k):
         first = jnp.minimum(k * block, num_rows - block)  # the last block is moved back, and its known rows are zeros
-        fresh = first + jnp.arange(block) >= k * block
-        rows, targets = (jax.lax.dynamic_slice_in_dim(a, first, block) for a in (x, y))
+        rows, targets, fresh = (jax.lax.dynamic_slice_in_dim(a, first, block) for a in (x, y, keep))
+        fresh &= first + jnp.arange(block) >= k * block
         rows = jnp.where(fresh[:, None], rows.astype(dtype) - mean[None], 0)
         gram = 0 if few else _dot(rows.T, rows)
-        return jax.tree.map(jnp.add, total, (jnp.sum(rows**2, axis=0), _dot(targets.T, rows), gram)), None
+        return jax.tree.map(jnp.add, sums, (jnp.sum(rows**2, axis=0), _dot(targets.T, rows), gram)), None
 
     zeros = (jnp.zeros(num_columns, dtype), jnp.zeros((y.shape[1], num_columns), dtype))
     zeros = (*zeros, 0 if few else jnp.zeros((num_columns, num_columns), dtype))
-    (squares, cross, gram), _ = jax.lax.scan(add, zeros, jnp.arange(-(-num_rows // block)))
-    deviation = jnp.sqrt(squares / num_rows)
+    sums, _ = jax.lax.scan(add, zeros, jnp.arange(-(-num_rows // block)))
+    squares, cross, gram, power = total((*sums, jnp.sum(y**2, axis=0)))
+    deviation = jnp.sqrt(squares / count)
     varies = deviation > jnp.finfo(dtype).eps * jnp.abs(mean)
     scale = jnp.where(varies, deviation, 1)
     inverse = jnp.where(varies, 1 / scale, 0)
-    rows = (x.astype(dtype) - mean[None]) * (inverse * num_rows**-0.5)[None] if few else None
-    gram = None if few else gram * (inverse[:, None] * inverse[None, :] / num_rows)
+    rows = (x.astype(dtype) - mean[None]) * (inverse * count**-0.5)[None] * keep[:, None] if few else None
+    gram = None if few else gram * (inverse[:, None] * inverse[None, :] / count)
     largest = _largest(partial(_times_gram, gram, rows), num_columns, dtype)
-    cross = cross * (inverse / num_rows)[None]
-    return Moments(mean, scale, gram, rows, largest, cross, jnp.mean(y**2, axis=0), target_mean)
+    return Moments(mean, scale, gram, rows, largest, cross * (inverse / count)[None], power / count, target_mean)
 
 
 def largest_penalty(moments: Moments) -> Float[Array, " t"]:

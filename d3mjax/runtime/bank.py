@@ -2,7 +2,7 @@
 
 Everything about model ``j`` derives from its id, and so does its mask: mask id ``j // repeats``, so ``repeats`` seeds
 share one. A bank is a directory with ``manifest.json``, what all its numbers depend on, and blocks, one atomic file of
-consecutive models each. Hosts may fill one directory, or several that `read` joins; each takes a range of ids.
+consecutive models each. The hosts of one run fill one directory together; `read` joins banks of several runs.
 
     subsets = jax.jit(lambda ids: masks.fixed_size(mask_key, ids, n, n // 2))
     run = jax.jit(lambda ids, chosen: trained(ensemble.model_keys(model_key, ids), chosen))
@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from d3mjax.runtime import blocks, record
+from d3mjax.runtime import blocks, mesh, record
 from d3mjax.runtime.attribution_blocks import digest
 from d3mjax.types import AnyArray
 
@@ -91,12 +91,14 @@ def fill(
 
     ``run(ids [b], masks [b n]) -> (outputs [b t], losses [b s])``; ``subsets`` are those of the manifest.
     ``run`` always sees ``block`` ids: a part of a block is filled up by repeating its last. Blocks begin at multiples
-    of ``block``, so give hosts ranges of whole blocks. A kill loses the block in hand; damaged blocks are made again.
-    ``progress`` is told the number of models read, then that of each block.
+    of ``block``, and host h of H makes those whose number is h modulo H; all hosts call this, and all return when all
+    are done. A kill loses the block in hand; damaged blocks are made again. ``progress`` is told the number of models
+    read, then that of each block made here.
 
     Raises:
       ValueError: ids that repeat, are negative or none at all; ``block`` below 1; a directory of another manifest,
-        naming what differs; masks or outputs of wrong shape; masks that keep all or nothing.
+        naming what differs; masks or outputs of wrong shape; masks that keep all or nothing; hosts whose manifests
+        differ, or that do not see one directory.
       FloatingPointError: naming models that diverged, or whose outputs are not finite as stored.
       OSError: if nothing can be written there, before any work starts.
     """
@@ -105,16 +107,22 @@ def fill(
         raise ValueError(f"block, ids: found a block of {block} for {len(ids)} models, expected at least 1 of each")
     if ids.min() < 0 or ids.max() >= 2**31:
         raise ValueError(f"ids: found {ids.min()}..{ids.max()}, expected 0..{2**31 - 1}, which keys can tell apart")
+    mesh.agree({"manifest": manifest, "ids": digest(ids), "block": block})
+    mesh.check_shared(directory)
     record.bind(directory, manifest, _MANIFEST, results=blocks.PATTERN)
     good, damaged = blocks.scan(directory, manifest)
+    mesh.wait("bank-scanned")
     for path in damaged:  # block sizes may have changed, and with them the name it will have
-        if np.isin(blocks.ids_in_name(path), ids).all():
+        if mesh.leads() and np.isin(blocks.ids_in_name(path), ids).all():
             path.unlink()
+    mesh.wait("bank-mended")  # before anybody writes a block of the name of a damaged one
     missing = np.setdiff1d(ids, np.concatenate([np.zeros(0, int), *(head[0] for head in good.values())]))
     progress(len(ids) - len(missing))
     for part in blocks.runs(missing, block):
-        blocks.write(directory, manifest, blocks.train(manifest, subsets, run, part, block=block))
-        progress(len(part))
+        if part[0] // block % jax.process_count() == jax.process_index():
+            blocks.write(directory, manifest, blocks.train(manifest, subsets, run, part, block=block))
+            progress(len(part))
+    mesh.wait("bank-filled")
     return take(read(directory, skip_damaged=True), ids)
 
 

@@ -18,6 +18,7 @@ def make_trainer(
     *,
     batch_size: int,
     augment: Callable = lambda key, x: x,
+    constrain: Callable = lambda batch: batch,
 ) -> Trainer:
     """Stochastic gradient training of ``model`` on ``split`` under ``weights``.
 
@@ -25,7 +26,8 @@ def make_trainer(
     ``sampler``. Step s of a model is the same function of ``(state.key, s)`` whether reached in one call or several,
     so stopping and resuming changes nothing. The indices of a call (``num_steps * batch_size`` integers) are made
     before its loop, where they vectorise. ``augment(key, x)`` changes the inputs of a batch by a key of that model and
-    step. Nothing here knows of other models: map it with `ensemble.map_models`.
+    step. ``constrain((batch, weight))`` may say how the examples of a batch lie on devices (`runtime.sharded`).
+    Nothing here knows of other models: map it with `ensemble.map_models`.
 
     Raises:
       ValueError: if ``batch_size`` is below 1, or the model's variables have no ``"params"``.
@@ -43,6 +45,7 @@ def make_trainer(
 
     def step(state: TrainState, split: Split, index, weight):
         batch = jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), split)
+        batch, weight = constrain((batch, weight))
         x = augment(jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step), batch.x)
         frozen = {name: value for name, value in state.variables.items() if name != "params"}
 

@@ -1,0 +1,172 @@
+"""One large problem over many devices: examples, targets and parameters are shared out, sums go between devices.
+
+    mesh = mesh.global_mesh(data=8)
+    found = sharded.group_scores(key, model, checkpoints, train, target, 4, mesh=mesh, projection=sjlt(512))
+    linear, info = sharded.fit_lasso(masks, outputs, heldout, mesh=mesh)
+    trainer = train.make_trainer(model, objective, tx, sampler, batch_size=256, constrain=sharded.by_example(mesh))
+    state = sharded.spread(state, mesh, rule)
+
+The functions are those of `attribution`, given the sum over devices as an argument. Gram matrices are summed in
+float32, so results differ from those of one device by the order of sums alone. Arrays come in as every host holds
+them, and leave spread over devices: `mesh.gather` brings them back.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
+
+from d3mjax.attribution import datamodels, trak
+from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
+from d3mjax.linalg import lasso
+from d3mjax.runtime.mesh import put
+from d3mjax.types import AnyArray, Linear, Model, Split
+
+
+def group_scores(
+    key: Key[Array, ""],
+    model: Model,
+    checkpoints: PyTree,
+    train: Split,
+    target: Split,
+    num_groups: int,
+    *,
+    mesh: Mesh,
+    axis: str = "data",
+    weights: Float[AnyArray, "n"] | None = None,
+    ids: Int[AnyArray, "c"] | None = None,
+    **options: Any,
+) -> trak.GroupScores:
+    """`trak.group_scores` with an equal share of the train examples on each device along ``axis``.
+
+    Each device keeps the gradients of its own examples; they send each other the Gram ``[p p]`` of a checkpoint.
+    Targets, few beside train examples, are on all devices. Arguments, results and errors as there.
+    """
+    check_groups(target.group, num_groups)
+    count = mesh.shape[axis]
+    n = len(train.y)
+    counted = np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32)
+    train = _padded(train, count)
+    counted = np.pad(counted, (0, -n % count))  # what fills up the last share is in no sum
+    reduce = partial(jax.lax.psum, axis_name=axis)
+
+    def share(train, weights, target, keys, checkpoints):
+        def one(at):
+            return trak.group_columns(
+                at[0], model, at[1], train, target, num_groups, weights=weights, reduce=reduce, **options
+            )
+
+        kernel, factor, info = jax.lax.map(one, (keys, checkpoints))
+        return (kernel, factor, info.finite), (info.residual, info.pivot)
+
+    rows, everywhere = PartitionSpec(axis), PartitionSpec()
+    spread = jax.shard_map(
+        share,
+        mesh=mesh,
+        in_specs=(rows, rows, everywhere, everywhere, everywhere),
+        out_specs=(PartitionSpec(None, axis), everywhere),
+        check_vma=False,  # the sums between devices are written out, and no gradient passes through them
+    )
+    keys = checkpoint_keys(key, checkpoints, ids=ids)
+    of_example, (residual, pivot) = jax.jit(spread)(train, counted, target, keys, checkpoints)
+    kernel, factor, finite = (a[:, :n] for a in of_example)
+    return trak.GroupScores(trak.combine(kernel, factor), kernel, factor, Info(residual, pivot, finite))
+
+
+def fit_lasso(
+    masks: Shaped[AnyArray, "m n"],
+    outputs: Float[AnyArray, "m t"],
+    heldout: Int[AnyArray, " v"],
+    *,
+    mesh: Mesh,
+    axis: str = "model",
+    **options: Any,
+) -> tuple[Linear, datamodels.LassoInfo]:
+    """`datamodels.fit_lasso` with models shared out for the Gram, and targets for everything after it."""
+    spread = {
+        "moments": partial(moments, mesh=mesh, axis=axis),
+        "map_targets": partial(map_targets, mesh=mesh, axis=axis),
+    }
+    fit = lambda *arrays: datamodels.fit_lasso(*arrays, **spread, **options)
+    return jax.jit(fit)(np.asarray(masks), np.asarray(outputs), np.asarray(heldout))
+
+
+def moments(
+    x: Shaped[AnyArray, "m n"],
+    y: Float[AnyArray, "m t"],
+    *,
+    mesh: Mesh,
+    axis: str = "model",
+    keep: Bool[AnyArray, " m"] | None = None,
+) -> lasso.Moments:
+    """`lasso.moments` of rows shared out along ``axis``: each device sums its own, and one sum goes between them."""
+    keep = jnp.ones(x.shape[0], bool) if keep is None else keep
+    padding = -x.shape[0] % mesh.shape[axis]
+    rows = [jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in map(jnp.asarray, (x, y, keep))]
+    reduce = partial(jax.lax.psum, axis_name=axis)
+    share = lambda x, y, keep: lasso.moments(x, y, keep=keep, reduce=reduce)
+    spec = PartitionSpec(axis)
+    return jax.shard_map(share, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False)(*rows)
+
+
+def map_targets(
+    fn: Callable[..., PyTree], moments: lasso.Moments, *args: Any, block: int, mesh: Mesh, axis: str = "model"
+) -> PyTree:
+    """`lasso.map_targets` with an equal share of the targets on each device along ``axis``, all on their own."""
+    t, count = moments.power.shape[0], mesh.shape[axis]
+    padding = -t % count
+    fill = lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1))
+
+    def share(moments, cross, power, target_mean, *args):
+        moments = moments._replace(cross=cross, power=power, target_mean=target_mean)
+        return lasso.map_targets(fn, moments, *args, block=min(block, (t + padding) // count))
+
+    rows = PartitionSpec(axis)
+    own = list(map(fill, (moments.cross, moments.power, moments.target_mean, *args)))
+    specs = (PartitionSpec(), *(rows for _ in own))
+    out = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(moments, *own)
+    return jax.tree.map(lambda a: a[:t], out)
+
+
+def by_example(mesh: Mesh, *, axis: str = "data") -> Callable[[PyTree], PyTree]:
+    """``constrain`` for `make_trainer`: each device along ``axis`` works on its share of a batch."""
+    sharding = NamedSharding(mesh, PartitionSpec(axis))
+    return lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def spread(tree: PyTree, mesh: Mesh, rule: Callable[[str, Any], PartitionSpec]) -> PyTree:
+    """Parameters, or a whole training state, laid out by ``rule(path, leaf)``; ``PartitionSpec()`` copies a leaf.
+
+    A path looks like ``".variables['params']['Dense_0']['kernel']"``; what an optimiser keeps for a parameter has the
+    parameter's keys at its end. A compiled ``run`` keeps the layout of the state it is given.
+
+    Raises:
+      ValueError: if an axis does not divide into the devices the rule gives it, naming the leaf.
+    """
+
+    def one(path, leaf):
+        name = jax.tree_util.keystr(path)
+        spec = rule(name, leaf)
+        for size, axis in zip(jnp.shape(leaf), spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ValueError(
+                    f"{name}: found {size} rows for {mesh.shape[axis]} devices along {axis!r}, expected a multiple"
+                )
+        return put(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map_with_path(one, tree)
+
+
+def _padded(tree: PyTree, count: int) -> PyTree:
+    """Host arrays with leading axes filled up to a multiple of ``count`` by repeating the last row."""
+
+    def fill(a):
+        a = np.asarray(a)
+        return np.concatenate([a, np.repeat(a[-1:], -len(a) % count, axis=0)])
+
+    return jax.tree.map(fill, tree)

@@ -1,0 +1,194 @@
+"""One device, two, eight, or two processes of four: the same numbers; a host that is killed, and one that differs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import two_hosts  # beside this file
+
+from d3mjax.attribution import projections
+from d3mjax.data import splits
+from d3mjax.runtime import checkpoint, mesh, preemption, sharded
+
+SCRIPT = Path(two_hosts.__file__)
+# Outputs of order 1 after tens of float32 steps; sums in another order move the last digits.
+close = partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+
+
+TASKS = ("ensemble", "bank", "attribution", "large")
+
+
+def launch(directory, *tasks, devices=1, hosts=1, **environment):
+    """The processes of one run, started on loopback; ``environment``: variables as ``NAME=(host, value)``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    directory.mkdir(exist_ok=True)
+    started = []
+    for host in range(hosts):
+        joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(hosts)}
+        own = {key: value for key, (at, value) in environment.items() if at == host}
+        variables = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"} | own
+        variables |= (joined | {"JAX_PROCESS_ID": str(host)}) if hosts > 1 else {}
+        command = [sys.executable, str(SCRIPT), str(directory), *tasks]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=variables, **pipes))
+    return started
+
+
+def finish(processes):
+    """Exit status, standard output and errors of each."""
+    found = [process.communicate(timeout=100) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+
+
+def results(directory, *tasks, **options):
+    """What a run leaves, by task and name, after all its processes ended well."""
+    for status, _, errors in finish(launch(directory, *tasks, **options)):
+        assert status == 0, errors[-3000:]
+    found = {}
+    for task in tasks:
+        with np.load(directory / f"{task}.npz") as stored:
+            found |= {f"{task}/{name}": stored[name] for name in stored.files}
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """All tasks on one device."""
+    return results(tmp_path_factory.mktemp("alone"), *TASKS)
+
+
+@pytest.mark.parametrize(("devices", "hosts"), [(2, 1), (8, 1), (4, 2)])
+def test_devices_and_hosts_change_nothing(alone, devices, hosts, tmp_path):
+    found = results(tmp_path, *TASKS, devices=devices, hosts=hosts)
+    assert found.keys() == alone.keys()
+    assert (found.pop("large/shards"), alone["large/shards"]) == (devices * hosts, 1)
+    for name, values in found.items():
+        if values.dtype.kind in "bi":
+            np.testing.assert_array_equal(values, alone[name], err_msg=name)
+        else:
+            close(values, alone[name], err_msg=name)
+
+
+def test_two_hosts_of_which_one_is_killed_leave_the_uninterrupted_bank(tmp_path):
+    whole = results(tmp_path / "whole", "bank", devices=2, hosts=2)
+    (_, (status, _, _)) = finish(launch(tmp_path / "cut", "bank", devices=2, hosts=2, DIE_AFTER=(1, "1")))
+    assert status == -signal.SIGKILL
+    blocks = {path.name for path in (tmp_path / "cut" / "bank").glob("block-*")}
+    assert 0 < len(blocks) < 7
+    again = results(tmp_path / "cut", "bank", devices=2, hosts=2)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    for path in (tmp_path / "whole" / "bank").glob("block-*"):
+        assert path.read_bytes() == (tmp_path / "cut" / "bank" / path.name).read_bytes()
+
+
+def test_sigterm_saves_a_checkpoint_and_training_goes_on_elsewhere(alone, tmp_path):
+    for status, _, errors in finish(launch(tmp_path, "large", devices=2, hosts=2, TERM_AT=(1, "16"))):
+        assert status == preemption.STATUS, errors[-3000:]
+    assert sorted(int(p.name) for p in (tmp_path / "large").iterdir() if p.name.isdecimal()) == [8, 16]
+    found = results(tmp_path, "large", devices=8)
+    for name in ("large/kernel", "large/losses"):
+        close(found[name], alone[name])
+
+
+def test_hosts_that_do_not_belong_together_are_named(tmp_path):
+    for status, said, errors in finish(launch(tmp_path, "refusals", devices=4, hosts=2)):
+        assert status == 0, errors[-3000:]
+        found = json.loads(said.splitlines()[-1])
+        assert "host 1 differs from host 0 (there): config.lr is 0.1 there, 1.1 here" in found["agree"]
+        assert "hosts [1] do not see what host 0 wrote there" in found["shared"]
+        assert "expected a divisor of all 8 devices" in found["divide"]
+        assert "devices: asked for 16, found 8 on 2 hosts" in found["asked"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "error", "message"),
+    [
+        ({"D3MJAX_DISTRIBUTED": "yes"}, ValueError, "D3MJAX_DISTRIBUTED: found 'yes', expected 'auto'"),
+        ({"JAX_COORDINATOR_ADDRESS": "h:1"}, ValueError, "JAX_NUM_PROCESSES: found ''"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            ValueError,
+            "JAX_PROCESS_ID: found 2 of JAX_NUM_PROCESSES=2, expected 0 to 1",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "nobody", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            ValueError,
+            "JAX_COORDINATOR_ADDRESS: found 'nobody', expected host:port",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            TimeoutError,
+            "no coordinator at 127.0.0.1:9 after 1 s: is process 0 running",
+        ),
+    ],
+)
+def test_a_start_that_cannot_work_says_why(environment, error, message, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=message.replace("(", r"\(")):
+        mesh.start(timeout=1)
+
+
+def collectives(compiled_text):
+    """The kinds of operations of a compiled program that go between devices, with how often each is there."""
+    kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    return {kind: count for kind in kinds if (count := compiled_text.count(f" {kind}("))}
+
+
+def test_models_side_by_side_never_talk_to_each_other():
+    run = two_hosts.outputs_of(mesh.global_mesh())
+    ids = np.arange(16)
+    program = jax.jit(lambda ids, chosen: run(ids, chosen)).lower(ids, two_hosts.subsets(ids)).compile()
+    assert collectives(program.as_text()) == {}
+
+
+def test_a_gram_is_one_sum_between_devices():
+    everywhere = mesh.global_mesh(data=8)
+    x, y = np.ones((16, 3), bool), np.ones((16, 2), np.float32)
+    gram = jax.jit(lambda x, y: sharded.moments(x, y, mesh=everywhere, axis="data").gram)
+    # the means; then all that is centred at them
+    assert collectives(gram.lower(x, y).compile().as_text()) == {"all-reduce": 2}
+
+    train = splits.take(two_hosts.TRAIN, np.arange(40))
+    model, target = two_hosts.MODEL, two_hosts.TARGET
+    variables = jax.vmap(lambda k: model.init(k, train.x[:1]))(jax.random.split(jax.random.key(0), 2))
+
+    @jax.jit
+    def columns(variables):
+        options = {"mesh": everywhere, "projection": projections.rademacher(12)}
+        return sharded.group_scores(jax.random.key(5), model, variables, train, target, 2, **options).columns
+
+    assert collectives(columns.lower(variables).compile().as_text()) == {"all-reduce": 1}
+
+
+def test_blocks_of_a_bank_compile_once(tmp_path):
+    traced = []
+    counted = jax.jit(lambda ids: (traced.append(1), ids * 2)[1])
+    run = two_hosts.outputs_of(mesh.local_mesh())
+    facts = two_hosts.bank.manifest(jax.random.key(0), two_hosts.subsets, {}, {}, num_targets=two_hosts.T)
+    watched = lambda ids, chosen: (counted(jnp.asarray(ids)), run(ids, chosen))[1]
+    two_hosts.bank.fill(tmp_path / "b", facts, two_hosts.subsets, watched, np.arange(11), block=4)
+    assert len(traced) == 1
+
+
+def test_what_does_not_divide_is_named():
+    eight = mesh.global_mesh()
+    with pytest.raises(ValueError, match="found 6 rows for 8 devices along model, expected a multiple"):
+        mesh.place(np.zeros(6), eight, "model")
+    with pytest.raises(ValueError, match=r"\['w'\]: found 6 rows for 8 devices along 'model'"):
+        sharded.spread({"w": np.zeros(6)}, eight, lambda path, leaf: jax.P("model"))
+    run = two_hosts.trainer()
+    state = run.init(jax.random.key(0), two_hosts.TRAIN.x[:1])
+    with pytest.raises(ValueError, match="every, keep: found 0, 2"):
+        checkpoint.train("nowhere", {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), 1, every=0)

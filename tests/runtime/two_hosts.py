@@ -1,0 +1,168 @@
+"""One of the processes of a multi-host test: ``python two_hosts.py DIRECTORY TASK...``, its place in the environment.
+
+The same file runs on one process, with any number of devices; what a task leaves in DIRECTORY must not differ.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from d3mjax.attribution import projections
+from d3mjax.data import splits
+from d3mjax.debiasing import alignment, selection
+from d3mjax.runtime import bank, checkpoint, mesh, record, sharded
+from d3mjax.training import ensemble, masks, models, objectives, sampling, train
+from d3mjax.types import Split
+
+N, T, GROUPS = 45, 10, 2
+KEY = jax.random.key
+MODEL = models.mlp((5,), 2)
+
+
+def problem():
+    """A small asymmetric problem: two groups, of which the second is rare and has its label from another feature."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(N + T, 4)).astype(np.float32)
+    group = (rng.random(N + T) < 0.3).astype(np.int32)
+    y = (x[np.arange(N + T), group] > 0.2).astype(np.int32)
+    every = Split(x, y, group, np.arange(N + T, dtype=np.int32))
+    return splits.take(every, np.arange(N)), splits.take(every, np.arange(N, N + T))
+
+
+TRAIN, TARGET = problem()
+
+
+def trainer(**options):
+    return train.make_trainer(
+        MODEL, objectives.cross_entropy(), optax.sgd(0.2, 0.9), sampling.shuffled(), batch_size=8, **options
+    )
+
+
+def outputs_of(devices):
+    """``run(ids, masks) -> (margins [b t], losses [b s])`` with models spread over ``devices``."""
+    run = trainer()
+
+    @jax.jit
+    def many(keys, chosen):
+        def one(key, mask):
+            state, info = run.run(run.init(key, TRAIN.x[:1]), TRAIN, mask.astype(jnp.float32), 20)
+            logits, _ = MODEL.apply(state.variables, TARGET.x)
+            return logits[:, 1] - logits[:, 0], info.loss
+
+        return ensemble.map_models(one, width=1, mesh=devices)(keys, chosen)
+
+    return lambda ids, chosen: many(ensemble.model_keys(KEY(1), ids), chosen)
+
+
+def subsets(ids):
+    return masks.fixed_size(KEY(0), jnp.asarray(ids), N, N // 2)
+
+
+def run_ensemble(directory):
+    """Models over all devices of all hosts."""
+    ids = np.arange(21)
+    chosen = subsets(ids)
+    outputs, losses = mesh.gather(outputs_of(mesh.global_mesh())(ids, chosen))
+    return {"masks": np.asarray(chosen), "outputs": outputs, "losses": losses}
+
+
+def run_bank(directory):
+    """A bank that all hosts fill; DIE_AFTER blocks this process is killed in the middle of the next one."""
+    run, made, die = outputs_of(mesh.local_mesh()), [], int(os.environ.get("DIE_AFTER", -1))
+
+    def watched(ids, chosen):
+        if len(made) == die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        made.append(ids)
+        return run(ids, chosen)
+
+    facts = bank.manifest(KEY(0), subsets, {"train": TRAIN}, {"steps": 20}, num_targets=T)
+    found = bank.fill(directory / "bank", facts, subsets, watched, np.arange(26), block=4)
+    return {"masks": bank.masks(found), "outputs": bank.outputs(found), "ids": found.ids}
+
+
+def run_attribution(directory):
+    """Group scores over shared-out examples, kept examples, and datamodels over shared-out targets."""
+    everywhere = mesh.global_mesh(data=jax.device_count())
+    run = trainer()
+    states = jax.vmap(lambda k: run.run(run.init(k, TRAIN.x[:1]), TRAIN, jnp.ones(N), 30)[0])(
+        jax.random.split(KEY(2), 3)
+    )
+    variables = jax.tree.map(np.asarray, states.variables)
+    options = {"projection": projections.rademacher(12), "damping": 0.1, "microbatch": 2}
+    found = sharded.group_scores(KEY(5), MODEL, variables, TRAIN, TARGET, GROUPS, mesh=everywhere, **options)
+    columns = mesh.gather(found.columns)
+    scores = alignment.scores(jnp.asarray(columns), jnp.array([0.2, 0.8]))
+    rng = np.random.default_rng(0)
+    chosen = np.asarray(subsets(np.arange(90)))
+    y = (chosen @ rng.normal(size=(N, 7)) * (rng.random(7) < 0.9) + rng.normal(size=(90, 7))).astype(np.float32)
+    linear, info = sharded.fit_lasso(chosen, y, np.arange(9), mesh=mesh.global_mesh(), tolerance=1e-6)
+    linear, chosen = mesh.gather((linear, info.chosen))
+    keep = np.asarray(selection.drop_negative(scores))
+    return {"columns": columns, "keep": keep, "weight": linear.weight, "bias": linear.bias, "chosen": chosen}
+
+
+def run_large(directory):
+    """One model on all devices: parameters shared out by a rule, and checkpoints on the way."""
+    everywhere = mesh.global_mesh(data=jax.device_count())
+    run = train.make_trainer(
+        models.mlp((16,), 2),
+        objectives.cross_entropy(),
+        optax.sgd(0.1, 0.9),
+        sampling.shuffled(),
+        batch_size=16,
+        constrain=sharded.by_example(everywhere),
+    )
+    rule = lambda path, leaf: (
+        jax.P(None, "data") if "Dense_0" in path and "kernel" in path and jnp.ndim(leaf) == 2 else jax.P()
+    )
+    state = sharded.spread(run.init(KEY(4), TRAIN.x[:1]), everywhere, rule)
+    split, weights = mesh.place((TRAIN, np.ones(N, np.float32)), everywhere)
+    ask = os.environ.get("TERM_AT")
+    progress = lambda step: os.kill(os.getpid(), signal.SIGTERM) if str(step) == ask else None
+    state, losses = checkpoint.train(
+        directory / "large", {"steps": 40}, run, state, split, weights, 40, every=8, progress=progress
+    )
+    kernel = state.variables["params"]["Dense_0"]["kernel"]
+    return {
+        "kernel": mesh.gather(kernel),
+        "losses": losses,
+        "shards": np.asarray(len(set(map(str, kernel.sharding.device_set)))),
+    }
+
+
+def run_refusals(directory):
+    """What hosts that do not belong together are told; each has a working directory of its own."""
+    said = {}
+    for name, check in {
+        "agree": lambda: mesh.agree({"config": {"lr": 0.1 + jax.process_index()}}),
+        "shared": lambda: mesh.check_shared(directory / f"host-{jax.process_index()}"),
+        "divide": lambda: mesh.global_mesh(data=3),
+        "asked": lambda: mesh.global_mesh(devices=16),
+    }.items():
+        try:
+            check()
+        except ValueError as error:
+            said[name] = str(error)
+    print(json.dumps(said))
+    return {}
+
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1])
+    mesh.start(timeout=60, silence=10)
+    for task in sys.argv[2:]:
+        arrays = globals()[f"run_{task}"](directory)
+        digest = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays.values())).hexdigest()
+        mesh.agree({task: digest})  # every host holds the same
+        if mesh.leads():
+            record.write_arrays(directory / f"{task}.npz", **arrays)
+    mesh.wait("done")
