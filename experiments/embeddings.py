@@ -3,7 +3,7 @@
 Claim:    removing the training examples at one end of a component changes targets by their coordinate on it; clusters
           of datamodel rows follow subgroups; a network and a linear model rely on different training examples.
 Command:  python -m experiments.embeddings        (`--config.smoke` takes seconds)
-Expected: not measured yet beyond `--config.smoke`.
+Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores; two banks of models a task and seed (network and linear model).
 """
 
