@@ -101,7 +101,7 @@ def test_sigterm_saves_a_checkpoint_and_training_goes_on_elsewhere(alone, tmp_pa
         close(found[name], alone[name])
 
 
-def test_hosts_that_do_not_belong_together_are_named(tmp_path):
+def test_hosts_that_do_not_belong_together_are_named_and_units_dealt_out(tmp_path):
     for status, said, errors in finish(launch(tmp_path, "refusals", devices=4, hosts=2)):
         assert status == 0, errors[-3000:]
         found = json.loads(said.splitlines()[-1])
@@ -109,6 +109,7 @@ def test_hosts_that_do_not_belong_together_are_named(tmp_path):
         assert "hosts [1] do not see what host 0 wrote there" in found["shared"]
         assert "expected a divisor of all 8 devices" in found["divide"]
         assert "devices: asked for 16, found 8 on 2 hosts" in found["asked"]
+        assert found["dealt"] == [[5, 0], [6, 1], [7, 0]]
 
 
 @pytest.mark.parametrize(

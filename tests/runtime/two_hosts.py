@@ -21,6 +21,7 @@ from d3mjax.debiasing import alignment, selection
 from d3mjax.runtime import bank, checkpoint, mesh, record, sharded
 from d3mjax.training import ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import Split
+from experiments import units
 
 N, T, GROUPS = 45, 10, 2
 KEY = jax.random.key
@@ -140,7 +141,7 @@ def run_large(directory):
 
 
 def run_refusals(directory):
-    """What hosts that do not belong together are told; each has a working directory of its own."""
+    """What hosts that do not belong together are told, and which units each of two that do is given."""
     said = {}
     for name, check in {
         "agree": lambda: mesh.agree({"config": {"lr": 0.1 + jax.process_index()}}),
@@ -152,6 +153,9 @@ def run_refusals(directory):
             check()
         except ValueError as error:
             said[name] = str(error)
+    measure = lambda seed, progress: ({"host": jax.process_index()}, {"seed": np.asarray(seed)})
+    found = units.run_units(directory, "task", range(5, 8), measure, models=1)
+    said["dealt"] = [(int(arrays["seed"]), facts["host"]) for facts, arrays in found]
     print(json.dumps(said))
     return {}
 
