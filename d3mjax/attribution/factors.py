@@ -64,7 +64,7 @@ def value_and_factors(output: Output, params: PyTree, examples: PyTree) -> tuple
     rows = lambda arrays, calls: jnp.concatenate([_positions(arrays[k]) for k in calls], axis=1)
 
     def factor(path, grad):
-        calls = [k for k, found in enumerate(paths) if found == _names(path)]
+        calls = [k for k, found in enumerate(paths) if found == names(path)]
         return Factors(rows(inputs, calls), rows(deltas, calls)) if calls else grad
 
     return values, jax.tree.map_with_path(factor, grads)
@@ -79,5 +79,6 @@ def _positions(array):
     return array.reshape(array.shape[0], -1, array.shape[-1])
 
 
-def _names(path):
+def names(path: tuple) -> tuple:
+    """The keys of a path into nested dictionaries."""
     return tuple(getattr(key, "key", None) for key in path)

@@ -60,6 +60,6 @@ def map_microbatches(fn: Callable, x: PyTree[AnyArray], *, microbatch: int | Non
 
 
 def _own_and_others(logits, y):
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     own = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
     return jnp.where(own, logits, 0).sum(-1), jnp.where(own, -jnp.inf, logits)

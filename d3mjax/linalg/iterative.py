@@ -1,12 +1,182 @@
-"""Solvers that see a matrix only through its products with vectors, and a step that others are made of."""
+"""Solvers that see a matrix only through its products with vectors, and a step that others are made of.
 
+``matvec`` is the product with a symmetric matrix A ``[n n]``; each solver returns an approximation of
+``(A + damping I)^-1 vector``, its true relative residual, and the steps it took. Map them over vectors. What went wrong
+is in the residual: `check` says it on the host.
+"""
+
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Key
 
 from d3mjax.types import Solve
+
+Matvec = Callable[[Float[Array, "n"]], Float[Array, "n"]]
+_dot = lambda a, b: jnp.matmul(a, b, precision="highest")
+
+
+def cg(
+    matvec: Matvec,
+    vector: Float[Array, "n"],
+    *,
+    damping: Float[Array, ""] | float = 0.0,
+    rtol: float = 1e-4,
+    max_steps: int = 200,
+    precondition: Matvec = lambda vector: vector,
+    recompute: int = 10,
+) -> Solve:
+    """Conjugate gradients for a positive definite ``A + damping I``, until ``||r|| <= rtol ||vector||``.
+
+    ``precondition(r)`` is a symmetric guess of the inverse. The residual is computed anew every ``recompute`` steps, as
+    the recursive one drifts. Along a direction of negative curvature it stops: the residual stays large.
+    """
+    apply = lambda x: matvec(x) + damping * x
+    norm = jnp.linalg.norm(vector)
+
+    def advance(state):
+        x, r, p, rz, _, step = state
+        product = apply(p)
+        curvature = _dot(p, product)
+        alpha = jnp.where(curvature > 0, rz / jnp.where(curvature > 0, curvature, 1), 0)
+        x = x + alpha * p
+        r = jax.lax.cond((step + 1) % recompute == 0, lambda: vector - apply(x), lambda: r - alpha * product)
+        z = precondition(r)
+        rz_after = _dot(r, z)
+        p = z + jnp.where(rz > 0, rz_after / jnp.where(rz > 0, rz, 1), 0) * p
+        return x, r, p, rz_after, curvature > 0, step + 1
+
+    def unfinished(state):
+        _, r, _, _, convex, step = state
+        return (jnp.linalg.norm(r) > rtol * norm) & convex & (step < max_steps)
+
+    z = precondition(vector)
+    start = (jnp.zeros_like(vector), vector, z, _dot(vector, z), norm >= 0, jnp.int32(0))
+    x, _, _, _, _, steps = jax.lax.while_loop(unfinished, advance, start)
+    return Solve(x, _residual(apply, x, vector), steps)
+
+
+def dense(matvec: Matvec, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float = 0.0) -> Solve:
+    """By a Cholesky factor of the matrix, formed by n products: exact, for n up to some thousands. No steps."""
+    matrix = jax.vmap(matvec)(jnp.eye(vector.shape[0], dtype=vector.dtype))
+    matrix = (matrix + matrix.T) / 2 + damping * jnp.eye(vector.shape[0], dtype=vector.dtype)
+    x = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix, lower=True), vector)
+    return Solve(x, _residual(lambda x: _dot(matrix, x), x, vector), jnp.int32(0))
+
+
+def lissa(
+    matvec: Matvec,
+    vector: Float[Array, "n"],
+    *,
+    scale: Float[Array, ""] | float,
+    depth: int,
+    damping: Float[Array, ""] | float = 0.0,
+) -> Solve:
+    """``h <- v + h - (A + damping I) h / scale``, ``depth`` times; the value is ``h / scale``.
+
+    Converges for ``scale`` above half the largest eigenvalue of ``A + damping I``; take 1.05 times that (`extremes`),
+    and the depth from `lissa_depth`. Source: Agarwal, Bullins and Hazan, 2017.
+    """
+    apply = lambda x: matvec(x) + damping * x
+    h = jax.lax.fori_loop(0, depth, lambda _, h: vector + h - apply(h) / scale, vector)
+    return Solve(h / scale, _residual(apply, h / scale, vector), jnp.int32(depth))
+
+
+def lissa_depth(smallest: float, scale: float, *, rtol: float) -> int:
+    """Steps after which the error has shrunk to ``rtol``, at ``1 - smallest / scale`` a step.
+
+    ``smallest``: the least eigenvalue, damping included. Raises ValueError unless ``0 < smallest < scale``.
+    """
+    if not 0 < smallest < scale:
+        raise ValueError(f"smallest, scale: found {smallest}, {scale}, expected 0 < smallest < scale")
+    return math.ceil(math.log(rtol) / math.log1p(-smallest / scale))
+
+
+class Lanczos(NamedTuple):
+    """Eigenpairs of the matrix on a Krylov space, ascending; ``error``: of each, ``||A v - value v||``."""
+
+    values: jax.Array  # Float[k]
+    vectors: jax.Array  # Float[k n], orthonormal rows
+    error: jax.Array  # Float[k]
+
+
+def lanczos(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], num: int) -> Lanczos:
+    """The Krylov space of ``num`` products from a random start, every vector orthogonalised twice against all before.
+
+    Where A has fewer distinct eigenvalues than ``num``, the rest are zero vectors of eigenvalue 0. Source: Schioppa et
+    al., 2022 (Arnoldi's iteration, on a symmetric matrix).
+    """
+    start = jax.random.normal(key, like.shape, like.dtype)
+    basis = jnp.zeros((num, *like.shape), like.dtype).at[0].set(start / jnp.linalg.norm(start))
+    eps = jnp.finfo(like.dtype).eps
+
+    def advance(k, state):
+        basis, products = state
+        product = matvec(basis[k])
+        products = products.at[k].set(product)
+        rest = product
+        for _ in range(2):
+            rest = rest - _dot(basis.T, _dot(basis, rest))
+        norm = jnp.linalg.norm(rest)
+        fresh = norm > 100 * eps * jnp.linalg.norm(product)
+        following = jnp.where(fresh, rest / jnp.where(fresh, norm, 1), 0)
+        return basis.at[k + 1].set(following, mode="drop"), products
+
+    basis, products = jax.lax.fori_loop(0, num, advance, (basis, jnp.zeros_like(basis)))
+    small = _dot(basis, products.T)
+    values, turn = jnp.linalg.eigh((small + small.T) / 2)
+    vectors = _dot(turn.T, basis)
+    return Lanczos(values, vectors, jnp.linalg.norm(_dot(turn.T, products) - values[:, None] * vectors, axis=1))
+
+
+def arnoldi(space: Lanczos, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float = 0.0, keep: int) -> Solve:
+    """``sum_e e (e . v) / (value_e + damping)`` over the ``keep`` eigenpairs of largest value; nothing elsewhere.
+
+    The residual is what of the vector lies outside of them, and the error of the eigenpairs.
+    """
+    values, vectors, error = (a[-keep:] for a in space)
+    share = _dot(vectors, vector) / (values + damping)
+    inside = _dot(vectors.T, share * (values + damping))
+    norm = jnp.linalg.norm(vector)
+    residual = jnp.linalg.norm(vector - inside) + jnp.linalg.norm(share * error)
+    return Solve(_dot(vectors.T, share), residual / jnp.where(norm > 0, norm, 1), jnp.int32(space.values.shape[0]))
+
+
+def extremes(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], *, num: int = 32) -> tuple[Array, Array]:
+    """The smallest and the largest eigenvalue, each approached from inside, by `lanczos`."""
+    space = lanczos(key, matvec, like, num)
+    real = jnp.linalg.norm(space.vectors, axis=1) > 0.5
+    return jnp.min(jnp.where(real, space.values, jnp.inf)), jnp.max(jnp.where(real, space.values, -jnp.inf))
+
+
+def check(solve: Solve, *, rtol: float, smallest: float | None = None, damping: float = 0.0) -> None:
+    """Look at a finished solve on the host. ``smallest``: the least eigenvalue of A, if it is known.
+
+    Raises:
+      FloatingPointError: a residual above ``rtol`` or not finite; where the matrix is indefinite it names the damping
+        that would help.
+    """
+    worst = float(np.max(np.asarray(solve.residual)))
+    if worst <= rtol:
+        return
+    said = (
+        f"inverse product: relative residual {worst:.1e} after {int(np.max(solve.steps))} steps, asked for {rtol:.1e}"
+    )
+    if smallest is not None and smallest + damping <= 0:
+        raise FloatingPointError(
+            f"{said}; the curvature is indefinite, with an eigenvalue near {smallest:.3g} and damping {damping:.3g}: "
+            f"take damping above {-1.1 * smallest:.3g}, or the GGN"
+        )
+    raise FloatingPointError(f"{said}; take more steps, more damping or, for LiSSA, a larger scale")
+
+
+def _residual(apply, x, vector):
+    norm = jnp.linalg.norm(vector)
+    return jnp.linalg.norm(vector - apply(x)) / jnp.where(norm > 0, norm, 1)
 
 
 def shifted_cg(

@@ -8,11 +8,11 @@ from d3mjax.types import AnyArray, Objective
 
 
 def losses(logits: Float[Array, "b C"], y: Int[AnyArray, "b"], *, smoothing: float = 0.0) -> Float[Array, "b"]:
-    """Cross-entropy of each example in nats, ``logsumexp(logits) - logits[y]``, computed in float32.
+    """Cross-entropy of each example in nats, ``logsumexp(logits) - logits[y]``, computed in float32 at least.
 
     With ``smoothing`` s it is that of the target ``(1 - s) one_hot(y) + s / C``.
     """
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     # A one-hot product instead of indexing: its transpose is no scatter, which is slow on every device.
     target = (1 - smoothing) * jax.nn.one_hot(y, logits.shape[-1]) + smoothing / logits.shape[-1]
     own = (logits * target).sum(-1)

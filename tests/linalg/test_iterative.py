@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from d3mjax.linalg import iterative
 
@@ -57,3 +58,91 @@ def test_shifts_far_apart_stay_finite_in_float32():
     )
     np.testing.assert_allclose(result.value[1], np.linalg.solve(a + 1e6 * np.eye(30), vectors[0]), rtol=1e-4)
     assert (result.residual < 1e-5).all()
+
+
+def spectrum(n=24):
+    """A matrix with eigenvalues spread over four decades, and a vector."""
+    rng = np.random.default_rng(1)
+    q, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    values = np.logspace(-2, 2, n)
+    return jnp.asarray(q * values @ q.T), jnp.asarray(rng.normal(size=n)), values
+
+
+def test_inverse_products_reach_the_exact_one_as_steps_rise():
+    with jax.enable_x64(True):
+        a, v, values = spectrum()
+        exact = np.linalg.solve(a + 0.1 * np.eye(24), v)
+        matvec = lambda x: a @ x
+        error = lambda solve: np.linalg.norm(solve.value - exact) / np.linalg.norm(exact)
+        assert error(iterative.dense(matvec, v, damping=0.1)) < 1e-12
+        errors = [error(iterative.cg(matvec, v, damping=0.1, rtol=0.0, max_steps=k)) for k in (5, 15, 60)]
+        assert errors[0] > errors[1] > errors[2]
+        assert errors[2] < 1e-10
+        scale = 1.05 * (values[-1] + 0.1)
+        depth = iterative.lissa_depth(values[0] + 0.1, scale, rtol=1e-6)
+        solves = [
+            iterative.lissa(matvec, v, scale=scale, depth=k, damping=0.1) for k in (depth // 4, depth // 2, depth)
+        ]
+        assert error(solves[0]) > error(solves[1]) > error(solves[2])
+        assert error(solves[2]) < 1e-6
+        space = iterative.lanczos(jax.random.key(0), matvec, v, 24)
+        np.testing.assert_allclose(space.vectors @ space.vectors.T, np.eye(24), atol=1e-12)
+        np.testing.assert_allclose(space.values, values, rtol=1e-8)
+        errors = [error(iterative.arnoldi(space, v, damping=0.1, keep=k)) for k in (4, 12, 24)]
+        assert errors[0] > errors[1] > errors[2]
+        assert errors[2] < 1e-8
+
+
+def test_residuals_are_true_and_a_preconditioner_saves_steps():
+    with jax.enable_x64(True):
+        a, v, _ = spectrum()
+        matvec = lambda x: a @ x
+        space = iterative.lanczos(jax.random.key(0), matvec, v, 24)
+        for solve in (
+            iterative.cg(matvec, v, damping=0.1, max_steps=7),
+            iterative.lissa(matvec, v, scale=110.0, depth=50, damping=0.1),
+            iterative.arnoldi(space, v, damping=0.1, keep=9),
+        ):
+            true = np.linalg.norm(v - a @ solve.value - 0.1 * solve.value) / np.linalg.norm(v)
+            np.testing.assert_allclose(solve.residual, true, rtol=1e-6)
+        skewed = jnp.diag(jnp.logspace(0, 4, 24)) + 0.1 * a
+        plain, guided = (
+            iterative.cg(lambda x: skewed @ x, v, rtol=1e-8, precondition=p)
+            for p in (lambda r: r, lambda r: r / jnp.diag(skewed))
+        )
+        assert guided.steps < plain.steps / 2
+
+
+def test_what_went_wrong_is_said():
+    with jax.enable_x64(True):
+        a, v, values = spectrum()
+        matvec = lambda x: a @ x
+        low, high = iterative.extremes(jax.random.key(0), matvec, v, num=24)
+        np.testing.assert_allclose([low, high], values[[0, -1]], rtol=1e-6)
+        with pytest.raises(FloatingPointError, match="LiSSA, a larger scale"):
+            iterative.check(iterative.lissa(matvec, v, scale=40.0, depth=2000), rtol=1e-3)
+        indefinite = lambda x: a @ x - 3 * x
+        solve = iterative.cg(indefinite, v, rtol=1e-8)
+        low, _ = iterative.extremes(jax.random.key(0), indefinite, v, num=24)
+        with pytest.raises(FloatingPointError, match=r"an eigenvalue near -2.99 .* take damping above 3.29"):
+            iterative.check(solve, rtol=1e-8, smallest=float(low))
+        iterative.check(
+            iterative.cg(indefinite, v, damping=3.3, rtol=1e-8), rtol=1e-8, smallest=float(low), damping=3.3
+        )
+    with pytest.raises(ValueError, match="expected 0 < smallest < scale"):
+        iterative.lissa_depth(2.0, 1.0, rtol=0.1)
+
+
+def test_a_small_krylov_space_ends_without_noise():
+    with jax.enable_x64(True):
+        matvec = lambda x: x * jnp.asarray([2.0, 2.0, 5.0, 5.0, 5.0])
+        space = iterative.lanczos(jax.random.key(0), matvec, jnp.zeros(5), 4)
+        np.testing.assert_allclose(np.sort(space.values), [0, 0, 2, 5], atol=1e-10)
+        low, high = iterative.extremes(jax.random.key(0), matvec, jnp.zeros(5), num=4)
+        np.testing.assert_allclose([low, high], [2, 5])
+
+
+def test_no_direction_has_no_solve():
+    solve = iterative.cg(lambda x: x, jnp.zeros(3))
+    assert (solve.value == 0).all()
+    assert (solve.residual, solve.steps) == (0, 0)

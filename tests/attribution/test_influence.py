@@ -1,0 +1,205 @@
+"""Influence functions against matrices written out, refits and explicit gradients, in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.stats import spearmanr
+
+from d3mjax.attribution import ekfac, gradients, influence
+from d3mjax.training import models
+from d3mjax.types import Split
+
+close = np.testing.assert_allclose
+
+
+@pytest.fixture(autouse=True)
+def doubles():
+    with jax.enable_x64(True):
+        yield
+
+
+def split(n, *, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 4)) * [1, 2, 0.5, 1]
+    y = (x @ rng.normal(size=(4, classes)) + 2 * rng.normal(size=(n, classes))).argmax(1)
+    return Split(x, y, rng.integers(0, 2, n), np.arange(n))
+
+
+TRAIN, TARGET = split(23), split(7, seed=1)
+WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5] * 5 + [1.0] * 3)
+
+
+def network(hidden=(5,), classes=3):
+    model = models.mlp(hidden, classes)
+    variables = model.init(jax.random.key(0), TRAIN.x[:1])
+    return model, jax.tree.map(lambda a: a.astype(float), variables)
+
+
+def objective(model, variables, weights, flat, train=TRAIN):
+    """The weighted sum of losses as a function of flat parameters."""
+    _, unravel = ravel_pytree(variables["params"])
+    logits, _ = model.apply({"params": unravel(flat)}, train.x)
+    return -(weights * jax.nn.log_softmax(logits)[jnp.arange(len(train.y)), train.y]).sum()
+
+
+def fitted(many_weights, damping, *, classes=3, train=TRAIN):
+    """Softmax-linear models at the minimum of their losses and ``damping / 2`` times the squared norm."""
+    model, variables = network((), classes)
+    flat, unravel = ravel_pytree(variables["params"])
+
+    def newton(weights):
+        loss = lambda w: objective(model, variables, weights, w, train) + damping / 2 * w @ w
+        step = lambda _, w: w - jnp.linalg.solve(jax.hessian(loss)(w), jax.grad(loss)(w))
+        w = jax.lax.fori_loop(0, 20, step, jnp.zeros_like(flat))
+        return unravel(w), jax.grad(loss)(w)
+
+    params, gradient = jax.jit(jax.vmap(newton))(jnp.asarray(many_weights))
+    assert np.abs(gradient).max() < 1e-10
+    return model, [{"params": jax.tree.map(lambda a, i=i: a[i], params)} for i in range(len(many_weights))]
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_curvature_products_are_those_of_the_matrices(microbatch):
+    model, variables = network()
+    problem = influence.problem_of(model, variables, TRAIN, weights=WEIGHTS, microbatch=microbatch)
+    flat, unravel = ravel_pytree(variables["params"])
+    exact = jax.hessian(partial(objective, model, variables, WEIGHTS))(flat)
+    found = jax.vmap(influence.hessian(problem))(jnp.eye(len(flat)))
+    close(found, exact, atol=1e-10)
+
+    logits = lambda w: model.apply({"params": unravel(w)}, TRAIN.x)[0]
+    jacobian, p = jax.jacobian(logits)(flat), jax.nn.softmax(logits(flat))
+    inner = WEIGHTS[:, None, None] * (jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None])
+    found = jax.vmap(influence.ggn(problem))(jnp.eye(len(flat)))
+    close(found, jnp.einsum("ncd,nck,nke->de", jacobian, inner, jacobian), atol=1e-10)
+    assert np.linalg.eigvalsh(found).min() > -1e-9 > np.linalg.eigvalsh(exact).min()
+
+
+def test_the_ggn_is_the_hessian_of_a_linear_model():
+    model, variables = network(())
+    problem = influence.problem_of(model, variables, TRAIN)
+    vectors = jax.random.normal(jax.random.key(0), (3, 15))
+    for v in vectors:
+        close(influence.ggn(problem)(v), influence.hessian(problem)(v), atol=1e-10)
+
+
+INVERSES = {
+    "cg": influence.by_cg(rtol=1e-12),
+    "lissa": influence.by_lissa(depth=4000),
+    "arnoldi": influence.by_arnoldi(num=43, keep=43),
+}
+
+
+@pytest.mark.parametrize("name", INVERSES)
+def test_every_inverse_ends_at_the_exact_one(name):
+    model, variables = network()
+    options = {"weights": WEIGHTS, "damping": 0.05}
+    exact, info = influence.scores(model, variables, TRAIN, TARGET, inverse=influence.by_dense(), **options)
+    assert exact.shape == (7, 23)
+    assert (info.residual < 1e-10).all()
+    found, info = influence.scores(model, variables, TRAIN, TARGET, inverse=INVERSES[name], **options)
+    close(found, exact, atol=1e-8)
+    assert (info.residual < 1e-7).all()
+
+
+def test_scores_are_the_formula_and_groups_their_means():
+    model, variables = network()
+    options = {"weights": WEIGHTS, "damping": 0.1, "inverse": influence.by_dense(), "microbatch": 3}
+    tau, _ = influence.scores(model, variables, TRAIN, TARGET, **options)
+    flat, _ = ravel_pytree(variables["params"])
+    rows = lambda output, part: jax.vmap(lambda g: ravel_pytree(g)[0])(
+        gradients.per_example(output(model, variables), variables["params"], part)
+    )
+    problem = influence.problem_of(model, variables, TRAIN, weights=WEIGHTS)
+    matrix = jax.vmap(influence.ggn(problem))(jnp.eye(len(flat))) + 0.1 * WEIGHTS.sum() * jnp.eye(len(flat))
+    f, losses = rows(gradients.margin_output, TARGET), -rows(gradients.negative_loss_output, TRAIN)
+    close(tau, -f @ np.linalg.solve(matrix, losses.T), atol=1e-10)
+
+    columns, _ = influence.group_columns(model, variables, TRAIN, TARGET, 3, **options)
+    for group in range(2):
+        close(columns[:, group], tau[TARGET.group == group].mean(0), atol=1e-10)
+    assert np.isnan(columns[:, 2]).all()
+
+
+def margins_of(model, variables, target):
+    return jax.vmap(lambda e: gradients.margin_output(model, variables)(variables["params"], e))(target)
+
+
+def test_a_little_more_weight_changes_the_output_as_predicted():
+    damping, changed = 0.3, (0, 1, 2, 22)
+    steps = [s * np.eye(23)[i] for i in changed for s in (1e-3, -1e-3)]
+    model, (here, *there) = fitted([WEIGHTS, *(WEIGHTS + step for step in steps)], damping)
+    options = {"weights": WEIGHTS, "damping": damping / WEIGHTS.sum(), "inverse": influence.by_dense()}
+    tau, _ = influence.scores(model, here, TRAIN, TARGET, **options)
+    margins = [margins_of(model, variables, TARGET) for variables in there]
+    for k, i in enumerate(changed):
+        close(tau[:, i], (margins[2 * k] - margins[2 * k + 1]) / 2e-3, rtol=1e-4, atol=1e-7)
+
+
+def test_removal_of_one_of_many_is_predicted():
+    """Leave-one-out of logistic regression: rank and slope, refitted exactly."""
+    n, damping = 200, 2.0
+    train, target = split(n, classes=2), split(7, classes=2, seed=1)
+    model, (whole, *parts) = fitted([np.ones(n), *(1.0 - np.eye(n))], damping, classes=2, train=train)
+    tau, _ = influence.scores(model, whole, train, target, damping=damping / n, inverse=influence.by_dense())
+    actual = np.stack([margins_of(model, v, target) for v in parts], 1) - margins_of(model, whole, target)[:, None]
+    assert spearmanr(-np.ravel(tau), np.ravel(actual)).statistic > 0.99
+    slope = np.vdot(tau, -actual) / np.vdot(tau, tau)
+    assert 0.9 < slope < 1.1
+
+
+@pytest.mark.parametrize("microbatch", [None, 5])
+def test_ekfac_is_the_exact_fisher_of_one_layer_whose_inputs_and_errors_are_apart(microbatch):
+    # Uniform predictions make the errors independent of the inputs: the Fisher is then a Kronecker product.
+    model, variables = network(())
+    variables = jax.tree.map(jnp.zeros_like, variables)
+    options = {"weights": WEIGHTS, "damping": 0.2, "microbatch": microbatch}
+    exact, _ = influence.scores(model, variables, TRAIN, TARGET, inverse=influence.by_dense(), **options)
+    for corrected in (True, False):
+        found, info = influence.scores(
+            model, variables, TRAIN, TARGET, inverse=ekfac.by_ekfac(corrected=corrected), **options
+        )
+        close(found, exact, atol=1e-9)
+        assert (info.residual < 1e-9).all()
+
+
+def test_the_correction_brings_kfac_closer_to_the_fisher():
+    model, variables = network((5,))
+    problem = influence.problem_of(model, variables, TRAIN, weights=WEIGHTS)._replace(damping=jnp.asarray(0.0))
+    flat, unravel = ravel_pytree(variables["params"])
+    exact = jax.vmap(influence.ggn(problem))(jnp.eye(len(flat)))
+
+    def matrix(corrected):
+        fisher = ekfac.fit(problem, corrected=corrected)
+        damped = problem._replace(damping=jnp.asarray(1e-3))
+        inverse = jax.vmap(lambda v: ravel_pytree(ekfac.apply(fisher, damped, unravel(v)))[0])(jnp.eye(len(flat)))
+        return np.linalg.inv(inverse) - 1e-3 * np.eye(len(flat))
+
+    errors = [np.linalg.norm(matrix(corrected) - exact) for corrected in (True, False)]
+    assert errors[0] < errors[1]
+    # Blocks between layers are left out; within a layer the trace is that of the Fisher.
+    close(np.trace(matrix(True)), np.trace(exact), rtol=1e-6)
+
+
+def test_shuffled_training_examples_are_shuffled_columns():
+    model, variables = network()
+    order = np.random.default_rng(0).permutation(23)
+    shuffled = jax.tree.map(lambda a: np.asarray(a)[order], TRAIN)
+    options = {"inverse": influence.by_dense()}
+    one, _ = influence.scores(model, variables, TRAIN, TARGET, weights=WEIGHTS, **options)
+    other, _ = influence.scores(model, variables, shuffled, TARGET, weights=WEIGHTS[order], **options)
+    close(other, one[:, order], atol=1e-10)
+
+
+def test_one_layer_alone_is_a_block_of_the_problem():
+    model, variables = network()
+    keep = lambda path: "Dense_1" in path
+    found, _ = influence.scores(model, variables, TRAIN, TARGET, keep=keep, inverse=influence.by_dense())
+    cg, _ = influence.scores(model, variables, TRAIN, TARGET, keep=keep, inverse=influence.by_cg(rtol=1e-12))
+    close(found, cg, atol=1e-9)
+    problem = influence.problem_of(model, variables, TRAIN, keep=keep)
+    assert len(ravel_pytree(problem.params)[0]) == 5 * 3 + 3
