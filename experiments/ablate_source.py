@@ -1,4 +1,4 @@
-"""Where D3M's group columns come from: TRAK, TRAK of the last layer, ridge and LASSO datamodels; with what each costs.
+"""Where D3M's group columns come from: TRAK, its last layer, influence functions, datamodels; with what each costs.
 
 Claim:    TRAK from some twenty checkpoints does as well as thousands of subset models, in less time.
 Command:  python -m experiments.ablate_source            (`--config.smoke` takes seconds)
@@ -29,6 +29,7 @@ class Config(ablations.Config):
     """What determines the numbers."""
 
     checkpoints: tuple[int, ...] = (5, 20)
+    influence: engine.Influence = field(default_factory=engine.Influence)
     banks: tuple[engine.Bank, ...] = field(
         default_factory=lambda: tuple(engine.Bank(m, fit=fit) for m in (1000, 5000) for fit in ("ridge", "LASSO"))
     )
@@ -40,6 +41,7 @@ def make(task: Task, config: Config) -> Callable:
     attributes = {
         "TRAK": ablations.make_columns(task, config.source),
         "TRAK of the last layer": ablations.make_columns(task, config.source._replace(last_layer=True)),
+        "influence": ablations.make_influence(task, config.influence),
     }
     banks = {bank: engine.make_datamodel_columns(task, devices, bank) for bank in config.banks}
     quiet, warm = (lambda count: None), []
@@ -94,7 +96,8 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     bank = engine.SMOKE[engine.Bank]
     config = ablations.small(config, checkpoints=(2,), banks=(bank, bank._replace(fit="LASSO")))
     about = (
-        "Group columns from TRAK, from its last layer alone, and from ridge and LASSO datamodels of small subsets; "
+        "Group columns from TRAK, from its last layer alone, from influence functions (GGN, conjugate gradients), and "
+        "from ridge and LASSO datamodels of small subsets; "
         "negative scores are dropped. Seconds: training and attribution up to the columns, compilation left out."
     )
     return ablations.run("ablate_source", config, make, figures, about=about, results=results, run=run)

@@ -117,6 +117,18 @@ def make_columns(task: Task, source: engine.Trak, **options: Any) -> Callable:
     return lambda data, keys, variables: jax.device_get(columns(data, keys, variables))
 
 
+def make_influence(task: Task, source: engine.Influence) -> Callable:
+    """`make_columns` by influence functions."""
+    one = partial(engine.influence_columns, task, source)
+
+    @jax.jit
+    def columns(data: Data, keys, variables):
+        each = lambda key, variables: one(key, variables, data)[:2]
+        return ensemble.map_models(each, width=1, mesh=mesh.local_mesh())(keys, variables)
+
+    return lambda data, keys, variables: jax.device_get(columns(data, keys, variables))
+
+
 def keep(task: Task, data: Data, columns, losses, *, beta: float = 1.0, weights=None) -> np.ndarray:
     """D3M's rule, drop negative and guard, for columns ``[n G]`` and group losses or group weights ``[G]``."""
     weights = alignment.softmax_weights(jnp.asarray(losses), beta=beta) if weights is None else weights

@@ -38,7 +38,7 @@ class Config:
     first_seed: int = 10  # defaults were chosen on seeds 0 to 5, which must not report
     retrains: int = 3  # models behind every number of one seed
     beta: float = 1.0  # sharpness of the group weights, per nat of group loss
-    source: engine.Trak | engine.Bank = field(default_factory=engine.Trak)  # of the group columns
+    source: engine.Trak | engine.Bank | engine.Influence = field(default_factory=engine.Trak)  # of the group columns
     smoke: bool = False  # tiny data and few models: does it run?
 
 

@@ -1,6 +1,7 @@
 """Compiled training of many models of one task, and the datamodel source of group columns: shared by experiments."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax import metrics
-from d3mjax.attribution import datamodels, outputs, projections, trak, trak_checks
+from d3mjax.attribution import datamodels, influence, outputs, projections, trak, trak_checks
+from d3mjax.linalg import iterative
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import AnyArray, Data, Model, Sampler, Split, Trainer
@@ -98,7 +100,16 @@ class Trak(NamedTuple):
     last_layer: bool = False  # attribute the last layer of the task's MLP alone, without projection
 
 
-SMOKE = {Bank: Bank(models=60, block=30, steps=20), Trak: Trak(models=2, size=32)}
+class Influence(NamedTuple):
+    """Influence functions as source: full trainings, and one solve with the GGN a group."""
+
+    models: int = 5  # checkpoints
+    damping: float = 0.01
+    rtol: float = 1e-3
+    microbatch: int = 1000
+
+
+SMOKE = {Influence: Influence(models=2), Bank: Bank(models=60, block=30, steps=20), Trak: Trak(models=2, size=32)}
 
 
 class Checkpoints(NamedTuple):
@@ -116,12 +127,17 @@ class Programs(NamedTuple):
     columns: Callable
 
 
-def make_programs(task: Task, mesh: Mesh, source: Bank | Trak) -> Programs:
+def make_programs(task: Task, mesh: Mesh, source: Bank | Trak | Influence) -> Programs:
     """Compiled once, used for every seed."""
     fit = make_fit(task, mesh, sampling.shuffled(), steps=task.steps)
     resample = make_fit(task, mesh, sampling.resampled(), steps=task.steps)
-    trak_source = isinstance(source, Trak)
-    columns = make_trak_columns(task, mesh, source) if trak_source else make_datamodel_columns(task, mesh, source)
+    match source:
+        case Trak():
+            columns = make_trak_columns(task, mesh, source)
+        case Influence():
+            columns = make_influence_columns(task, mesh, source)
+        case Bank():
+            columns = make_datamodel_columns(task, mesh, source)
     return Programs(fit, resample, columns)
 
 
@@ -135,24 +151,50 @@ def trak_options(task: Task, source: Trak) -> dict[str, Any]:
 
 
 def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
-    """``columns(data, key, progress) -> (B [n G], facts, Checkpoints)``, each trained and attributed on one device."""
+    """`make_checkpoint_columns` by TRAK."""
+
+    def attribute(key, variables, data: Data):
+        place = (key, network(task), variables, data.train, data.target, len(task.group_names))
+        return trak.group_columns(*place, **trak_options(task, source))
+
+    def check(info, data: Data) -> dict[str, Any]:
+        trak_checks.check(info, example_ids=data.train.id)
+        return {"residual": info.residual.max(), "smallest_pivot": info.pivot.min()}
+
+    return make_checkpoint_columns(task, mesh, source.models, attribute, check)
+
+
+def make_influence_columns(task: Task, mesh: Mesh, source: Influence) -> Callable:
+    """`make_checkpoint_columns` by influence functions."""
+
+    def check(info, data: Data) -> dict[str, Any]:
+        iterative.check(info.residual, info.steps, rtol=10 * source.rtol)
+        return {"residual": info.residual.max(), "steps": info.steps.max()}
+
+    return make_checkpoint_columns(task, mesh, source.models, partial(influence_columns, task, source), check)
+
+
+def influence_columns(task: Task, source: Influence, _key, variables, data: Data):
+    """Columns ``[n G]`` of one checkpoint, ones in place of TRAK's factor ``[n]``, and the solves' info."""
+    options = {"damping": source.damping, "microbatch": source.microbatch, "inverse": influence.by_cg(rtol=source.rtol)}
+    place = (network(task), variables, data.train, data.target, len(task.group_names))
+    columns, info = influence.group_columns(*place, **options)
+    return columns, jnp.ones(columns.shape[0]), info
+
+
+def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Callable, check: Callable) -> Callable:
+    """``columns(data, key, progress) -> (B [n G], facts, Checkpoints)``, each trained and attributed on one device.
+
+    ``attribute(key, variables, data) -> (kernel [n G], factor [n], info)``; ``check(info, data)`` gives the facts.
+    """
     model, run = network(task), trainer(task, task.steps, sampling.shuffled())
-    num_groups = len(task.group_names)
 
     @jax.jit
-    def attribute(data: Data, keys):
+    def attributed(data: Data, keys):
         def one(key):
             state = run.init(jax.random.fold_in(key, 0), data.train.x[:1])
             state, info = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
-            columns = trak.group_columns(
-                jax.random.fold_in(key, 1),
-                model,
-                state.variables,
-                data.train,
-                data.target,
-                num_groups,
-                **trak_options(task, source),
-            )
+            columns = attribute(jax.random.fold_in(key, 1), state.variables, data)
             right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
             return columns, right, info.loss
 
@@ -160,12 +202,11 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
         return trak.combine(kernel, factor), info, Checkpoints(kernel, right), losses
 
     def columns(data: Data, key, progress: Callable[[int], object]):
-        keys = ensemble.model_keys(key, jnp.arange(source.models))
-        b, info, checkpoints, losses = jax.device_get(attribute(data, keys))
-        ensemble.check_losses(losses, np.arange(source.models))
-        trak_checks.check(info, example_ids=data.train.id)
-        progress(source.models)
-        return b, {"residual": info.residual.max(), "smallest_pivot": info.pivot.min()}, checkpoints
+        b, info, checkpoints, losses = jax.device_get(attributed(data, ensemble.model_keys(key, jnp.arange(count))))
+        ensemble.check_losses(losses, np.arange(count))
+        facts = check(info, data)
+        progress(count)
+        return b, facts, checkpoints
 
     return columns
 

@@ -97,25 +97,24 @@ def by_dense() -> Inverse:
     return lambda problem: partial(iterative.dense, problem.curvature(problem), damping=problem.damping)
 
 
-def by_lissa(*, depth: int, key: Key[Array, ""] | None = None) -> Inverse:
+def by_lissa(key: Key[Array, ""], *, depth: int) -> Inverse:
     """LiSSA with full products, scaled by 1.05 times the largest eigenvalue, which `iterative.extremes` estimates."""
 
     def inverse(problem: Problem):
         matvec, like = problem.curvature(problem), ravel_pytree(problem.params)[0]
-        _, largest = iterative.extremes(jax.random.key(0) if key is None else key, matvec, like)
+        _, largest = iterative.extremes(key, matvec, like)
         scale = 1.05 * (largest + problem.damping)
         return partial(iterative.lissa, matvec, damping=problem.damping, scale=scale, depth=depth)
 
     return inverse
 
 
-def by_arnoldi(*, num: int, keep: int, key: Key[Array, ""] | None = None) -> Inverse:
+def by_arnoldi(key: Key[Array, ""], *, num: int, keep: int) -> Inverse:
     """The ``keep`` largest of ``num`` Ritz pairs, found once for all directions; the rest counts as zero."""
 
     def inverse(problem: Problem):
         like = ravel_pytree(problem.params)[0]
-        start = jax.random.key(0) if key is None else key
-        space = iterative.lanczos(start, problem.curvature(problem), like, num)
+        space = iterative.lanczos(key, problem.curvature(problem), like, num)
         return partial(iterative.arnoldi, space, damping=problem.damping, keep=keep)
 
     return inverse

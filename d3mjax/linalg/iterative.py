@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from d3mjax.types import Solve
+from d3mjax.types import AnyArray, Solve
 
 Matvec = Callable[[Float[Array, "n"]], Float[Array, "n"]]
 _dot = lambda a, b: jnp.matmul(a, b, precision="highest")
@@ -153,19 +153,24 @@ def extremes(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], *, nu
     return jnp.min(jnp.where(real, space.values, jnp.inf)), jnp.max(jnp.where(real, space.values, -jnp.inf))
 
 
-def check(solve: Solve, *, rtol: float, smallest: float | None = None, damping: float = 0.0) -> None:
-    """Look at a finished solve on the host. ``smallest``: the least eigenvalue of A, if it is known.
+def check(
+    residual: Float[AnyArray, "..."],
+    steps: Int[AnyArray, "..."],
+    *,
+    rtol: float,
+    smallest: float | None = None,
+    damping: float = 0.0,
+) -> None:
+    """Look at finished solves on the host. ``smallest``: the least eigenvalue of A, if it is known.
 
     Raises:
       FloatingPointError: a residual above ``rtol`` or not finite; where the matrix is indefinite it names the damping
         that would help.
     """
-    worst = float(np.max(np.asarray(solve.residual)))
+    worst = float(np.max(np.asarray(residual)))
     if worst <= rtol:
         return
-    said = (
-        f"inverse product: relative residual {worst:.1e} after {int(np.max(solve.steps))} steps, asked for {rtol:.1e}"
-    )
+    said = f"inverse product: relative residual {worst:.1e} after {int(np.max(np.asarray(steps)))} steps, asked for {rtol:.1e}"
     if smallest is not None and smallest + damping <= 0:
         raise FloatingPointError(
             f"{said}; the curvature is indefinite, with an eigenvalue near {smallest:.3g} and damping {damping:.3g}: "

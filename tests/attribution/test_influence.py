@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from d3mjax.attribution import ekfac, gradients, influence
 from d3mjax.training import models
@@ -89,8 +89,8 @@ def test_the_ggn_is_the_hessian_of_a_linear_model():
 
 INVERSES = {
     "cg": influence.by_cg(rtol=1e-12),
-    "lissa": influence.by_lissa(depth=4000),
-    "arnoldi": influence.by_arnoldi(num=43, keep=43),
+    "lissa": influence.by_lissa(jax.random.key(0), depth=4000),
+    "arnoldi": influence.by_arnoldi(jax.random.key(0), num=43, keep=43),
 }
 
 
@@ -147,7 +147,7 @@ def test_removal_of_one_of_many_is_predicted():
     model, (whole, *parts) = fitted([np.ones(n), *(1.0 - np.eye(n))], damping, classes=2, train=train)
     tau, _ = influence.scores(model, whole, train, target, damping=damping / n, inverse=influence.by_dense())
     actual = np.stack([margins_of(model, v, target) for v in parts], 1) - margins_of(model, whole, target)[:, None]
-    assert spearmanr(-np.ravel(tau), np.ravel(actual)).statistic > 0.99
+    assert np.corrcoef(rankdata(-tau), rankdata(actual))[0, 1] > 0.99
     slope = np.vdot(tau, -actual) / np.vdot(tau, tau)
     assert 0.9 < slope < 1.1
 

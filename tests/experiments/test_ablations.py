@@ -54,6 +54,7 @@ def test_sources_are_interchangeable_and_timed(tmp_path):
     assert {name.split(",")[0] for name in names} == {
         "D3M by TRAK",
         "D3M by TRAK of the last layer",
+        "D3M by influence",
         "D3M by ridge",
         "D3M by LASSO",
     }

@@ -114,21 +114,20 @@ def test_residuals_are_true_and_a_preconditioner_saves_steps():
 
 
 def test_what_went_wrong_is_said():
+    look = lambda solve, **options: iterative.check(solve.residual, solve.steps, **options)
     with jax.enable_x64(True):
         a, v, values = spectrum()
         matvec = lambda x: a @ x
         low, high = iterative.extremes(jax.random.key(0), matvec, v, num=24)
         np.testing.assert_allclose([low, high], values[[0, -1]], rtol=1e-6)
         with pytest.raises(FloatingPointError, match="LiSSA, a larger scale"):
-            iterative.check(iterative.lissa(matvec, v, scale=40.0, depth=2000), rtol=1e-3)
+            look(iterative.lissa(matvec, v, scale=40.0, depth=2000), rtol=1e-3)
         indefinite = lambda x: a @ x - 3 * x
         solve = iterative.cg(indefinite, v, rtol=1e-8)
         low, _ = iterative.extremes(jax.random.key(0), indefinite, v, num=24)
         with pytest.raises(FloatingPointError, match=r"an eigenvalue near -2.99 .* take damping above 3.29"):
-            iterative.check(solve, rtol=1e-8, smallest=float(low))
-        iterative.check(
-            iterative.cg(indefinite, v, damping=3.3, rtol=1e-8), rtol=1e-8, smallest=float(low), damping=3.3
-        )
+            look(solve, rtol=1e-8, smallest=float(low))
+        look(iterative.cg(indefinite, v, damping=3.3, rtol=1e-8), rtol=1e-8, smallest=float(low), damping=3.3)
     with pytest.raises(ValueError, match="expected 0 < smallest < scale"):
         iterative.lissa_depth(2.0, 1.0, rtol=0.1)
 
