@@ -170,7 +170,8 @@ def check(
     worst = float(np.max(np.asarray(residual)))
     if worst <= rtol:
         return
-    said = f"inverse product: relative residual {worst:.1e} after {int(np.max(np.asarray(steps)))} steps, asked for {rtol:.1e}"
+    count = int(np.max(np.asarray(steps)))
+    said = f"inverse product: relative residual {worst:.1e} after {count} steps, asked for {rtol:.1e}"
     if smallest is not None and smallest + damping <= 0:
         raise FloatingPointError(
             f"{said}; the curvature is indefinite, with an eigenvalue near {smallest:.3g} and damping {damping:.3g}: "
