@@ -103,15 +103,14 @@ def fits(x, y, heldout, *, lambdas: int, steps: int) -> dict[str, Any]:
 
 def prepare(task: Task, config: Config, banks: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    truth = lds_trak.Config(subsets=config.subsets, repeats=config.truth_repeats)
-    programs = {"truth": lds_trak.make_truth(task, truth), "bank": make_bank(task, banks)}
+    programs = {"truth": lds_trak.make_truth(task, config.truth_repeats), "bank": make_bank(task, banks)}
     return partial(measure, task, config, programs)
 
 
 def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:
     """LDS of every setting and method on one data seed: mean and interval."""
     data, key = task.read(seed, smoke=config.smoke), jax.random.key(seed)
-    margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), progress)
+    margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), config.subsets, progress)
     truth = jnp.asarray(margins.mean(1))
     held = jnp.arange(config.subsets)
     held = lds_trak.half_subsets(jax.random.fold_in(key, TRUTH), held, len(data.train.y))

@@ -82,24 +82,24 @@ def half_subsets(key, ids, num_examples: int):
     return masks.fixed_size(jax.random.fold_in(key, 0), ids, num_examples, num_examples // 2)
 
 
-def make_truth(task: Task, config: Config) -> Callable:
-    """``truth(data, key, progress) -> margins [subsets repeats t]`` of models trained on half subsets."""
+def make_truth(task: Task, repeats: int) -> Callable:
+    """``truth(data, key, subsets, progress) -> margins [subsets repeats t]`` of models trained on half subsets."""
     model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
 
     def one(data: Data, key, mask):
         state, info = run.run(run.init(key, data.train.x[:1]), data.train, mask.astype(jnp.float32), task.steps)
         return outputs.soft_margins(model, state.variables, data.target), info.loss
 
-    mapped = _mapped(one)
+    train = mapped(one)
 
-    def truth(data: Data, key, progress):
+    def truth(data: Data, key, subsets: int, progress: Callable):
         def block(ids):
             keys = ensemble.model_keys(jax.random.fold_in(key, 1), ids)
-            return mapped(data, keys, half_subsets(key, ids // config.repeats, len(data.train.y)))
+            return train(data, keys, half_subsets(key, ids // repeats, len(data.train.y)))
 
-        ids = np.arange(config.subsets * config.repeats)
+        ids = np.arange(subsets * repeats)
         found = sweep(block, ids, block=min(len(ids), 200), progress=progress)
-        return found.reshape(-1, config.repeats, len(data.target.y))
+        return found.reshape(-1, repeats, len(data.target.y))
 
     return truth
 
@@ -112,7 +112,7 @@ def make_checkpoints(task: Task) -> Callable:
         weights = jnp.ones(data.train.y.shape[0])
         return run.run(run.init(key, data.train.x[:1]), data.train, weights, task.steps)[0].variables
 
-    return _mapped(one)
+    return mapped(one)
 
 
 def make_kernels(task: Task, setting: Setting) -> Callable:
@@ -127,10 +127,11 @@ def make_kernels(task: Task, setting: Setting) -> Callable:
         found = trak.scores(key, model, stacked, data.train, data.target, factor=gradients.no_factor, **options)
         return found.tau, jax.nn.sigmoid(-outputs.soft_margins(model, variables, data.train))
 
-    return _mapped(one)
+    return mapped(one)
 
 
-def _mapped(one: Callable) -> Callable:
+def mapped(one: Callable) -> Callable:
+    """``one(data, *arguments)`` of one model, for arguments with a leading model axis, over all devices."""
     spread = lambda data, *a: ensemble.map_models(partial(one, data), width=1, mesh=mesh.local_mesh())(*a)
     return jax.jit(spread)
 
@@ -148,7 +149,7 @@ def settings(config: Config) -> list[Setting]:
 def prepare(task: Task, config: Config) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
     programs: dict[Any, Callable] = {at: make_kernels(task, at) for at in settings(config)}
-    programs |= {"truth": make_truth(task, config), "checkpoints": make_checkpoints(task)}
+    programs |= {"truth": make_truth(task, config.repeats), "checkpoints": make_checkpoints(task)}
     programs["interval"] = jax.jit(partial(metrics.lds_interval, num_resamples=300))
     return partial(measure, task, config, programs)
 
@@ -157,7 +158,7 @@ def measure(task: Task, config: Config, programs: dict, seed: int, progress: Cal
     """LDS of every setting on one data seed: mean and interval for JSON, and the LDS of every target."""
     data, key = task.read(seed, smoke=config.smoke), jax.random.key(seed)
     n, most = len(data.train.y), max(config.checkpoints)
-    margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), progress)
+    margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), config.subsets, progress)
     truth = jnp.asarray(margins.mean(1))
     subsets = half_subsets(jax.random.fold_in(key, TRUTH), jnp.arange(config.subsets), n)
     keys = lambda family: ensemble.model_keys(jax.random.fold_in(key, family), jnp.arange(most))
@@ -260,7 +261,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Measure all settings, print a table for each task, and write ``results/lds_trak/<run>``; rerun to resume."""
     if config.smoke:
         small = {"checkpoints": (1, 2), "sizes": (16, 32), "dampings": (0.1,), "size": 32}
-        small |= {"dense": (32,), "curvature": (32,)}
+        small |= {"dense": (32,), "sketch": (32,), "curvature": (32,)}
         config = replace(config, seeds=2, subsets=10, repeats=2, **small)
     models = config.subsets * config.repeats
     return units.run_experiment(

@@ -46,9 +46,9 @@ class Task:
 SMALL = {"train": 600, "targets": 200, "selection": 200, "test": 400}  # sizes of smoke runs
 
 
-def _adult(seed: int, *, smoke: bool) -> Data:
-    sizes: dict[str, Any] = {"num_train": 600, "num_targets": 300, "num_selection": 300} if smoke else {}
-    data = adult.load_adult(seed, **sizes)
+def _adult(seed: int, *, smoke: bool, **sizes: Any) -> Data:
+    few: dict[str, Any] = {"num_train": 600, "num_targets": 300, "num_selection": 300} if smoke else {}
+    data = adult.load_adult(seed, **sizes | few)
     return data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
 
 
@@ -163,3 +163,7 @@ TASKS = {
     task.name: task for task in (ADULT, PATCH, PATCH_BALANCED, BACKGROUND, BACKGROUND_BALANCED, DIGITS, LABEL_ERRORS)
 }
 LDS_TASKS = {task.name: task for task in (SMALL_PATCH, FASHION)}  # n = 2,000
+SMALL_TASKS = {
+    "adult": replace(ADULT, load=partial(_adult, num_train=1000), steps=400),
+    "patch": replace(PATCH, load=partial(_pixels, _pair, train=1000), steps=400),
+}  # n = 1,000
