@@ -114,6 +114,8 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
             Give another one after changing the code of your model.
     """
     mesh.start()
+    if jax.process_count() > 1:
+        raise ValueError(f"found {jax.process_count()} processes, expected one: this command runs on one host")
     for name in ("seeds", "retrains", "checkpoints", "steps"):
         value = getattr(config, name)
         if value is not None and value < 1:

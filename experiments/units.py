@@ -36,6 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 from d3mjax.runtime import mesh, preemption, record
+from d3mjax.runtime.attribution_blocks import digest
 from experiments import report
 
 Unit = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -56,15 +57,14 @@ class Config(Protocol):
 
 
 C = TypeVar("C", bound=Config)
-T = TypeVar("T")
 
 
 def run_experiment(
     experiment: str,
     config: C,
-    tasks: Mapping[str, T],
-    prepare: Callable[[T, C], Callable],
-    describe: Callable[[T, C, list[Unit]], tuple[list[dict[str, Any]], report.Section]],
+    tasks: Mapping[str, Any],
+    prepare: Callable[[Any, C], Callable],
+    describe: Callable[[Any, C, list[Unit]], tuple[list[dict[str, Any]], report.Section]],
     *,
     models: int,
     results: Path,
@@ -87,7 +87,13 @@ def run_experiment(
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(tasks)}")
     begin = time.perf_counter()
     mesh.start()
-    mesh.agree({"config": asdict(config), "revision": record.environment()["revision"]})
+    if jax.process_count() > 1:
+        environment = record.environment()
+        first = {
+            name: digest(getattr(tasks[name], "task", tasks[name]).read(config.first_seed)) for name in config.tasks
+        }
+        facts = {"config": asdict(config), "run": run, "revision": environment["revision"], "data": first}
+        mesh.agree({"experiment": experiment, **facts, "versions": environment["versions"]})
     mesh.check_shared(results)
     with preemption.at_once():
         directory = record.open_run(results, experiment, asdict(config), run)
@@ -108,12 +114,22 @@ def run_units(
     directory: Path, name: str, seeds: range, measure: Callable, *, models: int, together: bool = False
 ) -> list[Unit]:
     """``measure(seed, progress)`` of every seed behind one progress bar, read where ``directory`` has it already."""
-    store = lambda seed, progress: record.unit(directory, f"{name}-{seed}", partial(measure, seed, progress))
     with tqdm(total=len(seeds) * models, unit="model", desc=name) as bar:
         for i, seed in enumerate(seeds):
-            if together or i % jax.process_count() == jax.process_index():
-                store(seed, bar.update)
+            unit = f"{name}-{seed}"
+            if together:
+                # All or none: there are waits in it. One stores what all have.
+                if mesh.any_host(record.read_unit(directory, unit) is None):
+                    found = measure(seed, bar.update)
+                    if mesh.leads():
+                        record.unit(directory, unit, lambda found=found: found)
+                    mesh.wait(unit)
+            elif i % jax.process_count() == jax.process_index():
+                record.unit(directory, unit, partial(measure, seed, bar.update))
             bar.n = (i + 1) * models  # a unit that was read has reported nothing
             bar.refresh()
     mesh.wait(name)
-    return [store(seed, lambda count: None) for seed in seeds]
+    found = [record.read_unit(directory, f"{name}-{seed}") for seed in seeds]
+    if missing := [seed for seed, unit in zip(seeds, found, strict=True) if unit is None]:
+        raise OSError(f"{directory}: this host does not see the units of seeds {missing}, which were written")
+    return [unit for unit in found if unit is not None]

@@ -53,21 +53,20 @@ class Info(NamedTuple):
 
 def ggn(problem: Problem) -> iterative.Matvec:
     """``v -> sum_i w_i J_i' (diag(p_i) - p_i p_i') J_i v``, J the Jacobian of the logits, p softmax probabilities."""
-    flat, unravel = ravel_pytree(problem.params)
 
-    def rows(params, part, weight):
-        of_all = lambda p: jax.vmap(problem.logits, (None, 0))(p, part)
-        logits, push = jax.linearize(of_all, params)
-        _, pull = jax.vjp(of_all, params)
-        p = jax.nn.softmax(logits.astype(flat.dtype), axis=-1)
+    def inner(logits, u):
+        p = jax.nn.softmax(logits, axis=-1)
+        return p * (u - (p * u).sum(-1, keepdims=True))
 
-        def product(v):
-            u = push(v)
-            return pull((weight[:, None] * p * (u - (p * u).sum(-1, keepdims=True))).astype(logits.dtype))[0]
+    return _through_logits(problem, inner)
 
-        return product
 
-    return partial(_summed, problem, rows, unravel)
+def one_vs_rest(problem: Problem) -> iterative.Matvec:
+    """``v -> sum_i w_i J_i' diag(s_i (1 - s_i)) J_i v`` with ``s = sigmoid(logits)``: a logistic curvature per class.
+
+    What FMD's code has in place of the GGN; it is not the curvature of the cross-entropy that is minimised.
+    """
+    return _through_logits(problem, lambda logits, u: jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * u)
 
 
 def hessian(problem: Problem) -> iterative.Matvec:
@@ -228,6 +227,24 @@ def _output(o: Options, output, variables):
 
 def _log_likelihoods(problem: Problem, params, examples):
     return jax.vmap(partial(log_likelihood, problem), (None, 0))(params, examples)
+
+
+def _through_logits(problem: Problem, inner: Callable) -> iterative.Matvec:
+    """``v -> sum_i w_i J_i' inner(logits_i, J_i v)``."""
+    flat, unravel = ravel_pytree(problem.params)
+
+    def rows(params, part, weight):
+        of_all = lambda p: jax.vmap(problem.logits, (None, 0))(p, part)
+        logits, push = jax.linearize(of_all, params)
+        _, pull = jax.vjp(of_all, params)
+
+        def product(v):
+            u = weight[:, None] * inner(logits.astype(flat.dtype), push(v).astype(flat.dtype))
+            return pull(u.astype(logits.dtype))[0]
+
+        return product
+
+    return partial(_summed, problem, rows, unravel)
 
 
 def _summed(problem: Problem, rows: Callable, unravel: Callable, vector):

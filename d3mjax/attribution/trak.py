@@ -50,7 +50,7 @@ class Options(NamedTuple):
     times q, instead of two means. ``curvature``: what else weighs an example in K, from the same; None for nothing, as
     published. `gradients.logistic_curvature` makes K the Hessian of the linearised problem, the Newton step that TRAK
     simplifies: it predicts retraining much better, and chooses examples for D3M worse (`experiments/lds_trak.py`).
-    ``reduce``: sums over devices that hold a share of the train examples each (`runtime.sharded`).
+    ``reduce``: sums over devices, ``shares`` of them, each with as many train examples (`runtime.sharded`).
     ``library_scale``: divide each ``K_a^-1`` by its mean absolute entry, as the authors' library does; parity only, as
     it weighs checkpoints by their squared gradient scale.
     """
@@ -65,6 +65,7 @@ class Options(NamedTuple):
     factor_inside: bool = False
     curvature: Callable | None = None
     reduce: Callable = lambda tree: tree
+    shares: int = 1
     library_scale: bool = False
 
 
@@ -254,7 +255,7 @@ def _gram(phi, weights):
 
 def _solve(o: Options, gram, targets, finite):
     """``K^-1 u`` for every row u of ``targets [k p]``, and what can be said about it."""
-    p, n = gram.shape[0], finite.shape[0]
+    p, n = gram.shape[0], finite.shape[0] * o.shares
     if isinstance(o.damping, int | float) and (o.damping < 0 or (o.damping == 0 and p >= n)):
         raise ValueError(
             f"damping: found {o.damping} with a projection to p = {p} for n = {n} examples, where the Gram matrix is "

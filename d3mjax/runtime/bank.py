@@ -91,9 +91,9 @@ def fill(
 
     ``run(ids [b], masks [b n]) -> (outputs [b t], losses [b s])``; ``subsets`` are those of the manifest.
     ``run`` always sees ``block`` ids: a part of a block is filled up by repeating its last. Blocks begin at multiples
-    of ``block``, and host h of H makes those whose number is h modulo H; all hosts call this, and all return when all
-    are done. A kill loses the block in hand; damaged blocks are made again. ``progress`` is told the number of models
-    read, then that of each block made here.
+    of ``block``. Where there are several hosts all call this, missing blocks are dealt out, and all return when all are
+    done; ``run`` must keep to the devices of its host. A kill loses the block in hand; damaged blocks are made again.
+    ``progress`` is told the number of models read, then that of each block made here.
 
     Raises:
       ValueError: ids that repeat, are negative or none at all; ``block`` below 1; a directory of another manifest,
@@ -118,8 +118,9 @@ def fill(
     mesh.wait("bank-mended")  # before anybody writes a block of the name of a damaged one
     missing = np.setdiff1d(ids, np.concatenate([np.zeros(0, int), *(head[0] for head in good.values())]))
     progress(len(ids) - len(missing))
-    for part in blocks.runs(missing, block):
-        if part[0] // block % jax.process_count() == jax.process_index():
+    mesh.agree({"missing": digest(missing)})  # a slow file server could show hosts different files
+    for number, part in enumerate(blocks.runs(missing, block)):
+        if number % jax.process_count() == jax.process_index():
             blocks.write(directory, manifest, blocks.train(manifest, subsets, run, part, block=block))
             progress(len(part))
     mesh.wait("bank-filled")

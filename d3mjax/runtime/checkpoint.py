@@ -47,7 +47,8 @@ def train(
     if every < 1 or keep < 1:
         raise ValueError(f"every, keep: found {every}, {keep}, expected at least 1 of each")
     directory = Path(directory).absolute()
-    mesh.agree(dict(facts))
+    facts = {**facts, "num_steps": num_steps}
+    mesh.agree({**facts, "every": every})
     mesh.check_shared(directory)
     record.bind(directory, facts, "manifest.json", results="[0-9]*")
     run = jax.jit(trainer.run, static_argnums=3, donate_argnums=0)
@@ -68,8 +69,8 @@ def train(
             progress(step + count)
             stop = mesh.any_host(asked())
         manager.wait_until_finished()
-    if stop:
-        raise SystemExit(preemption.STATUS)
+        if stop:
+            raise SystemExit(preemption.STATUS)
     return state, losses
 
 

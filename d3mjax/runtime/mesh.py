@@ -40,7 +40,7 @@ def start(*, timeout: int = 300, silence: int = 100) -> None:
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and jax.config.values["jax_num_cpu_devices"] in (None, -1):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", record.cores())
     if jax.distributed.is_initialized():
         return
     address, way = os.environ.get("JAX_COORDINATOR_ADDRESS", ""), os.environ.get("D3MJAX_DISTRIBUTED", "")
@@ -51,7 +51,11 @@ def start(*, timeout: int = 300, silence: int = 100) -> None:
     # The service would take SIGTERM for itself; `preemption` decides what happens then.
     jax.config.update("jax_enable_preemption_service", False)
     if way:
-        print("looking for the other hosts of this run", file=sys.stderr)
+        print(
+            f"looking for the other hosts of this run, for at most {timeout} s: each must run this command, with "
+            "D3MJAX_DISTRIBUTED=auto, and be able to reach the first one",
+            file=sys.stderr,
+        )
         jax.distributed.initialize(initialization_timeout=timeout, heartbeat_timeout_seconds=silence)
         return
     count, index = (_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
@@ -93,8 +97,13 @@ def gather(tree: PyTree) -> PyTree:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     whole = lambda a: multihost_utils.process_allgather(a, tiled=True)
-    spread = lambda a: isinstance(a, jax.Array) and not a.is_fully_addressable
-    return jax.tree.map(lambda a: whole(a) if spread(a) else np.asarray(a), tree)
+
+    def one(a):
+        if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+        return whole(a) if isinstance(a, jax.Array) and not a.is_fully_addressable else np.asarray(a)
+
+    return jax.tree.map(one, tree)
 
 
 def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:

@@ -4,40 +4,74 @@ Blocks and units are atomic files, so what is in hand may be dropped; the exit s
 "not finished". A long training asks to be told instead, saves a checkpoint, and leaves.
 """
 
+import os
 import signal
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import jax
 
 STATUS = 128 + signal.SIGTERM
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """In this block SIGTERM drops what is in hand, cleans up and exits with `STATUS`."""
+def at_once(*, grace: float = 10.0) -> Iterator[None]:
+    """In this block SIGTERM drops what is in hand, cleans up and exits with `STATUS`.
+
+    Python is told between two calls only: where a compiled program runs, or other hosts are waited for, the process
+    ends after ``grace`` seconds all the same. Of several hosts each leaves by itself, whatever ended it, for JAX would
+    wait for the others first, and then abort.
+    """
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+
+    def watch():
+        while caught := os.read(reads, 1):  # nothing once the other end is closed
+            if caught[0] == signal.SIGTERM:
+                time.sleep(grace)
+                os._exit(STATUS)
+        os.close(reads)
 
     def leave(*_):
         raise SystemExit(STATUS)
 
-    with _handling(leave):
-        yield
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        with _handling(leave, wakeup=writes):
+            yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
+    finally:
+        os.close(writes)
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """In this block SIGTERM is only noted: ``asked()`` says whether it came, and who asks must exit with `STATUS`."""
+    """In this block SIGTERM is only noted: ``asked()`` says whether it came. At the end of it, it is sent again."""
     came = []
     with _handling(lambda *_: came.append(True)):
         yield lambda: bool(came)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextmanager
-def _handling(handler: Callable) -> Iterator[None]:
+def _handling(handler: Callable, *, wakeup: int = -1) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there can Python take signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, handler)
+    before, descriptor = signal.signal(signal.SIGTERM, handler), signal.set_wakeup_fd(wakeup)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(descriptor)
         signal.signal(signal.SIGTERM, before)

@@ -37,9 +37,14 @@ def environment() -> dict[str, Any]:
         "revision": _revision(),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_mib() -> float:
@@ -158,6 +163,11 @@ def unit(
     return stored
 
 
+def read_unit(run: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """What `unit` stored, or None if there is nothing, or only something damaged."""
+    return _read_unit(run / "units" / f"{name}.npz")
+
+
 def metrics_document(
     experiment: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> dict[str, Any]:
@@ -252,10 +262,10 @@ def _revision():
     try:  # an installed copy inside somebody's repository is untracked there, and must not take its revision
         for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
             revision = subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode != 0
+        changes = subprocess.run([*git, "diff", "HEAD"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return f"d3mjax {importlib.metadata.version('d3mjax')}"
-    return revision + (" + changes" if changed else "")
+    return revision + (f" + changes {hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")
 
 
 def json_text(value: Any, **options: Any) -> str:

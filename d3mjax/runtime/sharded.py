@@ -45,7 +45,8 @@ def group_scores(
     """`trak.group_scores` with an equal share of the train examples on each device along ``axis``.
 
     Each device keeps the gradients of its own examples; they send each other the Gram ``[p p]`` of a checkpoint.
-    Targets, few beside train examples, are on all devices. Arguments, results and errors as there.
+    Targets, few beside train examples, are on all devices. Arguments, results and errors as there. Compiled at every
+    call: jit what calls it more than once. If n is no multiple of the devices, the results are copied to all of them.
     """
     check_groups(target.group, num_groups)
     count = mesh.shape[axis]
@@ -58,7 +59,8 @@ def group_scores(
     def share(train, weights, target, keys, checkpoints):
         def one(at):
             return trak.group_columns(
-                at[0], model, at[1], train, target, num_groups, weights=weights, reduce=reduce, **options
+                *(at[0], model, at[1], train, target, num_groups),
+                **{**options, "weights": weights, "reduce": reduce, "shares": count},
             )
 
         kernel, factor, info = jax.lax.map(one, (keys, checkpoints))
@@ -87,7 +89,10 @@ def fit_lasso(
     axis: str = "model",
     **options: Any,
 ) -> tuple[Linear, datamodels.LassoInfo]:
-    """`datamodels.fit_lasso` with models shared out for the Gram, and targets for everything after it."""
+    """`datamodels.fit_lasso` with models shared out for the Gram, and targets for everything after it.
+
+    Compiled at every call. Masks are shared out if their number is a multiple of the devices, and copied to all if not.
+    """
     spread = {
         "moments": partial(moments, mesh=mesh, axis=axis),
         "map_targets": partial(map_targets, mesh=mesh, axis=axis),

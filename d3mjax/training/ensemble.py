@@ -47,12 +47,13 @@ def map_models(fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | Non
         axis = mesh.axis_names[0]
         auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
         padding = -num_models % mesh.shape[axis]
-        args = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], padding, axis=0)]), args)
+        if padding:  # even of nothing, it would go between devices where arguments are spread over them
+            args = jax.tree.map(lambda a: jnp.concatenate([a, jnp.repeat(a[-1:], padding, axis=0)]), args)
         spec = PartitionSpec(axis)
         # check_vma=False: with it on, JAX sums the gradients of parameters that start equal on all devices (biases at
         # zero), tying models together that have nothing to do with each other.
         out = jax.shard_map(chunked, mesh=auto, in_specs=spec, out_specs=spec, check_vma=False)(args)
-        return jax.tree.map(lambda a: a[:num_models], out)
+        return jax.tree.map(lambda a: a[:num_models], out) if padding else out
 
     return mapped
 

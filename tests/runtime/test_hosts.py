@@ -18,6 +18,7 @@ import two_hosts  # beside this file
 from d3mjax.attribution import projections
 from d3mjax.data import splits
 from d3mjax.runtime import checkpoint, mesh, preemption, sharded
+from d3mjax.training import ensemble
 
 SCRIPT = Path(two_hosts.__file__)
 # Outputs of order 1 after tens of float32 steps; sums in another order move the last digits.
@@ -72,7 +73,7 @@ def alone(tmp_path_factory):
 def test_devices_and_hosts_change_nothing(alone, devices, hosts, tmp_path):
     found = results(tmp_path, *TASKS, devices=devices, hosts=hosts)
     assert found.keys() == alone.keys()
-    assert (found.pop("large/shards"), alone["large/shards"]) == (devices * hosts, 1)
+    assert found.pop("large/share") * devices * hosts == alone["large/share"] == 16  # parameters on each device
     for name, values in found.items():
         if values.dtype.kind in "bi":
             np.testing.assert_array_equal(values, alone[name], err_msg=name)
@@ -101,6 +102,40 @@ def test_sigterm_saves_a_checkpoint_and_training_goes_on_elsewhere(alone, tmp_pa
         close(found[name], alone[name])
 
 
+def test_hosts_that_are_told_to_go_leave_even_while_they_wait(tmp_path):
+    # JAX itself would wait for the other for minutes, and abort with another status.
+    assert [status for status, *_ in finish(launch(tmp_path, "leave", hosts=2))] == [preemption.STATUS] * 2
+
+
+BUSY = """
+import sys, jax, jax.numpy as jnp
+from d3mjax.runtime import preemption
+with preemption.at_once(grace=1):
+    print("ready", flush=True)
+    jax.block_until_ready(jax.lax.fori_loop(0, 2**31 - 1, lambda i, x: jnp.sin(x), jnp.ones(8)))
+"""
+PATIENT = """
+import time
+from d3mjax.runtime import preemption
+try:
+    with preemption.at_once(grace=30):
+        print("ready", flush=True)
+        time.sleep(60)
+finally:
+    print("cleaned up")
+"""
+
+
+@pytest.mark.parametrize(("program", "said"), [(BUSY, ""), (PATIENT, "cleaned up\n")])
+def test_sigterm_ends_python_between_two_calls_and_anything_else_after_the_grace(program, said):
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (preemption.STATUS, said)
+
+
 def test_hosts_that_do_not_belong_together_are_named_and_units_dealt_out(tmp_path):
     for status, said, errors in finish(launch(tmp_path, "refusals", devices=4, hosts=2)):
         assert status == 0, errors[-3000:]
@@ -109,7 +144,11 @@ def test_hosts_that_do_not_belong_together_are_named_and_units_dealt_out(tmp_pat
         assert "hosts [1] do not see what host 0 wrote there" in found["shared"]
         assert "expected a divisor of all 8 devices" in found["divide"]
         assert "devices: asked for 16, found 8 on 2 hosts" in found["asked"]
-        assert found["dealt"] == [[5, 0], [6, 1], [7, 0]]
+        assert "host 1 differs from host 0 (there): data.task is" in found["data"]
+        assert "config.rate is 0.1 there, 1.1 here" in found["config"]
+        assert found["together-False"] == [0, 1, 0]
+        assert found["together-True"] == [0, 0, 0]
+        assert found["mean"] == 6
 
 
 @pytest.mark.parametrize(
@@ -148,10 +187,11 @@ def collectives(compiled_text):
 
 
 def test_models_side_by_side_never_talk_to_each_other():
-    run = two_hosts.outputs_of(mesh.global_mesh())
-    ids = np.arange(16)
-    program = jax.jit(lambda ids, chosen: run(ids, chosen)).lower(ids, two_hosts.subsets(ids)).compile()
-    assert collectives(program.as_text()) == {}
+    everywhere = mesh.global_mesh()
+    many, chosen = two_hosts.program(everywhere), two_hosts.subsets(np.arange(16))
+    keys = ensemble.model_keys(jax.random.key(1), np.arange(16))
+    for arguments in ((keys, chosen), mesh.place((keys, chosen), everywhere, "model")):
+        assert collectives(many.lower(*arguments).compile().as_text()) == {}
 
 
 def test_a_gram_is_one_sum_between_devices():
@@ -174,13 +214,26 @@ def test_a_gram_is_one_sum_between_devices():
 
 
 def test_blocks_of_a_bank_compile_once(tmp_path):
-    traced = []
-    counted = jax.jit(lambda ids: (traced.append(1), ids * 2)[1])
-    run = two_hosts.outputs_of(mesh.local_mesh())
+    traces = []
+    many = two_hosts.program(mesh.local_mesh(), lambda: traces.append(1))
+    run = lambda ids, chosen: many(ensemble.model_keys(jax.random.key(1), ids), chosen)
     facts = two_hosts.bank.manifest(jax.random.key(0), two_hosts.subsets, {}, {}, num_targets=two_hosts.T)
-    watched = lambda ids, chosen: (counted(jnp.asarray(ids)), run(ids, chosen))[1]
-    two_hosts.bank.fill(tmp_path / "b", facts, two_hosts.subsets, watched, np.arange(11), block=4)
-    assert len(traced) == 1
+    two_hosts.bank.fill(tmp_path / "b", facts, two_hosts.subsets, run, np.arange(11), block=4)
+    assert len(traces) == 1
+
+
+def test_a_finished_training_is_not_asked_for_another_length(tmp_path):
+    run = two_hosts.trainer()
+    state = run.init(jax.random.key(0), two_hosts.TRAIN.x[:1])
+    train = lambda num_steps: checkpoint.train(
+        tmp_path, {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), num_steps, every=5
+    )
+    after, losses = train(10)
+    assert (after.step, losses.shape) == (10, (10,))
+    again, _ = train(10)
+    jax.tree.map(np.testing.assert_array_equal, after.variables, again.variables)
+    with pytest.raises(ValueError, match="num_steps is 10 there, 20 here"):
+        train(20)
 
 
 def test_what_does_not_divide_is_named():

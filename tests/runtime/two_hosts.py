@@ -8,7 +8,11 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +22,10 @@ import optax
 from d3mjax.attribution import projections
 from d3mjax.data import splits
 from d3mjax.debiasing import alignment, selection
-from d3mjax.runtime import bank, checkpoint, mesh, record, sharded
+from d3mjax.runtime import bank, checkpoint, mesh, preemption, record, sharded
 from d3mjax.training import ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import Split
-from experiments import units
+from experiments import report, units
 
 N, T, GROUPS = 45, 10, 2
 KEY = jax.random.key
@@ -47,12 +51,14 @@ def trainer(**options):
     )
 
 
-def outputs_of(devices):
-    """``run(ids, masks) -> (margins [b t], losses [b s])`` with models spread over ``devices``."""
+def program(devices, traced=lambda: None):
+    """``(keys [b], masks [b n]) -> (margins [b t], losses [b s])`` with models spread over ``devices``."""
     run = trainer()
 
     @jax.jit
     def many(keys, chosen):
+        traced()
+
         def one(key, mask):
             state, info = run.run(run.init(key, TRAIN.x[:1]), TRAIN, mask.astype(jnp.float32), 20)
             logits, _ = MODEL.apply(state.variables, TARGET.x)
@@ -60,6 +66,12 @@ def outputs_of(devices):
 
         return ensemble.map_models(one, width=1, mesh=devices)(keys, chosen)
 
+    return many
+
+
+def outputs_of(devices):
+    """The same for ids in place of keys."""
+    many = program(devices)
     return lambda ids, chosen: many(ensemble.model_keys(KEY(1), ids), chosen)
 
 
@@ -133,11 +145,47 @@ def run_large(directory):
         directory / "large", {"steps": 40}, run, state, split, weights, 40, every=8, progress=progress
     )
     kernel = state.variables["params"]["Dense_0"]["kernel"]
-    return {
-        "kernel": mesh.gather(kernel),
-        "losses": losses,
-        "shards": np.asarray(len(set(map(str, kernel.sharding.device_set)))),
-    }
+    share = np.asarray(kernel.addressable_shards[0].data.shape[1])
+    return {"kernel": mesh.gather(kernel), "losses": losses, "share": share}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Of an experiment that does nothing."""
+
+    tasks: tuple[str, ...] = ("task",)
+    seeds: int = 3
+    first_seed: int = 5
+    rate: float = 0.1
+
+
+class Task(NamedTuple):
+    """A task whose data can be other on one host."""
+
+    offset: int = 0
+
+    def read(self, seed):
+        """The data of one seed."""
+        return np.arange(4) + seed + self.offset
+
+
+def run_experiment(results, name, *, config=Config(), task=Task(), **options):  # noqa: B008
+    """Units that say which host made them."""
+    measure = lambda seed, progress: ({"host": jax.process_index(), "seed": seed}, {})
+    rows = lambda task, config, found: [report.row("task", "ours", {"seed": [facts["seed"] for facts, _ in found]})]
+    describe = lambda *at: (rows(*at), report.Section("", {}))
+    arguments = ("nothing", config, {"task": task}, lambda task, config: measure, describe)
+    return units.run_experiment(*arguments, models=1, results=results, run=name, **options)
+
+
+def run_leave(directory):
+    """One host is told to go while it waits for the other, which is told a little later, in Python."""
+    threading.Timer(1 + jax.process_index(), lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    with preemption.at_once(grace=2):
+        if jax.process_index():
+            time.sleep(60)
+        mesh.wait("never")
+    return {}
 
 
 def run_refusals(directory):
@@ -148,14 +196,21 @@ def run_refusals(directory):
         "shared": lambda: mesh.check_shared(directory / f"host-{jax.process_index()}"),
         "divide": lambda: mesh.global_mesh(data=3),
         "asked": lambda: mesh.global_mesh(devices=16),
+        "data": lambda: run_experiment(directory / "results", "data", task=Task(jax.process_index())),
+        "config": lambda: run_experiment(
+            directory / "results", "config", config=Config(rate=0.1 + jax.process_index())
+        ),
     }.items():
         try:
             check()
         except ValueError as error:
             said[name] = str(error)
-    measure = lambda seed, progress: ({"host": jax.process_index()}, {"seed": np.asarray(seed)})
-    found = units.run_units(directory, "task", range(5, 8), measure, models=1)
-    said["dealt"] = [(int(arrays["seed"]), facts["host"]) for facts, arrays in found]
+    for together in (False, True):
+        run = run_experiment(directory / "results", f"together-{together}", together=together)
+        found = [record.read_unit(run, f"task-{seed}") for seed in range(5, 8)]
+        said[f"together-{together}"] = [unit[0]["host"] for unit in found if unit]
+        document = record.read_json(run / "metrics.json")
+        said["mean"] = document["rows"][0]["metrics"]["seed"]["mean"]
     print(json.dumps(said))
     return {}
 
