@@ -3,7 +3,7 @@
 Claim:    without training groups, D3M closes the gap between plain training and the best tuned method that is given
           them (SUBG, RWG or GroupDRO), and no control that removes as many examples does.
 Command:  python -m experiments.main_table            (`--config.smoke` takes seconds)
-Expected: the table of its report; gap closed = (worst group - ERM) / (best of SUBG, RWG, GroupDRO - ERM).
+Expected: the tables in experiments/README.md; gap closed = (worst group - ERM) / (best of SUBG, RWG, GroupDRO - ERM).
 Device:   two CPU cores; any JAX device works.
 """
 
