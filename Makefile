@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m experiments.d3m
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

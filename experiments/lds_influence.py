@@ -39,6 +39,7 @@ class Config:
     dampings: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0)  # of the sum of weights, for the GGN by CG
     damping: float = 0.01  # everywhere else
     size: int = 256  # TRAK's projected dimension
+    controls: bool = True  # the Hessian, K-FAC and the last layer alone, too
     smoke: bool = False
 
 
@@ -66,11 +67,16 @@ def sources(task: Task, config: Config) -> dict[str, Callable]:
 
     last = f"Dense_{len(task.hidden)}"
     found = {f"GGN, damping {d:g}": newton(d, inverse=influence.by_cg(max_steps=500)) for d in config.dampings}
+    if config.controls:
+        found |= {
+            f"Hessian, damping {10 * config.damping:g}": newton(10 * config.damping, curvature=influence.hessian),
+            f"K-FAC, damping {config.damping:g}": newton(config.damping, inverse=ekfac.by_ekfac(corrected=False)),
+            f"GGN of the last layer, damping {config.damping:g}": newton(
+                config.damping, keep=lambda path: last in path
+            ),
+        }
     found |= {
-        f"Hessian, damping {10 * config.damping:g}": newton(10 * config.damping, curvature=influence.hessian),
         f"EK-FAC, damping {config.damping:g}": newton(config.damping, inverse=ekfac.by_ekfac()),
-        f"K-FAC, damping {config.damping:g}": newton(config.damping, inverse=ekfac.by_ekfac(corrected=False)),
-        f"GGN of the last layer, damping {config.damping:g}": newton(config.damping, keep=lambda path: last in path),
         f"TRAK, p = {config.size}": by_trak(),
         f"TRAK with curvature, p = {config.size}": by_trak(curvature=gradients.logistic_curvature),
     }
@@ -140,7 +146,8 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
     """Measure all sources, print a table for each task, and write ``results/lds_influence/<run>``; rerun to resume."""
     if config.smoke:
-        config = replace(config, seeds=1, subsets=20, repeats=2, checkpoints=(1, 2), dampings=(0.01, 0.1), size=32)
+        small = {"checkpoints": (1, 2), "dampings": (0.01, 0.1), "size": 32, "controls": False}
+        config = replace(config, seeds=1, subsets=20, repeats=2, **small)
     models = config.subsets * config.repeats
     return units.run_experiment(
         "lds_influence", config, SMALL_TASKS, prepare, describe, models=models, results=results, run=run
