@@ -5,8 +5,9 @@ import os
 import shutil
 import tempfile
 
-# LLVM's optimisation of what runs for milliseconds is a quarter of the suite's time; XLA_FLAGS=" " turns it on again.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Programs here run for milliseconds: LLVM's optimisation and fused kernels cost more to compile than they save, a third
+# of the suite's time. XLA_FLAGS=" " turns them on again.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax
 
