@@ -1,6 +1,7 @@
 """The projection of D3M's gradients: its dimension, its damping and its kind.
 
-Claim:    p far below n and little damping; sparse, dense and factored projections agree.
+Claim:    p far below n and little damping; where n is small, much damping; sparse, dense and factored projections
+          agree.
 Command:  python -m experiments.ablate_projection            (`--config.smoke` takes seconds)
 Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores, about two minutes a task and seed; any JAX device works.
