@@ -3,7 +3,7 @@
 Claim:    where training fits everything, reweighted examples are fitted like all others and removing helps more; with
           strong regularisation reweighting is as good or better.
 Command:  python -m experiments.ablate_regime            (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote.
+Expected: not measured yet beyond `--config.smoke`.
 Device:   two CPU cores, about a minute a regime and seed; any JAX device works.
 """
 

@@ -1,7 +1,7 @@
 """Removal rules: how much of D3M's gain is left when at most a tenth of the training set may go.
 
-Claim:    dropping the lowest tenth and weighing the rest softly keeps most of the gain; a step that also lifts what helps
-          closes all of the gap on two tasks, and fails where its effective sample gets too small.
+Claim:    dropping the lowest tenth and weighing the rest softly keeps most of the gain; a step that also lifts what
+          helps closes all of the gap on two tasks, and fails where its effective sample gets too small.
 Command:  python -m experiments.removal_rules            (`--config.smoke` takes seconds)
 Expected: the table in experiments/README.md, which this command wrote with `--config.tasks adult patch background
           digits`; gap closed = (worst group - ERM) / (better of SUBG and RWG - ERM).
