@@ -206,7 +206,8 @@ def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str]) 
     axes.set_xticklabels([name.replace(", ", "\n") for name in group_names])
     axes.grid(False, axis="x")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    figure.legend(loc="outside upper center", ncols=min(len(accuracies), 4), frameon=False)
+    fit = int(figure.get_figwidth() * 13 / (max(map(len, accuracies)) + 8))  # some 13 characters an inch, and the patch
+    figure.legend(loc="outside upper center", ncols=max(1, min(len(accuracies), 4, fit)), frameon=False)
     return figure
 
 

@@ -23,9 +23,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Key
 
 from d3mjax.attribution import factors
+from d3mjax.linalg.products import integer_product
 
 
 class Projection(NamedTuple):
@@ -62,7 +63,7 @@ def rademacher(p: int, *, block: int = 4096, digits: int | None = None) -> MakeP
     """Entries ``+-1 / sqrt(p)``, from one random bit each; ``block`` rows of P are in memory at a time.
 
     ``digits``: None multiplies in float32. 1 to 3 writes gradients as so many signed bytes and multiplies 8-bit
-    integers, whose sums are exact: see `_integer_product` for the error. At 3 it is that of float32, at 2 far below
+    integers, whose sums are exact: see `integer_product` for the error. At 3 it is that of float32, at 2 far below
     that of the projection itself. Worth it only where the compiler uses int8 hardware: with JAX 0.10 on a CPU with AMX
     the product of a block took some 40 % of the time at 3 digits, but the whole of TRAK at p = 512 some 85 %, at 2
     digits 70 %. JAX 0.8 multiplies bytes on CPUs several times slower than floats. Not tried on GPUs. float64 stays
@@ -282,25 +283,8 @@ def _entries_dtype(flat, digits):
 def _product(rows, entries, digits):
     """``rows [b k] @ entries [k q]``, through integers where entries are."""
     if entries.dtype == jnp.int8:
-        return _integer_product(rows, entries, digits)
+        return integer_product(rows, entries, digits)
     return jnp.matmul(rows, entries, precision="highest")
-
-
-def _integer_product(rows: Float[Array, "b k"], entries: Int[Array, "k q"], digits: int) -> Float[Array, "b q"]:
-    """``rows @ entries`` with every row as integers of ``digits`` signed bytes, relative to its largest entry.
-
-    ``row = unit * (d_0 + 256 d_1 + 65536 d_2)`` with ``unit = max |row| / (127 * 256^(digits - 1))``, rounded: entries
-    are off by ``unit / 2`` at most, which is ``max |row|`` times 4e-3, 1.5e-5 or 6e-8 for 1, 2 or 3 digits. Each
-    digit has a product with int32 sums, exact as long as ``k < 2^24``. A row that is not finite gives none that is.
-    """
-    unit = jnp.abs(rows).max(axis=1, keepdims=True) / (127 * 256 ** (digits - 1))
-    left, total = jnp.round(rows / jnp.where(unit == 0, 1, unit)).astype(jnp.int32), jnp.zeros(())
-    for j in range(digits):
-        digit = ((left + 128) & 255) - 128
-        left = (left - digit) >> 8
-        sums = jnp.matmul(digit.astype(jnp.int8), entries, preferred_element_type=jnp.int32)
-        total = total + sums * (unit * 256**j)
-    return total
 
 
 def _keyed_leaves(key, params):

@@ -7,7 +7,6 @@ import pytest
 
 from d3mjax.attribution import factors
 from d3mjax.attribution.projections import (
-    _integer_product,
     default_size,
     gaussian,
     identity,
@@ -15,6 +14,7 @@ from d3mjax.attribution.projections import (
     sjlt,
     tensor_sketch,
 )
+from d3mjax.linalg.products import integer_product
 
 KEY = jax.random.key(0)
 PARAMS = {"a": jnp.zeros((5, 7)), "b": {"c": jnp.zeros(3), "d": jnp.zeros(())}}  # d = 39
@@ -154,7 +154,7 @@ def test_digits_round_each_entry_to_a_fraction_of_the_largest(digits, error):
     rng = np.random.default_rng(8)
     rows = (rng.normal(size=(5, 300)) * 10.0 ** rng.integers(-20, 20, size=(5, 1))).astype(np.float32)
     rows[3] = 0
-    product = jax.jit(lambda a: _integer_product(a, jnp.eye(300, dtype=jnp.int8), digits))
+    product = jax.jit(lambda a: integer_product(a, jnp.eye(300, dtype=jnp.int8), digits))
     largest = np.abs(rows).max(1, keepdims=True)
     assert np.all(np.abs(product(rows) - rows) <= largest * (0.5 / error + 2e-7))
     rows[0, 3], rows[1, 4] = np.nan, np.inf
