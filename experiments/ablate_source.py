@@ -61,7 +61,7 @@ def make(task: Task, config: Config) -> Callable:
         }
         for bank, columns in banks.items():
             name = f"{bank.fit}, {bank.models:,} subset models"
-            sources[name] = lambda columns=columns: columns(data, jax.random.key(seed), quiet)[0]
+            sources[name] = lambda columns=columns: columns(data, jax.random.key(seed), quiet)[0][0]
         results = {}
         for name, source in sources.items():
             if name not in warm:

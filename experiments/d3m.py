@@ -24,7 +24,9 @@ from d3mjax.training import ensemble
 from experiments import d3m_report, engine, units
 from experiments.tasks import TASKS, Task
 
-GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set, for k by selection
+GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set that the curve shows
+OTHERS = (10.0,)  # dampings beside TRAK's own: little is left of the Gram where n is small for the dimension
+TRIED = (0.1, 0.2, 0.3)  # those among which selection chooses, beside two other rules
 CONTROLS = (0.1, 0.3, 0.5)  # shares at which random removal is shown beside D3M
 SCORE, SELECT, REPORT, COLUMNS, DRAW = range(5)  # families of keys: no model that selects is one that reports
 
@@ -39,6 +41,7 @@ class Config:
     retrains: int = 3  # models behind every number of one seed
     beta: float = 1.0  # sharpness of the group weights, per nat of group loss
     source: engine.Trak | engine.Bank | engine.Influence = field(default_factory=engine.Trak)  # of the group columns
+    others: tuple[float, ...] = OTHERS  # dampings that selection may take instead of TRAK's own
     smoke: bool = False  # tiny data and few models: does it run?
 
 
@@ -58,30 +61,38 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
 
     losses = retrain({"ERM": jnp.ones(n)}, SCORE)["ERM"].losses.mean(0)
     columns, facts, checkpoints = programs.columns(data, jax.random.fold_in(root, COLUMNS), progress)
-    alignment.check_scores(columns, losses)
     group_weights = alignment.softmax_weights(losses, beta=config.beta)
-    scores = alignment.scores(columns, group_weights)
-
+    for reading in columns:
+        alignment.check_scores(reading, losses)
+    readings = [alignment.scores(reading, group_weights) for reading in columns]
+    scores, tried = readings[0], {}
     rule, guarded = selection.guard(scores, selection.drop_negative(scores), train.y, len(task.class_names))
-    candidates = {f"D3M/{share}": selection.drop_lowest(scores, int(share * n)) for share in GRID}
-    candidates["D3M, drop negative"] = rule
-    judged = retrain(candidates, SELECT)
-    chosen = max(candidates, key=lambda name: judged[name].selection.mean(0).min())
+    for name, reading in zip(("D3M", *(f"D3M, damping {d:g}" for d in config.others)), readings, strict=False):
+        tried |= candidates(reading, train.y, len(task.class_names), name=name) | {f"{name}, soft": soft(reading)}
+    judged = retrain(tried, SELECT)
+    chosen = choose(judged, data.selection.group)
+    little = {name: judged[name] for name, rows in tried.items() if jnp.mean(rows == 0) <= 0.1}
 
-    keep = {**candidates, **others(task, data, scores, rule, jax.random.fold_in(root, DRAW), runs)}
+    keep = {f"D3M/{share}": selection.drop_lowest(scores, int(share * n)) for share in GRID} | tried
+    keep |= others(task, data, scores, rule, jax.random.fold_in(root, DRAW), runs)
     results = retrain(keep, REPORT)
     keys = ensemble.model_keys(jax.random.fold_in(root, REPORT), jnp.arange(runs))
     for name, split in {"RWG": train, "RWG on the targets alone": data.target}.items():
         weights = baselines.balanced_weights(split.group, len(task.group_names))
         results[name] = programs.resample(split, data, keys, np.broadcast_to(weights, (runs, len(split.y))))
 
-    aliases = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, k by selection": chosen}
+    aliases = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1"}
+    aliases |= {
+        "D3M, by selection": chosen,
+        "D3M, by selection, at most 10 % removed": choose(little, data.selection.group),
+    }
     results |= {name: results[same] for name, same in aliases.items()}
     keep |= {name: keep[same] for name, same in aliases.items()} | {"RWG": np.ones(n, bool)}
     facts |= {"chosen": chosen, "capped": int(guarded.capped), "restored": int(guarded.restored.sum())}
-    facts |= {"removed": {name: 1 - float(np.mean(np.asarray(rows))) for name, rows in keep.items()}}
+    keep = {name: np.asarray(rows) > 0 for name, rows in keep.items()}
+    facts |= {"removed": {name: 1 - float(np.mean(rows)) for name, rows in keep.items()}}
     arrays = {"id": train.id, "y": train.y, "group": train.group, "score": scores, "kept": rule}
-    arrays |= {"kept_by_selection": candidates[chosen], "columns": columns, "group_losses": losses}
+    arrays |= {"weights_by_selection": tried[chosen], "columns": columns[0], "group_losses": losses}
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in results.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in results.items()}
     if checkpoints is not None:
@@ -91,6 +102,26 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
     if task.image:
         arrays["lowest"] = train.x[np.argsort(scores)[:24]].reshape(-1, *task.image)
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def candidates(scores, y, num_classes: int, *, name: str = "D3M", shares=TRIED) -> dict[str, jax.Array]:
+    """Keep masks ``[n]`` that selection chooses among: without the lowest ``shares``, and without what is negative."""
+    lowest = {f"{name}/{share}": selection.drop_lowest(scores, int(share * len(y))) for share in shares}
+    rule, _ = selection.guard(scores, selection.drop_negative(scores), y, num_classes)
+    return lowest | {f"{name}, drop negative": rule}
+
+
+def soft(scores) -> jax.Array:
+    """Weights ``[n]``: nothing for the lowest tenth, what is left of its score's sign for the rest."""
+    return selection.drop_lowest(scores, len(scores) // 10) * selection.soft_weights(scores, 0.3)
+
+
+def choose(judged: Mapping[str, engine.Evaluation], group) -> str:
+    """`selection.choose` among candidates retrained several times; ``group``: of the selection split."""
+    accuracies = np.stack([evaluation.selection.mean(0) for evaluation in judged.values()])
+    counts = np.bincount(group, minlength=accuracies.shape[1])
+    average = np.where(counts > 0, accuracies, 0) @ counts / counts.sum()
+    return list(judged)[int(selection.choose(accuracies, average))]
 
 
 def scrutiny(checkpoints: engine.Checkpoints, group_weights, suspect, keep: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +163,8 @@ def others(task: Task, data, scores, rule, key, runs: int) -> dict[str, jax.Arra
 def prepare(task: Task, config: Config) -> Callable:
     """`debias` of one task, compiled once for all seeds."""
     task = replace(task, steps=50) if config.smoke else task
-    return partial(debias, task, config, engine.make_programs(task, mesh.local_mesh(), config.source))
+    programs = engine.make_programs(task, mesh.local_mesh(), config.source, others=config.others)
+    return partial(debias, task, config, programs)
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:

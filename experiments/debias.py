@@ -4,7 +4,7 @@ Claim:    on data whose training set teaches a shortcut, training without the li
           that plain training fails; where it does not, the advice says so.
 Command:  d3mjax-debias --train train.csv --target val.csv --label y --group g       (--help explains every option)
           d3mjax-debias --train train.csv --target val.csv --label y --auto          (nobody knows the groups)
-Expected: on 4,000 examples of the task *patch* of README.md, what its table says of "D3M, k by selection".
+Expected: on 4,000 examples of the task *patch* of README.md, what its table says of "D3M, by selection".
 Device:   two CPU cores, a minute or two for 4,000 examples of 200 features; any JAX device works.
 """
 
@@ -72,7 +72,7 @@ class Ready(NamedTuple):
 class Scored(NamedTuple):
     """The training examples scored for groups of the targets, and what is behind it."""
 
-    scores: jax.Array  # Float[n]; 0 where refused
+    scores: jax.Array  # Float[r n], one row for each damping; 0 where refused
     group: np.ndarray  # Int[t], of the targets
     group_weights: jax.Array  # Float[G]
     checkpoints: engine.Checkpoints
@@ -203,9 +203,10 @@ def score(config: Config, programs: engine.Programs, auto: Auto | None, data: Da
     losses = retrain(programs, data, keys, plain, progress)["ERM"].losses.mean(0)
     columns, solved, checkpoints = programs.columns(data, jax.random.fold_in(root, d3m.COLUMNS), progress)
     present = np.unique(data.target.group)
-    alignment.check_scores(columns[:, present], losses[present])
+    for reading in columns:
+        alignment.check_scores(reading[:, present], losses[present])
     group_weights = alignment.softmax_weights(losses)
-    scores = alignment.scores(columns, group_weights)
+    scores = jnp.stack([alignment.scores(reading, group_weights) for reading in columns])
     scores = jnp.zeros_like(scores) if refused else scores
     arrays |= {"score": scores, "columns": columns, "group_losses": losses}
     return Scored(scores, np.asarray(data.target.group), group_weights, checkpoints, refused, facts | solved, arrays)
@@ -216,17 +217,20 @@ def debias(
 ) -> units.Unit:
     """D3M and what it is compared with on one division of the targets: facts for JSON, and arrays."""
     data = task.read(seed)
-    train, n, runs = data.train, len(data.train.y), config.retrains
+    train, runs = data.train, config.retrains
     num_groups, num_classes = len(task.group_names), len(task.class_names)
     root = jax.random.key(seed)
     keys = lambda family: ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(runs))
     found = score(config, programs, auto, data, root, progress)
-    scores, shares = found.scores, (0.0,) if found.refused else d3m.GRID
+    shares = (0.0,) if found.refused else d3m.GRID
 
-    keep: dict[str, Any] = {f"D3M/{share}": selection.drop_lowest(scores, int(share * n)) for share in shares}
-    keep["D3M, drop negative"], _ = selection.guard(scores, selection.drop_negative(scores), train.y, num_classes)
+    keep: dict[str, Any] = d3m.candidates(found.scores[0], train.y, num_classes, shares=shares)
+    reading = dict.fromkeys(keep, 0)
+    for i, scores in enumerate(found.scores[1:], 1):
+        more = {} if found.refused else d3m.candidates(scores, train.y, num_classes, name=f"D3M, reading {i}")
+        keep, reading = keep | more, reading | dict.fromkeys(more, i)
     judged = retrain(programs, data, keys(d3m.SELECT), keep, progress)
-    chosen = max(keep, key=lambda name: judged[name].selection.mean(0).min())
+    chosen = d3m.choose(judged, data.selection.group)
 
     like = lambda cell, k: jax.vmap(lambda key: selection.drop_random_like(key, keep[chosen], cell, k))(keys(d3m.DRAW))
     keep["random removal"] = like(np.zeros_like(train.y), 1)
@@ -238,12 +242,12 @@ def debias(
     progress(runs)
 
     aliases = {f"D3M/{share}": "D3M/0.0" for share in d3m.GRID if share not in shares}
-    aliases |= {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, k by selection": chosen}
+    aliases |= {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, by selection": chosen}
     for name, same in aliases.items():
         tested[name], keep[name] = tested[same], keep[same]
     suspect = selection.label_suspects(found.checkpoints.right)
     sizes = {part: np.bincount(getattr(data, part).group, minlength=num_groups) for part in debias_report.PARTS}
-    facts = found.facts | {"chosen": chosen, "sizes": sizes}
+    facts = found.facts | {"chosen": chosen, "reading": reading[chosen], "sizes": sizes}
     facts |= d3m.scrutiny(found.checkpoints, found.group_weights, suspect, keep)
     facts |= {"removed": {name: 1 - float(np.mean(np.asarray(rows))) for name, rows in keep.items()}}
     arrays = found.arrays | {"kept": keep[chosen], "suspect": suspect}
@@ -260,9 +264,10 @@ def work(ready: Ready) -> Path:
     # p beyond an eighth of the examples would no longer regularise
     size = min(engine.Trak().size, projections.default_size(2 * len(own.train.y)))
     source = engine.Trak(models=config.checkpoints, size=size)
-    programs = engine.make_programs(task, mesh.local_mesh(), source)
+    programs = engine.make_programs(task, mesh.local_mesh(), source, others=d3m.OTHERS)
     auto = debias_auto.make(task, mesh.local_mesh(), source) if config.files.auto else None
-    trained = config.checkpoints * (2 if auto else 1) + config.retrains * (2 * (len(d3m.GRID) + 1) + 4)
+    tried = len(d3m.GRID) + 1 + len(d3m.OTHERS) * (len(d3m.TRIED) + 1)
+    trained = config.checkpoints * (2 if auto else 1) + config.retrains * (2 * tried + 4)
     measure = partial(debias, task, config, programs, auto)
     found = units.run_units(directory, task.name, range(config.seeds), measure, models=trained)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from d3mjax.debiasing import pseudo_groups
 from d3mjax.types import Data, Split
-from experiments import auto_d3m, engine, units
+from experiments import auto_d3m, d3m, engine, units
 from experiments.debias_data import Own
 from experiments.tasks import Task
 
@@ -44,7 +44,7 @@ def make(task: Task, mesh: Mesh, source: engine.Trak) -> Auto:
         return pseudo_groups.pseudo_groups(found.similar, y, wrong, len(task.class_names), min_loss_share=LEAST)
 
     wide = replace(task, group_names=names(task.class_names))
-    return Auto(split, engine.make_programs(wide, mesh, source))
+    return Auto(split, engine.make_programs(wide, mesh, source, others=d3m.OTHERS))
 
 
 def names(class_names: Sequence[str]) -> tuple[str, ...]:

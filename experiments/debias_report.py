@@ -23,9 +23,9 @@ METHODS = {
     "RWG on the targets alone": "validation groups",
     "D3M, drop negative": "validation groups",
     "D3M, 10 % removed": "validation groups",
-    "D3M, k by selection": "validation groups",
+    "D3M, by selection": "validation groups",
 }
-OURS = "D3M, k by selection"
+OURS = "D3M, by selection"
 PARTS = {"target": "scoring", "selection": "selection", "test": "report"}
 FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
 
@@ -37,15 +37,21 @@ class Final(NamedTuple):
     keep: np.ndarray  # Bool[n]
     rank: np.ndarray  # Int[n], 0 is the first to go
     suspect: np.ndarray  # Float[n], share of the seeds
+    reading: int  # which damping the score is of
 
 
 def final(found: Sequence[units.Unit], y: np.ndarray, num_classes: int) -> Final:
-    """What the seeds say together: as many of the lowest mean scores go as on average over seeds."""
-    score = np.mean([arrays["score"] for _, arrays in found], axis=0)
+    """What the seeds say together: as many of the lowest mean scores go as on average over seeds.
+
+    The scores are of the damping that most seeds have chosen.
+    """
+    reading = np.bincount([facts["reading"] for facts, _ in found]).argmax()
+    score = np.mean([arrays["score"][reading] for _, arrays in found], axis=0)
     removed = round(float(np.mean([(~arrays["kept"]).sum() for _, arrays in found])))
     keep, _ = selection.guard(score, selection.drop_lowest(score, removed), y, num_classes)
     rank = selection.rank_within(score, np.zeros(len(score), int))
-    return Final(score, np.asarray(keep), np.asarray(rank), np.mean([arrays["suspect"] for _, arrays in found], axis=0))
+    suspect = np.mean([arrays["suspect"] for _, arrays in found], axis=0)
+    return Final(score, np.asarray(keep), np.asarray(rank), suspect, int(reading))
 
 
 def write_lists(directory: Path, own: Own, found: Sequence[units.Unit], ours: Final) -> None:
@@ -59,7 +65,8 @@ def write_lists(directory: Path, own: Own, found: Sequence[units.Unit], ours: Fi
         [own.names[i], f"{ours.score[i]:.6g}", int(ours.keep[i]), ours.rank[i], f"{ours.suspect[i]:.2f}"] for i in order
     )
     _write_csv(directory / "examples.csv", ("id", "score", "keep", "rank", "suspect"), lines)
-    seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in found]) for k in ("score", "kept", "suspect", "columns")}
+    seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in found]) for k in ("kept", "suspect")}
+    seeds |= {f"{k}_per_seed": np.stack([a[k][ours.reading] for _, a in found]) for k in ("score", "columns")}
     record.write_arrays(directory / "scores.npz", id=own.names, **ours._asdict(), **seeds)
     if debias_auto.of_seeds(found):
         lines = debias_auto.target_lines(own, found)
@@ -95,7 +102,7 @@ def section(task: Task, own: Own, found: list[units.Unit], ours: Final, advice: 
     group = np.where(own.train.group < 0, len(names) - 1, own.train.group)
     figures = {
         "Worst-group accuracy on the report part against the number of removed examples.": (
-            plots.accuracy_against_removed({"D3M": curve}, {"k by selection": mark}, references=references, num_train=n)
+            plots.accuracy_against_removed({"D3M": curve}, {"by selection": mark}, references=references, num_train=n)
         ),
         "Accuracy of every group on the report part, before and after.": plots.bar_groups(
             {m: [a[f"test/{m}"].mean(0) for _, a in found] for m in ("ERM", OURS)}, task.group_names

@@ -1,7 +1,6 @@
 """Compiled training of many models of one task, and the datamodel source of group columns: shared by experiments."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -127,13 +126,15 @@ class Programs(NamedTuple):
     columns: Callable
 
 
-def make_programs(task: Task, mesh: Mesh, source: Bank | Trak | Influence) -> Programs:
-    """Compiled once, used for every seed."""
+def make_programs(
+    task: Task, mesh: Mesh, source: Bank | Trak | Influence, *, others: tuple[float, ...] = ()
+) -> Programs:
+    """Compiled once, used for every seed; ``others``: dampings for which TRAK gives columns beside those of its own."""
     fit = make_fit(task, mesh, sampling.shuffled(), steps=task.steps)
     resample = make_fit(task, mesh, sampling.resampled(), steps=task.steps)
     match source:
         case Trak():
-            columns = make_trak_columns(task, mesh, source)
+            columns = make_trak_columns(task, mesh, source, (source.damping, *others))
         case Influence():
             columns = make_influence_columns(task, mesh, source)
         case Bank():
@@ -150,15 +151,18 @@ def trak_options(task: Task, source: Trak) -> dict[str, Any]:
     return {**options, "projection": projections.identity(), "keep": lambda path: last in path}
 
 
-def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
-    """`make_checkpoint_columns` by TRAK."""
+def make_trak_columns(task: Task, mesh: Mesh, source: Trak, dampings: tuple[float, ...]) -> Callable:
+    """`make_checkpoint_columns` by TRAK; the dampings share everything but the solve and the pass along its result."""
 
     def attribute(key, variables, data: Data):
         place = (key, network(task), variables, data.train, data.target, len(task.group_names))
-        return trak.group_columns(*place, **trak_options(task, source))
+        options = trak_options(task, source)
+        damped = lambda damping: trak.group_columns(*place, **{**options, "damping": damping})
+        return jax.vmap(damped)(jnp.array(dampings))
 
     def check(info, data: Data) -> dict[str, Any]:
-        trak_checks.check(info, example_ids=data.train.id)
+        worst = trak_checks.Info(info.residual.max(1), info.pivot.min(1), info.finite.all(1))
+        trak_checks.check(worst, example_ids=data.train.id)
         return {"residual": info.residual.max(), "smallest_pivot": info.pivot.min()}
 
     return make_checkpoint_columns(task, mesh, source.models, attribute, check)
@@ -166,12 +170,13 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak) -> Callable:
 
 def make_influence_columns(task: Task, mesh: Mesh, source: Influence) -> Callable:
     """`make_checkpoint_columns` by influence functions."""
+    attribute = lambda *place: jax.tree.map(lambda a: a[None], influence_columns(task, source, *place))
 
     def check(info, data: Data) -> dict[str, Any]:
         iterative.check(info.residual, info.steps, rtol=10 * source.rtol)
         return {"residual": info.residual.max(), "steps": info.steps.max()}
 
-    return make_checkpoint_columns(task, mesh, source.models, partial(influence_columns, task, source), check)
+    return make_checkpoint_columns(task, mesh, source.models, attribute, check)
 
 
 def influence_columns(task: Task, source: Influence, _key, variables, data: Data):
@@ -183,9 +188,10 @@ def influence_columns(task: Task, source: Influence, _key, variables, data: Data
 
 
 def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Callable, check: Callable) -> Callable:
-    """``columns(data, key, progress) -> (B [n G], facts, Checkpoints)``, each trained and attributed on one device.
+    """``columns(data, key, progress) -> (B [r n G], facts, Checkpoints)``, each trained and attributed on one device.
 
-    ``attribute(key, variables, data) -> (kernel [n G], factor [n], info)``; ``check(info, data)`` gives the facts.
+    ``attribute(key, variables, data) -> (kernel [r n G], factor [r n], info)``, r readings of one checkpoint;
+    ``check(info, data)`` gives the facts. `Checkpoints` hold the first reading.
     """
     model, run = network(task), trainer(task, task.steps, sampling.shuffled())
 
@@ -199,7 +205,7 @@ def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Calla
             return columns, right, info.loss
 
         (kernel, factor, info), right, losses = ensemble.map_models(one, width=1, mesh=mesh)(keys)
-        return trak.combine(kernel, factor), info, Checkpoints(kernel, right), losses
+        return jax.vmap(trak.combine, 1)(kernel, factor), info, Checkpoints(kernel[:, 0], right), losses
 
     def columns(data: Data, key, progress: Callable[[int], object]):
         b, info, checkpoints, losses = jax.device_get(attributed(data, ensemble.model_keys(key, jnp.arange(count))))
@@ -212,7 +218,7 @@ def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Calla
 
 
 def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
-    """``columns(data, key, progress) -> (B [n G], facts, None)`` from datamodels of group means of soft margins.
+    """``columns(data, key, progress) -> (B [1 n G], facts, None)`` from datamodels of group means of soft margins.
 
     None of its models has seen all examples: there are no checkpoints to look at.
     """
@@ -241,10 +247,10 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
         heldout = jnp.arange(bank.models // 8)
         if bank.fit == "LASSO":
             linear, info = datamodels.fit_lasso(subset, margins, heldout, smallest=0.01)
-            return linear.weight.T, {"heldout_r2": info.r2, "support": info.support}
+            return linear.weight.T[None], {"heldout_r2": info.r2, "support": info.support}
         lambdas = datamodels.default_lambdas(subset)[4:]  # outputs of single models are never 95 % signal
         linear, info, residual = datamodels.fit_ridge_few(subset, margins, lambdas, heldout)
-        return linear.weight.T, {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}
+        return linear.weight.T[None], {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}
 
     def columns(data: Data, key, progress: Callable[[int], object]):
         ids = np.arange(bank.models)

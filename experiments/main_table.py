@@ -47,6 +47,7 @@ class Config:
     retrains: int = 5  # models behind every number of one seed, and as many others behind every choice
     budget: int = 10  # settings that each method may try, as many as D3M tries numbers of examples to remove
     source: engine.Trak = field(default_factory=engine.Trak)  # of D3M's group columns, and of self-influence
+    others: tuple[float, ...] = d3m.OTHERS  # dampings that D3M may take instead
     smoke: bool = False
 
 
@@ -54,7 +55,7 @@ def measure(
     task: Task, config: Config, programs: dict[str, Any], seed: int, progress: Callable[[int], object]
 ) -> units.Unit:
     """One data seed: what `d3m.debias` measures, then the other controls and every tuned method beside it."""
-    same = d3m.Config(retrains=config.retrains, source=config.source, smoke=config.smoke)
+    same = d3m.Config(retrains=config.retrains, source=config.source, others=config.others, smoke=config.smoke)
     facts, arrays = d3m.debias(task, same, programs["d3m"], seed, progress)
     data, root = task.read(seed, smoke=config.smoke), jax.random.key(seed)
     select, final = (
@@ -137,15 +138,16 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
     tuned = found[0][0]["tuned"]
     known = {name: information(task, name) for name in tuned}
     names = {n: i for n, i in {**d3m_report.INFORMATION, **CONTROLS, **known}.items() if f"test/{n}" in found[0][1]}
+    budget = (len(d3m.TRIED) + 2) * (1 + len(config.others))
     ordered = {n: i for level in report.INFORMATION for n, i in names.items() if i == level}
     rows = with_gap([dict(row) for row in d3m_report.rows_of(task.name, found, methods=ordered)])
     for row in rows:
         if row["method"] in tuned:
             seeds = [facts["tuned"][row["method"]] for facts, _ in found]
             row["settings"] |= {"budget": config.budget, "chosen": seeds}
-        elif row["method"] == "D3M, k by selection":
-            row["settings"] |= {"budget": len(d3m.GRID) + 1, "chosen": [facts["chosen"] for facts, _ in found]}
-    bars = {n: [a[f"test/{n}"].mean(0) for _, a in found] for n in ("ERM", "D3M, k by selection", *YARDSTICKS)}
+        elif row["method"].startswith("D3M, by selection"):
+            row["settings"] |= {"budget": budget, "chosen": [facts["chosen"] for facts, _ in found]}
+    bars = {n: [a[f"test/{n}"].mean(0) for _, a in found] for n in ("ERM", "D3M, by selection", *YARDSTICKS)}
     text = (
         f"{task.about} Each tuned method tried {config.budget} settings, the same for all; without groups the worst "
         "class of the selection split decides, with groups its worst group. Gap closed is the gain in worst-group "
@@ -178,7 +180,7 @@ def prepare(task: Task, config: Config) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
     task, devices = replace(task, steps=50) if config.smoke else task, mesh.local_mesh()
     programs = {
-        "d3m": engine.make_programs(task, devices, config.source),
+        "d3m": engine.make_programs(task, devices, config.source, others=config.others),
         "rank": make_rank(task, config.source),
         "methods": tuning.methods(task, devices),
         "heads": head_fits.make_programs(task, devices),

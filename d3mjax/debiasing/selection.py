@@ -1,7 +1,7 @@
 """From scores to keep masks and weights. Scores are larger for more useful examples; rules remove the smallest.
 
-Where at most a tenth may go, `step_weights` gets most of what `drop_negative` gets by removing half, and does not
-depend much on the damping behind the scores, as the sign of a score does (`experiments/removal_rules.py`).
+How far to go depends on the task, and so does the damping behind the scores, which moves their level: retrain with a
+few candidates and let a selection split choose (`choose`).
 """
 
 from typing import NamedTuple
@@ -75,6 +75,18 @@ def soft_weights(scores: Float[AnyArray, "n"], temperature: Float[Array, ""] | f
     """``sigmoid(A / (temperature * std A))``: no removal; 1/2 at score 0, `drop_negative` as temperature falls to 0."""
     scores = jnp.asarray(scores)
     return jax.nn.sigmoid(scores / (temperature * scores.std()))
+
+
+def choose(
+    accuracies: Float[AnyArray, "r G"], average: Float[AnyArray, "r"], *, tolerance: float = 0.02
+) -> Int[Array, ""]:
+    """Which candidate to take, from its accuracies on a selection split, groups that it lacks being NaN.
+
+    The best average accuracy among those whose worst group is within ``tolerance`` of the best candidate's: what a
+    selection split says of a small group is noise up to there, and the average is what removal costs.
+    """
+    worst = jnp.nanmin(jnp.asarray(accuracies), axis=1)
+    return jnp.argmax(jnp.where(worst >= worst.max() - tolerance, jnp.asarray(average), -jnp.inf))
 
 
 def drop_confident(mean: Float[AnyArray, "n"], error: Float[AnyArray, "n"], *, z: float = 1.645) -> Bool[Array, "n"]:

@@ -196,3 +196,12 @@ def test_composition_counts_by_hand():
         np.testing.assert_array_equal(found.removed, [[1, 1, 0], [0, 0, 1]])
         np.testing.assert_array_equal(found.total, [[2, 1, 0], [0, 0, 1]])
         np.testing.assert_array_equal(found.suspects, [[1, 0, 0], [0, 0, 1]])
+
+
+def test_a_tie_within_the_tolerance_goes_to_the_better_average():
+    accuracies = np.array([[0.60, 0.9], [0.70, 0.8], [0.69, 0.8], [0.5, 0.99]])
+    average = np.array([0.85, 0.75, 0.8, 0.95])
+    assert selection.choose(accuracies, average) == 2
+    assert selection.choose(accuracies, average, tolerance=0.0) == 1
+    assert selection.choose(accuracies, average, tolerance=0.101) == 0
+    assert selection.choose(np.insert(accuracies, 1, np.nan, axis=1), average) == 2

@@ -66,7 +66,7 @@ def made_programs(num_groups, trained=None):
         n = len(data.train.y)
         b = np.outer(np.arange(n) / n - 0.5, np.arange(1, num_groups + 1)).astype(np.float32)
         b[:, ~np.isin(np.arange(num_groups), data.target.group)] = np.nan
-        return b, {}, engine.Checkpoints(np.stack([b, b]), np.ones((2, n), bool))
+        return b[None], {}, engine.Checkpoints(np.stack([b, b]), np.ones((2, n), bool))
 
     return engine.Programs(fit, fit, columns)
 
@@ -94,7 +94,7 @@ def test_scores_are_for_the_groups_that_were_found(tmp_path, monkeypatch, whole)
     auto = split_as(lambda target: (target.id % 4 == 0) & np.array(split)[target.y], split)(task, None, None)
     facts, arrays = debias.debias(task, config, made_programs(2), auto, 0, lambda count: None)
     # All that have targets weigh the same: (1 + 2 + 3) / 3 or (1 + 2 + 3 + 4) / 4.
-    np.testing.assert_allclose(arrays["score"], (np.arange(400) / 400 - 0.5) * (2 if whole else 2.5), rtol=1e-5)
+    np.testing.assert_allclose(arrays["score"][0], (np.arange(400) / 400 - 0.5) * (2 if whole else 2.5), rtol=1e-5)
     assert facts["removed"]["D3M, drop negative"] == 0.5
     assert facts["chosen"] == "D3M/0.0"  # accuracy is the share kept, and the worst class selects
     assert arrays["selection/D3M/0.1"].shape == (1, 2)
@@ -106,7 +106,7 @@ def test_scores_are_for_the_groups_that_were_found(tmp_path, monkeypatch, whole)
 def test_a_refusal_removes_nothing_and_says_why(tmp_path, monkeypatch, capsys):
     trained = []
     monkeypatch.setattr(debias_auto, "make", split_as(lambda target: 0 * target.y, [False, False]))
-    monkeypatch.setattr(engine, "make_programs", lambda *args: made_programs(2, trained))
+    monkeypatch.setattr(engine, "make_programs", lambda *args, **options: made_programs(2, trained))
     files = make_auto_files(tmp_path)
     line = ["d3mjax-debias", "--train", files.train, "--target", files.target, "--label", "income", "--auto"]
     monkeypatch.setattr(sys, "argv", [*line, "--id", "row", "--seeds", "2", "--results", str(tmp_path), "--run", "r"])

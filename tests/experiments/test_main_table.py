@@ -25,7 +25,7 @@ def test_every_method_is_there_and_says_what_it_was_told(rows):
     assert {name for name, information in told.items() if information == "none"} == none
     assert {name for name, information in told.items() if information == "training groups"} == oracle
     assert {"JTT", "DFR on validation data *", "ERM, tuned with groups", "RWG on the targets alone"} < told.keys()
-    assert {"train and targets together", "D3M, drop negative", "D3M, k by selection"} < told.keys()
+    assert {"train and targets together", "D3M, drop negative", "D3M, by selection"} < told.keys()
 
 
 def test_settings_name_the_budget_and_the_choice_of_each_seed(rows):

@@ -20,7 +20,7 @@ def test_d3m_leaves_tables_scores_and_a_page(finished):
     document = record.read_json(run / "metrics.json")
     record.validate_document(document)
     methods = {row["method"] for row in document["rows"]}
-    assert {"ERM", "D3M, drop negative", "D3M, 10 % removed", "D3M, k by selection", "SUBY", "SUBG", "RWG"} <= methods
+    assert {"ERM", "D3M, drop negative", "D3M, 10 % removed", "D3M, by selection", "SUBY", "SUBG", "RWG"} <= methods
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
     assert "http" not in page.replace("http-equiv", "")
