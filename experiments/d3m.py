@@ -113,7 +113,7 @@ def candidates(scores, y, num_classes: int, *, name: str = "D3M", shares=TRIED) 
 
 def soft(scores) -> jax.Array:
     """Weights ``[n]``: nothing for the lowest tenth, what is left of its score's sign for the rest."""
-    return selection.drop_lowest(scores, len(scores) // 10) * selection.soft_weights(scores, 0.3)
+    return selection.drop_lowest(scores, len(scores) // 10) * selection.soft_weights(scores, 0.1)
 
 
 def choose(judged: Mapping[str, engine.Evaluation], group) -> str:

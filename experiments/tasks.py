@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from d3mjax.data import adult, corrupt, digits, fashion, fashion_spurious, splits, spurious
+from d3mjax.debiasing import selection
 from d3mjax.types import Data, Model
 
 
@@ -52,6 +53,12 @@ def _adult(seed: int, *, smoke: bool, **sizes: Any) -> Data:
     return data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
 
 
+def _balanced(data: Data, per_group: int) -> Data:
+    """The first ``per_group`` targets of every group alone."""
+    rank = selection.rank_within(np.arange(len(data.target.y), dtype=np.float32), data.target.group)
+    return data._replace(target=splits.take(data.target, np.flatnonzero(np.asarray(rank) < per_group)))
+
+
 def _pixels(load: Callable[..., Data], seed: int, *, smoke: bool, **options: Any) -> Data:
     """``load(seed, **options)``, pixels less the mean of all training pixels, over their standard deviation."""
     data = load(seed, **options | (SMALL if smoke else {}))
@@ -82,6 +89,13 @@ ADULT = Task(
     class_names=("<=50K", ">50K"),
     group_names=adult.GROUP_NAMES,
     hidden=(32,),
+)
+
+ADULT_BALANCED = replace(
+    ADULT,
+    name="adult-balanced",
+    about=f"{ADULT.about} The targets are only 100, 25 of each group.",
+    load=lambda seed, *, smoke: _balanced(_adult(seed, smoke=smoke), 25),
 )
 
 PATCH = Task(
@@ -160,7 +174,11 @@ FASHION = Task(
 )
 
 TASKS = {
-    task.name: task for task in (ADULT, PATCH, PATCH_BALANCED, BACKGROUND, BACKGROUND_BALANCED, DIGITS, LABEL_ERRORS)
+    task.name: task
+    for task in (
+        *(ADULT, ADULT_BALANCED, PATCH, PATCH_BALANCED, BACKGROUND, BACKGROUND_BALANCED, DIGITS),
+        LABEL_ERRORS,
+    )
 }
 LDS_TASKS = {task.name: task for task in (SMALL_PATCH, FASHION)}  # n = 2,000
 SMALL_TASKS = {
