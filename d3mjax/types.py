@@ -37,6 +37,14 @@ class Data(NamedTuple):
     test: Split
 
 
+class Pairs(NamedTuple):
+    """Examples with the attribute as it is and flipped; both have the label ``y``."""
+
+    x: PyTree[AnyArray]  # [p, ...]
+    flipped: PyTree[AnyArray]  # [p, ...]
+    y: AnyArray  # Int[p]
+
+
 class Model(NamedTuple):
     """A network as two pure functions. ``variables["params"]`` is differentiated, all other collections are state."""
 

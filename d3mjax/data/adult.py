@@ -17,8 +17,9 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float32
 
 from d3mjax.data import builders
+from d3mjax.data.pairs import flip_attribute
 from d3mjax.data.splits import divide
-from d3mjax.types import Data, Split
+from d3mjax.types import Data, Pairs, Split
 
 # Raw columns in the order of the files; None marks a number. Levels in the order of the official description.
 _COUNTRIES = """United-States Cambodia England Puerto-Rico Canada Germany Outlying-US(Guam-USVI-etc) India Japan
@@ -121,6 +122,22 @@ def load_adult(
     splits = {k: Split(**v) for k, v in builders.load(Adult, data_dir).items()}
     train, target, selection = divide(splits["train"], seed, (num_train, num_targets, num_selection))
     return Data(train, target, selection, splits["test"])
+
+
+def flip(split: Split, feature: str, *, levels: tuple[str, str] | None = None) -> Pairs:
+    """`pairs.flip_attribute` by names, say ``flip(test, "sex")`` or ``flip(test, "race", levels=("White", "Black"))``.
+
+    A flipped husband is still a husband: columns that tell of the attribute stay. Raises ``ValueError`` that lists the
+    known names for one that is unknown.
+    """
+    known = LEVELS.get(feature)
+    if known is None:
+        categorical = [name for name, found in LEVELS.items() if found]
+        raise ValueError(f"feature: found {feature!r}, expected one of {categorical}")
+    if levels is not None and not set(levels) <= set(known):
+        raise ValueError(f"levels: found {levels}, expected two of {known}")
+    at = None if levels is None else (known.index(levels[0]), known.index(levels[1]))
+    return flip_attribute(split, COLUMNS[feature], levels=at)
 
 
 def read_rows(name: str) -> list[dict[str, str]]:

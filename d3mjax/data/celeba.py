@@ -3,14 +3,14 @@
 Read through TFDS's ``celeb_a``, which must be on disk as ``array_record`` or be downloadable; works without TensorFlow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from d3mjax.data import builders, images, splits
+from d3mjax.data import builders, images, pairs, splits
 from d3mjax.types import Data, Split
 
 BLOND_GROUP_NAMES = ("not blond, female", "not blond, male", "blond, female", "blond, male")
@@ -63,7 +63,38 @@ def load_celeba_age(
     return splits.from_published(parts, seed, counts=None)
 
 
-def _parts(size: int, normalise: bool, data_dir: str | Path | None, label: str) -> dict[str, Split]:
+def load_blond_pairs(
+    *,
+    num_reference: int = 100,
+    size: int = 64,
+    normalise: bool = True,
+    counts: splits.Counts | None = BLOND_COUNTS,
+    data_dir: str | Path | None = None,
+) -> pairs.PairSets:
+    """The i-th blond woman (``x``, aligned) with the i-th blond man: unrelated people, see `pairs.group_paired`.
+
+    Reference is the first 100 pairs of the published validation split (Chen et al. 2023), selection the rest of it,
+    here 82, and report all 180 of the test split. The target and selection splits of ``load_celeba_blond`` hold the
+    same validation images. x, ``data_dir`` and errors as there; ``ValueError``, too, where none is left to select on.
+    """
+    parts = _parts(size, normalise, data_dir, "blond", names=("val", "test"))
+    for name in parts:
+        if counts is not None:
+            splits.check_counts(parts[name].group, counts[name], name=f"{name}.group")
+    val, test = (pairs.group_paired(parts[name], num_attributes=2, label=1) for name in ("val", "test"))
+    if not 0 < num_reference < len(val.y):
+        raise ValueError(f"num_reference: found {num_reference}, expected 1..{len(val.y) - 1} of {len(val.y)} pairs")
+    order = np.arange(len(val.y))
+    return pairs.PairSets(splits.take(val, order[:num_reference]), splits.take(val, order[num_reference:]), test)
+
+
+def _parts(
+    size: int,
+    normalise: bool,
+    data_dir: str | Path | None,
+    label: str,
+    names: Collection[str] = tuple(_SPLITS),
+) -> dict[str, Split]:
     config = builders.CachedConfig(
         name=f"celeba_{size}",
         read=lambda: _read(size, data_dir),
@@ -79,6 +110,7 @@ def _parts(size: int, normalise: bool, data_dir: str | Path | None, label: str) 
     return {
         name: Split(pixels(part["image"]), part[label], 2 * part[label] + part["male"], part["id"])
         for name, part in builders.load(builders.Cached, data_dir, config=config).items()
+        if name in names
     }
 
 

@@ -4,19 +4,19 @@ In this order: the directory the user names; the pullovers and coats at 14 x 14 
 those are all that is asked for; Debian's package ``dataset-fashion-mnist``, if installed; a download through TFDS.
 """
 
-import gzip
 import hashlib
 import io
 import lzma
 import os
 import urllib.request
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+
+from d3mjax.data import idx
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -66,8 +66,8 @@ def read(
             paths = _download(download)
         else:
             directory = DEBIAN if source_dir is None else Path(source_dir)
-            paths = {name: _locate(directory, name) for name in _SHA256}
-        train_x, train_y, test_x, test_y = (read_idx(paths[name], name) for name in _SHA256)
+            paths = {name: idx.locate(directory, name, of="Fashion-MNIST") for name in idx.NAMES}
+        train_x, train_y, test_x, test_y = (read_idx(paths[name], name) for name in idx.NAMES)
         images = np.concatenate([train_x, test_x])[..., None]
         labels = np.concatenate([train_y, test_y]).astype(np.int32)
         found = Pool(images, labels, np.arange(len(labels), dtype=np.int32))
@@ -85,15 +85,10 @@ def pool(images: UInt8[np.ndarray, "n h w 1"]) -> UInt8[np.ndarray, "n h/2 w/2 1
 
 def read_idx(path: str | os.PathLike, name: str) -> UInt8[np.ndarray, "..."]:
     """One official idx file, compressed or not; raises unless its content is the official one."""
-    try:
-        raw = Path(path).read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: missing or damaged, expected Fashion-MNIST's {name}") from error
+    raw = idx.decompressed(path, name, of="Fashion-MNIST")
     if hashlib.sha256(raw).hexdigest() != _SHA256[name]:
         raise ValueError(f"{path}: checksum differs, expected Fashion-MNIST's official {name}")
-    shape = np.frombuffer(raw, ">u4", count=raw[3], offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+    return idx.parse(raw, path)
 
 
 def read_shipped() -> Pool:
@@ -122,20 +117,12 @@ def write_shipped(path: str | Path, found: Pool) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def _locate(directory: Path, name: str) -> Path:
-    paths = [directory / name, directory / f"{name}.gz"]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise ValueError(f"source_dir: found neither {paths[0]} nor {paths[1].name}, expected Fashion-MNIST's idx files")
-
-
 def _download(download: Download) -> Mapping[str, str | os.PathLike]:
     try:
         # TFDS retries for minutes where there is no network: ask first.
         request = urllib.request.Request(f"{URL}train-labels-idx1-ubyte.gz", method="HEAD")
         urllib.request.urlopen(request, timeout=10).close()
-        return download({name: f"{URL}{name}.gz" for name in _SHA256})
+        return download({name: f"{URL}{name}.gz" for name in idx.NAMES})
     except Exception as error:
         raise ValueError(
             f"Fashion-MNIST could not be downloaded from {URL} ({type(error).__name__}). Give source_dir, a directory "

@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from d3mjax.data import builders, fashion, spurious
+from d3mjax.data.spurious import Counts, split_counts
 from d3mjax.types import Data, Split
 
 GROUP_NAMES = ("pullover, patch left", "pullover, patch right", "coat, patch left", "coat, patch right")
 """Groups of the default task."""
 
 PATCH = spurious.CornerPatch()
-Counts = int | tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ def group_counts(task: Task) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"classes: found {task.classes}, expected official labels 0..9")
     num_groups = len(task.classes) * task.cue.num_attributes
     mix = spurious.group_shares(len(task.classes), task.cue.num_attributes, task.aligned, task.class_shares)
-    train = _counts("train", task.train, mix, num_groups)
-    targets = _counts("targets", task.targets, train, num_groups)
-    selection = _counts("selection", task.selection, targets, num_groups)
-    test = _counts("test", task.test, (1.0,) * num_groups, num_groups)
+    train = split_counts("train", task.train, mix)
+    targets = split_counts("targets", task.targets, train)
+    selection = split_counts("selection", task.selection, targets)
+    test = split_counts("test", task.test, (1.0,) * num_groups)
     return {"train": train, "target": targets, "selection": selection, "test": test}
 
 
@@ -168,7 +168,7 @@ def load_fashion_spurious(
     task = Task() if task is None else task
     group_counts(task)  # a bad task fails here, not within TFDS
     splits = builders.load(FashionSpurious, data_dir, config=config(task), source_dir=source_dir)
-    return Data(**{name: _split(arrays, flat) for name, arrays in splits.items()})
+    return Data(**{name: as_split(arrays, flat=flat) for name, arrays in splits.items()})
 
 
 def load_fashion(
@@ -197,14 +197,7 @@ def load_fashion(
     return load_fashion_spurious(task, data_dir=data_dir, source_dir=source_dir, flat=flat)
 
 
-def _split(arrays: dict[str, np.ndarray], flat: bool) -> Split:
+def as_split(arrays: builders.Arrays, *, flat: bool) -> Split:
+    """One of ``draw_splits`` with x float32 in 0..1, [n, h*w*c] if ``flat`` else [n, h, w, c]."""
     x = arrays["image"].astype(np.float32) / 255
     return Split(x.reshape(len(x), -1) if flat else x, arrays["y"], arrays["group"], arrays["id"])
-
-
-def _counts(name: str, asked: Counts, mix: tuple[float, ...] | tuple[int, ...], num_groups: int) -> tuple[int, ...]:
-    if isinstance(asked, int):
-        return spurious.apportion(asked, mix)
-    if len(asked) != num_groups or min(asked) < 0:
-        raise ValueError(f"{name}: found {asked}, expected {num_groups} non-negative group counts, or one size")
-    return asked

@@ -5,20 +5,22 @@ argument, what was found and what is expected.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Int, Integer
 
-from d3mjax.types import AnyArray, Data, Split
+from d3mjax.types import AnyArray, Data, Pairs, Split
 
 _INT32_MAX = np.iinfo(np.int32).max
 
+Examples = TypeVar("Examples", Split, Pairs)
 Counts = Mapping[str, Sequence[int]]  # examples of each group, by the name of a published split
 
 
-def take(split: Split, index: Integer[AnyArray, " k"]) -> Split:
-    """The examples at ``index``, in that order, ids kept."""
+def take(split: Examples, index: Integer[AnyArray, " k"]) -> Examples:
+    """The examples (or pairs) at ``index``, in that order, ids kept."""
     return jax.tree.map(lambda a: np.asarray(a)[np.asarray(index)], split)
 
 
@@ -27,7 +29,7 @@ def concatenate(*splits: Split) -> Split:
     return jax.tree.map(lambda *a: np.concatenate(a), *splits)
 
 
-def divide(split: Split, seed: int, sizes: Sequence[int]) -> tuple[Split, ...]:
+def divide(split: Examples, seed: int, sizes: Sequence[int]) -> tuple[Examples, ...]:
     """Disjoint random parts of the given sizes; the same seed and sizes give the same parts.
 
     The parts are consecutive runs of one permutation, so a later size never changes an earlier part. Raises

@@ -6,6 +6,7 @@ Groups are ``num_attributes * y + attribute``. A class y *agrees* with attribute
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -14,6 +15,15 @@ from jaxtyping import Int, Integer, UInt8
 
 Images = UInt8[np.ndarray, "n h w 1"]
 Attribute = Integer[np.ndarray, " n"]
+Counts = int | tuple[int, ...]
+"""A split's size, or the exact number of images of each group."""
+
+MEAN_COLOURS = (
+    *((0.984, 0.313, 0.169), (0.991, 0.916, 0.352), (0.673, 0.461, 0.580), (0.783, 0.832, 0.601)),
+    *((0.088, 0.778, 0.982), (0.321, 0.961, 0.446), (0.025, 0.236, 0.759), (0.555, 0.102, 0.762)),
+    *((0.208, 0.393, 0.019), (0.834, 0.202, 0.267)),
+)
+"""The ten of LfF's Coloured MNIST (alinlab/LfF, decoded from its ``colors.th``), red, green, blue."""
 
 
 @runtime_checkable
@@ -90,6 +100,42 @@ class InkColour:
         return (images * colour // 255).astype(np.uint8)
 
 
+@dataclasses.dataclass(frozen=True)
+class JitteredInk:
+    """Strokes on black take a colour near the attribute's mean. Gives three channels.
+
+    ``channel = intensity * clip(mean + s z, 0, 1)``, z standard normal for each image and channel: the generator of
+    LfF's Coloured MNIST (Nam et al. 2020, arXiv:2007.02561). ``severity`` 1..5 means s = .05, .02, .01, .005, .002.
+    z is drawn from the seed and a digest of the image alone, so that an image has the same z in every call, order and
+    colour, and so do equal images.
+    """
+
+    severity: int = 4
+    seed: int = 0
+    colours: tuple[tuple[float, float, float], ...] = MEAN_COLOURS
+
+    def __post_init__(self):
+        if not 1 <= self.severity <= 5:
+            raise ValueError(f"severity: found {self.severity}, expected 1..5")
+
+    @property
+    def num_attributes(self) -> int:
+        return len(self.colours)
+
+    @property
+    def deviation(self) -> float:
+        return (0.05, 0.02, 0.01, 0.005, 0.002)[self.severity - 1]
+
+    def __call__(self, images: Images, attribute: Attribute) -> UInt8[np.ndarray, "n h w 3"]:
+        digests = (int.from_bytes(hashlib.sha256(image.tobytes()).digest()) for image in images)
+        z = [np.random.default_rng([self.seed, digest]).standard_normal(3) for digest in digests]
+        noise = self.deviation * np.array(z).reshape(-1, 3)  # no image, no colour
+        colour = np.clip(np.array(self.colours)[attribute] + noise, 0, 1).astype(np.float32)
+        # Channel by channel: a third of the memory.
+        channels = [np.rint(images[..., 0] * c[:, None, None]).astype(np.uint8) for c in colour.T]
+        return np.stack(channels, axis=-1)
+
+
 def apportion(num: int, shares: Sequence[float | int]) -> tuple[int, ...]:
     """Whole numbers that add up to ``num`` in proportion to ``shares`` (largest remainder, ties to the first)."""
     if num < 0 or min(shares) < 0 or sum(shares) <= 0:
@@ -118,6 +164,34 @@ def group_shares(
         for y, share in enumerate(classes)
         for a in range(num_attributes)
     )
+
+
+def split_counts(name: str, asked: Counts, mix: Sequence[float | int]) -> tuple[int, ...]:
+    """Exact group counts of a split: a size in proportion to ``mix``, counts as they are; ``name`` is for errors."""
+    if isinstance(asked, int):
+        return apportion(asked, mix)
+    if len(asked) != len(mix) or min(asked) < 0:
+        raise ValueError(f"{name}: found {asked}, expected {len(mix)} non-negative group counts, or one size")
+    return asked
+
+
+def spread(num: int, num_classes: int, num_attributes: int, aligned: float) -> tuple[int, ...]:
+    """Group counts with ``aligned`` of ``num`` in agreement, the rest spread over all classes and attributes alike.
+
+    With many groups, ``apportion`` by ``group_shares`` rounds group by group: small splits would lose the share, and
+    the first classes would have all that disagree. Raises ``ValueError`` for a share outside 0..1, or one attribute.
+    """
+    if not 0 <= aligned <= 1 or num_attributes < 2:
+        found = f"{aligned}, {num_attributes}"
+        raise ValueError(f"aligned, num_attributes: found {found}, expected a share in 0..1, 2 attributes or more")
+    y, attribute = np.divmod(np.arange(num_classes * num_attributes), num_attributes)
+    turn = (attribute - y) % num_attributes
+    agrees, others = np.flatnonzero(turn == 0), np.lexsort((-y, turn))[num_classes:]
+    counts = np.zeros(len(y), int)
+    # What is left over goes to the first classes here and to the last ones there: classes stay balanced.
+    for groups, size in zip((agrees, others), apportion(num, (aligned, 1 - aligned)), strict=True):
+        counts[groups] = apportion(size, (1,) * len(groups))
+    return tuple(counts.tolist())
 
 
 class Drawn(NamedTuple):

@@ -28,15 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from d3mjax.attribution import influence, outputs
 from d3mjax.attribution.influence import Inverse, Problem
-from d3mjax.types import AnyArray, Model, Split
-
-
-class Pairs(NamedTuple):
-    """Examples with the attribute as it is and flipped; both have the label ``y``."""
-
-    x: Any  # [p ...]
-    flipped: Any  # [p ...]
-    y: Any  # Int[p]
+from d3mjax.types import AnyArray, Model, Pairs, Split
 
 
 class Bias(NamedTuple):

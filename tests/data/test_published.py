@@ -144,6 +144,24 @@ def test_celeba_asserts_the_published_counts(made_celeb_a):
     assert [sum(counts) for counts in celeba.BLOND_COUNTS.values()] == [162_770, 19_867, 19_962]
 
 
+def test_blond_pairs(made_celeb_a):
+    load = {"size": 5, "normalise": False, "data_dir": made_celeb_a}
+    sets = celeba.load_blond_pairs(num_reference=3, counts=None, **load)
+    assert [len(part.y) for part in sets] == [3, 1, 2]
+    # Blond is bit 1 and male bit 4 of the numbers 8..23 in validation, 24..31 in test, in TFDS's own order.
+    numbers = lambda x: np.round(x[:, 2, 2, 0] / 5).astype(int).tolist()
+    for side, val, test in (("x", [9, 11, 17, 19], [25, 27]), ("flipped", [13, 15, 21, 23], [29, 31])):
+        reference, selection, report = (numbers(getattr(part, side)) for part in sets)
+        assert sorted(reference + selection) == val
+        assert sorted(report) == test
+    assert all((part.y == 1).all() for part in sets)
+    for many in (0, 4):
+        with pytest.raises(ValueError, match=rf"num_reference: found {many}, expected 1\.\.3 of 4 pairs"):
+            celeba.load_blond_pairs(num_reference=many, counts=None, **load)
+    with pytest.raises(ValueError, match=r"val\.group: found counts \[4, 4, 4, 4\], expected the published \[8535"):
+        celeba.load_blond_pairs(**load)
+
+
 def test_celeba_says_where_to_get_it(tmp_path, monkeypatch):
     def broken(self, dl_manager):
         raise RuntimeError("no network")

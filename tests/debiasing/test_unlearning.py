@@ -10,9 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from d3mjax.attribution import influence
 from d3mjax.debiasing import unlearning
-from d3mjax.debiasing.unlearning import Pairs
 from d3mjax.training import models
-from d3mjax.types import Split
+from d3mjax.types import Pairs, Split
 
 DAMPING, N, P = 0.02, 120, 60
 EXACT = influence.by_dense()
