@@ -204,15 +204,17 @@ def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Calla
             right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
             return columns, right, info.loss
 
-        (kernel, factor, info), right, losses = ensemble.map_models(one, width=1, mesh=mesh)(keys)
-        return jax.vmap(trak.combine, 1)(kernel, factor), info, Checkpoints(kernel[:, 0], right), losses
+        return ensemble.map_models(one, width=1, mesh=mesh)(keys)
 
     def columns(data: Data, key, progress: Callable[[int], object]):
-        b, info, checkpoints, losses = jax.device_get(attributed(data, ensemble.model_keys(key, jnp.arange(count))))
+        found = jax.device_get(attributed(data, ensemble.model_keys(key, jnp.arange(count))))
+        (kernel, factor, info), right, losses = found
         ensemble.check_losses(losses, np.arange(count))
         facts = check(info, data)
         progress(count)
-        return b, facts, checkpoints
+        # Means over checkpoints are taken here: within the program devices would have to wait for each other.
+        b = jax.vmap(trak.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
+        return np.asarray(b), facts, Checkpoints(kernel[:, 0], right)
 
     return columns
 

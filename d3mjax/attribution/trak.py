@@ -263,16 +263,23 @@ def _solve(o: Options, gram, targets, finite):
         )
     ridge = o.damping * jnp.trace(gram) / p
     matrix = gram + ridge.astype(gram.dtype) * jnp.eye(p, dtype=gram.dtype)
-    cholesky = jax.scipy.linalg.cho_factor(matrix, lower=True)
-    solution = jax.scipy.linalg.cho_solve(cholesky, targets.T).T
+    factor, solution = _cholesky(matrix, targets)
     norm = jnp.linalg.norm(targets, axis=1)
     error = jnp.linalg.norm(_dot(solution, matrix) - targets, axis=1)
-    pivots = jnp.diagonal(cholesky[0]) ** 2
+    pivots = jnp.diagonal(factor) ** 2
     info = Info(jnp.max(error / jnp.where(norm > 0, norm, 1)), pivots.min() / pivots.max(), finite)
     if o.library_scale:
-        inverse = jax.scipy.linalg.cho_solve(cholesky, jnp.eye(p, dtype=gram.dtype))
+        inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(p, dtype=gram.dtype))
         solution = solution / jnp.abs(inverse).mean()
     return solution, info
+
+
+# One after the other where mapped, over dampings say: as a batch they wait for each other's threads on CPUs when
+# several devices share few cores, and may do so for ever.
+@jax.custom_batching.sequential_vmap
+def _cholesky(matrix, targets):
+    factor, lower = jax.scipy.linalg.cho_factor(matrix, lower=True)
+    return factor, jax.scipy.linalg.cho_solve((factor, lower), targets.T).T
 
 
 def _with_factor(o: Options, kernel, values, train, axis: int = 1):
