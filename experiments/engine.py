@@ -34,9 +34,10 @@ def network(task: Task) -> Model:
 
 
 def trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
-    """SGD with momentum and weight decay, the rate falling linearly to zero over ``steps``."""
+    """SGD with momentum, or Adam, and weight decay, the rate falling linearly to zero over ``steps``."""
     rate = optax.linear_schedule(task.rate, 0.0, steps)
-    tx = optax.chain(optax.add_decayed_weights(task.decay), optax.sgd(rate, task.momentum))
+    step = optax.adam(rate) if task.adam else optax.sgd(rate, task.momentum)
+    tx = optax.chain(optax.add_decayed_weights(task.decay), step)
     return train.make_trainer(network(task), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
 
 

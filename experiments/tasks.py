@@ -20,7 +20,7 @@ def _none(seed: int, *, smoke: bool = False) -> Int[np.ndarray, " k"]:
 
 @dataclass(frozen=True)
 class Task:
-    """A subgroup problem and its training recipe: an MLP by SGD with momentum, the rate falling linearly to zero."""
+    """A subgroup problem and its training recipe: an MLP by SGD with momentum or Adam, the rate falling linearly."""
 
     name: str
     about: str  # one sentence for the report
@@ -36,6 +36,7 @@ class Task:
     decay: float = 1e-3
     wrong: Callable[..., Int[np.ndarray, " k"]] = _none  # (seed, *, smoke) -> ids of planted label errors
     model: Model | None = None  # instead of the MLP
+    adam: bool = False
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
         """The four splits, checked."""

@@ -182,21 +182,29 @@ def replace(
 
 
 def from_pairs(
-    problem: Problem, inverse: Inverse, pairs: Pairs, *, eta: Any = 1.0, sign: Any = 1.0, rounds: int = 1
+    problem: Problem,
+    inverse: Inverse,
+    pairs: Pairs,
+    *,
+    eta: Any = 1.0,
+    sign: Any = 1.0,
+    aligned: Any = 1.0,
+    rounds: int = 1,
 ) -> Problem:
     """The data-free step: ``pairs.x`` are aligned with the bias, ``pairs.flipped`` in conflict with it.
 
-    ``rounds``: in how many equal steps, the curvature and gradients anew for each. ``sign`` (one number, or one a pair)
-    is for controls: -1 must raise the bias, random signs do nothing on average.
+    ``rounds``: in how many equal steps, the curvature and gradients anew for each. ``aligned``: weight of the aligned
+    term; with 0 the step only learns the conflicting side. ``sign`` (one number, or one a pair) is for controls: -1
+    must raise the bias, random signs do nothing on average.
     """
     count = len(pairs.y)
     sign = jnp.broadcast_to(jnp.asarray(sign, problem.weights.dtype), (count,))
     nobody = jnp.full(count, -1)
-    aligned, conflicting = (Split(x, jnp.asarray(pairs.y), nobody, nobody) for x in (pairs.x, pairs.flipped))
+    one, other = (Split(x, jnp.asarray(pairs.y), nobody, nobody) for x in (pairs.x, pairs.flipped))
 
     def step(_, params):
         here = problem._replace(params=params)
-        gradient = loss_gradient(here, aligned, sign) - loss_gradient(here, conflicting, sign)
+        gradient = loss_gradient(here, one, aligned * sign) - loss_gradient(here, other, sign)
         return stepped(here, inverse, gradient, eta=eta / rounds).params
 
     return problem._replace(params=jax.lax.fori_loop(0, rounds, step, problem.params))

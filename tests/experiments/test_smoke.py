@@ -63,7 +63,7 @@ def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch)
 
 
 def test_an_unknown_task_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ValueError, match=r"tasks: found \['cats'\], expected names among \['adult', 'background'"):
+    with pytest.raises(ValueError, match=r"tasks: found \['cats'\], expected names among \['adult', 'adult-balanced'"):
         d3m.main(d3m.Config(tasks=("cats",)), tmp_path)
     assert not list(tmp_path.iterdir())
 
