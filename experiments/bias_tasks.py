@@ -1,0 +1,143 @@
+"""Tasks of counterfactual bias: what is trained, and examples with the protected attribute flipped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from d3mjax.data import adult, coloured, fashion, splits, spurious
+from d3mjax.data.pairs import PairSets
+from d3mjax.types import AnyArray, Data, Pairs, Split
+from experiments.tasks import Task
+
+Features = Float[AnyArray, "n d"]
+
+
+class Loaded(NamedTuple):
+    """One draw of a task: its splits, and pairs that steer, choose and report."""
+
+    data: Data
+    pairs: PairSets
+
+
+@dataclass(frozen=True)
+class BiasTask:
+    """A `Task` whose ``x`` tells of an attribute that must not matter."""
+
+    task: Task
+    load: Callable[..., Loaded]  # (seed, *, smoke)
+    versions: Callable[[Features], Float[AnyArray, "k n d"]]  # x under every value of the attribute
+    drop: Callable[[Features], Features]  # x without the attribute
+    goal: Literal["bias", "accuracy"]  # what edits are chosen for: less bias at no loss, or accuracy in conflict
+    damping: float  # of the head, for each weight: its L2 penalty against the mean loss
+    attribute: Callable[[Split], Bool[np.ndarray, " n"]] | None = None  # who is favoured, for gaps between rates
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+
+def _adult(seed: int, *, smoke: bool, feature: str, favoured: str, other: str) -> Loaded:
+    few = {"num_train": 600, "num_targets": 100, "num_selection": 200} if smoke else {}
+    data = adult.load_adult(seed, **{"num_train": 26_500, "num_targets": 500, "num_selection": 2000, **few})
+    data = data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
+    level = adult.COLUMNS[feature].start + adult.LEVELS[feature].index(favoured)
+
+    def oriented(split: Split) -> Pairs:
+        """The stereotype first: much income for the favoured, little for others."""
+        pairs = adult.flip(split, feature, levels=(favoured, other))
+        swap = ((np.asarray(pairs.x)[:, level] == 1) != (np.asarray(pairs.y) == 1))[:, None]
+        return Pairs(np.where(swap, pairs.flipped, pairs.x), np.where(swap, pairs.x, pairs.flipped), pairs.y)
+
+    return Loaded(data, PairSets(*map(oriented, (data.target, data.selection, data.test))))
+
+
+def _adult_versions(x: Features, *, feature: str):
+    at = adult.COLUMNS[feature]
+    versions = np.repeat(np.asarray(x)[None], at.stop - at.start, 0)
+    versions[:, :, at] = np.eye(at.stop - at.start, dtype=versions.dtype)[:, None]
+    return versions
+
+
+def _adult_drop(x: Features, *, feature: str):
+    without = np.array(x)
+    without[:, adult.COLUMNS[feature]] = 0
+    return without
+
+
+def _adult_task(feature: str, favoured: str, other: str) -> BiasTask:
+    load = partial(_adult, feature=feature, favoured=favoured, other=other)
+    column = adult.COLUMNS[feature].start + adult.LEVELS[feature].index(favoured)
+    task = Task(
+        name=f"adult-{feature}",
+        about=f"UCI Adult, 26,500 training examples; pairs are people of the test set and the same with another "
+        f"{feature} ({favoured} or {other}). The groups are sex by income.",
+        load=lambda seed, *, smoke: load(seed, smoke=smoke).data,
+        class_names=("<=50K", ">50K"),
+        group_names=adult.GROUP_NAMES,
+        hidden=(100, 100, 100),
+        steps=1500,
+        batch=256,
+        rate=1e-3,
+        decay=1e-4,
+        adam=True,
+    )
+    return BiasTask(
+        task,
+        load,
+        versions=partial(_adult_versions, feature=feature),
+        drop=partial(_adult_drop, feature=feature),
+        goal="bias",
+        damping=1e-3,
+        attribute=lambda split: np.asarray(split.x)[:, column] == 1,
+    )
+
+
+def _fashion(seed: int, *, smoke: bool, aligned: float, train: int) -> Loaded:
+    few = {"train": 1000, "targets": 200, "selection": 200, "test": 1000} if smoke else {}
+    few_pairs = {"reference": 60, "selection": 60, "report": 100} if smoke else {}
+    data = coloured.load_coloured_fashion(seed, **{"aligned": aligned, "train": train, **few})
+    sets = coloured.load_fashion_pairs(seed, exclude=data.test.id, **few_pairs)
+    # The group is whether the colour is that of the class: a hundred groups would be too small to tell.
+    regroup = lambda s: s._replace(group=(2 * s.y + (s.group % 10 != s.y)).astype(np.int32))
+    return Loaded(Data(*map(regroup, data)), sets)
+
+
+def _grey(x: Features):
+    """Images ``[n pixels 1]`` of brightness 1 at most."""
+    brightest = np.asarray(x).reshape(len(x), -1, 3).max(-1, keepdims=True)
+    return brightest / np.maximum(brightest.max(1, keepdims=True), 1e-6)
+
+
+def _fashion_versions(x: Features):
+    colours = np.array(spurious.MEAN_COLOURS, np.float32)
+    return (_grey(x)[None] * colours[:, None, None]).reshape(len(colours), len(x), -1)
+
+
+def _fashion_drop(x: Features):
+    return np.broadcast_to(_grey(x), (*_grey(x).shape[:2], 3)).reshape(len(x), -1)
+
+
+def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> BiasTask:
+    """Coloured Fashion-MNIST, a share ``aligned`` of the training images in the colour of their class."""
+    load = partial(_fashion, aligned=aligned, train=train)
+    task = Task(
+        name=f"fashion-{aligned:g}",
+        about=f"Coloured Fashion-MNIST at 14 x 14, {train:,} training images, {aligned:.1%} of them in the colour of "
+        "their class. In the test set colour says nothing; pairs are test images in two colours, that of their class "
+        "first. The groups are class by whether the colour is its own.",
+        load=lambda seed, *, smoke: load(seed, smoke=smoke).data,
+        class_names=fashion.NAMES,
+        group_names=tuple(f"{name}, {kind}" for name in fashion.NAMES for kind in ("own colour", "other colour")),
+        image=(14, 14, 3),
+        **{"hidden": (100, 100, 100), "steps": 3000, "batch": 256, "rate": 1e-3, "decay": 0.0, "adam": True, **options},
+    )
+    return BiasTask(task, load, versions=_fashion_versions, drop=_fashion_drop, goal="accuracy", damping=1e-4)
+
+
+ADULT_SEX = _adult_task("sex", "Male", "Female")
+ADULT_RACE = _adult_task("race", "White", "Black")
+FASHION = {task.name: task for task in map(fashion_task, (0.95, 0.99, 0.995))}
