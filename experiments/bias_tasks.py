@@ -40,9 +40,9 @@ class BiasTask:
         return self.task.name
 
 
-def _adult(seed: int, *, smoke: bool, feature: str, favoured: str, other: str) -> Loaded:
+def _adult(seed: int, *, smoke: bool, feature: str, favoured: str, other: str, train: int) -> Loaded:
     few = {"num_train": 600, "num_targets": 100, "num_selection": 200} if smoke else {}
-    data = adult.load_adult(seed, **{"num_train": 26_500, "num_targets": 500, "num_selection": 2000, **few})
+    data = adult.load_adult(seed, **{"num_train": train, "num_targets": 500, "num_selection": 2000, **few})
     data = data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
     level = adult.COLUMNS[feature].start + adult.LEVELS[feature].index(favoured)
 
@@ -68,22 +68,21 @@ def _adult_drop(x: Features, *, feature: str):
     return without
 
 
-def _adult_task(feature: str, favoured: str, other: str) -> BiasTask:
-    load = partial(_adult, feature=feature, favoured=favoured, other=other)
+def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, **options: Any) -> BiasTask:
+    """UCI Adult, the attribute being a column; favoured is who has the higher income in the stereotype."""
+    load = partial(_adult, feature=feature, favoured=favoured, other=other, train=train)
     column = adult.COLUMNS[feature].start + adult.LEVELS[feature].index(favoured)
     task = Task(
         name=f"adult-{feature}",
-        about=f"UCI Adult, 26,500 training examples; pairs are people of the test set and the same with another "
+        about=f"UCI Adult, {train:,} training examples; pairs are people of the test set and the same with another "
         f"{feature} ({favoured} or {other}). The groups are sex by income.",
         load=lambda seed, *, smoke: load(seed, smoke=smoke).data,
         class_names=("<=50K", ">50K"),
         group_names=adult.GROUP_NAMES,
-        hidden=(100, 100, 100),
-        steps=1500,
-        batch=256,
-        rate=1e-3,
-        decay=1e-4,
-        adam=True,
+        **{
+            **{"hidden": (100, 100, 100), "steps": 1500, "batch": 256, "rate": 1e-3, "decay": 1e-4, "adam": True},
+            **options,
+        },
     )
     return BiasTask(
         task,
@@ -138,6 +137,6 @@ def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> Bias
     return BiasTask(task, load, versions=_fashion_versions, drop=_fashion_drop, goal="accuracy", damping=1e-4)
 
 
-ADULT_SEX = _adult_task("sex", "Male", "Female")
-ADULT_RACE = _adult_task("race", "White", "Black")
+ADULT_SEX = adult_task("sex", "Male", "Female")
+ADULT_RACE = adult_task("race", "White", "Black")
 FASHION = {task.name: task for task in map(fashion_task, (0.95, 0.99, 0.995))}

@@ -226,9 +226,9 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
     }
     text = (
         f"{task.task.about} Bias: mean difference of the true class's probability between the sides of a pair; signed "
-        "is positive where the first side is favoured. Flip rate: pairs predicted differently. Refitting the last layer "
-        "is part of every edit, and of its seconds; compilation is left out. The conflicting side alone is learnt in "
-        "rounds, as re-linearised FMD is."
+        "is positive where the first side is favoured. Flip rate: pairs predicted differently. Refitting the last "
+        "layer is part of every edit, and of its seconds; compilation is left out. The conflicting side alone is "
+        "learnt in rounds, as re-linearised FMD is."
     )
     figure = plots.curves(points, xlabel="counterfactual bias", ylabel=accuracy.replace("_", " "))
     return rows, report.Section(text, {"Accuracy against bias.": figure})

@@ -41,7 +41,7 @@ def by_last_layer() -> Inverse:
 
 
 def curvature(problem: Problem) -> Float[Array, "d d"]:
-    """The undamped matrix, rows and columns in the order of the flattened parameters: ``bias [C]``, ``kernel [p C]``."""
+    """The undamped matrix, rows and columns as the parameters are flattened: ``bias [C]``, ``kernel [p C]``."""
     leaves = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(problem.params)}
     phi = problem.examples.x
     if leaves.keys() != {"kernel", "bias"} or phi.ndim != 2 or phi.shape[1] != len(leaves["kernel"]):

@@ -1,0 +1,197 @@
+"""Influence on counterfactual bias: which training examples teach it, and what retraining without them shows.
+
+Claim:    influence functions find few examples whose removal takes away most of the bias, say how many by themselves,
+          and predict what retraining shows; one step on the whole network comes close to retraining.
+Command:  python -m experiments.influence_on_bias        (`--config.smoke` takes seconds)
+Expected: the table in experiments/README.md, which this command wrote.
+Device:   two CPU cores, about two minutes a task and seed; any JAX device works.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from d3mjax.attribution import influence, outputs
+from d3mjax.debiasing import selection, unlearning
+from d3mjax.runtime import mesh
+from d3mjax.training import ensemble, sampling
+from d3mjax.types import Pairs, Split
+from experiments import bias_tasks, engine, plots, report, units
+from experiments.bias_tasks import BiasTask
+
+CHECKPOINTS, RETRAIN, DRAW = range(3)  # families of keys
+MEASURES = (unlearning.counterfactual_bias, unlearning.signed_bias)
+ADULT = bias_tasks.adult_task("sex", "Male", "Female", train=4000, steps=200)
+FASHION = bias_tasks.fashion_task(0.95, train=4000, steps=1000)
+TASKS = {task.name: task for task in (ADULT, FASHION)}
+SIZES = {ADULT.name: (25, 50, 100, 400), FASHION.name: (100, 400, 800)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    seeds: int = 5
+    first_seed: int = 10
+    checkpoints: int = 3
+    retrains: int = 3
+    damping: float = 0.01
+    max_steps: int = 300  # of conjugate gradients
+    smoke: bool = False
+
+
+def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
+    """``train``, ``attribute`` and ``edit``, each of many models at once."""
+    base, model = task.task, engine.network(task.task)
+    run = engine.trainer(base, base.steps, sampling.shuffled())
+    last = f"Dense_{len(base.hidden)}"
+    options = {
+        "damping": config.damping,
+        "inverse": influence.by_cg(rtol=1e-3, max_steps=config.max_steps),
+        "microbatch": 1000,
+    }
+    kinds = {"whole network": None, "last layer": lambda path: last in path}
+    mapped = lambda one: partial(ensemble.map_models, one, width=1, mesh=mesh.local_mesh())()
+
+    @jax.jit
+    def train(split: Split, test: Split, report: Pairs, keys, weights):
+        def one(key, weight):
+            state, info = run.run(run.init(key, split.x[:1]), split, weight, base.steps)
+            right = outputs.hard_margins(model, state.variables, test, microbatch=4096) > 0
+            return state.variables, unlearning.measure(model, state.variables, report), right.mean(), info.loss
+
+        return mapped(one)(keys, weights)
+
+    @jax.jit
+    def attribute(split: Split, reference: Pairs, variables):
+        def one(variables):
+            found = {}
+            for kind, keep in kinds.items():
+                grads = [unlearning.bias_gradient(model, m, variables, reference, keep=keep) for m in MEASURES]
+                grads = jax.tree.map(lambda *a: jnp.stack(a), *grads)
+                found[kind] = influence.along(model, variables, split, grads, keep=keep, **options)
+            return found, unlearning.signed_bias(model, variables, reference)
+
+        return mapped(one)(variables)
+
+    @jax.jit
+    def edit(split: Split, report: Pairs, test: Split, variables, rows):
+        def one(variables):
+            found = {}
+            for kind, keep in kinds.items():
+                problem = influence.problem_of(model, variables, split, keep=keep, **options)
+                after = unlearning.merged(variables, unlearning.remove(problem, options["inverse"], rows).params)
+                right = outputs.hard_margins(model, after, test, microbatch=4096) > 0
+                found[kind] = unlearning.measure(model, after, report), right.mean()
+            return found
+
+        return mapped(one)(variables)
+
+    return {"train": train, "attribute": attribute, "edit": edit}
+
+
+def removals(task: BiasTask, split: Split, scores: dict[str, np.ndarray], few: int, sizes, key) -> dict[str, Any]:
+    """Keep masks by name: highest influence by either kind, and controls; ``few`` is the self-chosen number."""
+    group, everybody = np.asarray(split.group), np.zeros(len(split.y), np.int32)
+    keep = {}
+    for k in sizes:
+        for kind, on_bias in scores.items():
+            keep[f"{kind}, {k} removed"] = selection.drop_lowest(-on_bias, k)
+        top = selection.drop_lowest(-scores["whole network"], k)
+        keep[f"reversed, {k} removed"] = selection.drop_lowest(scores["whole network"], k)
+        keep[f"random, {k} removed"] = selection.drop_random_like(key, top, everybody, 1)
+        matched = selection.drop_random_like(key, top, group, len(task.task.group_names))
+        keep[f"group-matched random *, {k} removed"] = matched
+    keep["whole network, self-chosen"] = selection.drop_lowest(-scores["whole network"], few)
+    return keep
+
+
+def measure(task: BiasTask, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:
+    """Every removal on one draw: bias on the report pairs after retraining, and after one step instead."""
+    loaded, root = task.load(seed, smoke=config.smoke), jax.random.key(seed)
+    split, test, pairs = loaded.data.train, loaded.data.test, loaded.pairs
+    n, runs = len(split.y), config.retrains
+    keys = lambda family, count: ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(count))
+
+    def train(keep: dict[str, Any]) -> dict[str, Any]:
+        rows = np.concatenate([np.broadcast_to(rows, (runs, n)) for rows in keep.values()]).astype(np.float32)
+        each = jnp.tile(keys(RETRAIN, runs), len(keep))
+        _, bias, accuracy, losses = programs["train"](split, test, pairs.report, each, rows)
+        ensemble.check_losses(jax.device_get(losses), np.arange(len(rows)))
+        mean = lambda a: np.asarray(a).reshape(len(keep), runs).mean(1)
+        figures = {"bias": bias.absolute, "signed_bias": bias.signed, "flip_rate": bias.flips, "accuracy": accuracy}
+        figures = {name: mean(value) for name, value in figures.items()}
+        return {name: {m: float(v[i]) for m, v in figures.items()} for i, name in enumerate(keep)}
+
+    many = np.ones((config.checkpoints, n), np.float32)
+    variables, *_ = programs["train"](split, test, pairs.report, keys(CHECKPOINTS, config.checkpoints), many)
+    found, signed = jax.device_get(programs["attribute"](split, pairs.reference, variables))
+    columns = {kind: columns.mean(0) for kind, (columns, _) in found.items()}
+    on_signed = columns["whole network"][:, 1]
+    few = int(unlearning.removal_count(columns["whole network"][:, 0], on_signed, jnp.asarray(signed.mean())))
+    progress(config.checkpoints)
+
+    scores = {kind: on[:, 0] for kind, on in columns.items()}
+    sizes = SIZES[task.name] if not config.smoke else (20,)
+    keep = removals(task, split, scores, few, sizes, jax.random.fold_in(root, DRAW))
+    facts = train({"no removal": np.ones(n), **keep})
+    base = facts["no removal"]
+    for name, rows in keep.items():
+        facts[name]["removed"] = float(np.mean(~np.asarray(rows)))
+        if name.startswith("whole network"):
+            facts[name]["predicted_change"] = float(-on_signed[~np.asarray(rows)].sum())
+            facts[name]["signed_change"] = facts[name]["signed_bias"] - base["signed_bias"]
+    rows = ~np.asarray(keep["whole network, self-chosen"])
+    for kind, (bias, accuracy) in jax.device_get(programs["edit"](split, pairs.report, test, variables, rows)).items():
+        figures = {"bias": bias.absolute, "signed_bias": bias.signed, "flip_rate": bias.flips, "accuracy": accuracy}
+        facts[f"self-chosen, one step on the {kind}"] = {name: float(value.mean()) for name, value in figures.items()}
+    facts["residual"] = {kind: float(info.residual.max()) for kind, (_, info) in found.items()}
+    return facts, {"id": np.asarray(split.id), **{f"on_bias/{k}": np.asarray(v) for k, v in scores.items()}}
+
+
+def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+    """One row a removal; predicted against actual change of the signed bias."""
+    facts = [facts for facts, _ in found]
+    names = [name for name in facts[0] if name != "residual"]
+    star = lambda name: "training groups" if "*" in name else "none"
+    rows = [
+        report.row(task.name, n, {m: [f[n][m] for f in facts] for m in facts[0][n]}, information=star(n)) for n in names
+    ]
+    told = [n for n in names if "predicted_change" in facts[0][n]]
+    mean = lambda name, metric: np.array([[-f[name][metric]] for f in facts])
+    points = {n: (mean(n, "predicted_change").mean(0), mean(n, "signed_change")) for n in told}
+    text = (
+        f"{task.task.about} Influence on the bias of {config.checkpoints} trained networks, by the GGN; the highest "
+        f"are removed and {config.retrains} networks trained without them. Self-chosen: as many as bring the predicted "
+        "signed bias to zero. One step: the networks themselves, edited by one Newton step and not trained again."
+    )
+    figure = plots.curves(points, xlabel="predicted fall of the signed bias", ylabel="fall after retraining")
+    return rows, report.Section(text, {"Predicted against actual fall.": figure})
+
+
+def prepare(task: BiasTask, config: Config) -> Callable:
+    """`measure` of one task, compiled once for all seeds."""
+    if config.smoke:
+        task = replace(task, task=replace(task.task, steps=60, hidden=(16,)))
+    return partial(measure, task, config, make_programs(task, config))
+
+
+def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+    """Measure all removals, print a table for each task, and write ``results/influence_on_bias/<run>``."""
+    if config.smoke:
+        config = replace(config, seeds=1, checkpoints=2, retrains=2, max_steps=50)
+    return units.run_experiment(
+        "influence_on_bias", config, TASKS, prepare, describe, models=config.checkpoints, results=results, run=run
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
