@@ -1,17 +1,17 @@
 """Tasks of counterfactual bias: what is trained, and examples with the protected attribute flipped."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from d3mjax.data import adult, coloured, fashion, splits, spurious
-from d3mjax.data.pairs import PairSets
+from d3mjax.data import adult, coloured, fashion, fashion_spurious, splits, spurious
+from d3mjax.data.pairs import PairSets, draw_recoloured
 from d3mjax.types import AnyArray, Data, Pairs, Split
-from experiments.tasks import Task
+from experiments.tasks import PATCH, SMALL, Task
 
 Features = Float[AnyArray, "n d"]
 
@@ -137,6 +137,35 @@ def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> Bias
     return BiasTask(task, load, versions=_fashion_versions, drop=_fashion_drop, goal="accuracy", damping=1e-4)
 
 
+def _patch(seed: int, *, smoke: bool) -> Loaded:
+    """The splits of the task *patch*, and pairs of images that are in none of them."""
+    few = SMALL if smoke else {}
+    raw = fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **few))
+    pool, sizes = fashion.read_shipped(), (60, 60, 100) if smoke else (500, 500, 2500)
+    y, used = (pool.labels == 4).astype(np.int32), np.concatenate([split.id for split in raw])
+    found = draw_recoloured(pool.images, y, pool.id, spurious.CornerPatch(), seed=seed, sizes=sizes, exclude=used)
+    mean, std = np.mean(raw.train.x), np.std(raw.train.x)
+    scaled = lambda x: ((x - mean) / std).astype(np.float32)
+    sets = [pairs._replace(x=scaled(pairs.x), flipped=scaled(pairs.flipped)) for pairs in found]
+    return Loaded(Data(*(split._replace(x=scaled(split.x)) for split in raw)), PairSets(*sets))
+
+
+def _corners(x: Features, white: tuple[bool, bool]):
+    """Images with a patch, or the darkest pixel, in either upper corner."""
+    images = np.array(x).reshape(-1, 14, 14)
+    for columns, patch in zip((slice(0, 2), slice(12, 14)), white, strict=True):
+        images[:, :2, columns] = images.max() if patch else images.min()
+    return images.reshape(len(x), -1)
+
+
+PATCH_PAIRS = BiasTask(
+    replace(PATCH, load=lambda seed, *, smoke: _patch(seed, smoke=smoke).data),
+    _patch,
+    versions=lambda x: np.stack([_corners(x, (True, False)), _corners(x, (False, True))]),
+    drop=lambda x: _corners(x, (False, False)),
+    goal="accuracy",
+    damping=1e-3,
+)
 ADULT_SEX = adult_task("sex", "Male", "Female")
 ADULT_RACE = adult_task("race", "White", "Black")
 FASHION = {task.name: task for task in map(fashion_task, (0.95, 0.99, 0.995))}

@@ -26,7 +26,14 @@ from experiments import edits, engine, plots, report, units
 from experiments.bias_tasks import BiasTask, Loaded
 from experiments.edits import Parts
 
-TRAIN, SIGNS, SUBSETS, PAIRS_ALONE, DROPPED = range(5)  # families of keys
+TRAIN, SIGNS, SUBSETS, PAIRS_ALONE, DROPPED, MORE = range(6)  # families of keys
+INFORMATION = {
+    "D3M": "validation groups",
+    "D3M, 10 % removed": "validation groups",
+    "DFR on the targets": "validation groups",
+    "SUBG": "training groups",
+}
+"""Whose groups a method is given; the others know the attribute of the pairs alone."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,7 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
     def head(params, parts, curvature=influence.ggn):
         return edits.make_head(params, parts, num_classes, damping=task.damping, curvature=curvature)
 
-    def train(split: Split, key):
-        weights = jnp.ones(len(split.y))
+    def train(split: Split, key, weights):
         state, info = run.run(run.init(key, split.x[:1]), split, weights, base.steps)
         return state.variables, info.loss
 
@@ -99,7 +105,13 @@ def choose(task: BiasTask, config: Config, found: tuple[unlearning.Bias, Any], s
     return int(np.argmin(allowed) if task.goal == "bias" else np.argmax(conflicting)) - 1
 
 
-def measure(task: BiasTask, config: Config, programs: dict, warm: set, seed: int, progress: Callable) -> units.Unit:
+More = Callable[[Loaded, Any, Any, Callable], dict[str, Any]]
+"""Further methods: ``(loaded, variables, root key, train) -> variables by name``; ``train(split, family, weights)``."""
+
+
+def measure(
+    task: BiasTask, config: Config, programs: dict, warm: set, more: More | None, seed: int, progress: Callable
+) -> units.Unit:
     """Every method on one draw; seconds leave compilation out, and count the refit where it is needed."""
     loaded, root = task.load(seed, smoke=config.smoke), jax.random.key(seed)
     key = lambda family: jax.random.fold_in(root, family)
@@ -115,8 +127,13 @@ def measure(task: BiasTask, config: Config, programs: dict, warm: set, seed: int
         seconds[name] = time.perf_counter() - begin
         return found
 
-    variables, losses = timed("no edit", lambda: programs["train"](raw.train, key(TRAIN)))
-    ensemble.check_losses(np.asarray(losses)[None], np.arange(1))
+    def train(split: Split, family: int, weights=None):
+        weights = np.ones(len(split.y)) if weights is None else weights
+        variables, losses = programs["train"](split, key(family), jnp.asarray(weights, jnp.float32))
+        ensemble.check_losses(np.asarray(losses)[None], np.arange(1))
+        return variables
+
+    variables = timed("no edit", lambda: train(raw.train, TRAIN))
     progress(1)
     trained, parts = timed("refit", lambda: features_and_refit(programs, variables, raw))
     base, refitted = trained
@@ -153,7 +170,9 @@ def measure(task: BiasTask, config: Config, programs: dict, warm: set, seed: int
 
     target = float(edits.facts(results["FMD"], parts, len(task.task.group_names))["bias"])
     results["temperature of FMD's bias"] = at_temperature(programs, refitted, parts, target, facts)
-    results |= without_edits(task, programs, raw, loaded, variables, key, timed)
+    results |= without_edits(task, programs, raw, variables, train, timed)
+    for name, others in (more(loaded, variables, root, train) if more else {}).items():
+        results[name] = predicted(programs, raw, others)
     attribute = task.attribute(raw.test) if task.attribute else None
     for name, found in results.items():
         facts[name] = edits.facts(found, parts, len(task.task.group_names), attribute=attribute)
@@ -180,33 +199,35 @@ def at_temperature(programs: dict, params, parts: Parts, bias: float, facts: dic
     return p
 
 
-def without_edits(task: BiasTask, programs: dict, raw: Parts, loaded: Loaded, variables, key, timed) -> dict[str, Any]:
-    """Probabilities on the test set and the report pairs of what needs no edit of the model."""
+def predicted(programs: dict, raw: Parts, variables, *, change: Callable = lambda x: [x]) -> dict[str, Any]:
+    """Probabilities of a network on the test set and the report pairs, averaged over what ``change(x)`` gives."""
     rows = {"test": raw.test.x, "aligned": raw.report.x, "conflicting": raw.report.flipped}
-    reference = raw.reference
-    found = {}
+    of = lambda x: jax.nn.softmax(programs["logits"](variables, x))
+    return {name: jnp.mean(jnp.stack([of(v) for v in change(x)]), 0) for name, x in rows.items()}
 
-    def predicted(variables, change: Callable = lambda x: x):
-        return {name: jax.nn.softmax(programs["logits"](variables, change(x))) for name, x in rows.items()}
 
-    def averaged():
-        of = lambda x: jax.nn.softmax(programs["logits"](variables, x))
-        return {name: sum(of(v) for v in task.versions(x)) / len(task.versions(x[:1])) for name, x in rows.items()}
-
-    def on(split: Split, family: int, change: Callable = lambda x: x):
-        return predicted(programs["train"](split, key(family))[0], change)
-
+def without_edits(task: BiasTask, programs: dict, raw: Parts, variables, train: Callable, timed) -> dict[str, Any]:
+    """Probabilities on the test set and the report pairs of what needs no edit of the model."""
+    reference, found = raw.reference, {}
     both = Split(
         np.concatenate([reference.x, reference.flipped]),
         np.tile(reference.y, 2),
         np.full(2 * len(reference.y), -1),
         np.arange(2 * len(reference.y)),
     )
-    found["average over the attribute"] = timed("average over the attribute", averaged)
-    found["trained without the attribute"] = timed(
-        "trained without the attribute", lambda: on(raw.train._replace(x=task.drop(raw.train.x)), DROPPED, task.drop)
-    )
-    found["trained on the pairs alone"] = timed("trained on the pairs alone", lambda: on(both, PAIRS_ALONE))
+    without = raw.train._replace(x=task.drop(raw.train.x))
+    methods = {
+        "average over the attribute": lambda: (variables, task.versions),
+        "trained without the attribute": lambda: (train(without, DROPPED), lambda x: [task.drop(x)]),
+        "trained on the pairs alone": lambda: (train(both, PAIRS_ALONE), lambda x: [x]),
+    }
+    for name, method in methods.items():
+
+        def work(method=method):
+            network, change = method()
+            return predicted(programs, raw, network, change=change)
+
+        found[name] = timed(name, work)
     return found
 
 
@@ -216,9 +237,10 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
     names = [name for name, value in facts[0].items() if isinstance(value, Mapping) and "bias" in value]
     rows = []
     for name in names:
+        information = INFORMATION.get(name, "none")
         values = {metric: [fact[name][metric] for fact in facts] for metric in facts[0][name]}
         settings = {"steps": [fact["steps"][name] for fact in facts]} if name in facts[0]["steps"] else {}
-        rows.append(report.row(task.name, name, values, settings=settings))
+        rows.append(report.row(task.name, name, values, information=information, settings=settings))
     accuracy = "worst_group_accuracy" if task.goal == "bias" else "accuracy"
     points = {
         name: ([np.mean([f[name]["bias"] for f in facts])], np.array([[f[name][accuracy]] for f in facts]))
@@ -234,14 +256,22 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
     return rows, report.Section(text, {"Accuracy against bias.": figure})
 
 
-def run(name: str, tasks: Mapping[str, BiasTask], config: Config, *, results: Path, run: str | None) -> Path:
-    """Run or resume, and write ``results/<name>/<run>``."""
+def run(
+    name: str,
+    tasks: Mapping[str, BiasTask],
+    config: Config,
+    *,
+    results: Path,
+    run: str | None,
+    more: Callable[[BiasTask, Config], More | None] = lambda task, config: None,
+) -> Path:
+    """Run or resume, and write ``results/<name>/<run>``; ``more(task, config)`` are methods beside those here."""
     if config.smoke:
         config = replace(config, seeds=1, etas=(0.1, 1.0), rounds=2, newton_rounds=2)
 
     def prepare(task: BiasTask, config: Config) -> Callable:
         if config.smoke:
             task = replace(task, task=replace(task.task, steps=60, hidden=(16,)))
-        return partial(measure, task, config, make_programs(task, config), set())
+        return partial(measure, task, config, make_programs(task, config), set(), more(task, config))
 
     return units.run_experiment(name, config, tasks, prepare, describe, models=1, results=results, run=run)

@@ -1,4 +1,4 @@
-"""How well influence functions predict the groups' margins after retraining: curvature, solver, damping, checkpoints.
+"""How well influence functions predict groups' margins and counterfactual bias after retraining.
 
 Claim:    the GGN, damped by a hundredth of the mean curvature, predicts better than the Hessian, EK-FAC, the last layer
           alone and TRAK, and five checkpoints better than one.
@@ -21,16 +21,21 @@ import tyro
 from d3mjax import metrics
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
 from d3mjax.training import ensemble
-from d3mjax.types import Data
+from d3mjax.types import Data, Model, Split
 from experiments import engine, lds_trak, plots, report, units
-from experiments.tasks import SMALL_TASKS, Task
+from experiments.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
+
+RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
+ADULT = adult_task("sex", "Male", "Female", hidden=(32,), **RECIPE)
+FASHION = fashion_task(0.95, hidden=(64,), **RECIPE)
+TASKS = {task.name: task for task in (ADULT, FASHION)}
 
 
 @dataclass(frozen=True)
 class Config:
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("adult", "patch")
+    tasks: tuple[str, ...] = tuple(TASKS)
     seeds: int = 5
     first_seed: int = 10
     subsets: int = 100  # half subsets held out as truth
@@ -43,20 +48,49 @@ class Config:
     smoke: bool = False
 
 
-def sources(task: Task, config: Config) -> dict[str, Callable]:
-    """``(key, variables, data) -> (columns [n G], residual)`` of one checkpoint, by name."""
-    model, num_groups = engine.network(task), len(task.group_names)
+def with_pairs(loaded: Loaded, num_groups: int) -> Data:
+    """Targets followed by both sides of the reference pairs, as two groups more."""
+    target, pairs = loaded.data.target, loaded.pairs.reference
+    count = len(pairs.y)
+    group = np.concatenate([target.group, np.repeat([num_groups, num_groups + 1], count)]).astype(np.int32)
+    y = np.concatenate([target.y, pairs.y, pairs.y]).astype(np.int32)
+    x = np.concatenate([target.x, pairs.x, pairs.flipped])
+    return loaded.data._replace(target=Split(x, y, group, np.arange(len(y))))
+
+
+def mixed_output(num_groups: int) -> Callable:
+    """Soft margins of targets, probabilities of the true class for pairs: their means differ by the signed bias."""
+
+    def make(model: Model, variables):
+        margin = gradients.margin_output(model, variables)
+
+        def output(params, example):
+            value = margin(params, example)
+            return jnp.where(example.group < num_groups, value, jax.nn.sigmoid(value))
+
+        return output
+
+    return make
+
+
+def sources(bias_task: BiasTask, config: Config) -> dict[str, Callable]:
+    """``(key, variables, data) -> (columns [n G + 2], residual)`` of one checkpoint, by name."""
+    task = bias_task.task
+    model, num_groups = engine.network(task), len(task.group_names) + 2
+    output = mixed_output(len(task.group_names))
 
     def newton(damping: float, **options: Any) -> Callable:
         def columns(_key, variables, data: Data):
             place = (model, variables, data.train, data.target, num_groups)
-            found, info = influence.group_columns(*place, damping=damping, microbatch=1000, **options)
+            given = {"damping": damping, "microbatch": 1000, "target_output": output, **options}
+            found, info = influence.group_columns(*place, **given)
             return found, info.residual.max()
 
         return columns
 
     def by_trak(**options: Any) -> Callable:
         options |= {"projection": projections.sjlt(config.size), "damping": 0.1, "microbatch": 40}
+        options |= {"target_output": output}
 
         def columns(key, variables, data: Data):
             place = (key, model, variables, data.train, data.target, num_groups)
@@ -83,38 +117,48 @@ def sources(task: Task, config: Config) -> dict[str, Callable]:
     return found
 
 
-def prepare(task: Task, config: Config) -> Callable:
+def prepare(task: BiasTask, config: Config) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
+    base = task.task
 
     def mapped(source: Callable) -> Callable:
         return lds_trak.mapped(lambda data, key, variables: source(key, variables, data))
 
     programs = {name: mapped(source) for name, source in sources(task, config).items()}
-    truth, train = lds_trak.make_truth(task, config.repeats), lds_trak.make_checkpoints(task)
+    truth, train = lds_trak.make_truth(base, config.repeats), lds_trak.make_checkpoints(base)
     return partial(measure, task, config, programs, truth, train)
 
 
 def measure(
-    task: Task, config: Config, programs: dict, truth: Callable, train: Callable, seed: int, progress: Callable
+    task: BiasTask, config: Config, programs: dict, truth: Callable, train: Callable, seed: int, progress: Callable
 ) -> units.Unit:
-    """LDS of the groups' mean margins under every source, with the first of the checkpoints and with more."""
-    data, key = task.read(seed, smoke=config.smoke), jax.random.key(seed)
-    n, most, groups = len(data.train.y), max(config.checkpoints), len(task.group_names)
+    """LDS of the groups' mean margins and of the signed bias, with the first of the checkpoints and with more."""
+    groups, key = len(task.task.group_names), jax.random.key(seed)
+    data = with_pairs(task.load(seed, smoke=config.smoke), groups)
+    n, most = len(data.train.y), max(config.checkpoints)
     held = jax.random.fold_in(key, lds_trak.TRUTH)
     margins = truth(data, held, config.subsets, progress)
-    member = np.eye(groups)[np.asarray(data.target.group)]
-    margins = margins @ (member / member.sum(0))
+    member = np.eye(groups + 2)[np.asarray(data.target.group)]
+    values = np.where(np.asarray(data.target.group) < groups, margins, 1 / (1 + np.exp(-margins)))
+    values = with_bias(values @ (member / member.sum(0)))
     subsets = lds_trak.half_subsets(held, jnp.arange(config.subsets), n)
     keys = lambda family: ensemble.model_keys(jax.random.fold_in(key, family), jnp.arange(most))
     variables = train(data, keys(lds_trak.CHECKPOINTS))
-    facts: dict[str, Any] = {"ceiling": lds_trak.ceiling(margins)}
+    facts: dict[str, Any] = {"ceiling": [lds_trak.ceiling(values[..., :-1]), lds_trak.ceiling(values[..., -1:])]}
     for name, source in programs.items():
         columns, residual = jax.device_get(source(data, keys(lds_trak.PROJECTIONS), variables))
         for count in config.checkpoints:
-            predicted = metrics.subset_predictions(jnp.asarray(columns[:count].mean(0).T), subsets)
-            lds = metrics.spearman(predicted.T, jnp.asarray(margins.mean(1)).T)
-            facts[named(name, count)] = {"lds": float(lds.mean()), "residual": float(residual[:count].max())}
+            found = with_bias(columns[:count].mean(0))
+            predicted = metrics.subset_predictions(jnp.asarray(found.T), subsets)
+            lds = metrics.spearman(predicted.T, jnp.asarray(values.mean(1)).T)
+            figures = {"lds": lds[:-1].mean(), "lds_bias": lds[-1], "residual": residual[:count].max()}
+            facts[named(name, count)] = {metric: float(value) for metric, value in figures.items()}
     return facts, {}
+
+
+def with_bias(values: np.ndarray) -> np.ndarray:
+    """``[... G + 2]`` with the difference of the last two in their place, the signed bias."""
+    return np.concatenate([values[..., :-2], values[..., -2:-1] - values[..., -1:]], -1)
 
 
 def named(source: str, checkpoints: int) -> str:
@@ -122,25 +166,31 @@ def named(source: str, checkpoints: int) -> str:
     return f"{source}, {lds_trak.counted_as(checkpoints)}"
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a source and number of checkpoints; LDS against damping."""
     facts = [facts for facts, _ in found]
     rows = []
     for name in (name for name in facts[0] if name != "ceiling"):
-        values = {metric: [fact[name][metric] for fact in facts] for metric in ("lds", "residual")}
+        values = {metric: [fact[name][metric] for fact in facts] for metric in ("lds", "lds_bias", "residual")}
         rows.append(report.row(task.name, name, values))
-    rows.append(report.row(task.name, "ceiling set by retraining noise", {"lds": [f["ceiling"] for f in facts]}))
-    lds = lambda count: np.array(
-        [[f[named(f"GGN, damping {d:g}", count)]["lds"] for d in config.dampings] for f in facts]
-    )
-    lines = {lds_trak.counted_as(count): (config.dampings, lds(count)) for count in config.checkpoints}
-    figure = plots.curves(lines, xlabel="damping / sum of weights", ylabel="LDS (mean over groups)")
+    ceiling = {metric: [f["ceiling"][i] for f in facts] for i, metric in enumerate(("lds", "lds_bias"))}
+    rows.append(report.row(task.name, "ceiling set by retraining noise", ceiling))
+
+    def figure(metric: str, label: str):
+        at = lambda count: [[f[named(f"GGN, damping {d:g}", count)][metric] for d in config.dampings] for f in facts]
+        lines = {lds_trak.counted_as(count): (config.dampings, np.array(at(count))) for count in config.checkpoints}
+        return plots.curves(lines, xlabel="damping / sum of weights", ylabel=label)
+
     text = (
-        f"{task.about} n = 1,000 training examples; truth: mean margins of the groups of the target set under "
-        f"{config.subsets} half subsets, {config.repeats} trainings each. Residual: the largest of the solves, by the "
-        "GGN (the Hessian in its row), which EK-FAC and K-FAC only approximate."
+        f"{task.task.about} Truth: mean margins of the groups of the target set, and the signed bias of the reference "
+        f"pairs, under {config.subsets} half subsets, {config.repeats} trainings each. Residual: the largest of the "
+        "solves, by the GGN (the Hessian in its row), which EK-FAC and K-FAC only approximate."
     )
-    return rows, report.Section(text, {"LDS of the GGN against damping.": figure})
+    figures = {
+        "LDS of the groups' margins, GGN, against damping.": figure("lds", "LDS (mean over groups)"),
+        "LDS of the signed bias, GGN, against damping.": figure("lds_bias", "LDS of the signed bias"),
+    }
+    return rows, report.Section(text, figures)
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
@@ -150,7 +200,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         config = replace(config, seeds=1, subsets=20, repeats=2, **small)
     models = config.subsets * config.repeats
     return units.run_experiment(
-        "lds_influence", config, SMALL_TASKS, prepare, describe, models=models, results=results, run=run
+        "lds_influence", config, TASKS, prepare, describe, models=models, results=results, run=run
     )
 
 

@@ -182,7 +182,3 @@ TASKS = {
     )
 }
 LDS_TASKS = {task.name: task for task in (SMALL_PATCH, FASHION)}  # n = 2,000
-SMALL_TASKS = {
-    "adult": replace(ADULT, load=partial(_adult, num_train=1000), steps=400),
-    "patch": replace(PATCH, load=partial(_pixels, _pair, train=1000), steps=400),
-}  # n = 1,000
