@@ -242,17 +242,14 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
         settings = {"steps": [fact["steps"][name] for fact in facts]} if name in facts[0]["steps"] else {}
         rows.append(report.row(task.name, name, values, information=information, settings=settings))
     accuracy = "worst_group_accuracy" if task.goal == "bias" else "accuracy"
-    points = {
-        name: ([np.mean([f[name]["bias"] for f in facts])], np.array([[f[name][accuracy]] for f in facts]))
-        for name in names
-    }
+    points = {name: tuple([f[name][metric] for f in facts] for metric in ("bias", accuracy)) for name in names}
     text = (
         f"{task.task.about} Bias: mean difference of the true class's probability between the sides of a pair; signed "
         "is positive where the first side is favoured. Flip rate: pairs predicted differently. Refitting the last "
         "layer is part of every edit, and of its seconds; compilation is left out. The conflicting side alone is "
         "learnt in rounds, as re-linearised FMD is."
     )
-    figure = plots.curves(points, xlabel="counterfactual bias", ylabel=accuracy.replace("_", " "))
+    figure = plots.tradeoff(points, xlabel="counterfactual bias", ylabel=accuracy.replace("_", " "))
     return rows, report.Section(text, {"Accuracy against bias.": figure})
 
 

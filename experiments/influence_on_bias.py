@@ -166,15 +166,14 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
         report.row(task.name, n, {m: [f[n][m] for f in facts] for m in facts[0][n]}, information=star(n)) for n in names
     ]
     told = [n for n in names if "predicted_change" in facts[0][n]]
-    mean = lambda name, metric: np.array([[-f[name][metric]] for f in facts])
-    points = {n: (mean(n, "predicted_change").mean(0), mean(n, "signed_change")) for n in told}
+    points = {n: tuple([f[n][m] for f in facts] for m in ("predicted_change", "signed_change")) for n in told}
     text = (
         f"{task.task.about} Influence on the bias of {config.checkpoints} trained networks, by the GGN; the highest "
         f"are removed and {config.retrains} networks trained without them. Self-chosen: as many as bring the predicted "
         "signed bias to zero. One step: the networks themselves, edited by one Newton step and not trained again."
     )
-    figure = plots.curves(points, xlabel="predicted fall of the signed bias", ylabel="fall after retraining")
-    return rows, report.Section(text, {"Predicted against actual fall.": figure})
+    figure = plots.tradeoff(points, xlabel="predicted change of the signed bias", ylabel="change after retraining")
+    return rows, report.Section(text, {"Predicted against actual change.": figure})
 
 
 def prepare(task: BiasTask, config: Config) -> Callable:

@@ -83,6 +83,18 @@ def curves(
     return figure
 
 
+def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ylabel: str) -> Figure:
+    """Two goals against each other, a point a method with deviations over seeds; `points`: label -> (x [s], y [s])."""
+    figure, (axes,) = _figure(8.2, 4.2)
+    styles = zip(cycle(PALETTE), cycle("osD^vP*X<>p"))
+    for (label, (x, y)), (colour, marker) in zip(points.items(), styles, strict=False):
+        style = {"color": colour, "marker": marker, "markersize": 6, "elinewidth": 0.9, "linestyle": "none"}
+        axes.errorbar(np.mean(x), np.mean(y), xerr=np.std(x), yerr=np.std(y), label=label, **style)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
 def scatters(points: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], *, xlabel: str, ylabel: str) -> Figure:
     """One panel a name, one colour a label: `points`: panel -> label -> (x [k], y [k]); dashed where y = x."""
     figure = Figure(figsize=(3.1 * len(points), 3.4), layout="constrained", facecolor="white")

@@ -1,0 +1,86 @@
+"""Experiments on counterfactual bias: their tasks, what they choose, and small runs whose tables are checked."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from d3mjax.data import adult
+from d3mjax.debiasing.unlearning import Bias
+from d3mjax.runtime import record
+from experiments import bias_tasks, fmd, fmd_against_d3m, influence_on_bias, lds_influence
+
+SEX = adult.COLUMNS["sex"]
+
+
+def rows_by_name(run):
+    return {row["method"]: row["metrics"] for row in record.read_json(run / "metrics.json")["rows"]}
+
+
+def test_pairs_show_the_stereotype_first_and_differ_in_the_attribute_alone():
+    loaded = bias_tasks.ADULT_SEX.load(0, smoke=True)
+    for pairs in loaded.pairs:
+        male = np.asarray(pairs.x)[:, SEX][:, 1] == 1
+        np.testing.assert_array_equal(male, pairs.y == 1)
+        rest = np.delete(np.asarray(pairs.x) - pairs.flipped, np.r_[SEX], axis=1)
+        assert (rest == 0).all()
+        assert (np.asarray(pairs.x)[:, SEX] == np.asarray(pairs.flipped)[:, SEX][:, ::-1]).all()
+
+
+@pytest.mark.parametrize("task", [bias_tasks.ADULT_SEX, bias_tasks.ADULT_RACE, bias_tasks.PATCH_PAIRS])
+def test_versions_and_drop_do_not_depend_on_the_attribute(task):
+    pairs = task.load(0, smoke=True).pairs.report
+    versions = task.versions(pairs.x)
+    np.testing.assert_allclose(versions, task.versions(pairs.flipped), atol=1e-6)
+    np.testing.assert_allclose(task.drop(pairs.x), task.drop(pairs.flipped), atol=1e-6)
+    distance = np.abs(versions - pairs.x[None]).max(2)
+    assert np.median(distance.min(0)) < 1e-5 < np.median(distance.max(0))  # one version is the example itself
+
+
+def test_the_step_is_the_best_allowed_or_none():
+    task, config = bias_tasks.ADULT_SEX, fmd.Config(tasks=())
+    bias = lambda absolute, accuracy: Bias(*map(np.asarray, (absolute, absolute, absolute, accuracy)))
+    start = (bias(0.3, 0.8), np.asarray(0.7))
+    found = (bias([0.2, 0.1, 0.05], [0.795, 0.8, 0.5]), np.array([0.7, 0.695, 0.9]))
+    assert fmd.choose(task, config, found, start) == 1  # the third loses 5 points over both sides
+    assert fmd.choose(replace(task, goal="accuracy"), config, found, start) == 2
+    worse = (bias([0.4], [0.8]), np.array([0.6]))
+    assert fmd.choose(task, config, worse, start) == -1
+    assert fmd.choose(replace(task, goal="accuracy"), config, worse, start) == -1
+
+
+def test_edits_and_retraining_stand_side_by_side(tmp_path):
+    run = fmd_against_d3m.main(fmd_against_d3m.Config(tasks=("adult-sex",), smoke=True), tmp_path)
+    rows = rows_by_name(run)
+    mean = lambda name, metric: rows[name][metric]["mean"]
+    for name in ("average over the attribute", "trained without the attribute"):
+        assert mean(name, "bias") == mean(name, "flip_rate") == 0
+    assert mean("FMD, sign flipped", "signed_bias") > mean("refit", "signed_bias") > mean("FMD", "signed_bias")
+    tempered = "temperature of FMD's bias"
+    assert mean(tempered, "bias") == pytest.approx(mean("FMD", "bias"), abs=1e-3)
+    for metric in ("accuracy", "flip_rate", "parity_gap"):
+        assert mean(tempered, metric) == mean("refit", metric)
+    assert mean("D3M", "worst_group_accuracy") > mean("no edit", "worst_group_accuracy")
+    assert fmd_against_d3m.main(fmd_against_d3m.Config(tasks=("adult-sex",), smoke=True), tmp_path) == run
+
+
+def test_removal_by_influence_is_told_with_its_prediction(tmp_path):
+    run = influence_on_bias.main(influence_on_bias.Config(tasks=("adult-sex",), smoke=True), tmp_path)
+    rows = rows_by_name(run)
+    top, chosen = rows["whole network, 20 removed"], rows["whole network, self-chosen"]
+    assert top["removed"]["mean"] == pytest.approx(20 / 600)
+    change = top["signed_bias"]["mean"] - rows["no removal"]["signed_bias"]["mean"]
+    assert top["signed_change"]["mean"] == pytest.approx(change, abs=1e-6)
+    assert 0 < chosen["removed"]["mean"] < 1
+    unit = record.read_unit(run, "adult-sex-10")[1]
+    assert len(unit["on_bias/whole network"]) == len(unit["on_bias/last layer"]) == len(unit["id"]) == 600
+
+
+def test_influence_predicts_margins_and_bias(tmp_path):
+    run = lds_influence.main(lds_influence.Config(tasks=("adult-sex",), smoke=True), tmp_path)
+    ggn = rows_by_name(run)["GGN, damping 0.01, 2 checkpoints"]
+    assert ggn["lds"]["mean"] > 0.6  # .83 at this seed; 20 subsets leave about .1 of noise
+    assert ggn["lds_bias"]["mean"] > 0.6
+    values = np.arange(12.0).reshape(2, 6) ** 2
+    np.testing.assert_array_equal(lds_influence.with_bias(values)[:, :4], values[:, :4])
+    np.testing.assert_array_equal(lds_influence.with_bias(values)[:, 4], values[:, 4] - values[:, 5])
