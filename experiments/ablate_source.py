@@ -31,7 +31,7 @@ class Config(ablations.Config):
     checkpoints: tuple[int, ...] = (5, 20)
     influence: engine.Influence = field(default_factory=engine.Influence)
     banks: tuple[engine.Bank, ...] = field(
-        default_factory=lambda: tuple(engine.Bank(m, fit=fit) for m in (1000, 5000) for fit in ("ridge", "LASSO"))
+        default_factory=lambda: (engine.Bank(1000), engine.Bank(5000), engine.Bank(5000, fit="LASSO"))
     )
 
 
@@ -44,7 +44,7 @@ def make(task: Task, config: Config) -> Callable:
         "influence": ablations.make_influence(task, config.influence),
     }
     banks = {bank: engine.make_datamodel_columns(task, devices, bank) for bank in config.banks}
-    quiet, warm = (lambda count: None), []
+    quiet, warm = (lambda count: None), set()
 
     def by_trak(data, seed, count: int, attribute: Callable):
         found = train(data, ablations.keys(seed, count))
@@ -66,7 +66,7 @@ def make(task: Task, config: Config) -> Callable:
         for name, source in sources.items():
             if name not in warm:
                 source()
-                warm.append(name)
+                warm.add(name)
             begin = time.perf_counter()
             found = np.asarray(source())
             seconds = time.perf_counter() - begin
