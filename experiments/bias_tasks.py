@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from d3mjax.data import adult, coloured, fashion, fashion_spurious, splits, spurious
-from d3mjax.data.pairs import PairSets, draw_recoloured
+from d3mjax.data.pairs import PairSets, draw_recoloured, orient
 from d3mjax.types import AnyArray, Data, Pairs, Split
 from experiments.tasks import PATCH, SMALL, Task
 
@@ -49,8 +49,7 @@ def _adult(seed: int, *, smoke: bool, feature: str, favoured: str, other: str, t
     def oriented(split: Split) -> Pairs:
         """The stereotype first: much income for the favoured, little for others."""
         pairs = adult.flip(split, feature, levels=(favoured, other))
-        swap = ((np.asarray(pairs.x)[:, level] == 1) != (np.asarray(pairs.y) == 1))[:, None]
-        return Pairs(np.where(swap, pairs.flipped, pairs.x), np.where(swap, pairs.x, pairs.flipped), pairs.y)
+        return orient(pairs, (np.asarray(pairs.x)[:, level] == 1) != (np.asarray(pairs.y) == 1))
 
     return Loaded(data, PairSets(*map(oriented, (data.target, data.selection, data.test))))
 

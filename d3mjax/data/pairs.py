@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Bool, Integer, UInt8
 
 from d3mjax.data import splits, spurious
 from d3mjax.types import AnyArray, Pairs, Split
@@ -60,6 +60,16 @@ def flip_attribute(
     flipped = x.copy()
     flipped[:, at] = np.eye(len(at), dtype=x.dtype)[np.where(block[:, a] == 1, b, a)]
     return Pairs(x, flipped, np.asarray(split.y))
+
+
+def orient(pairs: Pairs, swap: Bool[AnyArray, " p"]) -> Pairs:
+    """The sides of the pairs ``swap`` exchanged, so that ``x`` is the side that the bias favours in all of them.
+
+    FMD's steps and the signed bias tell the sides apart: signs of unoriented pairs cancel.
+    """
+    swap = np.asarray(swap)
+    side = lambda a, b: np.where(swap.reshape(-1, *[1] * (np.ndim(a) - 1)), b, a)
+    return Pairs(side(pairs.x, pairs.flipped), side(pairs.flipped, pairs.x), pairs.y)
 
 
 def recolour(

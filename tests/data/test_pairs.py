@@ -160,3 +160,11 @@ def test_group_paired():
         pairs.group_paired(split, num_attributes=2, label=2)
     with pytest.raises(ValueError, match="num_attributes: found 1, expected 2 or more"):
         pairs.group_paired(split, num_attributes=1, label=0)
+
+
+def test_oriented_pairs_swap_whole_sides():
+    found = pairs.Pairs(np.arange(12.0).reshape(3, 2, 2), -np.arange(12.0).reshape(3, 2, 2), np.array([0, 1, 1]))
+    swapped = pairs.orient(found, np.array([True, False, True]))
+    np.testing.assert_array_equal(swapped.x, found.x * np.array([-1, 1, -1])[:, None, None])
+    np.testing.assert_array_equal(swapped.flipped, -swapped.x)
+    assert swapped.y is found.y
