@@ -41,10 +41,10 @@ class BiasTask:
 
 
 def _adult(seed: int, *, smoke: bool, feature: str, favoured: str, other: str, train: int) -> Loaded:
-    few = {"num_train": 600, "num_targets": 100, "num_selection": 200} if smoke else {}
+    few: dict[str, Any] = {"num_train": 600, "num_targets": 100, "num_selection": 200} if smoke else {}
     data = adult.load_adult(seed, **{"num_train": train, "num_targets": 500, "num_selection": 2000, **few})
     data = data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
-    level = adult.COLUMNS[feature].start + adult.LEVELS[feature].index(favoured)
+    level = adult.FEATURE_NAMES.index(f"{feature}={favoured}")
 
     def oriented(split: Split) -> Pairs:
         """The stereotype first: much income for the favoured, little for others."""
@@ -70,7 +70,7 @@ def _adult_drop(x: Features, *, feature: str):
 def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, **options: Any) -> BiasTask:
     """UCI Adult, the attribute being a column; favoured is who has the higher income in the stereotype."""
     load = partial(_adult, feature=feature, favoured=favoured, other=other, train=train)
-    column = adult.COLUMNS[feature].start + adult.LEVELS[feature].index(favoured)
+    column = adult.FEATURE_NAMES.index(f"{feature}={favoured}")
     task = Task(
         name=f"adult-{feature}",
         about=f"UCI Adult, {train:,} training examples; pairs are people of the test set and the same with another "
@@ -96,7 +96,7 @@ def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, 
 
 def _fashion(seed: int, *, smoke: bool, aligned: float, train: int) -> Loaded:
     few = {"train": 1000, "targets": 200, "selection": 200, "test": 1000} if smoke else {}
-    few_pairs = {"reference": 60, "selection": 60, "report": 100} if smoke else {}
+    few_pairs: dict[str, Any] = {"reference": 60, "selection": 60, "report": 100} if smoke else {}
     data = coloured.load_coloured_fashion(seed, **{"aligned": aligned, "train": train, **few})
     sets = coloured.load_fashion_pairs(seed, exclude=data.test.id, **few_pairs)
     # The group is whether the colour is that of the class: a hundred groups would be too small to tell.
@@ -138,7 +138,7 @@ def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> Bias
 
 def _patch(seed: int, *, smoke: bool) -> Loaded:
     """The splits of the task *patch*, and pairs of images that are in none of them."""
-    few = SMALL if smoke else {}
+    few: dict[str, Any] = SMALL if smoke else {}
     raw = fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **few))
     pool, sizes = fashion.read_shipped(), (60, 60, 100) if smoke else (500, 500, 2500)
     y, used = (pool.labels == 4).astype(np.int32), np.concatenate([split.id for split in raw])

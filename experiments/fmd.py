@@ -188,15 +188,14 @@ def features_and_refit(programs: dict, variables, raw: Parts):
 
 def at_temperature(programs: dict, params, parts: Parts, bias: float, facts: dict):
     """Probabilities of the head at the temperature above 1 that gives the same bias on the report pairs."""
-    low, high = 1.0, 100.0
+    low, high, y = 1.0, 100.0, (np.arange(len(parts.report.y)), np.asarray(parts.report.y))
     for _ in range(20):
         middle = (low * high) ** 0.5
         p = programs["probabilities"](params, parts, middle)
-        y = np.arange(len(parts.report.y)), np.asarray(parts.report.y)
         found = np.abs(np.asarray(p["aligned"])[y] - np.asarray(p["conflicting"])[y]).mean()
         low, high = (middle, high) if found > bias else (low, middle)
-    facts["temperature"] = middle
-    return p
+    facts["temperature"] = high
+    return programs["probabilities"](params, parts, high)
 
 
 def predicted(programs: dict, raw: Parts, variables, *, change: Callable = lambda x: [x]) -> dict[str, Any]:
@@ -242,7 +241,7 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
         settings = {"steps": [fact["steps"][name] for fact in facts]} if name in facts[0]["steps"] else {}
         rows.append(report.row(task.name, name, values, information=information, settings=settings))
     accuracy = "worst_group_accuracy" if task.goal == "bias" else "accuracy"
-    points = {name: tuple([f[name][metric] for f in facts] for metric in ("bias", accuracy)) for name in names}
+    points = {name: ([f[name]["bias"] for f in facts], [f[name][accuracy] for f in facts]) for name in names}
     text = (
         f"{task.task.about} Bias: mean difference of the true class's probability between the sides of a pair; signed "
         "is positive where the first side is favoured. Flip rate: pairs predicted differently. Refitting the last "
@@ -260,7 +259,7 @@ def run(
     *,
     results: Path,
     run: str | None,
-    more: Callable[[BiasTask, Config], More | None] = lambda task, config: None,
+    more: Callable[[BiasTask, Any], More | None] = lambda task, config: None,
 ) -> Path:
     """Run or resume, and write ``results/<name>/<run>``; ``more(task, config)`` are methods beside those here."""
     if config.smoke:

@@ -166,7 +166,7 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
         report.row(task.name, n, {m: [f[n][m] for f in facts] for m in facts[0][n]}, information=star(n)) for n in names
     ]
     told = [n for n in names if "predicted_change" in facts[0][n]]
-    points = {n: tuple([f[n][m] for f in facts] for m in ("predicted_change", "signed_change")) for n in told}
+    points = {n: ([f[n]["predicted_change"] for f in facts], [f[n]["signed_change"] for f in facts]) for n in told}
     text = (
         f"{task.task.about} Influence on the bias of {config.checkpoints} trained networks, by the GGN; the highest "
         f"are removed and {config.retrains} networks trained without them. Self-chosen: as many as bring the predicted "

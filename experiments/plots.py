@@ -89,7 +89,8 @@ def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, 
     styles = zip(cycle(PALETTE), cycle("osD^vP*X<>p"))
     for (label, (x, y)), (colour, marker) in zip(points.items(), styles, strict=False):
         style = {"color": colour, "marker": marker, "markersize": 6, "elinewidth": 0.9, "linestyle": "none"}
-        axes.errorbar(np.mean(x), np.mean(y), xerr=np.std(x), yerr=np.std(y), label=label, **style)
+        (mean_x, std_x), (mean_y, std_y) = (_spread(np.asarray(a)) for a in (x, y))
+        axes.errorbar(mean_x, mean_y, xerr=std_x, yerr=std_y, label=label, **style)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
