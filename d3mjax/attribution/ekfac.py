@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from d3mjax.attribution import factors, gradients
-from d3mjax.attribution.influence import Inverse, Problem, log_likelihood
+from d3mjax.attribution.influence import Inverse, Problem, cross_entropy, loss
 from d3mjax.types import Solve
 
 Path = tuple
@@ -122,7 +122,9 @@ def _parted(grads: PyTree):
 
 def _expected(problem: Problem, fn: Callable) -> PyTree:
     """Mean over examples, and labels as the model has them, of ``fn(gradients, weight [b])``, which sums over b."""
-    output = lambda params, example: log_likelihood(problem, params, example)
+    if problem.loss is not cross_entropy:
+        raise ValueError(f"loss: found {problem.loss}, expected influence.cross_entropy, whose Fisher this is")
+    output = lambda params, example: -loss(problem, params, example)
 
     def sums(part):
         examples, weight = part

@@ -1,7 +1,7 @@
 """Influence functions: what a little more weight on a train example does to any output, by one Newton step.
 
-For the objective ``J = sum_i w_i loss_i(theta)`` of cross-entropies, at its minimiser, with its curvature ``H``, a sum
-over examples, and ``W = sum_i w_i``:
+For the objective ``J = sum_i w_i loss_i(theta)``, at its minimiser, with its curvature ``H``, a sum over examples, and
+``W = sum_i w_i``:
 
     tau[z, i] = d f(z) / d w_i = - grad f(z) . (H + damping W I)^-1 grad loss_i     positive: including i raises f(z)
 
@@ -33,6 +33,7 @@ class Problem(NamedTuple):
     """A training objective at its solution; parameters as a flat vector ``[d]``."""
 
     logits: Callable[[Any, Any], jax.Array]  # (params, example) -> logits [C]
+    loss: Callable[[Any, Any], jax.Array]  # (logits [C], y) -> scalar
     params: Any
     examples: Split
     weights: jax.Array  # Float[n]
@@ -51,12 +52,27 @@ class Info(NamedTuple):
     steps: jax.Array  # Int[k]
 
 
-def ggn(problem: Problem) -> iterative.Matvec:
-    """``v -> sum_i w_i J_i' (diag(p_i) - p_i p_i') J_i v``, J the Jacobian of the logits, p softmax probabilities."""
+def cross_entropy(logits: Float[Array, "C"], y: Any) -> Float[Array, ""]:
+    """``-log softmax(logits)[y]``, in float32 at least."""
+    return -jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))[y]
 
-    def inner(logits, u):
-        p = jax.nn.softmax(logits, axis=-1)
-        return p * (u - (p * u).sum(-1, keepdims=True))
+
+def squared_error(logits: Float[Array, "C"], y: Any) -> Float[Array, ""]:
+    """``||logits - y||^2 / 2``: regression, ``y`` a number or a vector."""
+    return ((logits - y) ** 2).sum() / 2
+
+
+def ggn(problem: Problem) -> iterative.Matvec:
+    """``v -> sum_i w_i J_i' L_i J_i v``: J the Jacobian of the logits, L the loss's Hessian by them.
+
+    For cross-entropy ``L = diag(p) - p p'`` of softmax probabilities; positive semi-definite for any convex loss.
+    """
+
+    def inner(logits, u, y):
+        if problem.loss is cross_entropy:
+            p = jax.nn.softmax(logits)
+            return p * (u - p @ u)
+        return jax.jvp(lambda z: jax.grad(problem.loss)(z, y), (logits,), (u,))[1]
 
     return _through_logits(problem, inner)
 
@@ -66,7 +82,7 @@ def one_vs_rest(problem: Problem) -> iterative.Matvec:
 
     What FMD's code has in place of the GGN; it is not the curvature of the cross-entropy that is minimised.
     """
-    return _through_logits(problem, lambda logits, u: jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * u)
+    return _through_logits(problem, lambda logits, u, _: jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * u)
 
 
 def hessian(problem: Problem) -> iterative.Matvec:
@@ -74,7 +90,7 @@ def hessian(problem: Problem) -> iterative.Matvec:
     _, unravel = ravel_pytree(problem.params)
 
     def rows(params, part, weight):
-        total = lambda p: -(weight * _log_likelihoods(problem, p, part)).sum()
+        total = lambda p: (weight * jax.vmap(partial(loss, problem), (None, 0))(p, part)).sum()
         return lambda v: jax.jvp(jax.grad(total), (params,), (v,))[1]
 
     return partial(_summed, problem, rows, unravel)
@@ -122,6 +138,7 @@ def by_arnoldi(key: Key[Array, ""], *, num: int, keep: int) -> Inverse:
 class Options(NamedTuple):
     """How to attribute; the functions below take these by name.
 
+    ``loss``: of one example, from its logits and ``y``, convex in the logits.
     ``damping``: of the mean curvature, which must be positive definite with it; .01 predicted retraining best for
     networks (`experiments.lds_influence`). ``target_output``: makes an output function from ``(model, variables)``.
     ``keep``: which parameters, by path (`gradients.subset`); None for all. ``microbatch``: memory and speed only.
@@ -131,6 +148,7 @@ class Options(NamedTuple):
     inverse: Inverse = by_cg()
     curvature: Callable = ggn
     target_output: Callable = gradients.margin_output
+    loss: Callable = cross_entropy
     keep: Callable[[str], bool] | None = None
     microbatch: int | None = None
 
@@ -192,7 +210,7 @@ def along(
     solve, (_, unravel) = o.inverse(problem), ravel_pytree(problem.params)
     found = jax.vmap(lambda grad: solve(ravel_pytree(grad)[0]))(grads)
     # d theta / d w_i is the inverse times the gradient of minus loss_i
-    output = lambda params, example: log_likelihood(problem, params, example)
+    output = lambda params, example: -loss(problem, params, example)
     tangents = jax.vmap(unravel)(found.value)
     _, columns = gradients.jvp(output, problem.params, tangents, problem.examples, microbatch=o.microbatch)
     return columns, Info(found.residual, found.steps)
@@ -201,18 +219,17 @@ def along(
 def problem_of(
     model: Model, variables: PyTree, train: Split, *, weights: Float[AnyArray, "n"] | None = None, **options: Any
 ) -> Problem:
-    """What an `Inverse` is given, for a model with two logits or more."""
+    """What an `Inverse` is given; cross-entropy needs two logits or more."""
     o, train = Options(**options), _arrays(train)
     logits, params = _output(o, gradients.logits_of(model, variables), variables)
     weights = jnp.ones(train.y.shape[0]) if weights is None else jnp.asarray(weights)
     weights = weights.astype(ravel_pytree(params)[0].dtype)
-    return Problem(logits, params, train, weights, o.damping * weights.sum(), o.microbatch, o.curvature)
+    return Problem(logits, o.loss, params, train, weights, o.damping * weights.sum(), o.microbatch, o.curvature)
 
 
-def log_likelihood(problem: Problem, params: PyTree, example: Split) -> Float[Array, ""]:
-    """``log p(y | x)``, minus the loss of one example."""
-    logits = problem.logits(params, example)
-    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))[example.y]
+def loss(problem: Problem, params: PyTree, example: Split) -> Float[Array, ""]:
+    """The loss of one example."""
+    return problem.loss(problem.logits(params, example), example.y)
 
 
 def _arrays(split: Split) -> Split:
@@ -225,12 +242,8 @@ def _output(o: Options, output, variables):
     return (output, params) if o.keep is None else gradients.subset(output, params, o.keep)
 
 
-def _log_likelihoods(problem: Problem, params, examples):
-    return jax.vmap(partial(log_likelihood, problem), (None, 0))(params, examples)
-
-
 def _through_logits(problem: Problem, inner: Callable) -> iterative.Matvec:
-    """``v -> sum_i w_i J_i' inner(logits_i, J_i v)``."""
+    """``v -> sum_i w_i J_i' inner(logits_i, J_i v, y_i)``."""
     flat, unravel = ravel_pytree(problem.params)
 
     def rows(params, part, weight):
@@ -239,7 +252,8 @@ def _through_logits(problem: Problem, inner: Callable) -> iterative.Matvec:
         _, pull = jax.vjp(of_all, params)
 
         def product(v):
-            u = weight[:, None] * inner(logits.astype(flat.dtype), push(v).astype(flat.dtype))
+            u = jax.vmap(inner)(logits.astype(flat.dtype), push(v).astype(flat.dtype), part.y)
+            u = weight[:, None] * u
             return pull(u.astype(logits.dtype))[0]
 
         return product

@@ -22,7 +22,7 @@ def by_last_layer() -> Inverse:
     directions. The parameters are one dict of ``kernel [p C]`` and ``bias [C]``, at any depth, as of `models.linear`.
 
     Raises:
-      ValueError: other parameters, features that are not ``[n p]``, or another curvature.
+      ValueError: other parameters, features that are not ``[n p]``, another loss or curvature.
     """
 
     def inverse(problem: Problem):
@@ -42,6 +42,8 @@ def by_last_layer() -> Inverse:
 
 def curvature(problem: Problem) -> Float[Array, "d d"]:
     """The undamped matrix, rows and columns as the parameters are flattened: ``bias [C]``, ``kernel [p C]``."""
+    if problem.loss is not influence.cross_entropy:
+        raise ValueError(f"loss: found {problem.loss}, expected influence.cross_entropy")
     leaves = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(problem.params)}
     phi = problem.examples.x
     if leaves.keys() != {"kernel", "bias"} or phi.ndim != 2 or phi.shape[1] != len(leaves["kernel"]):

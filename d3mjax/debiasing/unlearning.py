@@ -116,7 +116,7 @@ def loss_gradient(problem: Problem, examples: Split, coefficients: Float[AnyArra
     examples = jax.tree.map(jnp.asarray, examples)
 
     def total(params):
-        each = jax.vmap(lambda example: -influence.log_likelihood(problem, params, example))(examples)
+        each = jax.vmap(lambda example: influence.loss(problem, params, example))(examples)
         return (jnp.asarray(coefficients) * each).sum()
 
     return ravel_pytree(jax.grad(total)(problem.params))[0]
@@ -268,7 +268,7 @@ def check_stationary(problem: Problem, *, rtol: float = 1e-3) -> None:
     The norm counts relative to that of the sum of the gradients' sizes, ``sum_i w_i ||grad loss_i||`` from above.
     """
     gradient = float(jnp.linalg.norm(objective_gradient(problem)))
-    grad = jax.grad(lambda params, example: influence.log_likelihood(problem, params, example))
+    grad = jax.grad(lambda params, example: influence.loss(problem, params, example))
     norms = jax.vmap(lambda e: jnp.linalg.norm(ravel_pytree(grad(problem.params, e))[0]))(problem.examples)
     size = float((problem.weights * norms).sum())
     if gradient > rtol * size:

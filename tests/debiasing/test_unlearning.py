@@ -219,3 +219,56 @@ def test_pairs_that_cannot_be_right_are_refused(pairs, message):
     with pytest.raises(ValueError, match=message):
         unlearning.check_pairs(pairs, 2)
     unlearning.check_pairs(PAIRS, 2)
+
+
+def regression(weights, *, seed=0, n=30, swap=None):
+    """Ridge regression at its minimum: the problem, its data with 1 for the bias, and the damping."""
+    rng = np.random.default_rng(seed)
+    x, noise = rng.normal(size=(n, 3)), rng.normal(size=n)
+    y = x @ [1.0, -2.0, 0.5] + 0.3 + 0.5 * noise
+    if swap is not None:
+        x, y = x.copy(), y.copy()
+        x[swap], y[swap] = 2 * x[swap] + 1, -y[swap]
+    train = Split(x, y, np.zeros(n, int), np.arange(n))
+    rows, damping = np.concatenate([x, np.ones((n, 1))], 1), 0.7
+    gram = (rows.T * weights) @ rows + damping * np.eye(4)
+    solution = np.linalg.solve(gram, (rows.T * weights) @ y)
+    model = models.linear(1)
+    params = {"Dense_0": {"kernel": jnp.asarray(solution[:3, None]), "bias": jnp.asarray(solution[3:])}}
+    options = {"weights": weights, "damping": damping / weights.sum(), "loss": influence.squared_error}
+    return influence.problem_of(model, {"params": params}, train, **options), rows, gram
+
+
+def test_removal_and_replacement_are_exact_where_the_loss_is_quadratic():
+    whole, *_ = regression(np.ones(30))
+    rows = np.isin(np.arange(30), [3, 11, 17])
+    refit, *_ = regression(1.0 - rows)
+    close(flat(unlearning.remove(whole, EXACT, rows)), flat(refit), atol=1e-12)
+    others = jax.tree.map(lambda a: a[rows], regression(np.ones(30), swap=rows)[0].examples)
+    replaced = unlearning.replace(whole, EXACT, np.flatnonzero(rows), others)
+    close(flat(replaced), flat(regression(np.ones(30), swap=rows)[0]), atol=1e-12)
+    assert np.abs(flat(unlearning.remove(whole, EXACT, rows, edited=False)) - flat(refit)).max() > 1e-3
+
+
+def test_one_removal_with_the_old_curvature_errs_like_one_over_n_squared():
+    def error(n):
+        one = np.arange(n) == 5
+        found = unlearning.remove(regression(np.ones(n), n=n)[0], EXACT, one, edited=False)
+        return np.abs(flat(found) - flat(regression(1.0 - one, n=n)[0])).max()
+
+    assert 2.5 < np.log(error(50) / error(800)) / np.log(4) < 5.5  # 16 times the data: 4 ** 4, but for chance
+
+
+def test_leaving_one_out_of_a_ridge_regression():
+    problem, rows, gram = regression(np.ones(30))
+    train = problem.examples
+    options = {"damping": 0.7 / 30, "loss": influence.squared_error, "inverse": EXACT}
+    output = lambda model, variables: lambda params, example: model.apply({"params": params}, example.x[None])[0][0, 0]
+    model = models.linear(1)
+    tau, info = influence.scores(model, {"params": problem.params}, train, train, target_output=output, **options)
+    assert info.residual.max() < 1e-12
+    leverage = np.einsum("ij,jk,ik->i", rows, np.linalg.inv(gram), rows)
+    without = [flat(regression(1.0 - (np.arange(30) == i))[0]) for i in range(30)]
+    predicted = [rows[i, :3] @ w[1:] + w[0] for i, w in enumerate(without)]  # bias first
+    here = rows @ np.roll(flat(problem), -1)
+    close(-np.diag(tau) / (1 - leverage), np.array(predicted) - here, atol=1e-12)
