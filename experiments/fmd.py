@@ -52,7 +52,7 @@ class Config:
 
 
 def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
-    """Everything compiled: ``train(split, key)``, ``features(variables, parts)``, and edits of ``(params, parts)``."""
+    """All compiled: ``train(split, key, weights)``, ``features(variables, parts)``, edits of ``(params, parts)``."""
     base, num_classes = task.task, len(task.task.class_names)
     network, run = engine.network(base), engine.trainer(base, base.steps, sampling.shuffled())
     exact, etas = by_last_layer(), jnp.array(config.etas)
@@ -137,6 +137,8 @@ def measure(
     progress(1)
     trained, parts = timed("refit", lambda: features_and_refit(programs, variables, raw))
     base, refitted = trained
+    curved = {"damping": task.damping, "curvature": influence.ggn}
+    unlearning.check_stationary(edits.make_head(refitted, parts, len(task.task.class_names), **curved).problem)
     results = {name: programs["probabilities"](p, parts, 1.0) for name, p in (("no edit", base), ("refit", refitted))}
     facts: dict[str, Any] = {"steps": {}}
     one = lambda params, which: jax.tree.map(lambda a: a[which], params)
