@@ -31,7 +31,7 @@ class BiasTask:
     load: Callable[..., Loaded]  # (seed, *, smoke)
     versions: Callable[[Features], Float[AnyArray, "k n d"]]  # x under every value of the attribute
     drop: Callable[[Features], Features]  # x without the attribute
-    goal: Literal["bias", "accuracy"]  # what edits are chosen for: less bias at no loss, or accuracy in conflict
+    goal: Literal["bias", "accuracy"]  # what edits are chosen for: less bias at no loss, or accuracy on the worse side
     damping: float  # of the head, for each weight: its L2 penalty against the mean loss
     attribute: Callable[[Split], Bool[np.ndarray, " n"]] | None = None  # who is favoured, for gaps between rates
 

@@ -97,12 +97,12 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
 def choose(task: BiasTask, config: Config, found: tuple[unlearning.Bias, Any], start: tuple) -> int:
     """Which step to take, or -1 for none: the best on the selection pairs, by what the task is after.
 
-    That is accuracy in conflict; or least bias, at no more than the tolerance of accuracy over both sides.
+    That is accuracy on the worse side; or least bias, at no more than the tolerance of accuracy over both sides.
     """
     bias, conflicting = jax.tree.map(lambda a, b: np.append(b, a), found, start)
     both = (bias.accuracy + conflicting) / 2
     allowed = np.where(both >= both[0] - config.tolerance, bias.absolute, np.inf)
-    return int(np.argmin(allowed) if task.goal == "bias" else np.argmax(conflicting)) - 1
+    return int(np.argmin(allowed) if task.goal == "bias" else np.argmax(np.minimum(bias.accuracy, conflicting))) - 1
 
 
 More = Callable[[Loaded, Any, Any, Callable], dict[str, Any]]

@@ -44,7 +44,9 @@ def test_the_step_is_the_best_allowed_or_none():
     start = (bias(0.3, 0.8), np.asarray(0.7))
     found = (bias([0.2, 0.1, 0.05], [0.795, 0.8, 0.5]), np.array([0.7, 0.695, 0.9]))
     assert fmd.choose(task, config, found, start) == 1  # the third loses 5 points over both sides
-    assert fmd.choose(replace(task, goal="accuracy"), config, found, start) == 2
+    assert fmd.choose(replace(task, goal="accuracy"), config, found, start) == -1  # .7, then .7, .695 and .5
+    even = (bias([0.2, 0.1], [0.75, 0.78]), np.array([0.76, 0.9]))
+    assert fmd.choose(replace(task, goal="accuracy"), config, even, start) == 1
     worse = (bias([0.4], [0.8]), np.array([0.6]))
     assert fmd.choose(task, config, worse, start) == -1
     assert fmd.choose(replace(task, goal="accuracy"), config, worse, start) == -1
