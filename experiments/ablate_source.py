@@ -3,8 +3,8 @@
 Claim:    TRAK from some twenty checkpoints does as well as thousands of subset models, in less time.
 Command:  python -m experiments.ablate_source            (`--config.smoke` takes seconds)
 Expected: not measured yet beyond `--config.smoke`.
-Device:   two CPU cores, about three minutes a task and seed; any JAX device works. Seconds leave compilation out, but for datamodels, where
-          it is little beside thousands of trainings.
+Device:   two CPU cores, about three minutes a task and seed; any JAX device works. Seconds leave compilation out, but
+          for datamodels, where it is little beside thousands of trainings.
 """
 
 import time
@@ -99,8 +99,8 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     about = (
         "Group columns from TRAK, from its last layer alone, from influence functions (GGN, conjugate gradients), and "
         "from ridge and LASSO datamodels of small subsets; "
-        "negative scores are dropped. Seconds: training and attribution up to the columns; compilation left out but for "
-        "datamodels."
+        "negative scores are dropped. Seconds: training and attribution up to the columns; compilation is left out "
+        "but for datamodels."
     )
     return ablations.run("ablate_source", config, make, figures, about=about, results=results, run=run)
 
