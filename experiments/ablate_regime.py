@@ -1,9 +1,9 @@
 """Training regimes: where D3M beats reweighting by true groups, and where it does not.
 
 Claim:    where training fits everything, reweighted examples are fitted like all others and removing helps more; with
-          strong regularisation reweighting is as good or better.
+          strong regularisation reweighting is better.
 Command:  python -m experiments.ablate_regime            (`--config.smoke` takes seconds)
-Expected: not measured yet beyond `--config.smoke`.
+Expected: the table in experiments/README.md, which this command wrote with `--config.seeds 4`.
 Device:   two CPU cores, about a minute a regime and seed; any JAX device works.
 """
 
