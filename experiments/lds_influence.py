@@ -3,7 +3,7 @@
 Claim:    the GGN, damped by a hundredth of the mean curvature, predicts better than the Hessian, EK-FAC, the last layer
           alone and TRAK, and five checkpoints better than one.
 Command:  python -m experiments.lds_influence        (`--config.smoke` takes seconds)
-Expected: not measured yet beyond `--config.smoke`.
+Expected: the table in experiments/README.md, which this command wrote with `--config.seeds 3`.
 Device:   two CPU cores; 2,000 trainings a task and seed for the truth, then five checkpoints.
 """
 
