@@ -2,7 +2,7 @@
 
 Claim:    TRAK from some twenty checkpoints does as well as thousands of subset models, in less time.
 Command:  python -m experiments.ablate_source            (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote with `--config.tasks adult --config.seeds 3`.
+Expected: the table in experiments/README.md, which this command wrote with `--config.seeds 3`.
 Device:   two CPU cores, about three minutes a task and seed; any JAX device works. Seconds leave compilation out, but
           for datamodels, where it is little beside thousands of trainings.
 """
