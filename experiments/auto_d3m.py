@@ -23,7 +23,6 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import outputs, projections, trak, trak_checks
-from d3mjax.data import splits
 from d3mjax.debiasing import alignment, baselines, pseudo_groups, selection
 from d3mjax.runtime import mesh
 from d3mjax.training import ensemble, sampling
@@ -187,12 +186,8 @@ def describe_groups(pseudo: pseudo_groups.PseudoGroups, target) -> dict[str, flo
 
 def fewer_targets(data: Data, most: int | None) -> Data:
     """At most ``most`` targets of each of the two rarest groups of training; all where it is None."""
-    if most is None:
-        return data
-    group = np.asarray(data.target.group)
     rare = np.argsort(np.bincount(np.asarray(data.train.group)), kind="stable")[:2]
-    rank = np.asarray(selection.rank_within(np.zeros(len(group), np.float32), group))
-    return data._replace(target=splits.take(data.target, np.flatnonzero(~np.isin(group, rare) | (rank < most))))
+    return data if most is None else tasks.few_targets(data, most, rare)
 
 
 def prepare(case: Case, config: Config) -> Callable:

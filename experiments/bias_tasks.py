@@ -116,7 +116,7 @@ def _fashion_versions(x: Features):
 
 
 def _fashion_drop(x: Features):
-    return np.broadcast_to(_grey(x), (*_grey(x).shape[:2], 3)).reshape(len(x), -1)
+    return np.repeat(_grey(x), 3, axis=2).reshape(len(x), -1)
 
 
 def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> BiasTask:

@@ -67,11 +67,14 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
     readings = [alignment.scores(reading, group_weights) for reading in columns]
     scores, tried = readings[0], {}
     rule, guarded = selection.guard(scores, selection.drop_negative(scores), train.y, len(task.class_names))
-    for name, reading in zip(("D3M", *(f"D3M, damping {d:g}" for d in config.others)), readings, strict=False):
+    for name, reading in zip(names(config.others), readings, strict=False):
         tried |= candidates(reading, train.y, len(task.class_names), name=name) | {f"{name}, soft": soft(reading)}
     judged = retrain(tried, SELECT)
-    chosen = choose(judged, data.selection.group)
     little = {name: judged[name] for name, rows in tried.items() if jnp.mean(rows == 0) <= 0.1}
+    chosen = {
+        "D3M, by selection": choose(judged, data.selection.group),
+        "D3M, by selection, at most 10 % removed": choose(little, data.selection.group),
+    }
 
     keep = {f"D3M/{share}": selection.drop_lowest(scores, int(share * n)) for share in GRID} | tried
     keep |= others(task, data, scores, rule, jax.random.fold_in(root, DRAW), runs)
@@ -81,18 +84,18 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
         weights = baselines.balanced_weights(split.group, len(task.group_names))
         results[name] = programs.resample(split, data, keys, np.broadcast_to(weights, (runs, len(split.y))))
 
-    aliases = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1"}
-    aliases |= {
-        "D3M, by selection": chosen,
-        "D3M, by selection, at most 10 % removed": choose(little, data.selection.group),
-    }
+    aliases = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", **chosen}
     results |= {name: results[same] for name, same in aliases.items()}
     keep |= {name: keep[same] for name, same in aliases.items()} | {"RWG": np.ones(n, bool)}
     facts |= {"chosen": chosen, "capped": int(guarded.capped), "restored": int(guarded.restored.sum())}
     keep = {name: np.asarray(rows) > 0 for name, rows in keep.items()}
     facts |= {"removed": {name: 1 - float(np.mean(rows)) for name, rows in keep.items()}}
     arrays = {"id": train.id, "y": train.y, "group": train.group, "score": scores, "kept": rule}
-    arrays |= {"weights_by_selection": tried[chosen], "columns": columns[0], "group_losses": losses}
+    arrays |= {
+        "weights_by_selection": tried[chosen["D3M, by selection"]],
+        "columns": columns[0],
+        "group_losses": losses,
+    }
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in results.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in results.items()}
     if checkpoints is not None:
@@ -102,6 +105,11 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
     if task.image:
         arrays["lowest"] = train.x[np.argsort(scores)[:24]].reshape(-1, *task.image)
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def names(others: tuple[float, ...]) -> tuple[str, ...]:
+    """What the candidates at TRAK's own damping are called, and those at the others."""
+    return ("D3M", *(f"D3M, damping {damping:g}" for damping in others))
 
 
 def candidates(scores, y, num_classes: int, *, name: str = "D3M", shares=TRIED) -> dict[str, jax.Array]:

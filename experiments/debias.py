@@ -226,8 +226,8 @@ def debias(
 
     keep: dict[str, Any] = d3m.candidates(found.scores[0], train.y, num_classes, shares=shares)
     reading = dict.fromkeys(keep, 0)
-    for i, scores in enumerate(found.scores[1:], 1):
-        more = {} if found.refused else d3m.candidates(scores, train.y, num_classes, name=f"D3M, reading {i}")
+    for i, name in enumerate(d3m.names(d3m.OTHERS)[1 : len(found.scores)], 1):
+        more = {} if found.refused else d3m.candidates(found.scores[i], train.y, num_classes, name=name)
         keep, reading = keep | more, reading | dict.fromkeys(more, i)
     judged = retrain(programs, data, keys(d3m.SELECT), keep, progress)
     chosen = d3m.choose(judged, data.selection.group)

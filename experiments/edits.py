@@ -77,9 +77,9 @@ def bias_of(head: Head, params: Any, pairs: Pairs) -> tuple[unlearning.Bias, Flo
     return measure(pairs), measure(Pairs(pairs.flipped, pairs.x, pairs.y)).accuracy
 
 
-def pair_step(head: Head, inverse: influence.Inverse, *, sign: Any = 1.0, aligned: Any = 1.0) -> Any:
+def pair_step(head: Head, inverse: influence.Inverse, *, sign: Any) -> Any:
     """The change of the parameters at eta 1, in one shot: a step of eta changes them by eta times it."""
-    after = unlearning.from_pairs(head.problem, inverse, head.parts.reference, sign=sign, aligned=aligned)
+    after = unlearning.from_pairs(head.problem, inverse, head.parts.reference, sign=sign)
     return jax.tree.map(jnp.subtract, after.params, head.problem.params)
 
 

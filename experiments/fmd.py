@@ -65,9 +65,9 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
         state, info = run.run(run.init(key, split.x[:1]), split, weights, base.steps)
         return state.variables, info.loss
 
-    def one_shot(params, parts, sign, aligned, curvature=influence.ggn):
+    def one_shot(params, parts, sign, curvature=influence.ggn):
         here = head(params, parts, curvature)
-        return edits.along(here, edits.pair_step(here, exact, sign=sign, aligned=aligned), etas)
+        return edits.along(here, edits.pair_step(here, exact, sign=sign), etas)
 
     programs = {
         "train": train,
@@ -159,13 +159,13 @@ def measure(
         return which
 
     shot = partial(programs["one shot"], refitted, parts)
-    taken = edited("FMD", lambda: shot(jnp.float32(1), jnp.float32(1)))
-    edited("FMD, one-vs-rest", lambda: programs["one-vs-rest"](refitted, parts, jnp.float32(1), jnp.float32(1)))
+    taken = edited("FMD", lambda: shot(jnp.float32(1)))
+    edited("FMD, one-vs-rest", lambda: programs["one-vs-rest"](refitted, parts, jnp.float32(1)))
     edited("FMD, re-linearised", lambda: programs["rounds"](refitted, parts, jnp.float32(1)))
     edited("FMD, conflicting side alone", lambda: programs["rounds"](refitted, parts, jnp.float32(0)))
     signs = jnp.where(jax.random.bernoulli(key(SIGNS), shape=(len(raw.reference.y),)), 1.0, -1.0)
-    edited("FMD, sign flipped", lambda: shot(jnp.float32(-1), jnp.float32(1)), step=taken)
-    edited("FMD, random signs", lambda: shot(signs, jnp.float32(1)), step=taken)
+    edited("FMD, sign flipped", lambda: shot(jnp.float32(-1)), step=taken)
+    edited("FMD, random signs", lambda: shot(signs), step=taken)
     edited("Newton on the bias", lambda: programs["newton"](refitted, parts))
     edited("head fine-tuned on the pairs", lambda: programs["descend"](refitted, parts))
     edited("DFR on the pairs", lambda: programs["DFR"](refitted, parts, key(SUBSETS)))

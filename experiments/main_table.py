@@ -145,8 +145,8 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
         if row["method"] in tuned:
             seeds = [facts["tuned"][row["method"]] for facts, _ in found]
             row["settings"] |= {"budget": config.budget, "chosen": seeds}
-        elif row["method"].startswith("D3M, by selection"):
-            row["settings"] |= {"budget": budget, "chosen": [facts["chosen"] for facts, _ in found]}
+        elif row["method"] in found[0][0]["chosen"]:
+            row["settings"] |= {"budget": budget, "chosen": [facts["chosen"][row["method"]] for facts, _ in found]}
     bars = {n: [a[f"test/{n}"].mean(0) for _, a in found] for n in ("ERM", "D3M, by selection", *YARDSTICKS)}
     text = (
         f"{task.about} Each tuned method tried {config.budget} settings, the same for all; without groups the worst "

@@ -68,13 +68,8 @@ def ggn(problem: Problem) -> iterative.Matvec:
     For cross-entropy ``L = diag(p) - p p'`` of softmax probabilities; positive semi-definite for any convex loss.
     """
 
-    def inner(logits, u, y):
-        if problem.loss is cross_entropy:
-            p = jax.nn.softmax(logits)
-            return p * (u - p @ u)
-        return jax.jvp(lambda z: jax.grad(problem.loss)(z, y), (logits,), (u,))[1]
-
-    return _through_logits(problem, inner)
+    gradient = jax.grad(problem.loss)
+    return _through_logits(problem, lambda logits, u, y: jax.jvp(lambda z: gradient(z, y), (logits,), (u,))[1])
 
 
 def one_vs_rest(problem: Problem) -> iterative.Matvec:

@@ -33,6 +33,11 @@ def test_settings_name_the_budget_and_the_choice_of_each_seed(rows):
     assert {"rate", "decay", "share", "eta", "selection_score"} == chosen.keys()
     assert rows["GroupDRO"]["settings"]["budget"] == 2
     assert {"up", "first", "errors", "precision", "recall"} < rows["JTT"]["settings"]["chosen"][0].keys()
+    best, little = (rows[f"D3M, by selection{also}"] for also in ("", ", at most 10 % removed"))
+    assert best["settings"]["budget"] == little["settings"]["budget"] == 10
+    (chosen,) = little["settings"]["chosen"]
+    assert chosen.endswith(("/0.1", "soft"))
+    assert little["metrics"]["removed"]["mean"] <= 0.1 + 1e-6
     assert "removed" not in rows["RWG on the targets alone"]["metrics"]
     assert rows["RWG"]["metrics"]["removed"]["mean"] == 0
 
