@@ -68,7 +68,7 @@ def section(task: Task, seeds: list) -> report.Section:
     removed = float(np.mean([facts["removed"]["D3M, drop negative"] for facts, _ in seeds])) * n
     rule = float(np.mean([worst(arrays, "D3M, drop negative").mean() for _, arrays in seeds]))
     references = {m: [worst(a, m).mean() for _, a in seeds] for m in ("ERM", "SUBG", "RWG", "RWG on the targets alone")}
-    bars = ("ERM", "D3M, 10 % removed", "D3M, drop negative")
+    bars = ("ERM", "D3M, by selection", "D3M, drop negative")
     figures = {
         "Worst-group test accuracy against the number of removed examples.": plots.accuracy_against_removed(
             curves, {"drop negative": (removed, rule)}, references=references, num_train=n
