@@ -45,6 +45,18 @@ class Pairs(NamedTuple):
     y: AnyArray  # Int[p]
 
 
+class Table(NamedTuple):
+    """Rows as they were recorded, before any encoding: what errors are planted in, found in and repaired in.
+
+    A categorical column holds positions in its ``levels``; a row that has none of them has -1, a number that is
+    missing is NaN. The order of columns is that of ``columns``.
+    """
+
+    columns: dict[str, np.ndarray]  # by name, Float64[n] for numbers and Int32[n] for categories
+    levels: dict[str, tuple[str, ...]]  # of the categorical columns alone
+    id: np.ndarray  # Int[n], unique
+
+
 class Model(NamedTuple):
     """A network as two pure functions. ``variables["params"]`` is differentiated, all other collections are state."""
 
