@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
-from d3mjax.data import builders
+from d3mjax.data import builders, tables
 from d3mjax.data.pairs import flip_attribute
 from d3mjax.data.splits import divide
-from d3mjax.types import Data, Pairs, Split
+from d3mjax.types import Data, Pairs, Split, Table
 
 # Raw columns in the order of the files; None marks a number. Levels in the order of the official description.
 _COUNTRIES = """United-States Cambodia England Puerto-Rico Canada Germany Outlying-US(Guam-USVI-etc) India Japan
@@ -122,6 +122,16 @@ def load_adult(
     splits = {k: Split(**v) for k, v in builders.load(Adult, data_dir).items()}
     train, target, selection = divide(splits["train"], seed, (num_train, num_targets, num_selection))
     return Data(train, target, selection, splits["test"])
+
+
+def load_table() -> tuple[Table, Int[np.ndarray, " n"]]:
+    """All 48,842 rows as they were recorded, and y = income > 50K; '?' is a level. Ids as in `load_adult`."""
+    rows = read_rows("adult.data") + read_rows("adult.test")
+    columns = {name: np.array([row[name] for row in rows]) for name in USED}
+    columns |= {name: columns[name].astype(np.float64) for name in USED if LEVELS[name] is None}
+    levels = {name: found for name in USED if (found := LEVELS[name]) is not None}
+    y = np.array([row["income"].rstrip(".") == ">50K" for row in rows], np.int32)
+    return tables.from_columns(columns, levels=levels), y
 
 
 def flip(split: Split, feature: str, *, levels: tuple[str, str] | None = None) -> Pairs:

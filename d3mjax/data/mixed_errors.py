@@ -1,0 +1,142 @@
+"""Wrong labels, broken features and a spurious minority in one table, with the truth about every row (DeMix).
+
+    errors = mixed_errors.inject(key, table, labels, rule, clean=0.5, num_classes=2)
+    errors.table, errors.labels, errors.flags     # Bool[n 3]: label error, feature error, minority of the rule
+
+A row of the minority is no error in itself: it is right, and rare. It is flagged before the errors are planted, and
+may carry one of them. Source: Deng et al., arXiv 2606.11616, and its public code.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int, Key, Shaped
+
+from d3mjax.data import corrupt, tables
+from d3mjax.types import AnyArray, Table
+
+KINDS = ("label error", "feature error", "spurious minority")
+
+
+class Rule(NamedTuple):
+    """A shortcut that most rows obey: those that meet ``condition`` have the label, and no others have."""
+
+    name: str
+    condition: Callable[[Table], Bool[np.ndarray, "n"]]
+    label: Callable[[np.ndarray], Bool[np.ndarray, "n"]]  # of the labels
+    balanced: bool = False  # whether rows are drawn so that condition and label both hold for one half of them
+
+
+class Errors(NamedTuple):
+    """A table with planted errors; rows are those that `inject` was given, less those that made the rule too weak."""
+
+    table: Table
+    labels: np.ndarray  # Int[n] or Float[n]
+    flags: np.ndarray  # Bool[n 3], in the order of `KINDS`
+    clean_labels: np.ndarray  # [n]
+    clean_table: Table
+
+
+def minority(rule: Rule, table: Table, labels: Shaped[AnyArray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Rows against the rule: exactly one of condition and label holds."""
+    return np.asarray(rule.condition(table)) != np.asarray(rule.label(np.asarray(labels)))
+
+
+def subset(
+    key: Key[jax.Array, ""],
+    table: Table,
+    labels: Shaped[AnyArray, " n"],
+    rule: Rule,
+    *,
+    share: float = 0.15,
+    size: int | None = None,
+) -> Int[np.ndarray, " k"]:
+    """Rows, in order, of which ``share`` are the minority of ``rule``, to within one row.
+
+    As many as there can be, or ``size``. A balanced rule has equally many rows in the two cells (condition, label) of
+    the majority, and in the two of the minority, so that neither condition nor label tells who belongs to it.
+
+    Raises:
+      ValueError: if the rule has no row of a kind it needs, or there are fewer rows than ``size``.
+    """
+    condition, label = np.asarray(rule.condition(table)), np.asarray(rule.label(np.asarray(labels)))
+    rare = condition != label
+    cells = [(rare == r) & (label == y) for r in (False, True) for y in (False, True)]
+    if not rule.balanced:
+        cells = [~rare, rare]
+    weights = np.repeat([1 - share, share], 2) / 2 if rule.balanced else np.array([1 - share, share])
+    have = np.array([cell.sum() for cell in cells])
+    if not have.all():
+        raise ValueError(f"rule: found {have.tolist()} rows for and against {rule.name!r}, expected some of each")
+    most = int(min(have / weights))
+    if size is not None and size > most:
+        raise ValueError(f"size: found {size} for rule {rule.name!r}, expected at most {most} of {len(rare)} rows")
+    wanted = np.floor((size or most) * weights).astype(int)
+    wanted[0] += (size or most) - wanted.sum()
+    wanted = np.minimum(wanted, have)
+    chosen = np.zeros(len(rare), bool)
+    for i, (cell, count) in enumerate(zip(cells, wanted, strict=True)):
+        chosen |= corrupt.choose(jax.random.fold_in(key, i), table.id, int(count), among=cell)
+    return np.flatnonzero(chosen)
+
+
+def inject(
+    key: Key[jax.Array, ""],
+    table: Table,
+    labels: Shaped[AnyArray, " n"],
+    rule: Rule | None,
+    *,
+    clean: float,
+    num_classes: int | None,
+    share: float = 0.15,
+    size: int | None = None,
+    kinds: tuple[corrupt.Break, ...] = (corrupt.outlier, corrupt.scale),
+    per_row: bool = False,
+    overlap: bool = False,
+    class_rates: tuple[float, ...] | None = None,
+) -> Errors:
+    """Errors in all but a share ``clean`` of the rows: half of the others get a wrong label, half broken features.
+
+    First the rows are thinned by `subset` until ``rule`` holds for ``1 - share`` of them (None: no rule, no minority).
+    Then ``round((1 - clean) n / 2)`` labels are wrong and as many rows broken, disjoint unless ``overlap``. With
+    ``num_classes`` None labels are numbers (`corrupt.shift_targets`). ``class_rates`` are relative odds, by class,
+    that a label is wrong. Columns and kind of `corrupt.break_features` depend on the key alone where not ``per_row``,
+    so two tables (train and validation) with one key and different ids get the same.
+
+    Raises:
+      ValueError: if ``clean`` is not in [0, 1], or as `subset`.
+    """
+    if not 0 <= clean <= 1:
+        raise ValueError(f"clean: found {clean}, expected a share of the rows in [0, 1]")
+    part = [jax.random.fold_in(key, i) for i in range(5)]
+    labels = np.asarray(labels)
+    if rule is not None:
+        index = subset(part[0], table, labels, rule, share=share, size=size)
+    else:
+        index = np.flatnonzero(corrupt.choose(part[0], table.id, size or len(labels)))
+    table, labels = tables.take(table, index), labels[index]
+    rare = np.zeros(len(labels), bool) if rule is None else minority(rule, table, labels)
+    num = round((1 - clean) * len(labels) / 2)
+    wrong = _wrong_labels(part[1], table, labels, num, class_rates)
+    broken = corrupt.choose(part[2], table.id, num, among=None if overlap else ~wrong)
+    if num_classes is None:
+        dirty = corrupt.shift_targets(part[3], table.id, labels, wrong)
+    else:
+        dirty = corrupt.flip_labels(part[3], table.id, labels, wrong, num_classes=num_classes)
+    spoiled = corrupt.break_features(part[4], table, broken, kinds=kinds, per_row=per_row)
+    return Errors(spoiled, dirty, np.stack([wrong, broken, rare], 1), labels, table)
+
+
+def _wrong_labels(key, table, labels, num, class_rates):
+    if class_rates is None:
+        return corrupt.choose(key, table.id, num)
+    sizes = np.bincount(labels, minlength=len(class_rates)) * np.asarray(class_rates)
+    counts = np.floor(num * sizes / sizes.sum()).astype(int)
+    counts[np.argmax(counts)] += num - counts.sum()
+    flags = [
+        corrupt.choose(jax.random.fold_in(key, c), table.id, int(count), among=labels == c)
+        for c, count in enumerate(counts)
+    ]
+    return np.any(flags, axis=0)

@@ -1,0 +1,170 @@
+"""Influence vectors: what each validation row says about each training row, as DeMix's classifier reads it.
+
+For training row i, validation row j and the final model, with ``g = grad loss`` by all parameters:
+
+    V[i, 0, j] = - <g_i, g_j> / (||g_i|| ||g_j||)     negative: i helps j, the opposite of tau (`d3mjax.types`)
+    V[i, 1, j] = cosine of the encoded features
+    V[i, 2, j] = 1[y_i = y_j], or 1 / (1 + |y_i - y_j|) for numbers
+    V[i, 3, j] = loss_i, the same for all j
+
+`influence` never forms a gradient: for a dense layer with inputs a and derivatives s by its outputs
+
+    <g_i, g_j> = (a_i . a_j + 1) (s_i . s_j)          + 1 where there is a bias
+
+and sums of such products over layers are two matrix products ``[b t]`` each. Any attribution ``tau [t n]`` of this
+package (TRAK, influence functions with curvature) can stand in its place: `from_attribution`.
+
+For two classes ``g_i = (p_i - y_i) grad f(x_i)``: the cosine is a label agreement times one of the network's tangent
+features, and says nothing of how well the label fits. What does is the loss, the scale (``normalise=False``), and
+curvature. Source: Deng et al., arXiv 2606.11616; its public code ``demix/influence.py``.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float16, PyTree, Shaped
+
+from d3mjax.attribution import factors, gradients, influence
+from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.types import AnyArray, Model, Split
+
+CHANNELS = ("influence", "cosine", "agreement", "loss")
+
+
+def tensor(
+    model: Model,
+    variables: PyTree,
+    train: Split,
+    validation: Split,
+    *,
+    loss: Any = influence.cross_entropy,
+    normalise: bool = True,
+    microbatch: int | None = 1024,
+) -> Float16[Array, "n 4 t"]:
+    """The four channels, computed in float32 for ``microbatch`` training rows at a time and stored as float16."""
+    train, validation = (jax.tree.map(jnp.asarray, split) for split in (train, validation))
+    dots = _dots(model, variables, validation, loss=loss, normalise=normalise)
+
+    def rows(part):
+        own, products = dots(part)
+        same = agreement(part.y, validation.y)
+        lost = jnp.broadcast_to(own[:, None], products.shape)
+        channels = (-products, cosine(part.x, validation.x), same, lost)
+        return jnp.stack(channels, 1).astype(jnp.float16)
+
+    return map_microbatches(rows, train, microbatch=microbatch)
+
+
+def gram(
+    model: Model,
+    variables: PyTree,
+    train: Split,
+    validation: Split,
+    *,
+    loss: Any = influence.cross_entropy,
+    normalise: bool = True,
+    microbatch: int | None = 1024,
+) -> Float[Array, "n t"]:
+    """``<g_i, g_j>`` of every training row with every validation row, or its cosine; positive: i helps j.
+
+    Layers that are not dense (embeddings, layer norms) enter by their ordinary gradients, which are few numbers. A
+    gradient of zero has cosine 0 with everything.
+    """
+    train, validation = (jax.tree.map(jnp.asarray, split) for split in (train, validation))
+    dots = _dots(model, variables, validation, loss=loss, normalise=normalise)
+    return map_microbatches(lambda part: dots(part)[1], train, microbatch=microbatch)
+
+
+def norms(
+    model: Model,
+    variables: PyTree,
+    split: Split,
+    *,
+    loss: Any = influence.cross_entropy,
+    microbatch: int | None = 1024,
+) -> Float[Array, "n"]:
+    """``||g_i||`` of every row, never forming a gradient."""
+    value_and_factors = _value_and_factors(model, variables, loss)
+    squares = lambda part: _squares(value_and_factors(part)[1])
+    return jnp.sqrt(map_microbatches(squares, jax.tree.map(jnp.asarray, split), microbatch=microbatch))
+
+
+def from_attribution(tau: Float[AnyArray, "t n"]) -> Float[Array, "n t"]:
+    """An attribution as channel 0: transposed, and with DeMix's sign. Scaled so that its largest entry is 1 or -1."""
+    scale = jnp.abs(tau).max()
+    return -jnp.asarray(tau).T / jnp.where(scale > 0, scale, 1)
+
+
+def cosine(x: Float[AnyArray, "n d"], of: Float[AnyArray, "t d"]) -> Float[Array, "n t"]:
+    """Cosine of rows of features; 0 where a row is zero."""
+    unit = lambda a: a * jax.lax.rsqrt(jnp.maximum((a**2).sum(1, keepdims=True), 1e-24))
+    return jnp.matmul(unit(jnp.asarray(x)), unit(jnp.asarray(of)).T, precision="highest")
+
+
+def agreement(y: Shaped[AnyArray, " n"], of: Shaped[AnyArray, " t"]) -> Float[Array, "n t"]:
+    """``1[y_i = y_j]`` of classes, ``1 / (1 + |y_i - y_j|)`` of numbers."""
+    y, of = jnp.asarray(y), jnp.asarray(of)
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        return (y[:, None] == of[None]).astype(jnp.float32)
+    return 1 / (1 + jnp.abs(y[:, None] - of[None]))
+
+
+def losses(
+    model: Model,
+    variables: PyTree,
+    split: Split,
+    *,
+    loss: Any = influence.cross_entropy,
+    microbatch: int | None = 1024,
+) -> Float[Array, "n"]:
+    """``loss_i`` of every row, in evaluation mode."""
+    rows = lambda part: jax.vmap(loss)(model.apply(variables, part.x)[0], part.y)
+    return map_microbatches(rows, jax.tree.map(jnp.asarray, split), microbatch=microbatch)
+
+
+def _value_and_factors(model, variables, loss):
+    logits = gradients.logits_of(model, variables)
+    output = lambda params, example: loss(logits(params, example), example.y)
+    return lambda part: factors.value_and_factors(output, variables["params"], part)
+
+
+def _dots(model, variables, validation, *, loss, normalise):
+    """``part -> losses [b], products [b t]`` with the validation rows, whose factors are held in memory."""
+    value_and_factors = _value_and_factors(model, variables, loss)
+    _, of = value_and_factors(validation)
+    scale = jax.lax.rsqrt(jnp.maximum(_squares(of), 1e-24))
+
+    def dots(part):
+        values, own = value_and_factors(part)
+        total = sum(map(_products, factors.leaves(own), factors.leaves(of)))
+        if normalise:
+            total = total * jax.lax.rsqrt(jnp.maximum(_squares(own), 1e-24))[:, None] * scale[None]
+        return values, total
+
+    return dots
+
+
+def _products(a, b) -> Float[Array, "b t"]:
+    """Inner products of the gradients of one parameter."""
+    dot = lambda x, y: jnp.matmul(x, y.T, precision="highest")
+    flat = lambda g: g.reshape(len(g), -1)
+    if not isinstance(a, factors.Factors):
+        return dot(flat(a), flat(b))
+    if a.inputs.shape[1] == b.inputs.shape[1] == 1:
+        return dot(flat(a.inputs), flat(b.inputs)) * dot(flat(a.deltas), flat(b.deltas))
+    # With s positions the Gram needs s^2 products of i + o numbers, the gradients themselves one of i o.
+    return dot(flat(a.matrix()), flat(b.matrix()))
+
+
+def _squares(grads: PyTree) -> Float[Array, "b"]:
+    """``||g||^2`` of every row."""
+
+    def one(g):
+        if not isinstance(g, factors.Factors):
+            return (g.reshape(len(g), -1) ** 2).sum(1)
+        if g.inputs.shape[1] == 1:
+            return (g.inputs[:, 0] ** 2).sum(1) * (g.deltas[:, 0] ** 2).sum(1)
+        return (g.matrix() ** 2).sum((1, 2))
+
+    return sum(map(one, factors.leaves(grads)))

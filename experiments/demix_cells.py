@@ -1,0 +1,153 @@
+"""Cells: a table with planted errors, the network trained on it, and its influence vectors.
+
+A cell is one table, rule, clean ratio and seed. All cells of a table and seed have one shape, so they are one compiled
+program mapped over devices. Besides the tensor of `vectors` a cell has one number a row, each of them free of the
+table's columns (`EXTRAS`), which the trees may use.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from d3mjax.attribution import outputs
+from d3mjax.data import mixed_errors, tables
+from d3mjax.data.corrupt import Break, outlier, scale
+from d3mjax.data.mixed_errors import Errors, Rule
+from d3mjax.diagnosis import atypical, vectors
+from d3mjax.training import ensemble, models, objectives, sampling, train, transformers
+from d3mjax.types import Model, Split, Table, Trainer
+from experiments.demix_tables import Parts, TableTask
+
+SMALL = 64  # validation rows that the set transformer sees
+FOLDS = 3
+EXTRAS = ("norm", "path", "left out", "left out margin", "surprise", "second surprise", "far", "rare")
+
+
+class Network(NamedTuple):
+    """A task model and how it is trained; ``batch`` None is all rows at once."""
+
+    name: str
+    make: Callable[[Sequence[slice], int], Model]  # (columns, number of classes)
+    tx: optax.GradientTransformation
+    steps: int
+    batch: int | None = None
+
+
+def _mlp(*hidden: int) -> Callable:
+    return lambda columns, num_classes: models.mlp(hidden, num_classes)
+
+
+MLP2 = Network("mlp 64-32", _mlp(64, 32), optax.adam(1e-3), 200)
+MLP1 = Network("mlp 256-128-64", _mlp(256, 128, 64), optax.adam(1e-3), 200)
+DEEP = Network("over-fitted mlp 128-128-128", _mlp(128, 128, 128), optax.adam(3e-3), 400)
+FTT = Network("FT-transformer", partial(transformers.ft_transformer), optax.adamw(1e-3), 200, batch=256)
+NETWORKS = {network.name: network for network in (MLP2, MLP1, DEEP, FTT)}
+
+
+class Planned(NamedTuple):
+    """Errors in the rows to train and to validate on, and their features; rows of zeros stand for no table."""
+
+    train: Errors
+    validation: Errors
+    encoder: tables.Encoder
+    splits: tuple[Split, Split]
+
+
+class Cell(NamedTuple):
+    """What a diagnoser is given, and the truth."""
+
+    vectors: np.ndarray  # Float16[n 4 t]
+    extras: np.ndarray  # Float32[n r], in the order of `EXTRAS`
+    y: np.ndarray  # Int[n], as planted
+    y_validation: np.ndarray  # Int[t]
+    flags: np.ndarray  # Bool[n 3]
+
+
+def plan(
+    task: TableTask,
+    parts: Parts,
+    rule: Rule | None,
+    clean: float,
+    seed: int,
+    *,
+    kinds: tuple[Break, ...] = (outlier, scale),
+    per_row: bool = False,
+    share: float = 0.15,
+) -> Planned:
+    """Errors drawn by ``seed``, in train and validation rows alike; the encoder sees nothing but dirty rows."""
+    key = jax.random.key(seed)
+    options: dict[str, Any] = {"clean": clean, "num_classes": task.num_classes, "kinds": kinds, "per_row": per_row}
+    dirty, held = (
+        mixed_errors.inject(key, *part, rule, size=size, share=share, **options)
+        for part, size in ((parts.train, task.train), (parts.validation, task.validation))
+    )
+    encoder = tables.fit_encoder(dirty.table)
+    split = lambda errors: labelled(encoder, errors.table, errors.labels)
+    return Planned(dirty, held, encoder, (split(dirty), split(held)))
+
+
+def labelled(encoder: tables.Encoder, table: Table, labels: Any) -> Split:
+    """Encoded rows and their labels."""
+    return Split(
+        tables.encode(encoder, table), np.asarray(labels, np.int32), np.full(len(labels), -1, np.int32), table.id
+    )
+
+
+def trainer_of(model: Model, network: Network, num_rows: int) -> Trainer:
+    """Training as the network asks for it, under weights."""
+    batch = min(network.batch or num_rows, num_rows)
+    return train.make_trainer(model, objectives.cross_entropy(), network.tx, sampling.shuffled(), batch_size=batch)
+
+
+def make_cells(task: TableTask, network: Network, columns: Sequence[slice], mesh: Mesh) -> Callable:
+    """``(key, planned cells) -> [Cell]``: trained side by side, one compilation for one table."""
+    model = network.make(columns, task.num_classes)
+    trainer = trainer_of(model, network, task.train)
+
+    def one(key, train_split: Split, validation: Split):
+        everything = jnp.ones(task.train)
+        state, margins = trainer.init(key, train_split.x[:1]), []
+        for _ in range(4):
+            state, _ = trainer.run(state, train_split, everything, network.steps // 4)
+            margins.append(outputs.soft_margins(model, state.variables, train_split))
+        extras = {"norm": vectors.norms(model, state.variables, train_split), "path": jnp.stack(margins).mean(0)}
+        extras["left out"], extras["left out margin"] = left_out(key, model, trainer, network.steps, train_split)
+        found = vectors.tensor(model, state.variables, train_split, validation)
+        return found, jnp.stack(list(extras.values()), 1)
+
+    @jax.jit
+    def compiled(key, seeds, trains, validations):
+        keys = ensemble.model_keys(key, seeds)
+        return ensemble.map_models(one, width=1, mesh=mesh)(keys, trains, validations)
+
+    def cells(key, planned: Sequence[Planned]) -> list[Cell]:
+        both = jax.tree.map(lambda *a: np.stack(a), *(p.splits for p in planned))
+        found, extras = jax.device_get(compiled(key, np.arange(len(planned)), *both))
+        made = []
+        for p, v, e in zip(planned, found, extras, strict=True):
+            rows = np.concatenate([e, atypical.scores(p.train.table)], 1).astype(np.float32)
+            made.append(Cell(v, rows, p.train.labels, p.validation.labels, p.train.flags))
+        return made
+
+    return cells
+
+
+def left_out(key, model: Model, trainer: Trainer, steps: int, split: Split) -> tuple[Float[Array, "n"], ...]:
+    """Loss and margin of each row under a model that was trained on the other folds."""
+    fold = jax.random.permutation(jax.random.fold_in(key, 1), len(split.y)) % FOLDS
+
+    def one(k):
+        state = trainer.init(jax.random.fold_in(key, 2 + k), split.x[:1])
+        state, _ = trainer.run(state, split, (fold != k).astype(jnp.float32), steps)
+        logits = outputs.logits(model, state.variables, split.x)
+        return objectives.losses(logits, split.y), outputs.soft_margin(logits, split.y)
+
+    each = jax.lax.map(one, jnp.arange(FOLDS))
+    return tuple(jnp.take_along_axis(a, fold[None], axis=0)[0] for a in each)

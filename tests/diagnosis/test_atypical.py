@@ -1,0 +1,48 @@
+"""Oddness of rows against regressions of each column on the others."""
+
+import numpy as np
+
+from d3mjax.data import tables
+from d3mjax.diagnosis import atypical
+
+
+def made(n=400):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=n)
+    b = rng.choice(["x", "y", "z"], n)
+    c = a + 0.5 * (b == "x") + 0.1 * rng.normal(size=n)
+    return tables.from_columns({"a": a, "b": b, "c": c})
+
+
+def test_the_surprise_of_a_number_is_its_standardised_residual():
+    table = made()
+    found = atypical.surprises(table, ridge=1e-9, clip=np.inf)
+    x = tables.encode(tables.fit_encoder(table), table).astype(np.float64)
+    for column, at in ((0, 0), (2, 4)):
+        # One level is left out: the three add up to one, and the intercept is among them.
+        others = np.stack([np.ones(len(x)), *(x[:, k] for k in (0, 1, 2, 4) if k != at)], 1)
+        residual = x[:, at] - others @ np.linalg.lstsq(others, x[:, at], rcond=None)[0]
+        np.testing.assert_allclose(found[:, column], residual**2 / (residual**2).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_planted_is_odd_and_the_order_of_rows_does_not_matter():
+    table = made()
+    c = table.columns["c"].copy()
+    c[7] = 40.0
+    code = table.columns["b"].copy()
+    odd = table._replace(columns={**table.columns, "c": c, "b": code})
+    found = atypical.scores(odd)
+    assert found.shape == (400, len(atypical.NAMES))
+    assert found[:, 0].argmax() == found[:, 2].argmax() == 7
+    order = np.random.default_rng(1).permutation(400)
+    np.testing.assert_allclose(atypical.scores(tables.take(odd, order)), found[order], rtol=1e-8, atol=1e-9)
+    counts = np.bincount(code)
+    np.testing.assert_allclose(found[:, 3], -np.log(counts[code] / 400))
+
+
+def test_columns_of_one_kind_alone():
+    table = made()
+    numbers = table._replace(columns={n: table.columns[n] for n in "ac"}, levels={})
+    assert not atypical.scores(numbers)[:, 3].any()
+    texts = table._replace(columns={"b": table.columns["b"]})
+    assert not atypical.scores(texts)[:, 2].any()
