@@ -27,7 +27,7 @@ from experiments.demix_tables import Parts, TableTask
 
 SMALL = 64  # validation rows that the set transformer sees
 FOLDS = 3
-EXTRAS = ("norm", "path", "left out", "left out margin", "surprise", "second surprise", "far", "rare")
+EXTRAS = ("norm", "path", "left out", "left out margin", *atypical.NAMES)
 
 
 class Network(NamedTuple):
