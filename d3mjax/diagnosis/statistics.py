@@ -116,37 +116,56 @@ def _described(vectors, *, layout, quantiles, neighbours, microbatch) -> Float[A
     def describe(part):
         part = part.astype(jnp.float32)
         own = part[:, layout.agreement] > 0.5
-        channels = [(part[:, c], jnp.abs(part[:, c])) for c in layout.influence]
-        channels += [(part[:, c], jnp.maximum(part[:, c], 0)) for c in layout.cosine]
-        parts = [_channel(v, close, own, quantiles, neighbours) for v, close in channels]
+        parts = [_channel(part[:, c], own, jnp.abs, quantiles, neighbours) for c in layout.influence]
+        parts += [_channel(part[:, c], own, jax.nn.relu, quantiles, neighbours) for c in layout.cosine]
         return jnp.concatenate([*parts, own.mean(1, keepdims=True)], axis=1)
 
     return map_microbatches(describe, vectors, microbatch=microbatch)
 
 
-def _channel(v, close, own, quantiles, neighbours) -> Float[Array, "b f"]:
+def _channel(v, own, closeness, quantiles, neighbours) -> Float[Array, "b f"]:
     """Quantiles, means, negative shares and votes of one channel ``v [b t]``."""
-    everyone = jnp.ones_like(own)
-    parts = [_quantiles(v, among, quantiles) for among in (everyone, own, ~own)]
+    everyone, t = jnp.ones_like(own), v.shape[1]
+    ordered = jnp.sort(_key(v), axis=1)
+    parted = jnp.sort(_key(v) + jnp.where(own, -(2**30), 2**30), axis=1)  # own ones first: both parts in one sort
+    count, none = own.sum(1, keepdims=True), jnp.zeros((len(v), 1), jnp.int32)
+    parts = [
+        _quantiles(ordered, none, none + t, quantiles),
+        _quantiles(parted + 2**30, none, count, quantiles),
+        _quantiles(parted - 2**30, count, t - count, quantiles),
+    ]
     parts += [_mean(v, among) for among in (everyone, own, ~own)]
     parts += [_mean(v < 0, among) for among in (own, ~own)]
-    t = v.shape[1]
-    descending = -jnp.sort(-close, axis=1)
+    close = closeness(v)
+    nearest = jnp.sort(_key(close), axis=1)
     counts = [min(max(math.ceil(share * t), 1), t) for share in neighbours]
-    parts += [_mean(own, close >= descending[:, k - 1 : k]) for k in counts]
+    parts += [_mean(own, close >= _value(nearest[:, t - k, None])) for k in counts]
     parts.append((close * own).sum(1, keepdims=True) / close.sum(1, keepdims=True))
     return jnp.concatenate(parts, axis=1)
 
 
-def _quantiles(v, among, quantiles) -> Float[Array, "b q"]:
-    """Quantiles of the entries of each row that are ``among``."""
-    count = among.sum(1, keepdims=True)
-    ordered = jnp.sort(jnp.where(among, v, jnp.inf), axis=1)
-    last = jnp.maximum(count - 1, 0)
-    at = jnp.asarray(quantiles, v.dtype)[None] * last
+def _quantiles(keys, start, count, quantiles) -> Float[Array, "b q"]:
+    """Quantiles of the ``count`` entries from ``start [b 1]`` of each row of sorted keys; NaN without any."""
+    at = jnp.asarray(quantiles, jnp.float32)[None] * jnp.maximum(count - 1, 0)
     below = jnp.floor(at).astype(jnp.int32)
-    low, high = (jnp.take_along_axis(ordered, i, axis=1) for i in (below, jnp.minimum(below + 1, last)))
+    above = jnp.minimum(below + 1, jnp.maximum(count - 1, 0))
+    last = keys.shape[1] - 1
+    low, high = (_value(jnp.take_along_axis(keys, jnp.minimum(start + i, last), axis=1)) for i in (below, above))
     return jnp.where(count > 0, low + (high - low) * (at - below), jnp.nan)
+
+
+def _key(v) -> Int[Array, "*b"]:
+    """Whole numbers below 2^30 by size in the order of ``v``: sorting these is four times as fast as sorting floats.
+
+    What was in half precision comes back from `_value` as it was, other floats lose their last bit.
+    """
+    bits = jax.lax.bitcast_convert_type(v, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> 1
+
+
+def _value(key) -> Float[Array, "*b"]:
+    bits = jnp.where(key < 0, ((key << 1) | 1) ^ 0x7FFFFFFF, key << 1)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _mean(v, among) -> Float[Array, "b 1"]:

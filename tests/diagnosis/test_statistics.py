@@ -135,3 +135,13 @@ def test_nothing_is_compiled_twice():
     statistics.order_statistics(vectors[::-1].copy(), y, 3, quantiles=(*statistics.QUANTILES,))
     statistics.order_statistics(jnp.asarray(vectors), y, 3, layout=statistics.Layout())
     assert count() == size
+
+
+def test_keys_order_as_floats_do_and_keep_half_precision():
+    v = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    every = np.r_[v, v.astype(np.float16), -0.0, 0.0, np.inf, -np.inf, 65504, -6e-8].astype(np.float32)
+    key = np.asarray(statistics._key(jnp.asarray(every)))
+    assert (np.diff(every[np.argsort(key, kind="stable")]) >= -2e-7).all()
+    assert abs(key.astype(np.int64)).max() <= 2**30
+    np.testing.assert_allclose(statistics._value(jnp.asarray(key)), every, rtol=2e-7)
+    np.testing.assert_array_equal(statistics._value(jnp.asarray(key[1000:2000])), every[1000:2000])
