@@ -1,0 +1,220 @@
+"""Repair by type of error: wrong labels are turned, broken features dropped or imputed, minorities weighed up.
+
+    repaired = repair(table, labels, flags, num_classes=2)
+    risk = worst_group_risk(labels, repaired, probabilities, num_classes=2)      # look at it before training
+
+Flags are ``[n, 3]``: label error, feature error, member of the spurious minority. No row is ever removed: the result is
+a table, labels and weights for the ordinary trainer, and a dropped row is one of weight 0. Without flags it is what
+went in, with weights of 1. Source: DeMix, Deng et al., arXiv 2606.11616, and its public code ``demix/repair.py``.
+
+Minority rows look like label errors: a model that follows the shortcut is wrong about both. Turning their labels makes
+them teach the shortcut, which raises average accuracy and lowers that of the worst group. `cautious` takes back what
+may be either, `worst_group_risk` estimates the damage.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from d3mjax.types import AnyArray, Table
+
+LABEL, FEATURE, MINORITY = range(3)
+
+
+class Repaired(NamedTuple):
+    """What to train on; ids are those of the table that was repaired."""
+
+    table: Table
+    labels: Int[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"]  # 0 for dropped rows
+
+
+def cautious(
+    flags: Bool[AnyArray, "n 3"], probabilities: Float[AnyArray, "n 3"], *, margin: float = 0.1
+) -> Bool[np.ndarray, "n 3"]:
+    """The flags, label errors only where ``p_label >= p_minority + margin``. Probabilities must be calibrated."""
+    flags, p = np.array(flags), np.asarray(probabilities)
+    flags[:, LABEL] &= p[:, LABEL] >= p[:, MINORITY] + margin
+    return flags
+
+
+def relabel(
+    labels: Int[AnyArray, " n"],
+    flagged: Bool[AnyArray, " n"],
+    num_classes: int,
+    *,
+    proposed: Int[AnyArray, " n"] | None = None,
+) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Labels, flagged ones ``proposed`` (out of fold) or, of two classes, the other; and which rows keep their weight.
+
+    With more classes and no proposal nobody knows the label: flagged rows keep it and lose their weight.
+    """
+    labels, flagged = np.asarray(labels), np.asarray(flagged)
+    if proposed is None and num_classes > 2:
+        return labels, ~flagged
+    other = 1 - labels if proposed is None else np.asarray(proposed)
+    return np.where(flagged, other, labels).astype(labels.dtype), np.ones(len(labels), bool)
+
+
+def impute(
+    table: Table,
+    labels: Int[AnyArray, " n"],
+    flagged: Bool[AnyArray, " n"],
+    sound: Bool[AnyArray, " n"],
+    *,
+    z: float = 5.0,
+    altered: float = 0.2,
+) -> Table:
+    """Values of flagged rows that are unlike the ``sound`` rows of their class become the class's mean or mode.
+
+    A number is unlike them above ``z`` of their deviations from their mean. A level is if an error explains it better
+    than its share s among them does: a column being ``altered`` with that probability, to any of the L - 1 other levels
+    alike, the odds of it are ``altered / (L - 1) : (1 - altered) s``. What is missing stays missing, and a class
+    without sound rows stays as it is.
+    """
+    labels, flagged, sound = (np.asarray(a) for a in (labels, flagged, sound))
+    columns = dict(table.columns)
+    for name, values in table.columns.items():
+        filled = values.copy()
+        for c in np.unique(labels[flagged]):
+            rows, like = flagged & (labels == c), values[sound & (labels == c)]
+            if name in table.levels:
+                unlike, typical = _unlike_levels(values, like, len(table.levels[name]), altered)
+            else:
+                unlike, typical = _unlike_numbers(values, like, z)
+            filled[rows & unlike] = typical
+        columns[name] = filled
+    return table._replace(columns=columns)
+
+
+def halve_majority(
+    minority: Bool[AnyArray, " n"], labels: Int[AnyArray, " n"], kept: Bool[AnyArray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """1 for the minority and 1/2 for others, as published; 1 for all if there is none, or nothing else."""
+    minority, kept = np.asarray(minority), np.asarray(kept)
+    parted = (minority & kept).any() and (~minority & kept).any()
+    return np.where(minority | ~parted, np.float32(1), np.float32(0.5))
+
+
+def equal_mass(
+    minority: Bool[AnyArray, " n"], labels: Int[AnyArray, " n"], kept: Bool[AnyArray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """As much weight on the minority as on all others, mean 1 over the rows kept; 1 for all if either is empty."""
+    return _balanced(np.asarray(minority).astype(int), np.asarray(kept))
+
+
+def equal_groups(
+    minority: Bool[AnyArray, " n"], labels: Int[AnyArray, " n"], kept: Bool[AnyArray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """As much weight on every group of label and side, mean 1 over the rows kept; 1 for all without a minority."""
+    minority, kept = np.asarray(minority), np.asarray(kept)
+    if not (minority & kept).any():
+        return np.ones(len(minority), np.float32)
+    return _balanced(2 * np.asarray(labels) + minority, kept)
+
+
+def repair(
+    table: Table,
+    labels: Int[AnyArray, " n"],
+    flags: Bool[AnyArray, "n 3"],
+    *,
+    num_classes: int,
+    proposed: Int[AnyArray, " n"] | None = None,
+    restore: Callable[..., Table] | None = None,
+    weigh: Callable[..., Float[np.ndarray, " n"]] = halve_majority,
+) -> Repaired:
+    """Every type repaired in its own way; without any flag the table and labels that went in, all weights 1.
+
+    Label errors: `relabel`. Feature errors: dropped, or ``restore(table, labels, flagged, sound)``, such as `impute`,
+    with the labels after relabelling, ``sound`` being rows without either error. Minority:
+    ``weigh(minority, labels, kept)``, one of `halve_majority`, `equal_mass` and `equal_groups`.
+    """
+    flags, before = np.asarray(flags), np.asarray(labels)
+    wrong, broken, minority = flags.T
+    after, kept = relabel(before, wrong, num_classes, proposed=proposed)
+    if restore is None:
+        kept = kept & ~broken
+    elif broken.any():
+        table = restore(table, after, broken, ~(wrong | broken))
+    return Repaired(table, after, np.where(kept, weigh(minority, after, kept), 0).astype(np.float32))
+
+
+class Risk(NamedTuple):
+    """What `worst_group_risk` found, per label as recorded; shares are NaN for a label without minority rows."""
+
+    value: float  # largest relative loss of the minority's share of weight over labels; negative: all gain
+    likely: bool  # that the worst group gets worse
+    before: Float[np.ndarray, " C"]  # the minority's share of all weight of the label
+    after: Float[np.ndarray, " C"]
+    dropped: Float[np.ndarray, " C"]  # share of the minority that loses its weight
+    turned: Float[np.ndarray, " C"]  # share of the minority that gets another label
+    reason: str
+
+
+def worst_group_risk(
+    labels: Int[AnyArray, " n"],
+    repaired: Repaired,
+    probabilities: Float[AnyArray, "n 3"],
+    *,
+    num_classes: int,
+    correct: Bool[AnyArray, " n"] | None = None,
+    tolerance: float = 0.0,
+) -> Risk:
+    """Whether a repair takes weight from the minority within a label, from probabilities alone, no group being known.
+
+    Row i counts as a rightly labelled minority row by ``m_i = s_i s_i / (s_i + e_i)``, with s and e its probabilities
+    of minority and of a wrong label (flags as 0 and 1 will do: claimed both ways is half of each). The share of label
+    c is ``sum m_i / sum 1`` before; after, ``sum w_i m_i / sum w_i`` over the rows that then have the label, less
+    ``w_i m_i`` of those turned away from it, which now teach the contrary, and with ``s_i - m_i`` in place of m_i for
+    those turned to it. ``correct`` (that the dirty model is right about a row) leaves only rows it gets wrong, from
+    which the minority is learnt. ``likely`` when the largest relative loss is above ``tolerance``.
+    """
+    old, new, w = np.asarray(labels), repaired.labels, repaired.weights.astype(np.float64)
+    p = np.asarray(probabilities, np.float64)
+    s, e = p[:, MINORITY], p[:, LABEL]
+    both = s * s / np.maximum(s + e, 1e-12)
+    right, counts = both, np.ones(len(old)) if correct is None else ~np.asarray(correct)
+    minority, corrected, turned = right * counts, (s - right) * counts, old != new
+    of = lambda y, mass: np.bincount(y, mass, num_classes)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        there = of(old, minority)
+        gained = of(new, w * np.where(turned, corrected, minority)) - of(old, w * minority * turned)
+        before, after = there / of(old, np.ones(len(old))), gained / of(new, w)
+        dropped, turned_share = of(old, minority * (w == 0)) / there, of(old, minority * (turned & (w > 0))) / there
+        loss = np.where(there > 0, 1 - np.where(of(new, w) > 0, after, 0) / before, np.nan)
+    if np.isnan(loss).all():
+        nothing = np.full(num_classes, np.nan)
+        return Risk(0.0, False, nothing, nothing, nothing, nothing, "no row is likely to be of a minority")
+    c = int(np.nanargmax(loss))
+    value = float(loss[c])
+    reason = (
+        f"label {c}: minority rows have {before[c]:.1%} of the weight before repair and {max(after[c], 0):.1%} after; "
+        f"{dropped[c]:.0%} of them are dropped and {turned_share[c]:.0%} get another label"
+    )
+    return Risk(value, value > tolerance, before, after, dropped, turned_share, reason)
+
+
+def _unlike_numbers(values, like, z: float):
+    """Which values are above ``z`` deviations away from those of sound rows, and the mean of these."""
+    like = like[np.isfinite(like)]
+    if len(like) == 0:
+        return np.zeros(len(values), bool), np.nan
+    return np.abs(values - like.mean()) > z * like.std(), like.mean()
+
+
+def _unlike_levels(values, like, num_levels: int, altered: float):
+    """Which levels an error explains better than the shares among sound rows, and the most frequent of these."""
+    counts = np.bincount(like[like >= 0], minlength=num_levels)
+    if counts.sum() == 0 or num_levels < 2:
+        return np.zeros(len(values), bool), -1
+    unlikely = (1 - altered) * counts / counts.sum() < altered / (num_levels - 1)
+    return np.where(values >= 0, unlikely[values], False), counts.argmax()
+
+
+def _balanced(cell, kept) -> Float[np.ndarray, " n"]:
+    """Weights that give every cell the same mass over the rows kept, mean 1; 1 for all where only one has any."""
+    counts = np.bincount(cell[kept], minlength=cell.max(initial=0) + 1)
+    weights = kept.sum() / (np.maximum((counts > 0).sum(), 1) * np.maximum(counts, 1))
+    return weights[cell].astype(np.float32)

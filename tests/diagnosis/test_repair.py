@@ -1,0 +1,199 @@
+"""Repair by hand: what is flagged changes as it should, the rest is what it was, and lost minorities are noticed."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from d3mjax.data import tables
+from d3mjax.diagnosis import repair
+from d3mjax.diagnosis.repair import FEATURE, LABEL, MINORITY
+
+
+def planted(n=400, seed=0):
+    """Two columns of numbers and two of levels, whose means and modes depend on the label."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n).astype(np.int32)
+    table = tables.from_columns(
+        {
+            "age": rng.normal(40 + 10 * y, 5),
+            "work": np.where(rng.random(n) < 0.9, np.where(y, "office", "farm"), "shop"),
+            "pay": rng.normal(100 * y, 1),
+            "sex": np.where(rng.random(n) < 0.5, "f", "m"),
+        },
+        levels={"work": ("farm", "office", "sea", "shop")},
+    )
+    return table, y
+
+
+def flags_of(n, *, label=(), feature=(), minority=()):
+    flags = np.zeros((n, 3), bool)
+    for type, rows in ((LABEL, label), (FEATURE, feature), (MINORITY, minority)):
+        flags[list(rows), type] = True
+    return flags
+
+
+@pytest.mark.parametrize("restore", [None, repair.impute])
+@pytest.mark.parametrize("weigh", [repair.halve_majority, repair.equal_mass, repair.equal_groups])
+def test_without_flags_nothing_changes(restore, weigh):
+    table, y = planted()
+    got = repair.repair(table, y, flags_of(len(y)), num_classes=2, restore=restore, weigh=weigh)
+    assert got.table is table
+    np.testing.assert_array_equal(got.labels, y)
+    assert got.labels.dtype == y.dtype
+    np.testing.assert_array_equal(got.weights, np.ones(len(y), np.float32))
+
+
+def test_every_type_is_repaired_in_its_own_way():
+    table, y = planted()
+    before = {name: a.copy() for name, a in table.columns.items()}
+    flags = flags_of(len(y), label=[0, 1], feature=[1, 2], minority=[3, 4, 2])
+    got = repair.repair(table, y, flags, num_classes=2)
+    np.testing.assert_array_equal(np.flatnonzero(got.labels != y), [0, 1])
+    np.testing.assert_array_equal(got.weights[:6], [0.5, 0, 0, 1, 1, 0.5])
+    assert (got.weights[5:] == 0.5).all()
+    assert got.table is table
+    for name, a in before.items():
+        np.testing.assert_array_equal(table.columns[name], a)
+
+
+def test_relabelling_two_classes_many_classes_and_proposals():
+    y, flagged = np.array([0, 1, 2, 1]), np.array([True, True, False, False])
+    labels, kept = repair.relabel(np.array([0, 1, 1, 0]), flagged, 2)
+    np.testing.assert_array_equal(labels, [1, 0, 1, 0])
+    assert kept.all()
+    labels, kept = repair.relabel(y, flagged, 3)
+    np.testing.assert_array_equal(labels, y)
+    np.testing.assert_array_equal(kept, ~flagged)
+    labels, kept = repair.relabel(y, flagged, 3, proposed=np.array([2, 0, 0, 0]))
+    np.testing.assert_array_equal(labels, [2, 0, 2, 1])
+    assert kept.all()
+
+
+def test_imputation_takes_mean_and_mode_of_sound_rows_of_the_class():
+    table, y = planted()
+    columns = {name: a.copy() for name, a in table.columns.items()}
+    ones = np.flatnonzero(y == 1)
+    broken, wild, odd, missing = ones[:4]
+    columns["pay"][[broken, wild]] = 130, 400  # 30 and 300 deviations from the mean of the class
+    columns["work"][[broken, odd]] = 2, 0  # nobody is at sea; in this class nobody works on a farm
+    columns["work"][missing], columns["age"][missing] = -1, np.nan
+    dirty = table._replace(columns=columns)
+    flags = flags_of(len(y), feature=[broken, odd, missing], label=[wild])
+    sound = ~flags.any(1)
+    got = repair.repair(dirty, y, flags, num_classes=2, restore=repair.impute)
+    fixed = got.table.columns
+    like = sound & (y == 1)
+    np.testing.assert_allclose(fixed["pay"][broken], columns["pay"][like].mean())
+    assert fixed["pay"][wild] == 400  # not flagged
+    assert fixed["work"][broken] == fixed["work"][odd] == 1  # office
+    assert fixed["work"][missing] == -1
+    assert np.isnan(fixed["age"][missing])
+    assert fixed["age"][broken] == columns["age"][broken]  # typical
+    np.testing.assert_array_equal(fixed["sex"], columns["sex"])
+    np.testing.assert_array_equal(got.weights, 1)
+    untouched = np.ones(len(y), bool)
+    untouched[[broken, odd]] = False
+    for name in columns:
+        np.testing.assert_array_equal(fixed[name][untouched], columns[name][untouched])
+
+
+def test_a_level_goes_when_an_error_explains_it_better():
+    # Of 5 levels, altered with 0.2: the odds are 0.2 / 4 against 0.8 s, so a level goes below s = 1 / 16.
+    values = np.repeat([0, 1, 2, 3], [80, 9, 6, 5])
+    unlike, mode = repair._unlike_levels(np.array([0, 1, 2, 3, 4, -1]), values, 5, 0.2)
+    np.testing.assert_array_equal(unlike, [False, False, True, True, True, False])
+    assert mode == 0
+
+
+def test_a_class_without_sound_rows_stays_as_it_is():
+    table, y = planted()
+    flagged = y == 1
+    got = repair.impute(table, y, flagged, ~flagged, z=0.1)
+    for name in table.columns:
+        np.testing.assert_array_equal(got.columns[name], table.columns[name])
+
+
+def test_a_dropped_row_counts_for_no_mean_and_no_mass():
+    minority = np.array([1, 1, 0, 0, 0, 0], bool)
+    kept = np.array([1, 0, 1, 1, 1, 0], bool)
+    y = np.array([0, 0, 0, 1, 1, 1])
+    mass = repair.equal_mass(minority, y, kept)
+    np.testing.assert_allclose(mass[kept], [2, 2 / 3, 2 / 3, 2 / 3])  # 4 / (2 * 1) and 4 / (2 * 3)
+    groups = repair.equal_groups(minority, y, kept)
+    np.testing.assert_allclose(groups[kept], [4 / 3, 4 / 3, 2 / 3, 2 / 3])  # (0, 1), (0, 0) and twice (1, 0)
+    np.testing.assert_array_equal(repair.halve_majority(minority, y, minority), 1)
+
+
+def test_caution_takes_back_what_may_be_a_minority_row():
+    p = np.array([[0.9, 0, 0.2], [0.6, 0, 0.55], [0.5, 0, 0.7]], np.float32)
+    flags = p > 0.45
+    got = repair.cautious(flags, p)
+    np.testing.assert_array_equal(got[:, LABEL], [True, False, False])
+    np.testing.assert_array_equal(got[:, 1:], flags[:, 1:])
+    assert flags[1, LABEL]  # the caller's own stay
+    np.testing.assert_array_equal(repair.cautious(flags, p, margin=-1.0), flags)
+
+
+class TestWorstGroupRisk:
+    """40 rows of each label; of label 1, 10 are of the minority."""
+
+    y = np.repeat([0, 1], 40)
+    minority = np.arange(80) >= 70
+
+    def risk(self, flags, **options):
+        table = tables.from_columns({"a": np.arange(80.0)})
+        probabilities = np.zeros((80, 3), np.float32)
+        probabilities[self.minority, MINORITY] = 0.8
+        probabilities[:, LABEL] = 0.1
+        weigh = options.pop("weigh", lambda minority, labels, kept: np.ones(len(labels), np.float32))
+        repaired = repair.repair(table, self.y, flags, num_classes=2, weigh=weigh)
+        return repair.worst_group_risk(self.y, repaired, probabilities, num_classes=2, **options)
+
+    def test_doing_nothing_is_no_risk(self):
+        found = self.risk(flags_of(80))
+        assert not found.likely
+        assert abs(found.value) < 1e-9
+        # .8 .8 / .9 = .711 of 10 rows in 40
+        np.testing.assert_allclose(found.before[1], 0.1778, atol=1e-4)
+
+    def test_dropping_and_turning_the_minority_is_one(self):
+        dropped = self.risk(flags_of(80, feature=range(70, 75)))
+        assert dropped.likely
+        np.testing.assert_allclose(dropped.after[1], 5 * 0.7111 / 35, atol=1e-4)
+        np.testing.assert_allclose([dropped.dropped[1], dropped.turned[1]], [0.5, 0])
+        turned = self.risk(flags_of(80, label=range(70, 75)))
+        assert turned.likely
+        assert turned.value > dropped.value  # they now teach the contrary
+        np.testing.assert_allclose([turned.dropped[1], turned.turned[1]], [0, 0.5])
+        assert "label 1" in turned.reason
+        assert "50% get another label" in turned.reason
+
+    def test_dropping_others_and_weighing_up_is_none(self):
+        assert not self.risk(flags_of(80, feature=range(10))).likely
+        found = self.risk(flags_of(80, minority=range(70, 80)), weigh=repair.equal_mass)
+        assert found.value < -0.5
+        both = self.risk(flags_of(80, minority=range(70, 80), feature=[70]), weigh=repair.halve_majority)
+        assert not both.likely
+        assert self.risk(flags_of(80, feature=[70]), tolerance=0.2).likely is False
+
+    def test_rows_that_the_model_has_right_may_go(self):
+        correct = np.ones(80, bool)
+        correct[75:] = False
+        assert self.risk(flags_of(80, feature=range(75, 80)), correct=correct).value == pytest.approx(1)
+        assert not self.risk(flags_of(80, feature=range(70, 75)), correct=correct).likely
+
+    def test_nobody_of_a_minority_is_no_risk(self):
+        table = tables.from_columns({"a": np.arange(80.0)})
+        repaired = repair.repair(table, self.y, flags_of(80, label=[3]), num_classes=2)
+        found = repair.worst_group_risk(self.y, repaired, np.zeros((80, 3)), num_classes=2)
+        assert not found.likely
+        assert "no row" in found.reason
+
+
+def test_options_of_imputation_are_given_by_partial():
+    table, y = planted()
+    flags = flags_of(len(y), feature=[0])
+    strict = repair.repair(table, y, flags, num_classes=2, restore=partial(repair.impute, z=0.0))
+    like = (y == y[0]) & (np.arange(len(y)) > 0)
+    np.testing.assert_allclose(strict.table.columns["age"][0], table.columns["age"][like].mean())
