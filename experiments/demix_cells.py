@@ -1,12 +1,11 @@
 """Cells: a table with planted errors, the network trained on it, and its influence vectors.
 
 A cell is one table, rule, clean ratio and seed. All cells of a table and seed have one shape, so they are one compiled
-program mapped over devices. Besides the tensor of `vectors` a cell has one number a row, each of them free of the
-table's columns (`EXTRAS`), which the trees may use.
+program mapped over devices. Besides the tensor of `vectors` a cell has a few numbers a row (`EXTRAS`), which mean the
+same for any table.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +19,11 @@ from d3mjax.attribution import outputs
 from d3mjax.data import mixed_errors, tables
 from d3mjax.data.corrupt import Break, outlier, scale
 from d3mjax.data.mixed_errors import Errors, Rule
-from d3mjax.diagnosis import atypical, vectors
+from d3mjax.diagnosis import atypical, statistics, vectors
 from d3mjax.training import ensemble, models, objectives, sampling, train, transformers
 from d3mjax.types import Model, Split, Table, Trainer
 from experiments.demix_tables import Parts, TableTask
 
-SMALL = 64  # validation rows that the set transformer sees
 FOLDS = 3
 EXTRAS = ("norm", "path", "left out", "left out margin", *atypical.NAMES)
 
@@ -47,7 +45,7 @@ def _mlp(*hidden: int) -> Callable:
 MLP2 = Network("mlp 64-32", _mlp(64, 32), optax.adam(1e-3), 200)
 MLP1 = Network("mlp 256-128-64", _mlp(256, 128, 64), optax.adam(1e-3), 200)
 DEEP = Network("over-fitted mlp 128-128-128", _mlp(128, 128, 128), optax.adam(3e-3), 400)
-FTT = Network("FT-transformer", partial(transformers.ft_transformer), optax.adamw(1e-3), 200, batch=256)
+FTT = Network("FT-transformer", transformers.ft_transformer, optax.adamw(1e-3), 200, batch=256)
 NETWORKS = {network.name: network for network in (MLP2, MLP1, DEEP, FTT)}
 
 
@@ -61,13 +59,12 @@ class Planned(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What a diagnoser is given, and the truth."""
+    """What a diagnoser is given."""
 
     vectors: np.ndarray  # Float16[n 4 t]
     extras: np.ndarray  # Float32[n r], in the order of `EXTRAS`
-    y: np.ndarray  # Int[n], as planted
-    y_validation: np.ndarray  # Int[t]
-    flags: np.ndarray  # Bool[n 3]
+    logits: np.ndarray  # Float32[n C]
+    left_out: np.ndarray  # Float32[n C], logits of models trained on the other folds
 
 
 def plan(
@@ -106,48 +103,57 @@ def trainer_of(model: Model, network: Network, num_rows: int) -> Trainer:
     return train.make_trainer(model, objectives.cross_entropy(), network.tx, sampling.shuffled(), batch_size=batch)
 
 
-def make_cells(task: TableTask, network: Network, columns: Sequence[slice], mesh: Mesh) -> Callable:
-    """``(key, planned cells) -> [Cell]``: trained side by side, one compilation for one table."""
-    model = network.make(columns, task.num_classes)
-    trainer = trainer_of(model, network, task.train)
+def make_vectors(network: Network, columns: Sequence[slice], num_classes: int, num_rows: int, mesh: Mesh) -> Callable:
+    """``(key, [(train, validation)], [table]) -> [Cell]``: trained side by side; one compilation for one shape."""
+    model = network.make(columns, num_classes)
+    trainer = trainer_of(model, network, num_rows)
 
     def one(key, train_split: Split, validation: Split):
-        everything = jnp.ones(task.train)
+        everything = jnp.ones(num_rows)
         state, margins = trainer.init(key, train_split.x[:1]), []
         for _ in range(4):
             state, _ = trainer.run(state, train_split, everything, network.steps // 4)
             margins.append(outputs.soft_margins(model, state.variables, train_split))
-        extras = {"norm": vectors.norms(model, state.variables, train_split), "path": jnp.stack(margins).mean(0)}
-        extras["left out"], extras["left out margin"] = left_out(key, model, trainer, network.steps, train_split)
+        logits = outputs.logits(model, state.variables, train_split.x)
+        others = left_out(key, model, trainer, network.steps, train_split)
+        extras = [vectors.norms(model, state.variables, train_split), jnp.stack(margins).mean(0)]
+        extras += [objectives.losses(others, train_split.y), outputs.soft_margin(others, train_split.y)]
         found = vectors.tensor(model, state.variables, train_split, validation)
-        return found, jnp.stack(list(extras.values()), 1)
+        return found, jnp.stack(extras, 1), logits, others
 
     @jax.jit
-    def compiled(key, seeds, trains, validations):
-        keys = ensemble.model_keys(key, seeds)
+    def compiled(key, numbers, trains, validations):
+        keys = ensemble.model_keys(key, numbers)
         return ensemble.map_models(one, width=1, mesh=mesh)(keys, trains, validations)
 
-    def cells(key, planned: Sequence[Planned]) -> list[Cell]:
-        both = jax.tree.map(lambda *a: np.stack(a), *(p.splits for p in planned))
-        found, extras = jax.device_get(compiled(key, np.arange(len(planned)), *both))
+    def cells(key, splits: Sequence[tuple[Split, Split]], raw: Sequence[Table]) -> list[Cell]:
+        stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
+        found = jax.device_get(compiled(key, np.arange(len(splits)), *stacked))
         made = []
-        for p, v, e in zip(planned, found, extras, strict=True):
-            rows = np.concatenate([e, atypical.scores(p.train.table)], 1).astype(np.float32)
-            made.append(Cell(v, rows, p.train.labels, p.validation.labels, p.train.flags))
+        for v, extras, logits, others, table in zip(*found, raw, strict=True):
+            rows = np.concatenate([extras, atypical.scores(table)], 1).astype(np.float32)
+            made.append(Cell(v, rows, logits, others))
         return made
 
     return cells
 
 
-def left_out(key, model: Model, trainer: Trainer, steps: int, split: Split) -> tuple[Float[Array, "n"], ...]:
-    """Loss and margin of each row under a model that was trained on the other folds."""
+def features(cell: Cell, y: Any, num_classes: int) -> Float[np.ndarray, "n f"]:
+    """What trees are given, in the order of `FEATURES`."""
+    return np.asarray(statistics.order_statistics(cell.vectors, y, num_classes, rows=cell.extras))
+
+
+FEATURES = statistics.feature_names(rows=EXTRAS)
+
+
+def left_out(key, model: Model, trainer: Trainer, steps: int, split: Split) -> Float[Array, "n C"]:
+    """Logits of each row under a model that was trained on the other folds."""
     fold = jax.random.permutation(jax.random.fold_in(key, 1), len(split.y)) % FOLDS
 
     def one(k):
         state = trainer.init(jax.random.fold_in(key, 2 + k), split.x[:1])
         state, _ = trainer.run(state, split, (fold != k).astype(jnp.float32), steps)
-        logits = outputs.logits(model, state.variables, split.x)
-        return objectives.losses(logits, split.y), outputs.soft_margin(logits, split.y)
+        return outputs.logits(model, state.variables, split.x)
 
     each = jax.lax.map(one, jnp.arange(FOLDS))
-    return tuple(jnp.take_along_axis(a, fold[None], axis=0)[0] for a in each)
+    return jnp.take_along_axis(each, fold[None, :, None], axis=0)[0]
