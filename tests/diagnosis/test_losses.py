@@ -115,7 +115,13 @@ def _seen(model_ids):
     normal = lambda *shape: jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
     flags = np.random.default_rng(2).random((4, 3)) < 0.5
     return losses.Seen(
-        normal(4, 3), 2 * normal(4, 3), normal(4, 5), normal(4, 5)[::-1], flags, np.asarray(model_ids), jnp.ones(3)
+        normal(4, 3),
+        2 * normal(4, 3),
+        normal(4, 5),
+        normal(4, 5)[::-1],
+        jnp.asarray(flags),
+        jnp.asarray(model_ids),
+        jnp.ones(3),
     )
 
 
