@@ -71,7 +71,18 @@ def write_arrays(path: Path, **arrays: Any) -> None:
 
     Raises TypeError for what NumPy could only pickle or would not read back (objects, bfloat16, random keys).
     """
-    write_bytes(path, _npz_bytes(arrays))
+    write_bytes(path, npz_bytes(arrays))
+
+
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """Arrays by name as the content of one `.npz`. Raises TypeError as `write_arrays` does."""
+    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+    for name, value in arrays.items():
+        if value.dtype.kind in "OV":
+            raise TypeError(f"array {name!r} of dtype {value.dtype} cannot be stored: convert it first")
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -154,7 +165,7 @@ def unit(
         if "__json__" in arrays:
             raise ValueError("an array of a unit may not be called __json__")
         text = np.frombuffer(json_text(facts).encode(), np.uint8)
-        payload = _npz_bytes({**arrays, "__json__": text})
+        payload = npz_bytes({**arrays, "__json__": text})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, payload + hashlib.sha256(payload).digest())
         stored = _read_unit(path)
@@ -279,16 +290,6 @@ def _plain(value):
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no place in JSON: {value!r}")
-
-
-def _npz_bytes(arrays):
-    arrays = {name: np.asarray(value) for name, value in arrays.items()}
-    for name, value in arrays.items():
-        if value.dtype.kind in "OV":
-            raise TypeError(f"array {name!r} of dtype {value.dtype} cannot be stored: convert it first")
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
 
 
 def _read_unit(path):

@@ -1,0 +1,61 @@
+"""A trained diagnoser on disk: arrays by name with a manifest that says what they were made for, in one file.
+
+The file is an `.npz`, the manifest being JSON in one of its arrays, followed by the SHA-256 of all before.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from d3mjax.runtime import record
+
+_MANIFEST = "__manifest__"
+_DIGEST_BYTES = 32
+_FACTS = ("channels", "kinds", "sizes", "cells")
+
+
+def save_diagnoser(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Write nested dicts of arrays and their manifest as one file, whole or not at all.
+
+    ``arrays`` are those of a diagnoser (``diagnoser._asdict()``: variables, thresholds, calibration); no ``/`` in their
+    names. ``manifest`` holds at least ``channels`` (names in the order of axis k), ``kinds`` of error, ``sizes`` of the
+    network and training ``cells``; the versions and revision of this process are added as ``environment``.
+
+    Raises:
+      ValueError: if the manifest lacks one of these, or thresholds are not one for each kind.
+    """
+    if missing := [name for name in _FACTS if name not in manifest]:
+        raise ValueError(f"manifest: found {sorted(manifest)}, missing {missing}")
+    if len(arrays["thresholds"]) != len(manifest["kinds"]):
+        raise ValueError(f"{len(arrays['thresholds'])} thresholds for the kinds {manifest['kinds']}")
+    flat = {name: np.asarray(a) for name, a in traverse_util.flatten_dict(dict(arrays), sep="/").items()}
+    text = record.json_text({**manifest, "environment": record.environment()}).encode()
+    payload = record.npz_bytes({**flat, _MANIFEST: np.frombuffer(text, np.uint8)})
+    record.write_bytes(Path(path), payload + hashlib.sha256(payload).digest())
+
+
+def load_diagnoser(path: str | Path, channels: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``(arrays, manifest)`` as `save_diagnoser` was given them, bit by bit; ``Diagnoser(**arrays)``.
+
+    Raises:
+      ValueError: naming the file, if it is damaged, or if it was made for other ``channels`` or another order of them.
+      FileNotFoundError: if there is none.
+    """
+    content = Path(path).read_bytes()
+    payload, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise ValueError(f"{path} is damaged, or holds no diagnoser: its checksum does not fit")
+    with np.load(BytesIO(payload)) as archive:
+        flat = {name: archive[name] for name in archive.files}
+    manifest = json.loads(flat.pop(_MANIFEST).tobytes())
+    if list(channels) != manifest["channels"]:
+        raise ValueError(
+            f"{path} was made for another channel layout: it expects {manifest['channels']}, found {list(channels)}"
+        )
+    return traverse_util.unflatten_dict(flat, sep="/"), manifest

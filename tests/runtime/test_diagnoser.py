@@ -1,0 +1,68 @@
+"""Diagnosers on disk: bit by bit what was saved, refused where damaged or made for other channels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from d3mjax.diagnosis import classifier
+from d3mjax.diagnosis.set_transformer import SetTransformer, sizes
+from d3mjax.runtime import diagnoser
+
+CHANNELS = ["influence", "cosine", "agreement", "loss"]
+NETWORK = SetTransformer(width=8, num_inducing=2, num_heads=2, num_blocks=1, projection=4)
+VALUES = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float16)
+VARIABLES = NETWORK.init(jax.random.key(0), VALUES, np.ones((3, 5), bool))
+MADE = classifier.Diagnoser(VARIABLES, jnp.array([0.3, 0.5, 0.75]), jnp.arange(6.0).reshape(3, 2))
+MANIFEST = {
+    "channels": CHANNELS,
+    "kinds": ["label", "feature", "minority"],
+    "sizes": sizes(NETWORK),
+    "cells": [{"task": "adult", "clean_ratio": 0.5, "seed": 0}],
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    diagnoser.save_diagnoser(tmp_path / "made.npz", MADE._asdict(), MANIFEST)
+    return tmp_path / "made.npz"
+
+
+def test_what_is_loaded_is_what_was_saved(path):
+    arrays, manifest = diagnoser.load_diagnoser(path, CHANNELS)
+    loaded = classifier.Diagnoser(**arrays)
+    jax.tree.map(np.testing.assert_array_equal, loaded, MADE)
+    assert jax.tree.map(lambda a: a.dtype, loaded) == jax.tree.map(lambda a: a.dtype, MADE)
+    assert {name: manifest[name] for name in MANIFEST} == MANIFEST
+    assert manifest["environment"]["versions"]["jax"] == jax.__version__
+    network = SetTransformer(**manifest["sizes"])
+    np.testing.assert_array_equal(
+        classifier.predict(network, loaded, VALUES), classifier.predict(NETWORK, MADE, VALUES)
+    )
+    assert [p.name for p in path.parent.iterdir()] == ["made.npz"]
+
+
+@pytest.mark.parametrize("channels", [CHANNELS[:3], CHANNELS[::-1], [*CHANNELS, "self-influence"]])
+def test_another_channel_layout_is_refused_by_name(path, channels):
+    with pytest.raises(ValueError, match=r"another channel layout: it expects \['influence', .*\], found \[") as error:
+        diagnoser.load_diagnoser(path, channels)
+    assert str(channels) in str(error.value)
+
+
+def test_damaged_files_are_refused(path):
+    whole = path.read_bytes()
+    flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in range(0, len(whole), len(whole) // 60)]
+    for content in (whole[:-100], whole[: len(whole) // 2], b"", b"not a file", *flipped):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"made\.npz is damaged, or holds no diagnoser"):
+            diagnoser.load_diagnoser(path, CHANNELS)
+
+
+def test_no_file_and_no_facts(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        diagnoser.load_diagnoser(tmp_path / "none.npz", CHANNELS)
+    with pytest.raises(ValueError, match=r"missing \['kinds', 'sizes', 'cells'\]"):
+        diagnoser.save_diagnoser(tmp_path / "x.npz", MADE._asdict(), {"channels": CHANNELS})
+    with pytest.raises(ValueError, match="3 thresholds for the kinds"):
+        diagnoser.save_diagnoser(tmp_path / "x.npz", MADE._asdict(), {**MANIFEST, "kinds": ["label"]})
+    assert not list(tmp_path.iterdir())
