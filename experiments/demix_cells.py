@@ -65,6 +65,7 @@ class Cell(NamedTuple):
     extras: np.ndarray  # Float32[n r], in the order of `EXTRAS`
     logits: np.ndarray  # Float32[n C]
     left_out: np.ndarray  # Float32[n C], logits of models trained on the other folds
+    by_class: np.ndarray  # Float16[n C t], the cosine of gradients, were the rows labelled so; positive: helpful
 
 
 def plan(
@@ -119,7 +120,10 @@ def make_vectors(network: Network, columns: Sequence[slice], num_classes: int, n
         extras = [vectors.norms(model, state.variables, train_split), jnp.stack(margins).mean(0)]
         extras += [objectives.losses(others, train_split.y), outputs.soft_margin(others, train_split.y)]
         found = vectors.tensor(model, state.variables, train_split, validation)
-        return found, jnp.stack(extras, 1), logits, others
+        labelled_as = lambda c: train_split._replace(y=jnp.full_like(train_split.y, c))
+        product = lambda c: vectors.gram(model, state.variables, labelled_as(c), validation).astype(jnp.float16)
+        by_class = jax.lax.map(product, jnp.arange(num_classes)).swapaxes(0, 1)
+        return found, jnp.stack(extras, 1), logits, others, by_class
 
     @jax.jit
     def compiled(key, numbers, trains, validations):
@@ -130,9 +134,9 @@ def make_vectors(network: Network, columns: Sequence[slice], num_classes: int, n
         stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
         found = jax.device_get(compiled(key, np.arange(len(splits)), *stacked))
         made = []
-        for v, extras, logits, others, table in zip(*found, raw, strict=True):
+        for v, extras, *more, table in zip(*found, raw, strict=True):
             rows = np.concatenate([extras, atypical.scores(table)], 1).astype(np.float32)
-            made.append(Cell(v, rows, logits, others))
+            made.append(Cell(v, rows, *more))
         return made
 
     return cells

@@ -1,0 +1,148 @@
+"""What diagnosers learn from and are tried on: the features, signals and flags of many cells, stored as units.
+
+A unit is one table and seed: all rules at all clean ratios, a share of the rows of each. Features are those of the
+trees; signals are scores that need no training, as ranks in the cell, larger being more suspicious.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from d3mjax.data import tables
+from d3mjax.data.mixed_errors import minority
+from d3mjax.diagnosis import rivals
+from experiments import units
+from experiments.demix_cells import EXTRAS, Cell, Network, Planned, features, make_vectors, plan
+from experiments.demix_tables import TableTask, divide
+
+SMALL = 64  # validation rows that are stored for set transformers
+LABEL = ("loss", "margin", "path of margins", "left-out loss", "neighbours' labels", "confident learning", "CNCI")
+FEATURE = ("largest z", "PCID", "surprise", "far")
+MINORITY = ("SC = y", "JTT error set", "self-influence", "left-out loss")
+SIGNALS = tuple(
+    f"{kind}: {name}" for kind, names in zip("LFS", (LABEL, FEATURE, MINORITY), strict=True) for name in names
+)
+"""Training-free scores, for label errors, feature errors and minority."""
+KINDS = ("outlier", "scale", "categories")
+
+
+class Stored(NamedTuple):
+    """Rows of one cell."""
+
+    task: str
+    seed: int
+    rule: int
+    balanced: bool
+    clean: float
+    kind: str  # of `KINDS`: which feature errors it has
+    features: np.ndarray  # Float32[r f]
+    flags: np.ndarray  # Bool[r 3]
+    signals: np.ndarray  # Float32[r s], ranks in (0, 1)
+    vectors: np.ndarray  # Float16[r 4 SMALL]
+    told: np.ndarray  # Bool[r], minority of the rule that one is told, seen through the errors
+    in_cell: tuple[float, float, float]  # F1 of trees on the raw rows, fitted on the other half of the same cell
+
+
+def collect(
+    task: TableTask, network: Network, cleans: Sequence[float], rows: int, mesh: Mesh
+) -> Callable[[int, Callable[[int], object]], units.Unit]:
+    """``(seed, progress) -> unit`` of a table."""
+    parts = divide(task)
+    columns = list(tables.slices(parts.train[0]).values())
+    make = make_vectors(network, columns, task.num_classes, task.train, mesh)
+    cells = [(k, clean) for k in range(len(task.rules)) for clean in cleans]
+
+    def measure(seed: int, progress: Callable[[int], object]) -> units.Unit:
+        # The draw of a rule is the same at all clean ratios, so that they can be compared.
+        planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
+        made = make(jax.random.key(seed), [p.splits for p in planned], [p.train.table for p in planned])
+        kept = np.sort(np.random.default_rng(seed).permutation(task.train)[:rows])
+        found = [
+            _stored(task, k, p, Cell(*(a[kept] for a in cell)), kept)
+            for (k, _), p, cell in zip(cells, planned, made, strict=True)
+        ]
+        progress(len(cells))
+        facts = {"kinds": [kind for kind, _ in found], "rules": [k for k, _ in cells], "cleans": [c for _, c in cells]}
+        arrays = {name: np.stack([cell[name] for _, cell in found]) for name in found[0][1]}
+        return facts, arrays
+
+    return measure
+
+
+def read(task: TableTask, seed: int, unit: units.Unit) -> list[Stored]:
+    """The cells of a unit."""
+    facts, arrays = unit
+    cells = []
+    for i, (kind, rule, clean) in enumerate(zip(facts["kinds"], facts["rules"], facts["cleans"], strict=True)):
+        own = {name: a[i] for name, a in arrays.items()}
+        own["in_cell"] = tuple(own["in_cell"].tolist())
+        cells.append(Stored(task.name, seed, rule, task.rules[rule].balanced, clean, kind, **own))
+    return cells
+
+
+def _stored(task: TableTask, rule: int, planned: Planned, cell: Cell, kept: Int[np.ndarray, " r"]):
+    """Kind of feature errors, and arrays of a cell."""
+    errors, held = planned.train, planned.validation
+    y, x, flags = errors.labels[kept], planned.splits[0].x[kept], errors.flags[kept]
+    told = minority(task.rules[rule], errors.table, errors.labels)[kept]
+    arrays = {
+        "features": features(cell, y, task.num_classes),
+        "flags": flags,
+        "signals": signals(task, planned, cell, y, x, held.labels),
+        "vectors": cell.vectors[:, :, :SMALL],
+        "told": told,
+        "in_cell": np.array([_halves(x, y, flag) for flag in flags.T]),
+    }
+    return kind_of(planned), arrays
+
+
+def kind_of(planned: Planned) -> str:
+    """How numbers were broken, or "categories" where none was."""
+    before, after = planned.train.clean_table, planned.train.table
+    for name, a in after.columns.items():
+        changed = a != before.columns[name]
+        if name not in after.levels and changed.any():
+            return KINDS[0] if len(np.unique(a[changed])) <= 2 else KINDS[1]
+    return KINDS[2]
+
+
+def signals(task: TableTask, planned: Planned, cell: Cell, y, x, validation_y) -> Float[np.ndarray, "r s"]:
+    """`SIGNALS` as ranks in the cell."""
+    numbers = [
+        span for name, span in tables.slices(planned.train.table).items() if name not in planned.train.table.levels
+    ]
+    flat = np.concatenate([np.zeros((len(y), 1), np.float32), *(x[:, span] for span in numbers)], axis=1)
+    softmax = np.asarray(jax.nn.softmax(cell.left_out, axis=1))
+    of = lambda labels: np.take_along_axis(cell.by_class, np.asarray(labels)[:, None, None], 1)[:, 0].astype(np.float32)
+    glitches = rivals.glitches(of, y, validation_y, task.num_classes)
+    extra = dict(zip(EXTRAS, cell.extras.T, strict=True))
+    loss = cell.vectors[:, 3, 0].astype(np.float32)
+    margin = np.asarray(_margin(cell.logits, y))
+    label = (loss, -margin, -extra["path"], extra["left out"], rivals.knn_disagreement(x, y))
+    label = (*label, rivals.confident_learning(softmax, y), glitches.cnci)
+    feature = (rivals.outliers(flat), glitches.pcid, extra["surprise"], extra["far"])
+    rare = (rivals.rare_class(y, task.num_classes), rivals.jtt_errors(cell.logits, y), extra["norm"], extra["left out"])
+    return np.stack([np.asarray(rivals.loss_rank(np.asarray(a, np.float32))) for a in (*label, *feature, *rare)], 1)
+
+
+def _margin(logits, y):
+    own = np.take_along_axis(logits, y[:, None], 1)[:, 0]
+    others = np.where(np.arange(logits.shape[1])[None] == y[:, None], -np.inf, logits)
+    return own - others.max(1)
+
+
+def _halves(x, y, flag) -> float:
+    """F1 at one half of trees on the encoded row and its label: what flags of the same cell are worth."""
+    both = np.concatenate([x, y[:, None]], axis=1)
+    first = np.arange(len(y)) % 2 == 0
+    if flag[first].sum() < 2 or flag[~first].sum() < 1:
+        return float("nan")
+    claimed = (
+        HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(both[first], flag[first]).predict(both[~first])
+    )
+    return float(2 * (claimed & flag[~first]).sum() / max(claimed.sum() + flag[~first].sum(), 1))
