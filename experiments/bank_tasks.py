@@ -18,7 +18,7 @@ import numpy as np
 
 from d3mjax.attribution import datamodels, outputs
 from d3mjax.runtime import bank, mesh, record
-from d3mjax.runtime.sweep import sweep
+from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import AnyArray, Data, Linear, Split
 from experiments import engine
@@ -91,12 +91,12 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
 
     @jax.jit
     def run(data: Data, keys, subsets):
-        def one(key, subset):
+        def one(data, key, subset):
             logits, losses = train(data.train, data.target, key, subset.astype(jnp.float32), data.train.y)
             both = [margin(logits, data.target.y) for margin in (outputs.hard_margin, outputs.soft_margin)]
             return jnp.concatenate(both), losses
 
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(keys, subsets)
+        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh(), shared=(data,))(keys, subsets)
 
     def datamodels_of(seed: int, progress: Callable) -> Found:
         data, source = with_duplicates(task.read(seed, smoke=smoke), seed, recipe)
@@ -107,8 +107,10 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
         manifest = bank.manifest(key, subsets, inputs, _described(task, recipe), num_targets=2 * t)
         directory = directory_of(banks, task, seed, manifest)
 
+        here = mesh.place(data, mesh.local_mesh())  # once for all blocks
+
         def trained(ids, chosen):
-            return run(data, ensemble.model_keys(jax.random.fold_in(key, 1), ids), chosen)
+            return run(here, ensemble.model_keys(jax.random.fold_in(key, 1), ids), chosen)
 
         ids, block = np.arange(recipe.models), min(250, recipe.models)
         filled = bank.fill(directory, manifest, subsets, trained, ids, block=block, progress=progress)
@@ -137,25 +139,26 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
 def make_retrain(task: Task) -> Callable[..., np.ndarray]:
     """``retrain(data, key, weights [j n], repeats=r, labels=[j n]) -> logits [j r t C]`` of models trained anew.
 
-    Model ``r`` of every job has the same key: what differs between jobs is their weights and labels alone.
+    Model ``r`` of every job has the same key: what differs between jobs is their weights and labels alone. Where there
+    are several hosts all call this, and each trains its share.
     """
     train = _trained(task)
 
     @jax.jit
     def run(data: Data, keys, weights, labels):
-        one = partial(train, data.train, data.target)
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(keys, weights, labels)
+        shared = (data.train, data.target)
+        return ensemble.map_models(train, width=1, mesh=mesh.local_mesh(), shared=shared)(keys, weights, labels)
 
     def retrain(data: Data, key, weights, *, repeats: int, labels=None, progress=lambda count: None) -> np.ndarray:
-        weights = np.asarray(weights)
+        here, weights = mesh.place(data, mesh.local_mesh()), np.asarray(weights)
         labels = np.broadcast_to(data.train.y, weights.shape) if labels is None else np.asarray(labels)
 
         def block(ids):
             job, keys = ids // repeats, ensemble.model_keys(key, ids % repeats)
-            return run(data, keys, jnp.asarray(weights[job], jnp.float32), jnp.asarray(labels[job]))
+            return run(here, keys, jnp.asarray(weights[job], jnp.float32), jnp.asarray(labels[job]))
 
         ids = np.arange(len(weights) * repeats)
-        found = sweep(block, ids, block=min(len(ids), 250), progress=progress)
+        found = shared_sweep(block, ids, block=min(len(ids), 250), progress=progress)
         return found.reshape(len(weights), repeats, *found.shape[1:])
 
     return retrain

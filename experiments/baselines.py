@@ -19,6 +19,7 @@ from d3mjax import metrics
 from d3mjax.attribution import outputs
 from d3mjax.data import adult, splits
 from d3mjax.debiasing import baselines
+from d3mjax.runtime.mesh import local_mesh, place
 from d3mjax.training import ensemble, masks, objectives, sampling, train
 from d3mjax.types import Data, Objective, Sampler, Split
 from experiments import engine, smote
@@ -124,11 +125,11 @@ def compiled(task: Task, mesh: Mesh, fit: Callable) -> Callable:
 
     @jax.jit
     def many(split: Split, data: Data, keys, weights, setting):
-        def one(key, weight, at):
+        def one(split, data, key, weight, at):
             variables, losses, notes = fit(key, split, weight, at)
             return judge(task, variables, data, notes), losses
 
-        return ensemble.map_models(one, width=1, mesh=mesh)(keys, weights, setting)
+        return ensemble.map_models(one, width=1, mesh=mesh, shared=(split, data))(keys, weights, setting)
 
     def run(split: Split, data: Data, keys, weights, setting: Setting) -> Judged:
         masks.check_weights(np.asarray(weights), split.y)
@@ -223,12 +224,13 @@ class Outcome(NamedTuple):
 def tuned(method: Method, data: Data, key, select_keys, report_keys, candidates: list[Setting]) -> Outcome:
     """Choose a setting with the models of one family of keys ``[r]``, and judge it with those of another."""
     pool = method.pool(key, data)
+    here = place((pool, data), local_mesh())  # once for all settings
 
     def run(keys, setting):
         drawn = [method.weights(jax.random.fold_in(k, 3), data, setting) for k in keys]
         weights = np.stack([np.ones(len(pool.y)) if w is None else np.asarray(w) for w in drawn])
         at = jax.tree.map(lambda a: jnp.full(len(keys), a), setting)
-        return method.run(pool, data, keys, weights, at), weights[:, : len(data.train.y)]
+        return method.run(*here, keys, weights, at), weights[:, : len(data.train.y)]
 
     evaluate = lambda tried: [float(method.rule(run(select_keys, setting)[0]).mean()) for setting in tried]
     found = baselines.tune(candidates, evaluate, budget=len(candidates))

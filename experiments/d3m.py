@@ -48,19 +48,20 @@ class Config:
 def debias(task: Task, config: Config, programs: engine.Programs, seed: int, progress: Callable) -> units.Unit:
     """Every method on one split of one task: facts for JSON, and arrays; rows of train examples go by ``id``."""
     data = task.read(seed, smoke=config.smoke)
+    here = mesh.place(data, mesh.local_mesh())  # once for all programs
     train, (n, runs) = data.train, (len(data.train.y), config.retrains)
     root = jax.random.key(seed)
 
     def retrain(keep: dict[str, jax.Array], family: int) -> dict[str, engine.Evaluation]:
         keys = ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(runs))
         weights = np.concatenate([np.broadcast_to(rows, (runs, n)) for rows in keep.values()]).astype(np.float32)
-        evaluation = programs.fit(train, data, jnp.tile(keys, len(keep)), weights)
+        evaluation = programs.fit(here.train, here, jnp.tile(keys, len(keep)), weights)
         return {
             name: jax.tree.map(lambda a, i=i: a[i * runs : (i + 1) * runs], evaluation) for i, name in enumerate(keep)
         }
 
     losses = retrain({"ERM": jnp.ones(n)}, SCORE)["ERM"].losses.mean(0)
-    columns, facts, checkpoints = programs.columns(data, jax.random.fold_in(root, COLUMNS), progress)
+    columns, facts, checkpoints = programs.columns(here, jax.random.fold_in(root, COLUMNS), progress)
     group_weights = alignment.softmax_weights(losses, beta=config.beta)
     for reading in columns:
         alignment.check_scores(reading, losses)
@@ -80,9 +81,9 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
     keep |= others(task, data, scores, rule, jax.random.fold_in(root, DRAW), runs)
     results = retrain(keep, REPORT)
     keys = ensemble.model_keys(jax.random.fold_in(root, REPORT), jnp.arange(runs))
-    for name, split in {"RWG": train, "RWG on the targets alone": data.target}.items():
+    for name, split in {"RWG": here.train, "RWG on the targets alone": here.target}.items():
         weights = baselines.balanced_weights(split.group, len(task.group_names))
-        results[name] = programs.resample(split, data, keys, np.broadcast_to(weights, (runs, len(split.y))))
+        results[name] = programs.resample(split, here, keys, np.broadcast_to(weights, (runs, len(split.y))))
 
     aliases = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", **chosen}
     results |= {name: results[same] for name, same in aliases.items()}

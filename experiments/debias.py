@@ -198,10 +198,11 @@ def score(config: Config, programs: engine.Programs, auto: Auto | None, data: Da
         progress(config.checkpoints)
         facts, arrays = debias_auto.kept(pseudo, data.target)
         data, programs, refused = debias_auto.regrouped(data, pseudo), auto.programs, not pseudo.split.any()
+    here = mesh.place(data, mesh.local_mesh())
     keys = ensemble.model_keys(jax.random.fold_in(root, d3m.SCORE), jnp.arange(config.retrains))
     plain = {"ERM": np.ones(len(data.train.y))}
-    losses = retrain(programs, data, keys, plain, progress)["ERM"].losses.mean(0)
-    columns, solved, checkpoints = programs.columns(data, jax.random.fold_in(root, d3m.COLUMNS), progress)
+    losses = retrain(programs, here, keys, plain, progress)["ERM"].losses.mean(0)
+    columns, solved, checkpoints = programs.columns(here, jax.random.fold_in(root, d3m.COLUMNS), progress)
     present = np.unique(data.target.group)
     for reading in columns:
         alignment.check_scores(reading[:, present], losses[present])
@@ -217,6 +218,7 @@ def debias(
 ) -> units.Unit:
     """D3M and what it is compared with on one division of the targets: facts for JSON, and arrays."""
     data = task.read(seed)
+    here = mesh.place(data, mesh.local_mesh())  # once for all programs
     train, runs = data.train, config.retrains
     num_groups, num_classes = len(task.group_names), len(task.class_names)
     root = jax.random.key(seed)
@@ -229,16 +231,16 @@ def debias(
     for i, name in enumerate(d3m.names(d3m.OTHERS)[1 : len(found.scores)], 1):
         more = {} if found.refused else d3m.candidates(found.scores[i], train.y, num_classes, name=name)
         keep, reading = keep | more, reading | dict.fromkeys(more, i)
-    judged = retrain(programs, data, keys(d3m.SELECT), keep, progress)
+    judged = retrain(programs, here, keys(d3m.SELECT), keep, progress)
     chosen = d3m.choose(judged, data.selection.group)
 
     like = lambda cell, k: jax.vmap(lambda key: selection.drop_random_like(key, keep[chosen], cell, k))(keys(d3m.DRAW))
     keep["random removal"] = like(np.zeros_like(train.y), 1)
     keep["class-matched random removal"] = like(train.y, num_classes)
-    tested = retrain(programs, data, keys(d3m.REPORT), keep, progress)
+    tested = retrain(programs, here, keys(d3m.REPORT), keep, progress)
     weights = baselines.balanced_weights(found.group, len(found.group_weights))
     weights = np.broadcast_to(weights, (runs, len(data.target.y)))
-    tested["RWG on the targets alone"] = programs.resample(data.target, data, keys(d3m.REPORT), weights)
+    tested["RWG on the targets alone"] = programs.resample(here.target, here, keys(d3m.REPORT), weights)
     progress(runs)
 
     aliases = {f"D3M/{share}": "D3M/0.0" for share in d3m.GRID if share not in shares}

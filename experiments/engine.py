@@ -1,6 +1,11 @@
-"""Compiled training of many models of one task, and the datamodel source of group columns: shared by experiments."""
+"""Compiled training of many models of one task, and the datamodel source of group columns: shared by experiments.
+
+Programs copy the data that they are given to every device of their mesh; data that lie there, because the caller has
+placed them once for many calls, are not copied again.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, influence, outputs, projections, trak, trak_checks
 from d3mjax.linalg import iterative
+from d3mjax.runtime.mesh import place
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import AnyArray, Data, Model, Sampler, Split, Trainer
@@ -64,14 +70,15 @@ def make_fit(task: Task, mesh: Mesh, sampler: Sampler, *, steps: int) -> Callabl
 
     @jax.jit
     def compiled(split: Split, data: Data, keys, weights):
-        def one(key, weight):
+        def one(split, data, key, weight):
             state, info = run.run(run.init(key, split.x[:1]), split, weight, steps)
             return evaluate(task, state.variables, data), info.loss
 
-        return ensemble.map_models(one, width=1, mesh=mesh)(keys, weights)
+        return ensemble.map_models(one, width=1, mesh=mesh, shared=(split, data))(keys, weights)
 
     def fit(split: Split, data: Data, keys: Key[Array, "m"], weights: Float[AnyArray, "m n"]) -> Evaluation:
         masks.check_weights(np.asarray(weights), split.y)
+        split, data = place((split, data), mesh)
         evaluation, losses = jax.device_get(compiled(split, data, keys, jnp.asarray(weights, jnp.float32)))
         ensemble.check_losses(losses, np.arange(len(losses)))
         return evaluation
@@ -198,17 +205,17 @@ def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Calla
 
     @jax.jit
     def attributed(data: Data, keys):
-        def one(key):
+        def one(data, key):
             state = run.init(jax.random.fold_in(key, 0), data.train.x[:1])
             state, info = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
             columns = attribute(jax.random.fold_in(key, 1), state.variables, data)
             right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
             return columns, right, info.loss
 
-        return ensemble.map_models(one, width=1, mesh=mesh)(keys)
+        return ensemble.map_models(one, width=1, mesh=mesh, shared=(data,))(keys)
 
     def columns(data: Data, key, progress: Callable[[int], object]):
-        found = jax.device_get(attributed(data, ensemble.model_keys(key, jnp.arange(count))))
+        found = jax.device_get(attributed(place(data, mesh), ensemble.model_keys(key, jnp.arange(count))))
         (kernel, factor, info), right, losses = found
         ensemble.check_losses(losses, np.arange(count))
         facts = check(info, data)
@@ -234,19 +241,19 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
 
     @jax.jit
     def outputs_of(data: Data, key, ids):
-        def one(model_key, mask):
+        def one(data, model_key, mask):
             state, info = run.run(
                 run.init(model_key, data.train.x[:1]), data.train, mask.astype(jnp.float32), bank.steps
             )
             margins = outputs.soft_margins(model, state.variables, data.target)
             return metrics.group_accuracies(margins, data.target.group, num_groups), info.loss
 
-        keys = ensemble.model_keys(jax.random.fold_in(key, 1), ids)
-        return ensemble.map_models(one, width=1, mesh=mesh)(keys, subsets(key, ids, data.train.y.shape[0]))
+        keys, chosen = ensemble.model_keys(jax.random.fold_in(key, 1), ids), subsets(key, ids, data.train.y.shape[0])
+        return ensemble.map_models(one, width=1, mesh=mesh, shared=(data,))(keys, chosen)
 
-    @jax.jit
-    def regress(data: Data, key, ids, margins):
-        subset = subsets(key, ids, data.train.y.shape[0])
+    @partial(jax.jit, static_argnames="num_examples")  # on one device, wherever the data lie
+    def regress(key, ids, margins, num_examples: int):
+        subset = subsets(key, ids, num_examples)
         heldout = jnp.arange(bank.models // 8)
         if bank.fit == "LASSO":
             # Few dense targets: the last digits of a path cost most of its time and change no sign.
@@ -258,8 +265,8 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
         return linear.weight.T[None], {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}
 
     def columns(data: Data, key, progress: Callable[[int], object]):
-        ids = np.arange(bank.models)
-        margins = sweep(lambda part: outputs_of(data, key, part), ids, block=bank.block, progress=progress)
-        return *jax.device_get(regress(data, key, ids, margins)), None
+        here, ids = place(data, mesh), np.arange(bank.models)
+        margins = sweep(lambda part: outputs_of(here, key, part), ids, block=bank.block, progress=progress)
+        return *jax.device_get(regress(key, ids, margins, num_examples=len(data.train.y))), None
 
     return columns

@@ -20,6 +20,7 @@ import tyro
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, outputs
 from d3mjax.runtime import bank, mesh
+from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
 from experiments import bank_tasks, engine, lds_trak, plots, report, units
@@ -68,11 +69,11 @@ def make_bank(task: Task, banks: Path) -> Callable[..., bank.Bank]:
 
     @jax.jit
     def trained(data: Data, keys, chosen):
-        def one(key, mask):
+        def one(data, key, mask):
             state, info = run.run(run.init(key, data.train.x[:1]), data.train, mask.astype(jnp.float32), task.steps)
             return outputs.soft_margins(model, state.variables, data.target), info.loss
 
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(keys, chosen)
+        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh(), shared=(data,))(keys, chosen)
 
     def fill(data: Data, seed: int, subsets: Subsets, models: int, progress: Callable) -> bank.Bank:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), BANKS), subsets.repeats)
@@ -83,7 +84,8 @@ def make_bank(task: Task, banks: Path) -> Callable[..., bank.Bank]:
         inputs = {"train": data.train, "target": data.target}
         manifest = bank.manifest(key, draw, inputs, recipe, num_targets=len(data.target.y), repeats=subsets.repeats)
         directory = bank_tasks.directory_of(banks, task, seed, manifest)
-        train = lambda ids, chosen: trained(data, ensemble.model_keys(jax.random.fold_in(key, 1), ids), chosen)
+        here = mesh.place(data, mesh.local_mesh())  # once for all blocks
+        train = lambda ids, chosen: trained(here, ensemble.model_keys(jax.random.fold_in(key, 1), ids), chosen)
         return bank.fill(directory, manifest, draw, train, np.arange(models), block=min(250, models), progress=progress)
 
     return fill
@@ -103,8 +105,8 @@ def fits(x, y, heldout, *, lambdas: int, steps: int) -> dict[str, Any]:
 
 def prepare(task: Task, config: Config, banks: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    programs = {"truth": lds_trak.make_truth(task, config.truth_repeats), "bank": make_bank(task, banks)}
-    return partial(measure, task, config, programs)
+    truth = lds_trak.make_truth(task, config.truth_repeats, sweep=shared_sweep)
+    return partial(measure, task, config, {"truth": truth, "bank": make_bank(task, banks)})
 
 
 def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:

@@ -82,8 +82,11 @@ def half_subsets(key, ids, num_examples: int):
     return masks.fixed_size(jax.random.fold_in(key, 0), ids, num_examples, num_examples // 2)
 
 
-def make_truth(task: Task, repeats: int) -> Callable:
-    """``truth(data, key, subsets, progress) -> margins [subsets repeats t]`` of models trained on half subsets."""
+def make_truth(task: Task, repeats: int, *, sweep: Callable = sweep) -> Callable:
+    """``truth(data, key, subsets, progress) -> margins [subsets repeats t]`` of models trained on half subsets.
+
+    ``sweep``: `shared_sweep` where all hosts work on one seed.
+    """
     model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
 
     def one(data: Data, key, mask):
@@ -95,8 +98,9 @@ def make_truth(task: Task, repeats: int) -> Callable:
     def truth(data: Data, key, subsets: int, progress: Callable):
         def block(ids):
             keys = ensemble.model_keys(jax.random.fold_in(key, 1), ids)
-            return train(data, keys, half_subsets(key, ids // repeats, len(data.train.y)))
+            return train(here, keys, half_subsets(key, ids // repeats, len(data.train.y)))
 
+        here = mesh.place(data, mesh.local_mesh())  # once for all blocks
         ids = np.arange(subsets * repeats)
         found = sweep(block, ids, block=min(len(ids), 200), progress=progress)
         return found.reshape(-1, repeats, len(data.target.y))
@@ -131,9 +135,13 @@ def make_kernels(task: Task, setting: Setting) -> Callable:
 
 
 def mapped(one: Callable) -> Callable:
-    """``one(data, *arguments)`` of one model, for arguments with a leading model axis, over all devices."""
-    spread = lambda data, *a: ensemble.map_models(partial(one, data), width=1, mesh=mesh.local_mesh())(*a)
-    return jax.jit(spread)
+    """``one(data, *arguments)`` of one model, for arguments with a leading model axis, over all devices.
+
+    The data are copied to every device, unless they lie there already.
+    """
+    devices = mesh.local_mesh()
+    spread = jax.jit(lambda data, *a: ensemble.map_models(one, width=1, mesh=devices, shared=(data,))(*a))
+    return lambda data, *a: spread(mesh.place(data, devices), *a)
 
 
 def settings(config: Config) -> list[Setting]:
@@ -156,7 +164,7 @@ def prepare(task: Task, config: Config) -> Callable:
 
 def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:
     """LDS of every setting on one data seed: mean and interval for JSON, and the LDS of every target."""
-    data, key = task.read(seed, smoke=config.smoke), jax.random.key(seed)
+    data, key = mesh.place(task.read(seed, smoke=config.smoke), mesh.local_mesh()), jax.random.key(seed)
     n, most = len(data.train.y), max(config.checkpoints)
     margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), config.subsets, progress)
     truth = jnp.asarray(margins.mean(1))

@@ -58,6 +58,7 @@ def measure(
     same = d3m.Config(retrains=config.retrains, source=config.source, others=config.others, smoke=config.smoke)
     facts, arrays = d3m.debias(task, same, programs["d3m"], seed, progress)
     data, root = task.read(seed, smoke=config.smoke), jax.random.key(seed)
+    here = mesh.place(data, mesh.local_mesh())  # once for all programs
     select, final = (
         ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(config.retrains))
         for family in (d3m.SELECT, d3m.REPORT)
@@ -66,10 +67,10 @@ def measure(
     candidates = tuning.settings(task, config.budget)
 
     checkpoints = ensemble.model_keys(jax.random.fold_in(root, d3m.COLUMNS), jnp.arange(config.source.models))
-    quantities = jax.device_get(programs["rank"](data, checkpoints))
+    quantities = jax.device_get(programs["rank"](here, checkpoints))
     keep = controls(task, data, quantities, int((~arrays["kept"]).sum()), draw, config.retrains)
     for name, rows in keep.items():
-        results = programs["d3m"].fit(data.train, data, final, np.asarray(rows, np.float32))
+        results = programs["d3m"].fit(here.train, here, final, np.asarray(rows, np.float32))
         store(facts, arrays, name, results, float(1 - np.mean(rows)))
 
     facts["tuned"] = {}
@@ -92,7 +93,7 @@ def make_rank(task: Task, source: engine.Trak) -> Callable:
 
     @jax.jit
     def rank(data: Data, keys):
-        def one(key):
+        def one(data, key):
             state = run.init(jax.random.fold_in(key, 0), data.train.x[:1])
             state, _ = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
             stacked = jax.tree.map(lambda a: a[None], state.variables)
@@ -102,7 +103,7 @@ def make_rank(task: Task, source: engine.Trak) -> Callable:
             factor = jax.nn.sigmoid(-outputs.soft_margins(model, state.variables, data.train))
             return outputs.losses(model, state.variables, data.train), kernel, factor
 
-        losses, kernel, factor = ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(keys)
+        losses, kernel, factor = ensemble.map_models(one, width=1, mesh=mesh.local_mesh(), shared=(data,))(keys)
         return losses.mean(0), kernel.mean(0) * factor.mean(0)
 
     return rank

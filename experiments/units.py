@@ -82,6 +82,7 @@ def run_experiment(
     Raises:
       ValueError: a task that is not in ``tasks``, before anything is written; a run that belongs to another config;
         hosts of different code or configuration, or that do not share ``results``.
+      OSError: on every host, naming those that cannot write there.
     """
     if unknown := set(config.tasks) - tasks.keys():
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(tasks)}")
@@ -96,7 +97,7 @@ def run_experiment(
         mesh.agree({"experiment": experiment, **facts, "versions": environment["versions"]})
     mesh.check_shared(results)
     with preemption.at_once():
-        directory = record.open_run(results, experiment, asdict(config), run)
+        directory = mesh.on_every_host(lambda: record.open_run(results, experiment, asdict(config), run))
         seeds = range(config.first_seed, config.first_seed + config.seeds)
         rows, sections = [], {}
         for name in config.tasks:

@@ -163,10 +163,11 @@ def fit_lasso(
     Minimises ``(1/2m) ||outputs - z w - bias||^2 + lam ||w||_1`` on standardised mask columns z. ``lam`` goes down in
     ``num_lambdas`` geometric steps from where all weights are zero to ``smallest`` times that, on the rows that are not
     held out. A target's search ends when its held-out error has been above its least four times in a row, a block's
-    with its last target. The weights returned are fitted to all rows, on the scale of raw masks. ``heldout`` are
-    distinct row indices; rows with the same mask (several seeds) belong on one side. Memory: the Gram ``[n n]`` and
-    some ``[target_block n]``, beside the inputs and ``[t n]``. ``moments`` and ``map_targets`` may spread rows and
-    targets over devices (`runtime.sharded.fit_lasso`). ``options``: those of `d3mjax.linalg.lasso.solve`.
+    with its last target. The weights returned are fitted to all rows, on the scale of raw masks; a target that is
+    constant over the rows not held out gets weight 0, and its mean as bias. ``heldout`` are distinct row indices; rows
+    with the same mask (several seeds) belong on one side. Memory: the Gram ``[n n]`` and some ``[target_block n]``,
+    beside the inputs and ``[t n]``. ``moments`` and ``map_targets`` may spread rows and targets over devices
+    (`runtime.sharded.fit_lasso`). ``options``: those of `d3mjax.linalg.lasso.solve`.
 
     Source: Ilyas et al., 2022, equation 3 (their ``lam`` is twice this one).
     """
@@ -180,7 +181,7 @@ def fit_lasso(
 
         def one(state, penalty):
             weight, least, best, chosen, risen = state
-            going = (risen < 4) & (moments.power > 0)
+            going = risen < 4
             again = lambda: lasso.solve(moments, penalty, start=weight, **options).weight
             weight = jax.lax.cond(jnp.any(going), again, lambda: weight)
             prediction = moments.target_mean[:, None] + jnp.matmul(weight, rows.T, precision="highest")
@@ -201,6 +202,8 @@ def fit_lasso(
 
     truth = outputs[heldout]
     best, chosen, mse = map_targets(search, fitting, truth.T, block=target_block)
+    # Where no row told anything, there is no penalty to choose: all weights are zero.
+    chosen = jnp.where(fitting.power > 0, chosen, lasso.largest_penalty(everything))
     weight, gap = map_targets(refit, everything, chosen, block=target_block)
     spread = jnp.mean((truth - fitting.target_mean[None]) ** 2, axis=0)
     r2 = 1 - jnp.min(mse, axis=1) / spread

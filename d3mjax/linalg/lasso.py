@@ -31,7 +31,7 @@ _dot = partial(jnp.matmul, precision="highest")
 
 
 class Moments(NamedTuple):
-    """All that the solver needs to know of ``x [m n]`` and ``y [m t]``; a constant column counts as all zeros."""
+    """All that the solver needs to know of ``x [m n]`` and ``y [m t]``; what is constant counts as all zeros."""
 
     mean: jax.Array  # Float[n]
     scale: jax.Array  # Float[n], standard deviations; 1 where a column is constant
@@ -62,6 +62,7 @@ def moments(
     """Means, deviations, Gram matrix and cross products of the rows to ``keep``, ``block`` of them at a time.
 
     ``x`` of booleans or numbers. ``reduce`` sums over devices that hold other rows; there is always a Gram then.
+    A column or target is constant if its deviation is at most the rounding of its mean.
     """
     y = jnp.asarray(y)
     dtype = jnp.promote_types(y.dtype, jnp.float32)
@@ -85,7 +86,12 @@ def moments(
     zeros = (jnp.zeros(num_columns, dtype), jnp.zeros((y.shape[1], num_columns), dtype))
     zeros = (*zeros, 0 if few else jnp.zeros((num_columns, num_columns), dtype))
     sums, _ = jax.lax.scan(add, zeros, jnp.arange(-(-num_rows // block)))
-    squares, cross, gram, power = total((*sums, jnp.sum(y**2, axis=0)))
+    squares, cross, gram, power, off = total((*sums, jnp.sum(y**2, axis=0), jnp.sum(y, axis=0)))
+    # Rounding of the first sum moves the mean of many rows; for a constant target that is all that is left of it.
+    off = off / count
+    target_mean, power = target_mean + off, power / count - off**2
+    varying = power > (8 * jnp.finfo(dtype).eps * target_mean) ** 2
+    cross, power = jnp.where(varying[:, None], cross, 0), jnp.where(varying, power, 0)
     deviation = jnp.sqrt(squares / count)
     varies = deviation > jnp.finfo(dtype).eps * jnp.abs(mean)
     scale = jnp.where(varies, deviation, 1)
@@ -93,7 +99,7 @@ def moments(
     rows = (x.astype(dtype) - mean[None]) * (inverse * count**-0.5)[None] * keep[:, None] if few else None
     gram = None if few else gram * (inverse[:, None] * inverse[None, :] / count)
     largest = _largest(partial(_times_gram, gram, rows), num_columns, dtype)
-    return Moments(mean, scale, gram, rows, largest, cross * (inverse / count)[None], power / count, target_mean)
+    return Moments(mean, scale, gram, rows, largest, cross * (inverse / count)[None], power, target_mean)
 
 
 def largest_penalty(moments: Moments) -> Float[Array, " t"]:

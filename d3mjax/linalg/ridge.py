@@ -9,7 +9,8 @@ Objective, for every target ``t`` and every ``lam``, with the bias unpenalised (
     dual   (m <= n):  xc xc' = U S2 U',   w = xc' U diag(1 / (S2 + lam m)) U' yc
     primal (m >  n):  xc' xc = V S2 V',   w = V diag(1 / (S2 + lam m)) V' xc' yc
 
-and everything else is matrix products with it: weights, predictions, and residuals of rows left out.
+and everything else is matrix products with it: weights, predictions, and residuals of rows left out. Where rows lie on
+several devices, `factor_moments` and `solve_moments` do the primal form from sums over rows.
 
 Eigenvalues at or below ``(10 + 2 sqrt(r)) eps max(S2)``, ``r = min(m, n)``, are rounding: their directions get weight
 zero at every lambda, exactly as for a true zero. So ``lam = 0`` gives the minimum-norm least-squares solution, a
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
+from d3mjax.linalg.lasso import Moments
 from d3mjax.types import AnyArray, Linear
 
 _dot = partial(jnp.matmul, precision="highest")
@@ -67,6 +69,25 @@ def solve_each(factor: Factor, y: Float[AnyArray, "m t"], lambdas: Float[AnyArra
     y, coefficients = _coefficients(factor, y)
     weight = _expand(factor, _filter(factor, lambdas) * coefficients.T)
     return Linear(weight, jnp.mean(y, axis=0) - _dot(weight, factor.mean))
+
+
+def factor_moments(moments: Moments) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Eigenvalues, ascending and not negative, and eigenvectors of ``xc' xc / m``. ValueError without a Gram."""
+    if moments.gram is None:
+        raise ValueError("moments: found rows in place of a Gram, expected the moments of rows summed over devices")
+    eigenvalues, vectors = jnp.linalg.eigh(moments.gram * jnp.outer(moments.scale, moments.scale))
+    return jnp.maximum(eigenvalues, 0), vectors
+
+
+def solve_moments(
+    factor: tuple[Float[Array, " n"], Float[Array, "n n"]], moments: Moments, lambdas: Float[AnyArray, " l"]
+) -> Linear:
+    """Weights ``[t l n]`` and biases ``[t l]``: `solve` for the targets of ``moments``, by `factor_moments` of them."""
+    eigenvalues, vectors = factor
+    coefficients = _dot(moments.cross * moments.scale[None], vectors)
+    filters = _inverse(eigenvalues, jnp.asarray(lambdas, eigenvalues.dtype))
+    weight = _dot(coefficients[:, None] * filters[None], vectors.T)
+    return Linear(weight, moments.target_mean[:, None] - _dot(weight, moments.mean))
 
 
 def predict(
@@ -128,7 +149,7 @@ def _leave_out_terms(factor, y, lambdas, rows):
     """
     y, coefficients = _coefficients(factor, y)
     penalties = jnp.asarray(lambdas, factor.mean.dtype) * factor.x.shape[0]
-    penalties = jnp.maximum(penalties, _tolerance(factor))
+    penalties = jnp.maximum(penalties, _tolerance(factor.eigenvalues))
     if _is_dual(factor):
         left = factor.vectors[rows] - jnp.mean(factor.vectors, axis=0, keepdims=True)
         return jnp.zeros_like(y[rows]), left, 1.0, coefficients, penalties
@@ -153,17 +174,20 @@ def _centred(x, mean):
     return x.astype(mean.dtype) - mean[None, :]
 
 
-def _tolerance(factor: Factor):
-    size, largest = factor.eigenvalues.shape[0], factor.eigenvalues[-1]
+def _tolerance(eigenvalues):
+    size, largest = eigenvalues.shape[0], eigenvalues[-1]
     scale = jnp.where(largest > 0, largest, 1)  # rows of x all equal: every direction is null
     return (10 + 2 * size**0.5) * jnp.finfo(scale.dtype).eps * scale
 
 
 def _filter(factor: Factor, lambdas):
     """``1 / (S2 + lam m)``, shape ``[l r]``, and 0 where the eigenvalue is rounding."""
-    scale = jnp.asarray(lambdas, factor.mean.dtype) * factor.x.shape[0]
-    keep = (factor.eigenvalues > _tolerance(factor))[None, :]
-    return jnp.where(keep, 1 / jnp.where(keep, factor.eigenvalues[None, :] + scale[:, None], 1), 0)
+    return _inverse(factor.eigenvalues, jnp.asarray(lambdas, factor.mean.dtype) * factor.x.shape[0])
+
+
+def _inverse(eigenvalues, penalties):
+    keep = (eigenvalues > _tolerance(eigenvalues))[None, :]
+    return jnp.where(keep, 1 / jnp.where(keep, eigenvalues[None, :] + penalties[:, None], 1), 0)
 
 
 def _coefficients(factor: Factor, y):

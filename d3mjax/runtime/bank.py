@@ -100,7 +100,7 @@ def fill(
         naming what differs; masks or outputs of wrong shape; masks that keep all or nothing; hosts whose manifests
         differ, or that do not see one directory.
       FloatingPointError: naming models that diverged, or whose outputs are not finite as stored.
-      OSError: if nothing can be written there, before any work starts.
+      OSError: on every host, if one cannot write there, before any work starts.
     """
     directory, ids = Path(directory), _distinct(ids)
     if block < 1 or not len(ids):
@@ -109,13 +109,15 @@ def fill(
         raise ValueError(f"ids: found {ids.min()}..{ids.max()}, expected 0..{2**31 - 1}, which keys can tell apart")
     mesh.agree({"manifest": manifest, "ids": digest(ids), "block": block})
     mesh.check_shared(directory)
-    record.bind(directory, manifest, _MANIFEST, results=blocks.PATTERN)
-    good, damaged = blocks.scan(directory, manifest)
-    mesh.wait("bank-scanned")
-    for path in damaged:  # block sizes may have changed, and with them the name it will have
-        if mesh.leads() and np.isin(blocks.ids_in_name(path), ids).all():
-            path.unlink()
-    mesh.wait("bank-mended")  # before anybody writes a block of the name of a damaged one
+    mesh.on_every_host(lambda: record.bind(directory, manifest, _MANIFEST, results=blocks.PATTERN))
+    good, damaged = mesh.on_every_host(lambda: blocks.scan(directory, manifest))
+
+    def mend():
+        for path in damaged:  # block sizes may have changed, and with them the name it will have
+            if mesh.leads() and np.isin(blocks.ids_in_name(path), ids).all():
+                path.unlink()
+
+    mesh.on_every_host(mend)  # before anybody writes a block of the name of a damaged one
     missing = np.setdiff1d(ids, np.concatenate([np.zeros(0, int), *(head[0] for head in good.values())]))
     progress(len(ids) - len(missing))
     mesh.agree({"missing": digest(missing)})  # a slow file server could show hosts different files

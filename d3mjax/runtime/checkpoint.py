@@ -42,6 +42,7 @@ def train(
     Raises:
       ValueError: if ``every`` or ``keep`` is below 1; a directory of other facts, naming what differs, or one that not
         all hosts see.
+      OSError: on every host, naming those that cannot write there.
       FloatingPointError: naming the step at which the loss was not finite; the checkpoint before it stays.
     """
     if every < 1 or keep < 1:
@@ -50,7 +51,7 @@ def train(
     facts = {**facts, "num_steps": num_steps}
     mesh.agree({**facts, "every": every})
     mesh.check_shared(directory)
-    record.bind(directory, facts, "manifest.json", results="[0-9]*")
+    mesh.on_every_host(lambda: record.bind(directory, facts, "manifest.json", results="[0-9]*"))
     run = jax.jit(trainer.run, static_argnums=3, donate_argnums=0)
     # Donated below, and the caller's own must live on.
     state, losses = jax.tree.map(jnp.copy, state), np.full(num_steps, np.nan, np.float32)

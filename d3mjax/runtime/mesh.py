@@ -11,9 +11,9 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from d3mjax.runtime import record
+
+T = TypeVar("T")
 
 
 def start(*, timeout: int = 300, silence: int = 100) -> None:
@@ -109,6 +111,8 @@ def gather(tree: PyTree) -> PyTree:
 def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
     """Arrays that every host has, spread over ``mesh``: leading axes over ``axes``, copied to all devices if none.
 
+    What lies there already is left as it is: a program may place what its caller may have placed for many calls.
+
     Raises:
       ValueError: if an axis of an array is no multiple of the devices it is spread over.
     """
@@ -126,11 +130,18 @@ def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
 
 
 def put(a: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that every host has, or a key, laid out over the devices of all hosts."""
+    """An array that every host has, or a key, laid out over the devices of all hosts; itself if it lies so already."""
+    if isinstance(a, jax.Array) and a.sharding == sharding:
+        return a
     if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(put(jax.random.key_data(a), sharding), impl=jax.random.key_impl(a))
     a = np.asarray(a)
     return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+
+
+def concatenate(tree: PyTree) -> PyTree:
+    """Host arrays of one shape on every host, one host's after the other's along their first axis, on all of them."""
+    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 
 def wait(name: str) -> None:
@@ -159,22 +170,44 @@ def agree(facts: Mapping[str, Any]) -> None:
         raise ValueError("; ".join(differ))
 
 
+def on_every_host(action: Callable[[], T]) -> T:
+    """``action()``, which may read and write files; all hosts must call this, and none goes on where one could not.
+
+    Raises:
+      OSError: on every host, naming those that ``action`` raised it on; what else it raises stays with its host.
+    """
+    if jax.process_count() == 1:
+        return action()
+    found, error = None, None
+    try:
+        found = action()
+    except OSError as raised:
+        error = raised
+    said = map(json.loads, _exchange(json.dumps(error and str(error))))
+    if failed := [f"host {host}: {text}" for host, text in enumerate(said) if text is not None]:
+        raise OSError("; ".join(failed)) from error
+    return cast(T, found)
+
+
 def check_shared(directory: str | Path) -> None:
     """Refuse a directory that not all hosts see, before anything is written to it.
 
     Raises:
       ValueError: on every host, naming those that do not see what the first one wrote.
+      OSError: on every host, if the first one can write nothing there.
     """
     if jax.process_count() == 1:
         return
     token = Path(directory) / f".shared-{_exchange(uuid.uuid4().hex)[0]}"
-    if leads():
-        token.parent.mkdir(parents=True, exist_ok=True)
-        token.touch()
-    wait("shared-written")
-    blind = [host for host, seen in enumerate(_exchange(str(token.exists()))) if seen != "True"]
-    if leads():
-        token.unlink(missing_ok=True)
+
+    def write():
+        if leads():
+            token.parent.mkdir(parents=True, exist_ok=True)
+            token.touch()
+
+    on_every_host(write)
+    blind = [host for host, seen in enumerate(_exchange(str(on_every_host(token.exists)))) if seen != "True"]
+    on_every_host(lambda: token.unlink(missing_ok=True) if leads() else None)
     if blind:
         raise ValueError(
             f"{directory}: hosts {blind} do not see what host 0 wrote there; expected a directory that all hosts share "

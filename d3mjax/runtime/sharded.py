@@ -3,6 +3,7 @@
     mesh = mesh.global_mesh(data=8)
     found = sharded.group_scores(key, model, checkpoints, train, target, 4, mesh=mesh, projection=sjlt(512))
     linear, info = sharded.fit_lasso(masks, outputs, heldout, mesh=mesh)
+    linear = sharded.fit_ridge(masks, outputs, lambdas, mesh=mesh)
     trainer = train.make_trainer(model, objective, tx, sampler, batch_size=256, constrain=sharded.by_example(mesh))
     state = sharded.spread(state, mesh, rule)
 
@@ -23,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from d3mjax.attribution import datamodels, trak
 from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
-from d3mjax.linalg import lasso
+from d3mjax.linalg import lasso, ridge
 from d3mjax.runtime.mesh import put
 from d3mjax.types import AnyArray, Linear, Model, Split
 
@@ -99,6 +100,30 @@ def fit_lasso(
     }
     fit = lambda *arrays: datamodels.fit_lasso(*arrays, **spread, **options)
     return jax.jit(fit)(np.asarray(masks), np.asarray(outputs), np.asarray(heldout))
+
+
+def fit_ridge(
+    masks: Shaped[AnyArray, "m n"],
+    outputs: Float[AnyArray, "m t"],
+    lambdas: Float[AnyArray, " l"],
+    *,
+    mesh: Mesh,
+    axis: str = "model",
+    target_block: int = 256,
+) -> Linear:
+    """`datamodels.fit_ridge` with models shared out for the Gram, and targets for everything after it.
+
+    Always the primal form, which is meant for more models than examples: every device decomposes the Gram ``[n n]``
+    and makes ``target_block`` of its targets at a time. Compiled at every call.
+    """
+
+    def fit(masks, outputs, lambdas):
+        found = moments(masks, outputs, mesh=mesh, axis=axis)
+        solve = partial(ridge.solve_moments, ridge.factor_moments(found), lambdas=lambdas)
+        weight, bias = map_targets(solve, found, block=target_block, mesh=mesh, axis=axis)
+        return Linear(jnp.swapaxes(weight, 0, 1), bias.T)
+
+    return jax.jit(fit)(np.asarray(masks), np.asarray(outputs), np.asarray(lambdas))
 
 
 def moments(

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from d3mjax.runtime import mesh
 from d3mjax.training import ensemble
 from d3mjax.types import AnyArray
 
@@ -38,6 +39,25 @@ def sweep(
         parts.append(run_block(run, part, block=block)[0])
         progress(len(part))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def shared_sweep(
+    run: Run,
+    ids: Int[AnyArray, "m"],
+    *,
+    block: int,
+    progress: Callable[[int], object] = lambda count: None,
+) -> PyTree:
+    """`sweep` with equal shares of the ids for all hosts; all must call it, and all get the outputs of all models.
+
+    ``run`` must keep to the devices of its host. Where shares are not equal, the last model is made again to fill up.
+    """
+    ids, hosts = np.asarray(ids), jax.process_count()
+    if not len(ids):
+        return sweep(run, ids, block=block)
+    shares = np.pad(ids, (0, -len(ids) % hosts), mode="edge").reshape(hosts, -1)
+    found = sweep(run, shares[jax.process_index()], block=min(block, shares.shape[1]), progress=progress)
+    return jax.tree.map(itemgetter(slice(len(ids))), mesh.concatenate(found))
 
 
 def run_block(run: Run, ids: Int[AnyArray, "b"], *, block: int) -> tuple[PyTree, AnyArray]:

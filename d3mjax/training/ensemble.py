@@ -16,13 +16,17 @@ def model_keys(key: Key[Array, ""], ids: Int[AnyArray, "m"]) -> Key[Array, "m"]:
     return jax.vmap(lambda j: jax.random.fold_in(key, j))(ids)
 
 
-def map_models(fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | None = None) -> Callable:
+def map_models(
+    fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | None = None, shared: tuple[PyTree, ...] = ()
+) -> Callable:
     """``fn`` of one model's arguments, turned into a function of arrays with a leading model axis ``m``.
 
     ``width`` models are trained side by side by one vmap, chunks of them in sequence, and equal shares on each device
     of ``mesh`` (its first axis; None means no mesh). ``m`` is padded to a multiple of the number of devices by
-    repeating the last model. Values that ``fn`` closes over are shared by all models. Memory grows with ``width``;
-    results do not depend on ``width``, ``mesh`` or ``m`` beyond the rounding of the compiled kernels.
+    repeating the last model. ``shared`` are arguments of ``fn`` before those of each model, the same for all; so are
+    values that it closes over, but arrays that lie on several devices must be passed: JAX refuses some operations on
+    them otherwise. Memory grows with ``width``; results do not depend on ``width``, ``mesh`` or ``m`` beyond the
+    rounding of the compiled kernels.
 
     On CPUs one model at a time (``width=1``) on one virtual device per core is fastest for small networks, because
     a wider vmap leaves the cache; on accelerators take as many as fit.
@@ -33,8 +37,8 @@ def map_models(fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | Non
     if width < 1:
         raise ValueError(f"width: found {width}, expected at least 1")
 
-    def chunked(args):
-        call = lambda a: fn(*a)  # lax.map takes one argument
+    def chunked(shared, args):
+        call = lambda a: fn(*shared, *a)  # lax.map takes one argument
         return jax.lax.map(call, args, batch_size=width) if width > 1 else jax.lax.map(call, args)
 
     def mapped(*args):
@@ -42,7 +46,7 @@ def map_models(fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | Non
         if len(sizes) != 1:
             raise ValueError(f"args: found leading axes {sorted(sizes)}, expected one number of models for all")
         if mesh is None:
-            return chunked(args)
+            return chunked(shared, args)
         (num_models,) = sizes
         axis = mesh.axis_names[0]
         auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
@@ -52,7 +56,8 @@ def map_models(fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | Non
         spec = PartitionSpec(axis)
         # check_vma=False: with it on, JAX sums the gradients of parameters that start equal on all devices (biases at
         # zero), tying models together that have nothing to do with each other.
-        out = jax.shard_map(chunked, mesh=auto, in_specs=spec, out_specs=spec, check_vma=False)(args)
+        specs = (PartitionSpec(), spec)
+        out = jax.shard_map(chunked, mesh=auto, in_specs=specs, out_specs=spec, check_vma=False)(shared, args)
         return jax.tree.map(lambda a: a[:num_models], out) if padding else out
 
     return mapped

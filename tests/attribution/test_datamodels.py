@@ -254,3 +254,18 @@ def test_lasso_targets_do_not_depend_on_each_other():
     np.testing.assert_allclose(permuted.weight, together.weight[order], atol=1e-3)
     np.testing.assert_allclose(of.chosen, info.chosen[order], rtol=1e-6)
     assert (info.support <= 20).all()
+
+
+def test_lasso_of_a_constant_target_is_the_constant():
+    masks = fixed_size(80, 20, 10)
+    outputs = planted(masks, t=5, noise=1.0)[2].astype(np.float32)
+    alone, _ = datamodels.fit_lasso(masks, outputs[:, :2], np.arange(20))
+    outputs[:, 2], outputs[:, 3] = 0.1, 0
+    outputs[20:, 4] = 7  # constant where it is fitted
+    linear, info = datamodels.fit_lasso(masks, outputs, np.arange(20))
+    np.testing.assert_allclose(linear.weight[:2], alone.weight, atol=1e-3)
+    assert not linear.weight[2:].any()
+    assert not info.support[2:].any()
+    np.testing.assert_allclose(linear.bias[2:], outputs[:, 2:].mean(0), rtol=1e-6)
+    assert np.isfinite(info.gap).all()
+    assert np.isfinite(info.chosen).all()

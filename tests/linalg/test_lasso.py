@@ -122,3 +122,13 @@ def test_constant_columns_and_targets_get_nothing():
     assert not fit.weight[1].any()
     assert fit.gap[1] == 0
     assert jnp.isfinite(fit.weight).all()
+
+
+def test_rounding_of_a_long_sum_is_no_variation():
+    x, y = planted(m=30_000, n=4, t=3)
+    y[:, 0], y[:, 1] = 0.1, -1e5 / 3
+    moments = lasso.moments(x, y)
+    np.testing.assert_allclose(moments.target_mean[:2], y[0, :2], rtol=2e-7)
+    assert not moments.power[:2].any()
+    assert not moments.cross[:2].any()
+    np.testing.assert_allclose(moments.power[2], y[:, 2].astype(float).var(), rtol=1e-5)

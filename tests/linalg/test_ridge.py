@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from d3mjax.linalg import ridge
+from d3mjax.linalg import lasso, ridge
 
 LAMBDAS = np.array([1e-3, 0.1, 2.0])
 SHAPES = [(7, 12), (12, 12), (13, 12), (30, 12)]  # dual, square, one row more, primal
@@ -50,6 +50,24 @@ def test_equals_sklearn_and_normal_equations(m, n):
         for weight, bias in (sklearn_fit(x, y, lam * m), normal_equations(x, y, lam * m)):
             np.testing.assert_allclose(linear.weight[i], weight, atol=1e-8)
             np.testing.assert_allclose(linear.bias[i], bias, atol=1e-8)
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_moments_give_the_same_weights(m, n):
+    x, y = problem(m, n)
+    x[:, 3] = 2  # a constant column
+    lambdas = np.array([0.0, *LAMBDAS])
+    moments = lasso.moments(x, y, reduce=lambda sums: sums)
+    linear = ridge.solve_moments(ridge.factor_moments(moments), moments, lambdas)
+    expected = ridge.solve(ridge.factor(x), y, lambdas)
+    np.testing.assert_allclose(np.swapaxes(linear.weight, 0, 1), expected.weight, atol=1e-8)
+    np.testing.assert_allclose(linear.bias.T, expected.bias, atol=1e-7)
+
+
+def test_moments_without_a_gram_are_refused():
+    few = lasso.moments(*problem(5, 12))
+    with pytest.raises(ValueError, match="moments: found rows in place of a Gram"):
+        ridge.factor_moments(few)
 
 
 @pytest.mark.parametrize(("m", "n"), SHAPES)

@@ -25,7 +25,7 @@ SCRIPT = Path(two_hosts.__file__)
 close = partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
 
 
-TASKS = ("ensemble", "bank", "attribution", "large")
+TASKS = ("ensemble", "bank", "sweep", "attribution", "large")
 
 
 def launch(directory, *tasks, devices=1, hosts=1, **environment):
@@ -160,6 +160,17 @@ def test_hosts_that_do_not_belong_together_are_named_and_units_dealt_out(tmp_pat
         assert found["mean"] == 6
 
 
+def test_where_one_host_cannot_write_all_are_told_and_none_waits(tmp_path):
+    for status, said, errors in finish(launch(tmp_path, "unwritable", hosts=2)):
+        assert status == 0, errors[-3000:]
+        found = json.loads(said.splitlines()[-1])
+        assert found["shared"].startswith("host 0: ")
+        assert found["shared"].endswith(f"Not a directory: '{tmp_path / 'file' / 'in it'}'")
+        for name in ("bank", "checkpoint", "experiment"):
+            assert found[name].startswith("host 1: cannot write results to ")
+            assert found[name].endswith("no space for .writable")
+
+
 @pytest.mark.parametrize(
     ("environment", "error", "message"),
     [
@@ -222,6 +233,26 @@ def test_a_gram_is_one_sum_between_devices():
     assert collectives(columns.lower(variables).compile().as_text()) == {"all-reduce": 1}
 
 
+def test_ridge_sums_over_models_and_leaves_targets_where_they_are(monkeypatch):
+    programs, jit = [], jax.jit
+
+    def watched(function):
+        compiled = jit(function)
+        return lambda *arrays: (programs.append(compiled.lower(*arrays).compile().as_text()), compiled(*arrays))[1]
+
+    masks, outputs = np.asarray(two_hosts.subsets(np.arange(64))), np.ones((64, 16), np.float32)
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "jit", watched)
+        linear = sharded.fit_ridge(masks, outputs, np.array([0.1, 1.0]), mesh=mesh.global_mesh())
+    (program,) = programs
+    assert collectives(program).keys() == {"all-reduce"}
+    grams = [
+        line for line in program.splitlines() if " all-reduce(" in line and f"f32[{two_hosts.N},{two_hosts.N}]" in line
+    ]
+    assert len(grams) == 1
+    assert linear.weight.sharding.shard_shape(linear.weight.shape) == (2, 2, two_hosts.N)
+
+
 def test_blocks_of_a_bank_compile_once(tmp_path):
     traces = []
     many = two_hosts.program(mesh.local_mesh(), lambda: traces.append(1))
@@ -243,6 +274,23 @@ def test_a_finished_training_is_not_asked_for_another_length(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, after.variables, again.variables)
     with pytest.raises(ValueError, match="num_steps is 10 there, 20 here"):
         train(20)
+
+
+def test_a_long_training_gives_the_memory_of_its_state_to_the_next(tmp_path, monkeypatch):
+    given, run = [], two_hosts.trainer()
+
+    def jit(function, *args, original=jax.jit, **options):
+        compiled = original(function, *args, **options)
+        watched = lambda state, *rest: (given.append(state), compiled(state, *rest))[1]
+        return watched if function is run.run else compiled
+
+    monkeypatch.setattr(jax, "jit", jit)
+    state = run.init(jax.random.key(0), two_hosts.TRAIN.x[:1])
+    after, _ = checkpoint.train(tmp_path, {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), 15, every=5)
+    assert len(given) == 3
+    # On CPUs Orbax writes the others from where they lie, and until it is done they are copied instead.
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state, after)))
 
 
 def test_what_does_not_divide_is_named():

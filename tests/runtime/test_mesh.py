@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from d3mjax.runtime import mesh
@@ -31,3 +32,22 @@ def test_one_device_a_core_unless_the_user_says_otherwise(chosen, expected):
     ).stdout
     devices, cores = map(int, out.split())
     assert devices == (expected or cores)
+
+
+def test_what_lies_on_the_devices_is_not_copied_again(monkeypatch):
+    devices = mesh.local_mesh()
+    tree = {"x": np.arange(6.0).reshape(2, 3), "id": np.arange(2), "key": jax.random.key(1)}
+    placed = mesh.place(tree, devices)
+    assert all(leaf.sharding.is_fully_replicated for leaf in placed.values())
+    assert all(len(leaf.sharding.device_set) == len(jax.devices()) for leaf in placed.values())
+    np.testing.assert_array_equal(placed["x"], tree["x"])
+    again = mesh.place(placed, devices)
+    assert all(again[name] is placed[name] for name in tree)
+    rows = mesh.place(placed["x"], mesh.global_mesh(data=8), None, None)  # another mesh of the same devices
+    np.testing.assert_array_equal(rows, tree["x"])
+
+
+def test_one_host_alone_sees_the_error_as_it_is(tmp_path):
+    assert mesh.on_every_host(lambda: 3) == 3
+    with pytest.raises(FileNotFoundError):
+        mesh.on_every_host((tmp_path / "nowhere").read_bytes)

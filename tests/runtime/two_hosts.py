@@ -23,6 +23,7 @@ from d3mjax.attribution import projections
 from d3mjax.data import splits
 from d3mjax.debiasing import alignment, selection
 from d3mjax.runtime import bank, checkpoint, mesh, preemption, record, sharded
+from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import Split
 from experiments import report, units
@@ -102,6 +103,15 @@ def run_bank(directory):
     return {"masks": bank.masks(found), "outputs": bank.outputs(found), "ids": found.ids}
 
 
+def run_sweep(directory):
+    """Models that hosts share out among themselves, a part of a block too few for equal shares."""
+    run, made = outputs_of(mesh.local_mesh()), []
+    watched = lambda ids: (made.append(ids), run(ids, subsets(ids)))[1]
+    outputs = shared_sweep(watched, np.arange(21), block=4)
+    assert len(np.unique(made)) == len(np.array_split(np.arange(21), jax.process_count())[jax.process_index()])
+    return {"outputs": outputs}
+
+
 def run_attribution(directory):
     """Group scores over shared-out examples, kept examples, and datamodels over shared-out targets."""
     everywhere = mesh.global_mesh(data=jax.device_count())
@@ -118,9 +128,11 @@ def run_attribution(directory):
     chosen = np.asarray(subsets(np.arange(90)))
     y = (chosen @ rng.normal(size=(N, 7)) * (rng.random(7) < 0.9) + rng.normal(size=(90, 7))).astype(np.float32)
     linear, info = sharded.fit_lasso(chosen, y, np.arange(9), mesh=mesh.global_mesh(), tolerance=1e-6)
-    linear, chosen = mesh.gather((linear, info.chosen))
+    ridge = sharded.fit_ridge(chosen, y, np.array([0.01, 0.1]), mesh=mesh.global_mesh())
+    linear, ridge, chosen = mesh.gather((linear, ridge, info.chosen))
     keep = np.asarray(selection.drop_negative(scores))
-    return {"columns": columns, "keep": keep, "weight": linear.weight, "bias": linear.bias, "chosen": chosen}
+    found = {"columns": columns, "keep": keep, "weight": linear.weight, "bias": linear.bias, "chosen": chosen}
+    return found | {"ridge": ridge.weight, "ridge bias": ridge.bias}
 
 
 def run_large(directory):
@@ -188,6 +200,34 @@ def run_leave(directory):
         if jax.process_index():
             time.sleep(60)
         mesh.wait("never")
+    return {}
+
+
+def run_unwritable(directory):
+    """What both hosts are told where one cannot write, whatever they are about to do."""
+    (directory / "file").touch()
+    write, blocked = record.write_bytes, directory / "file" / "in it"
+
+    def fail(path, content):
+        raise OSError(f"no space for {path.name}")
+
+    facts = bank.manifest(KEY(0), subsets, {"train": TRAIN}, {"steps": 20}, num_targets=T)
+    run, never = trainer(), outputs_of(mesh.local_mesh())
+    arguments = (run, run.init(KEY(4), TRAIN.x[:1]), TRAIN, jnp.ones(N), 40)
+    said = {}
+    for name, (host, work) in {
+        "shared": (None, lambda: mesh.check_shared(blocked if mesh.leads() else directory)),
+        "bank": (1, lambda: bank.fill(directory / "bank", facts, subsets, never, np.arange(4), block=4)),
+        "checkpoint": (1, lambda: checkpoint.train(directory / "large", {}, *arguments, every=8)),
+        "experiment": (1, lambda: units.mesh.on_every_host(lambda: record.open_run(directory, "nothing", {}))),
+    }.items():
+        record.write_bytes = fail if jax.process_index() == host else write
+        try:
+            work()
+        except OSError as error:
+            said[name] = str(error)
+    record.write_bytes = write
+    print(json.dumps(said))
     return {}
 
 

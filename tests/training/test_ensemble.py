@@ -68,6 +68,17 @@ def test_map_is_a_python_loop_on_any_mesh(alone, devices, width):
     _close(got, alone)
 
 
+@pytest.mark.parametrize("mesh", [None, _mesh()])
+def test_shared_arguments_come_first_wherever_they_lie(alone, mesh):
+    def of_split(split, key, weights):
+        state, info = TRAINER.run(TRAINER.init(key, split.x[:1]), split, weights, 12)
+        return state.variables["params"], info.loss * jax.nn.one_hot(split.y, 2).max()  # refused if closed over
+
+    split = SPLIT if mesh is None else jax.device_put(SPLIT, jax.NamedSharding(mesh, jax.P()))
+    fit_all = jax.jit(lambda split, *a: ensemble.map_models(of_split, width=2, mesh=mesh, shared=(split,))(*a))
+    _close(fit_all(split, *_arguments(range(10))), alone)
+
+
 def test_parameters_that_start_equal_on_all_devices_are_not_tied_together():
     # Biases start at zero and depend on no argument that differs by device; autodiff inside shard_map then sums their
     # gradient over devices unless told otherwise. One step of SGD from zero shows the gradient itself.
