@@ -61,7 +61,7 @@ def collect(
         # The draw of a rule is the same at all clean ratios, so that they can be compared.
         planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
         made = make(jax.random.key(seed), [p.splits for p in planned], [p.train.table for p in planned])
-        kept = np.sort(np.random.default_rng(seed).permutation(task.train)[:rows])
+        kept = np.random.default_rng(seed).permutation(task.train)[:rows]
         found = [
             _stored(task, k, p, Cell(*(a[kept] for a in cell)), kept)
             for (k, _), p, cell in zip(cells, planned, made, strict=True)

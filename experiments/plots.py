@@ -203,8 +203,8 @@ def image_grid(images: ArrayLike, titles: Sequence[str], *, columns: int = 8) ->
     return figure
 
 
-def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str]) -> Figure:
-    """Accuracy of every group under every method; `accuracies`: method -> [s G], e.g. before and after removal."""
+def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str], *, ylabel: str = "accuracy") -> Figure:
+    """Accuracy, or another share, of every group under every method; `accuracies`: method -> [s G]."""
     figure, (axes,) = _figure(max(5.5, 1.2 + 1.5 * len(group_names)), 3.8)
     width = 0.8 / len(accuracies)
     positions = np.arange(len(group_names))
@@ -215,7 +215,7 @@ def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str]) 
         whiskers = {"ecolor": _INK, "elinewidth": 1.1, "capsize": 2.5}
         offset = (i - (len(accuracies) - 1) / 2) * width
         axes.bar(positions + offset, mean, width, yerr=std, error_kw=whiskers, **style)
-    axes.set(xticks=positions, ylabel="accuracy", ylim=(0, 1))
+    axes.set(xticks=positions, ylabel=ylabel, ylim=(0, 1))
     axes.set_xticklabels([name.replace(", ", "\n") for name in group_names])
     axes.grid(False, axis="x")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
