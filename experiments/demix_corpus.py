@@ -4,7 +4,8 @@ A unit is one table and seed: all rules at all clean ratios, a share of the rows
 trees; signals are scores that need no training, as ranks in the cell, larger being more suspicious.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,8 +17,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from d3mjax.data import tables
 from d3mjax.data.mixed_errors import minority
 from d3mjax.diagnosis import rivals
+from d3mjax.runtime import mesh, record
 from experiments import units
-from experiments.demix_cells import EXTRAS, Cell, Network, Planned, features, make_vectors, plan
+from experiments.demix_cells import EXTRAS, MLP2, Cell, Network, Planned, features, make_vectors, plan
 from experiments.demix_tables import TableTask, divide
 
 SMALL = 64  # validation rows that are stored for set transformers
@@ -48,13 +50,34 @@ class Stored(NamedTuple):
     in_cell: tuple[float, float, float]  # F1 of trees on the raw rows, fitted on the other half of the same cell
 
 
+def gather(
+    results: Path, tasks: Mapping[str, TableTask], cleans: Sequence[float], rows: int, seeds: range, *, smoke: bool
+) -> dict[str, list[Stored]]:
+    """The cells of all tables and draws, made where ``results/demix_cells`` does not have them yet."""
+    facts = {"network": MLP2.name, "cleans": list(cleans), "rows": rows, "smoke": smoke}
+    directory, corpus = record.open_run(results, "demix_cells", facts, None), {}
+    for name, task in tasks.items():
+        measure = collect(task, MLP2, cleans, rows, mesh.local_mesh())
+        found = units.run_units(directory, name, seeds, measure, models=len(task.rules) * len(cleans))
+        corpus[name] = [cell for seed, unit in zip(seeds, found, strict=True) for cell in read(task, seed, unit)]
+    return corpus
+
+
+def small(task: TableTask, *, smoke: bool) -> TableTask:
+    """The table as it is, or with few rows and one rule of each sort."""
+    if not smoke:
+        return task
+    rules = (task.rules[0], next(rule for rule in task.rules if rule.balanced))
+    return task._replace(rules=rules, train=min(task.train, 200), validation=64)
+
+
 def collect(
-    task: TableTask, network: Network, cleans: Sequence[float], rows: int, mesh: Mesh
+    task: TableTask, network: Network, cleans: Sequence[float], rows: int, devices: Mesh
 ) -> Callable[[int, Callable[[int], object]], units.Unit]:
     """``(seed, progress) -> unit`` of a table."""
     parts = divide(task)
     columns = list(tables.slices(parts.train[0]).values())
-    make = make_vectors(network, columns, task.num_classes, task.train, mesh)
+    make = make_vectors(network, columns, task.num_classes, task.train, devices)
     cells = [(k, clean) for k in range(len(task.rules)) for clean in cleans]
 
     def measure(seed: int, progress: Callable[[int], object]) -> units.Unit:

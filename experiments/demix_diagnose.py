@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from d3mjax.diagnosis import detection, trees
 from d3mjax.runtime import mesh, preemption, record
 from experiments import demix_corpus, plots, report, units
-from experiments.demix_cells import EXTRAS, FEATURES, MLP2
+from experiments.demix_cells import EXTRAS, FEATURES
 from experiments.demix_corpus import KINDS, SIGNALS, Stored
 from experiments.demix_tables import TABLES, TableTask
 
@@ -64,33 +64,24 @@ METHODS = {
 MAIN = tuple(METHODS)[:3]
 
 
-def small(task: TableTask, *, smoke: bool) -> TableTask:
-    """The table as it is, or with few rows and one rule of each sort."""
-    if not smoke:
-        return task
-    rules = (task.rules[0], next(rule for rule in task.rules if rule.balanced))
-    return task._replace(rules=rules, train=min(task.train, 200), validation=64)
+def fit(train: Sequence[Stored], columns, *, rows: int, rounds: int) -> trees.Trees:
+    """Trees on the first ``rows`` of every cell; their order is random."""
+    # Cells of one table and draw are held out together: thresholds are for what is new.
+    groups = [f"{cell.task}-{cell.seed}" for cell in train]
+    return trees.fit(
+        np.concatenate([cell.features[:rows, columns] for cell in train]),
+        np.concatenate([cell.flags[:rows] for cell in train]),
+        np.repeat(groups, [len(cell.flags[:rows]) for cell in train]),
+        folds=3,
+        rounds=rounds,
+    )
 
 
 def told(train: Sequence[Stored], test: Sequence[Stored], columns, config: Config) -> tuple[list[Any], list[Any]]:
     """Probabilities and flags that trees give the rows of every test cell."""
-    part = [first_rows(cell, config.fitted) for cell in train]
-    # Cells of one table and draw are held out together: thresholds are for what is new.
-    groups = [f"{cell.task}-{cell.seed}" for cell in train]
-    fitted = trees.fit(
-        np.concatenate([features[:, columns] for features, _ in part]),
-        np.concatenate([flags for _, flags in part]),
-        np.repeat(groups, [len(flags) for _, flags in part]),
-        folds=3,
-        rounds=config.rounds,
-    )
+    fitted = fit(train, columns, rows=config.fitted, rounds=config.rounds)
     found = [np.asarray(trees.predict(fitted, cell.features[:, columns])) for cell in test]
     return found, [np.asarray(trees.claim(fitted, p)) for p in found]
-
-
-def first_rows(cell: Stored, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and flags of the first rows; their order is random."""
-    return cell.features[:rows], cell.flags[:rows]
 
 
 def measured(cell: Stored, values: Float[np.ndarray, "r 3"], claimed: Bool[np.ndarray, "r 3"]) -> dict[str, float]:
@@ -284,15 +275,10 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     begin = perf_counter()
     mesh.start()
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    tasks = {name: small(TABLES[name], smoke=config.smoke) for name in config.tasks}
+    tasks = {name: demix_corpus.small(TABLES[name], smoke=config.smoke) for name in config.tasks}
     with preemption.at_once():
         directory = record.open_run(results, "demix_diagnose", asdict(config), run)
-        corpus = {}
-        for name, task in tasks.items():
-            measure = demix_corpus.collect(task, MLP2, config.cleans, config.rows, mesh.local_mesh())
-            count = len(task.rules) * len(config.cleans)
-            found = units.run_units(directory, f"cells-{name}", seeds, measure, models=count)
-            corpus[name] = [c for s, unit in zip(seeds, found, strict=True) for c in demix_corpus.read(task, s, unit)]
+        corpus = demix_corpus.gather(results, tasks, config.cleans, config.rows, seeds, smoke=config.smoke)
         rows, sections = [], {}
         for name, task in tasks.items():
             found = units.run_units(directory, name, seeds, partial(_measure, config, corpus, name), models=1)
