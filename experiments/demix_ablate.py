@@ -1,0 +1,240 @@
+"""What of the influence vectors matters: the channel itself, curvature, scale, validation rows, network, interventions.
+
+Claim:    for two classes the published channel 0 is blind to how well a label fits; its scale, or a curvature, brings
+          that back. Trees beat the set transformer at the same rows and validation rows; its two interventions move
+          little.
+Command:  python -m experiments.demix_ablate            (`--config.smoke` takes a minute)
+Expected: the tables in experiments/README.md, which this command wrote.
+Device:   two CPU cores, about half an hour, most of it the set transformer; any JAX device works.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+
+from d3mjax.attribution import ekfac, gradients, influence, projections, trak
+from d3mjax.data import tables
+from d3mjax.diagnosis import calibration, classifier, losses, set_transformer, statistics, vectors
+from d3mjax.runtime import mesh, preemption, record
+from d3mjax.training import ensemble
+from experiments import demix_corpus, demix_diagnose, plots, report, units
+from experiments.demix_cells import MLP2, Network, plan, trainer_of
+from experiments.demix_corpus import Stored, kind_of
+from experiments.demix_tables import TABLES, TableTask, divide
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    tasks: tuple[str, ...] = ("adult",)
+    rules: tuple[int, ...] = (0, 2, -2, -1)
+    cleans: tuple[float, ...] = (0.5, 0.8)
+    seeds: int = 3
+    first_seed: int = 0
+    # Rows of each cell.
+    train: int = 1500
+    rounds: int = 80
+    sizes: tuple[int, ...] = (64, 128, 256)  # validation rows, beside all
+    # Of each cell, for the networks, which see the first of `sizes` validation rows; and their epochs.
+    fitted: int = 200
+    epochs: int = 12
+    smoke: bool = False
+
+
+CHANNELS = ("cosine", "product", "curvature", "TRAK")
+"""Channel 0 as published; not normalised; with the inverse of EK-FAC between; TRAK's of one checkpoint."""
+NETWORKS: dict[str, tuple[Any, Callable[[int], Callable]]] = {
+    "set transformer": (set_transformer.SetTransformer(), losses.demix),
+    "set transformer, as coded": (set_transformer.SetTransformer(as_coded=True), losses.demix),
+    "set transformer, no interventions": (
+        set_transformer.SetTransformer(),
+        partial(losses.demix, contrast_weight=0.0, invariance_weight=0.0),
+    ),
+    "set transformer, V-REx": (set_transformer.SetTransformer(), partial(losses.demix, invariance=losses.vrex)),
+    "mean pool": (set_transformer.MeanPool(), losses.demix),
+}
+
+
+def make_channels(task: TableTask, network: Network, columns: Any, devices: Mesh) -> Callable:
+    """``(key, splits) -> tensor [m n 4 t], channel 0 in all its forms [m k n t]``: one training of every cell."""
+    model = network.make(columns, task.num_classes)
+    trainer = trainer_of(model, network, task.train)
+
+    def one(key, train, validation):
+        state = trainer.init(key, train.x[:1])
+        state, _ = trainer.run(state, train, jnp.ones(task.train), network.steps)
+        tensor = vectors.tensor(model, state.variables, train, validation)
+        product = vectors.gram(model, state.variables, train, validation, normalise=False)
+        options = {"target_output": gradients.negative_loss_output, "inverse": ekfac.by_ekfac()}
+        curved, _ = influence.scores(model, state.variables, train, validation, **options)
+        checkpoint = jax.tree.map(lambda a: a[None], state.variables)
+        size = projections.sjlt(min(512, task.train // 4))
+        traced = trak.scores(key, model, checkpoint, train, validation, projection=size, damping=0.01)
+        forms = [vectors.from_attribution(tau) for tau in (product.T, curved, traced.tau)]
+        return tensor, jnp.stack([tensor[:, 0], *forms]).astype(jnp.float16)
+
+    @jax.jit
+    def compiled(key, numbers, trains, validations):
+        return ensemble.map_models(one, width=1, mesh=devices)(ensemble.model_keys(key, numbers), trains, validations)
+
+    def channels(key, splits):
+        stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
+        return jax.device_get(compiled(key, np.arange(len(splits)), *stacked))
+
+    return channels
+
+
+def collect(task: TableTask, config: Config, seed: int, progress) -> units.Unit:
+    """Features of every variant at every cell of one draw."""
+    parts = divide(task)
+    columns = list(tables.slices(parts.train[0]).values())
+    cells = [(k % len(task.rules), clean) for k in config.rules for clean in config.cleans]
+    planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
+    tensors, forms = make_channels(task, MLP2, columns, mesh.local_mesh())(
+        jax.random.key(seed), [p.splits for p in planned]
+    )
+    arrays: dict[str, list[np.ndarray]] = {}
+    for p, tensor, channel in zip(planned, tensors, forms, strict=True):
+        described = partial(statistics.order_statistics, y=p.train.labels, num_classes=task.num_classes)
+        for name, form in zip(CHANNELS, channel, strict=True):
+            arrays.setdefault(name, []).append(np.asarray(described(np.concatenate([form[:, None], tensor[:, 1:]], 1))))
+        for t in config.sizes:
+            arrays.setdefault(f"t = {t}", []).append(np.asarray(described(tensor[:, :, :t])))
+        arrays.setdefault("vectors", []).append(tensor[:, :, : config.sizes[0]])
+        arrays.setdefault("flags", []).append(p.train.flags)
+    progress(len(cells))
+    facts = {"kinds": [kind_of(p) for p in planned], "rules": [k for k, _ in cells], "cleans": [c for _, c in cells]}
+    return facts, {name: np.stack(each) for name, each in arrays.items()}
+
+
+def cells_of(task: TableTask, seed: int, unit: units.Unit, variant: str) -> list[Stored]:
+    """The cells of a draw, with the features of a variant."""
+    facts, arrays = unit
+    nothing = np.zeros((arrays["flags"].shape[1], 0), np.float32)
+    parts = zip(facts["rules"], facts["cleans"], facts["kinds"], strict=True)
+    return [
+        Stored(
+            *(task.name, seed, rule, task.rules[rule].balanced, clean, kind),
+            *(arrays[variant][i], arrays["flags"][i], nothing, arrays["vectors"][i], arrays["flags"][i, :, 2]),
+            in_cell=(0.0, 0.0, 0.0),
+        )
+        for i, (rule, clean, kind) in enumerate(parts)
+    ]
+
+
+def selected(variant: str) -> dict[str, np.ndarray]:
+    """Which features the trees of a variant are given."""
+    names = np.array(statistics.feature_names())
+    channel = np.array([name.startswith("influence") for name in names])
+    loss, ranked = names == "loss", np.isin(names, ["loss in the cell", "loss in the class"])
+    everything = np.ones(len(names), bool)
+    if variant != CHANNELS[0]:
+        alone = {f"{variant} alone": channel} if variant in CHANNELS else {}
+        return {f"{variant} and channels 1-3": everything, **alone}
+    return {
+        "cosine and channels 1-3": everything,
+        "cosine alone": channel,
+        "channels 1-3": ~channel,
+        "cosine and channels 1-3, loss as it is": ~ranked,
+        "cosine and channels 1-3, loss as normal scores": ~loss,
+        "loss alone": loss,
+        "normal scores of the loss alone": ranked,
+    }
+
+
+def network_tells(name: str, config: Config, train: Sequence[Stored], test: Sequence[Stored], seed: int):
+    """Calibrated probabilities and flags of a network for the rows of every test cell."""
+    network, objective = NETWORKS[name]
+    stacked = np.concatenate([c.vectors[: config.fitted] for c in train])
+    flags = np.concatenate([c.flags[: config.fitted] for c in train])
+    ids = np.zeros(len(flags), np.int32)  # one task model
+    fit = partial(classifier.fit, network=network, objective=objective(1), epochs=config.epochs)
+    run = jax.jit(lambda key, v, f, m: fit(key, vectors=v, flags=f, model_ids=m))
+    fitted = run(jax.random.key(seed), stacked, flags, ids)
+    ensemble.check_losses(fitted.loss[None], np.array([seed]))
+    d = fitted.diagnoser
+    found = [np.asarray(classifier.predict(network, d, c.vectors)) for c in test]
+    return found, [np.asarray(calibration.flag(p, d.thresholds)) for p in found]
+
+
+def measure_draw(task: TableTask, config: Config, stored: dict[int, units.Unit], seed: int, progress) -> units.Unit:
+    """``split -> method -> clean ratio -> figures`` at one draw, fitted on the others."""
+    options = demix_diagnose.Config(cleans=config.cleans, fitted=task.train, rounds=config.rounds)
+    found: dict[str, Any] = {}
+    splits = ("new draw", "unseen balanced rule")
+
+    def judge(split, method, told, test):
+        for c, values, claimed in zip(test, *told, strict=True):
+            figures = demix_diagnose.measured(c, values, claimed)
+            for key, value in figures.items():
+                place = found.setdefault(split, {}).setdefault(method, {}).setdefault(str(c.clean), {})
+                place.setdefault(key, []).append(value)
+
+    def parted(variant):
+        cells = {s: cells_of(task, s, unit, variant) for s, unit in stored.items()}
+        train, test = [c for s in cells if s != seed for c in cells[s]], cells[seed]
+        yield splits[0], train, test
+        for rule in sorted({c.rule for c in test if c.balanced}):
+            yield splits[1], [c for c in train if c.rule != rule], [c for c in test if c.rule == rule]
+
+    for variant in (*CHANNELS, *(f"t = {t}" for t in config.sizes)):
+        for method, columns in selected(variant).items():
+            for split, train, test in parted(variant):
+                judge(split, f"trees: {method}", demix_diagnose.told(train, test, columns, options), test)
+    first = f"t = {config.sizes[0]}"
+    few = replace(options, fitted=config.fitted)
+    for split, train, test in parted(first):
+        if split == splits[0]:
+            everything = np.ones(train[0].features.shape[1], bool)
+            name = f"trees: {first}, {config.fitted} rows of each cell"
+            judge(split, name, demix_diagnose.told(train, test, everything, few), test)
+            for name in NETWORKS:
+                judge(split, f"{name}: the same", network_tells(name, config, train, test, seed), test)
+    progress(1)
+    mean = lambda tree: {k: mean(v) if isinstance(v, dict) else float(np.nanmean(v)) for k, v in tree.items()}
+    return mean(found), {}
+
+
+def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+    """Run or resume; returns the directory of results."""
+    if config.smoke:
+        config = replace(config, tasks=("planted",), rules=(0, 1), seeds=2, train=120, rounds=5, sizes=(16,), epochs=1)
+        config = replace(config, fitted=40)
+    if unknown := set(config.tasks) - TABLES.keys():
+        raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(TABLES)}")
+    begin = perf_counter()
+    mesh.start()
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    with preemption.at_once():
+        directory = record.open_run(results, "demix_ablate", asdict(config), run)
+        rows, sections = [], {}
+        for name in config.tasks:
+            task = demix_corpus.small(TABLES[name], smoke=config.smoke)._replace(train=config.train)
+            count = len(config.rules) * len(config.cleans)
+            made = units.run_units(directory, f"cells-{name}", seeds, partial(collect, task, config), models=count)
+            stored = dict(zip(seeds, made, strict=True))
+            found = units.run_units(directory, name, seeds, partial(measure_draw, task, config, stored), models=1)
+            own = demix_diagnose.rows_of(name, [facts for facts, _ in found])
+            for part in dict.fromkeys(row["task"] for row in own):
+                bars = {r["method"]: [r["metrics"]["macro_f1"]["per_seed"]] for r in own if r["task"] == part}
+                bars = {method: np.transpose(values) for method, values in bars.items()}
+                text = "Trees are fitted on all rows of the other draws, networks on some; none sees its own draw."
+                figure = plots.bar_groups(bars, ["macro-F1"], ylabel="macro-F1")
+                sections[part] = report.Section(text, {"Macro-F1 of every variant.": figure})
+            rows += own
+        report.finish(directory, "demix_ablate", asdict(config), rows, sections, perf_counter() - begin)
+    return directory
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
