@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from d3mjax.data import tables
 from d3mjax.diagnosis import repair
@@ -197,3 +198,44 @@ def test_options_of_imputation_are_given_by_partial():
     strict = repair.repair(table, y, flags, num_classes=2, restore=partial(repair.impute, z=0.0))
     like = (y == y[0]) & (np.arange(len(y)) > 0)
     np.testing.assert_allclose(strict.table.columns["age"][0], table.columns["age"][like].mean())
+
+
+def shortcut(n, rng, *, minority_share):
+    """Features of a weak cause and a strong shortcut, labels, and the minority, where the shortcut points elsewhere."""
+    y, minority = rng.integers(0, 2, n), rng.random(n) < minority_share
+    sign, side = 2 * y - 1, np.where(minority, 1 - 2 * y, 2 * y - 1)
+    return rng.normal(np.stack([sign, 2 * side], 1), [1.0, 0.7]), y, minority
+
+
+def test_the_risk_says_whether_the_worst_group_falls():
+    rng = np.random.default_rng(0)
+    x, clean, minority = shortcut(2000, rng, minority_share=0.15)
+    test_x, test_y, test_minority = shortcut(4000, rng, minority_share=0.5)
+    wrong = rng.random(2000) < 0.15
+    y = np.where(wrong, 1 - clean, clean)
+    table = tables.from_columns({"cause": x[:, 0], "shortcut": x[:, 1]})
+
+    def worst_group(labels, weights):
+        right = LogisticRegression().fit(x, labels, sample_weight=weights).predict(test_x) == test_y
+        return min(right[(test_y == c) & (test_minority == m)].mean() for c in (0, 1) for m in (False, True))
+
+    dirty = worst_group(y, np.ones(2000))
+    # Who goes against the shortcut is wrongly labelled or of the minority: the diagnosis knows no more in `blind`.
+    against = (x[:, 1] > 0) != (y == 1)
+    blind = np.where(against[:, None], [0.5, 0, 0.5], [0.05, 0, 0.05])
+    sharp = np.stack([np.where(wrong, 0.9, 0.05), np.zeros(2000), np.where(minority, 0.9, 0.05)], 1)
+    change, risk = {}, {}
+    for name, p, flags in (
+        ("turn all that is against it", blind, np.stack([against, 0 * against, 0 * against], 1) > 0),
+        ("drop all that is against it", blind, np.stack([0 * against, against, 0 * against], 1) > 0),
+        ("know", sharp, sharp > 0.5),
+    ):
+        repaired = repair.repair(table, y, flags, num_classes=2)
+        change[name] = worst_group(repaired.labels, repaired.weights) - dirty
+        risk[name] = repair.worst_group_risk(y, repaired, p, num_classes=2)
+    assert change["turn all that is against it"] < -0.1
+    assert change["drop all that is against it"] < -0.1
+    assert change["know"] > 0.1
+    assert [found.likely for found in risk.values()] == [True, True, False]
+    held = repair.cautious(np.stack([against, 0 * against, 0 * against], 1) > 0, blind)
+    assert not repair.worst_group_risk(y, repair.repair(table, y, held, num_classes=2), blind, num_classes=2).likely
