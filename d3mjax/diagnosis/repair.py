@@ -167,7 +167,7 @@ def worst_group_risk(
     rows that it gets wrong count: from these the minority is learnt, and these look like label errors. Give it; without
     it dropping sound minority rows that the model has right counts as much.
 
-    ``tolerance`` is measured: of 24 repairs of Adult (three rules, each unknown to the trees, one seed), the worst group
+    ``tolerance`` is measured: of 24 repairs of Adult (three rules unknown to the trees, one seed), the worst group
     fell by 0.02 to 0.35 in all 18 with a value of 0.48 or more; in the six of 0.36 or less it fell by 0.03 at most and
     rose by up to 0.11. Weighing up what is left of the minority does not make good for what is lost.
     """
