@@ -80,7 +80,8 @@ def best_thresholds(
 
     Choose on rows that neither fitted the probabilities nor report. A type that does not occur gets the highest.
     """
-    levels = jnp.asarray(candidates)
-    f1 = jnp.stack([scores(jnp.asarray(probabilities) >= level, truth).f1 for level in levels])
+    probabilities = jnp.asarray(probabilities)
+    levels = jnp.asarray(candidates, probabilities.dtype)
+    f1 = jnp.stack([scores(probabilities >= level, truth).f1 for level in levels])
     best = jnp.where(jnp.isnan(f1).all(0), len(candidates) - 1, jnp.argmax(jnp.nan_to_num(f1), 0))
     return levels[best]

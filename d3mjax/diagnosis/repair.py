@@ -1,7 +1,7 @@
 """Repair by type of error: wrong labels are turned, broken features dropped or imputed, minorities weighed up.
 
     repaired = repair(table, labels, flags, num_classes=2)
-    risk = worst_group_risk(labels, repaired, probabilities, num_classes=2)      # look at it before training
+    risk = worst_group_risk(labels, repaired, probabilities, num_classes=2, correct=...)    # look before training
 
 Flags are ``[n, 3]``: label error, feature error, member of the spurious minority. No row is ever removed: the result is
 a table, labels and weights for the ordinary trainer, and a dropped row is one of weight 0. Without flags it is what
@@ -9,7 +9,7 @@ went in, with weights of 1. Source: DeMix, Deng et al., arXiv 2606.11616, and it
 
 Minority rows look like label errors: a model that follows the shortcut is wrong about both. Turning their labels makes
 them teach the shortcut, which raises average accuracy and lowers that of the worst group. `cautious` takes back what
-may be either, `worst_group_risk` estimates the damage.
+may be either, which helps but does not heal; `worst_group_risk` says how much of the minority is lost.
 """
 
 from collections.abc import Callable
@@ -142,14 +142,12 @@ def repair(
 
 
 class Risk(NamedTuple):
-    """What `worst_group_risk` found, per label as recorded; shares are NaN for a label without minority rows."""
+    """What `worst_group_risk` found; shares are by label as recorded, NaN for a label without likely minority rows."""
 
-    value: float  # largest relative loss of the minority's share of weight over labels; negative: all gain
+    value: float  # largest share over labels of the expected minority that is lost, in [0, 1]
     likely: bool  # that the worst group gets worse
-    before: Float[np.ndarray, " C"]  # the minority's share of all weight of the label
-    after: Float[np.ndarray, " C"]
-    dropped: Float[np.ndarray, " C"]  # share of the minority that loses its weight
-    turned: Float[np.ndarray, " C"]  # share of the minority that gets another label
+    dropped: Float[np.ndarray, " C"]  # share that loses its weight
+    turned: Float[np.ndarray, " C"]  # share that keeps its weight under another label
     reason: str
 
 
@@ -160,40 +158,33 @@ def worst_group_risk(
     *,
     num_classes: int,
     correct: Bool[AnyArray, " n"] | None = None,
-    tolerance: float = 0.0,
+    tolerance: float = 0.4,
 ) -> Risk:
-    """Whether a repair takes weight from the minority within a label, from probabilities alone, no group being known.
+    """Whether a repair is likely to lower the worst group, from probabilities alone, no group being known.
 
-    Row i counts as a rightly labelled minority row by ``m_i = s_i s_i / (s_i + e_i)``, with s and e its probabilities
-    of minority and of a wrong label (flags as 0 and 1 will do: claimed both ways is half of each). The share of label
-    c is ``sum m_i / sum 1`` before; after, ``sum w_i m_i / sum w_i`` over the rows that then have the label, less
-    ``w_i m_i`` of those turned away from it, which now teach the contrary, and with ``s_i - m_i`` in place of m_i for
-    those turned to it. ``correct`` (that the dirty model is right about a row) leaves only rows it gets wrong, from
-    which the minority is learnt. ``likely`` when the largest relative loss is above ``tolerance``.
+    Within each label as recorded, the share of the expected minority (the sum of probabilities, or of flags) that the
+    repair drops or turns; ``value`` is the largest. With ``correct``, that the dirty model is right about a row, only
+    rows that it gets wrong count: from these the minority is learnt, and these look like label errors. Give it; without
+    it dropping sound minority rows that the model has right counts as much.
+
+    ``tolerance`` is measured: of 24 repairs of Adult (three rules unknown to the trees, one seed), the worst group
+    fell by 0.02 to 0.35 in all 18 with a value of 0.48 or more; in the six of 0.36 or less it fell by 0.03 at most and
+    rose by up to 0.11. Weighing up what is left of the minority does not make good for what is lost.
     """
-    old, new, w = np.asarray(labels), repaired.labels, repaired.weights.astype(np.float64)
-    p = np.asarray(probabilities, np.float64)
-    s, e = p[:, MINORITY], p[:, LABEL]
-    both = s * s / np.maximum(s + e, 1e-12)
-    right, counts = both, np.ones(len(old)) if correct is None else ~np.asarray(correct)
-    minority, corrected, turned = right * counts, (s - right) * counts, old != new
-    of = lambda y, mass: np.bincount(y, mass, num_classes)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        there = of(old, minority)
-        gained = of(new, w * np.where(turned, corrected, minority)) - of(old, w * minority * turned)
-        before, after = there / of(old, np.ones(len(old))), gained / of(new, w)
-        dropped, turned_share = of(old, minority * (w == 0)) / there, of(old, minority * (turned & (w > 0))) / there
-        loss = np.where(there > 0, 1 - np.where(of(new, w) > 0, after, 0) / before, np.nan)
-    if np.isnan(loss).all():
-        nothing = np.full(num_classes, np.nan)
-        return Risk(0.0, False, nothing, nothing, nothing, nothing, "no row is likely to be of a minority")
-    c = int(np.nanargmax(loss))
-    value = float(loss[c])
-    reason = (
-        f"label {c}: minority rows have {before[c]:.1%} of the weight before repair and {max(after[c], 0):.1%} after; "
-        f"{dropped[c]:.0%} of them are dropped and {turned_share[c]:.0%} get another label"
-    )
-    return Risk(value, value > tolerance, before, after, dropped, turned_share, reason)
+    y, p = np.asarray(labels), np.asarray(probabilities, np.float64)[:, MINORITY]
+    expected = p if correct is None else p * ~np.asarray(correct)
+    gone = repaired.weights == 0
+    of = lambda rows: np.bincount(y, expected * rows, num_classes)
+    there = of(np.ones(len(y)))
+    part = lambda rows: np.where(there > 0, of(rows) / np.where(there > 0, there, 1), np.nan)
+    dropped, turned = part(gone), part((repaired.labels != y) & ~gone)
+    if not (there > 0).any():
+        return Risk(0.0, False, dropped, turned, "no row is likely to be of a minority")
+    c = int(np.nanargmax(dropped + turned))
+    value = float(dropped[c] + turned[c])
+    which = "likely minority rows" if correct is None else "likely minority rows that the model gets wrong"
+    reason = f"of {which}, label {c}, {dropped[c]:.0%} are dropped and {turned[c]:.0%} get another label"
+    return Risk(value, value > tolerance, dropped, turned, reason)
 
 
 def _unlike_numbers(values, like, z: float):

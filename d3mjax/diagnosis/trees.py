@@ -52,7 +52,7 @@ def fit(
     cells: Shaped[AnyArray, "n"],
     *,
     folds: int = 4,
-    rounds: int = 150,
+    rounds: int = 100,
     learning_rate: float = 0.1,
     leaves: int = 31,
     seed: int = 0,
@@ -62,7 +62,8 @@ def fit(
     Rows of one entry of ``cells`` are never parted, so give ids of what will be new at use: tables, or rules, rather
     than draws. With fewer than three cells rows are parted instead, which promises too much. Calibration is Platt's,
     ``sigmoid(slope * log_odds + intercept)``; thresholds have the highest F1 of 0.05, 0.10, ..., 0.95. A type that no
-    row has gets probability 0. Missing features are NaN.
+    row has gets probability 0. Missing features are NaN. scikit-learn takes all threads it may have: on a shared
+    machine set OMP_NUM_THREADS, as waiting for each other costs more than it brings.
 
     Raises:
       ValueError: if there are fewer than two folds, or a feature is infinite.
