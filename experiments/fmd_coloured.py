@@ -22,9 +22,10 @@ class Config(fmd.Config):
     """What determines the numbers."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
-    etas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    etas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
     newton_rounds: int = 8
     newton_eta: float = 0.003
+    whole_eta: float = 0.03
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
