@@ -51,7 +51,7 @@ class Config:
     newton_rounds: int = 16
     newton_eta: float = 0.1
     whole_rounds: int = 8  # of Newton steps on the whole network
-    whole_eta: float = 0.1
+    whole_eta: float = 0.01
     whole_damping: float = 0.01
     curved: int = 5000  # training examples behind the curvature of the whole network
     max_steps: int = 100  # of conjugate gradients
