@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from d3mjax.data import digits, fashion_spurious, mnist, splits, spurious
+from d3mjax.data import digits, fashion, fashion_spurious, mnist, splits, spurious
 from d3mjax.data.fashion import NUM_TRAIN
 from d3mjax.data.pairs import PairSets, draw_recoloured
 from d3mjax.data.spurious import Counts, JitteredInk
@@ -135,7 +135,7 @@ def load_mnist_pairs(
 ) -> PairSets:
     """Pairs of MNIST's test images, disjoint by image, none of ``exclude``; sources as in `mnist.read`."""
     pool = mnist.read(size, source_dir=source_dir, data_dir=data_dir, counts=counts)
-    rows = (a[pool.id >= NUM_TRAIN] for a in pool)
+    rows = fashion.Pool(*(a[pool.id >= NUM_TRAIN] for a in pool))
     return _inked(*rows, seed, severity, sizes=(reference, selection, report), exclude=exclude, flat=flat)
 
 
