@@ -32,7 +32,7 @@ ADULT = bias_tasks.adult_task("sex", "Male", "Female", train=4000, steps=200)
 FASHION = bias_tasks.fashion_task(0.95, train=4000, steps=1000)
 TASKS = {task.name: task for task in (ADULT, FASHION)}
 SIZES = {ADULT.name: (25, 50, 100, 400), FASHION.name: (100, 400, 800)}
-ROUNDS = {ADULT.name: (5, 13), FASHION.name: (200, 5)}
+ROUNDS = {ADULT.name: (10, 7), FASHION.name: (200, 5)}
 """How many examples a round removes, and after how many rounds, from none on, one step is looked at."""
 
 
