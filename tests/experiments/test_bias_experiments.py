@@ -76,11 +76,11 @@ def test_report_pairs_decide_nothing():
     task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(16,), steps=60)
     programs, loaded = fmd.make_programs(task, config), task.load(0, smoke=True)
     few = jax.tree.map(lambda a: np.array(a)[::-1][: len(a) // 2], loaded.pairs.report)
-    facts = []
+    facts, warm = [], set()
     for report in (loaded.pairs.report, few):
         given = loaded._replace(pairs=loaded.pairs._replace(report=report))
         here = replace(task, load=lambda seed, *, smoke, given=given: given)
-        facts.append(fmd.measure(here, config, programs, set(), None, 0, lambda count: None)[0])
+        facts.append(fmd.measure(here, config, programs, warm, None, 0, lambda count: None)[0])
     one, other = facts
     assert one["steps"] == other["steps"]
     assert max(one["steps"].values()) >= 0
