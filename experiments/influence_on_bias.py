@@ -1,9 +1,11 @@
 """Influence on counterfactual bias: which training examples teach it, and what retraining without them shows.
 
 Claim:    influence functions find few examples whose removal takes away most of the bias, say how many by themselves,
-          and predict what retraining shows; one step on the whole network comes close to retraining.
+          and predict what retraining shows; one step on the whole network comes close to retraining. Chosen in rounds,
+          on networks edited so far, they take away more than chosen at once.
 Command:  python -m experiments.influence_on_bias        (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote.
+Expected: the tables in experiments/README.md, by `--config.tasks` of one task each; that of the coloured images is
+          from before TRAK and the rounds were added.
 Device:   two CPU cores, about two minutes a task and seed; any JAX device works.
 """
 
