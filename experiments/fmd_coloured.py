@@ -1,8 +1,8 @@
 """FMD on Coloured Fashion-MNIST: ten classes, each mostly in a colour of its own.
 
 Claim:    steps on pairs help, the more of them the better until they overshoot; their sign flipped hurts, random signs
-          do nothing; fine-tuning the last layer on the same pairs helps more, training on the pairs alone more still, and
-          training without colour most.
+          do nothing; fine-tuning the last layer on the same pairs helps more, training on the pairs alone more still,
+          and training without colour most.
 Command:  python -m experiments.fmd_coloured        (`--config.smoke` takes seconds)
 Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores, about three minutes a task and seed; any JAX device works.
