@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from d3mjax.attribution import projections, trak
+from d3mjax.attribution import influence, projections, trak
 from d3mjax.data import adult
 from d3mjax.debiasing import unlearning
 from d3mjax.debiasing.unlearning import Bias
 from d3mjax.runtime import record
 from d3mjax.types import Split
-from experiments import bias_tasks, engine, fmd, fmd_against_d3m, influence_on_bias, lds_influence, pair_controls
+from experiments import bias_tasks, edits, engine, fmd, fmd_against_d3m, influence_on_bias, lds_influence, pair_controls
 
 SEX = adult.COLUMNS["sex"]
 
@@ -69,6 +70,20 @@ def test_edits_and_retraining_stand_side_by_side(tmp_path):
         assert mean(tempered, metric) == mean("refit", metric)
     assert mean("D3M", "worst_group_accuracy") > mean("no edit", "worst_group_accuracy")
     assert fmd_against_d3m.main(fmd_against_d3m.Config(tasks=("adult-sex",), smoke=True), tmp_path) == run
+
+
+def test_the_whole_network_is_curved_by_a_part_that_counts_as_all():
+    task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(4,))
+    loaded, model = task.load(0, smoke=True), engine.network(task.task)
+    raw = edits.Parts(loaded.data.train, loaded.data.test, *loaded.pairs)
+    params = model.init(jax.random.key(0), raw.train.x[:1])["params"]
+    problems = [edits.make_whole(model, params, raw, damping=0.01, most=most).problem for most in (150, 600, 10_000)]
+    v = jax.random.normal(jax.random.key(1), ravel_pytree(params)[0].shape)
+    part, whole, more = (np.asarray(influence.ggn(problem)(v)) for problem in problems)
+    np.testing.assert_array_equal(whole, more)
+    np.testing.assert_allclose([p.weights.sum() for p in problems], 600)
+    np.testing.assert_allclose([p.damping for p in problems], 6)
+    assert 0 < np.linalg.norm(part - whole) < 0.5 * np.linalg.norm(whole)  # 150 are not all, but much alike
 
 
 def test_report_pairs_decide_nothing():
