@@ -1,8 +1,9 @@
-"""Edits of a trained model's last layer on counterfactual pairs, and the plain things to compare them with.
+"""Edits of a trained model on counterfactual pairs, and the plain things to compare them with.
 
-Everything works on features, computed once: `Head` is the last layer as a problem of its own, `Parts` the rows on which
-something is decided or reported. An edit returns the parameters of the head; what a head does is in `bias_of` and
-`facts`. Reference pairs steer, selection pairs choose, report pairs are only measured.
+`Head` is what is edited, as a problem of its own: the last layer on features that are computed once, or, by the same
+functions and another inverse, the whole network. `Parts` are the rows on which something is decided or reported. An
+edit returns parameters; what they do is in `bias_of` and `facts`. Reference pairs steer, selection pairs choose, report
+pairs are only measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Parts(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The last layer, and the summed training objective that its parameters are to minimise."""
+    """The last layer, or the network, and the summed training objective that its parameters are to minimise."""
 
     model: Model
     problem: influence.Problem
@@ -66,6 +67,18 @@ def make_head(params: Any, parts: Parts, num_classes: int, *, damping: float, cu
     return Head(model, influence.problem_of(*place, damping=damping, curvature=curvature, microbatch=2000), parts)
 
 
+def make_whole(network: Model, params: Any, raw: Parts, *, damping: float, most: int) -> Head:
+    """The whole network, its curvature that of the first ``most`` training examples (in random order) times n / most.
+
+    A product with the curvature costs passes over them; gradients are those of pairs, so no others are needed.
+    """
+    rows = jax.tree.map(lambda a: a[:most], raw.train)
+    n, count = len(raw.train.y), len(rows.y)
+    weights = jnp.full(count, n / count, jnp.float32)
+    place = (network, {"params": params}, rows)
+    return Head(network, influence.problem_of(*place, weights=weights, damping=damping, microbatch=1000), raw)
+
+
 def refit(head: Head, *, steps: int = 8) -> Head:
     """The head at the minimum of its objective, by Newton steps."""
     return head._replace(problem=unlearning.refit(head.problem, by_last_layer(), steps=steps))
@@ -88,11 +101,15 @@ def along(head: Head, step: Any, etas: Float[Array, " e"]) -> Any:
     return jax.vmap(lambda eta: jax.tree.map(lambda p, s: p + eta * s, head.problem.params, step))(etas)
 
 
-def in_rounds(head: Head, inverse: influence.Inverse, etas: Float[Array, " e"], *, rounds: int, aligned: Any) -> Any:
-    """Parameters after steps of every eta, each in ``rounds`` parts, the curvature and gradients anew for each."""
-    options = {"rounds": rounds, "aligned": aligned}
-    one = lambda eta: unlearning.from_pairs(head.problem, inverse, head.parts.reference, eta=eta, **options).params
-    return jax.lax.map(one, etas)
+def in_rounds(head: Head, inverse: influence.Inverse, etas: Float[Array, " r"], *, aligned: Any) -> Any:
+    """Parameters after each of the steps ``etas``, one after the other, curvature and gradients anew for each."""
+
+    def step(params, eta):
+        here = head.problem._replace(params=params)
+        after = unlearning.from_pairs(here, inverse, head.parts.reference, eta=eta, aligned=aligned).params
+        return after, after
+
+    return jax.lax.scan(step, head.problem.params, etas)[1]
 
 
 def newton_on_bias(head: Head, inverse: influence.Inverse, *, eta: Any, rounds: int) -> Any:

@@ -1,9 +1,9 @@
 """FMD and plain controls on counterfactual pairs: what `fmd_adult` and `fmd_coloured` share.
 
-A network is trained once a seed. Its last layer is refitted and edited on the reference pairs, every choice (the size
-of a step, when to stop, a strength) is made on the selection pairs, and the report pairs and the test set are measured.
-Beside the edits stands what needs no edit at all: a temperature that gives the same bias, the average over all values
-of the attribute, training without it, and training on the pairs alone.
+A network is trained once a seed. Its last layer is refitted and edited on the reference pairs, or the network is edited
+as it is; every choice (the size of a step, when to stop, a strength) is made on the selection pairs, and the report
+pairs and the test set are measured. Beside the edits stands what needs none (`pair_controls`): a temperature that gives
+the same bias, the average over all values of the attribute, and training again, without it or with what pairs show.
 """
 
 import time
@@ -22,11 +22,13 @@ from d3mjax.attribution.last_layer import by_last_layer
 from d3mjax.debiasing import unlearning
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Split
-from experiments import edits, engine, plots, report, units
+from experiments import edits, engine, pair_controls, plots, report, units
 from experiments.bias_tasks import BiasTask, Loaded
 from experiments.edits import Parts
 
-TRAIN, SIGNS, SUBSETS, PAIRS_ALONE, DROPPED, MORE = range(6)  # families of keys
+TRAIN, SIGNS, SUBSETS = range(3)  # families of keys
+MORE = pair_controls.LAST + 1
+WHOLE = ", whole network"
 INFORMATION = {
     "D3M": "validation groups",
     "D3M, 10 % removed": "validation groups",
@@ -44,22 +46,36 @@ class Config:
     seeds: int = 5
     first_seed: int = 10  # recipes and steps were tried on seeds 0 to 2, which must not report
     etas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)  # sizes of a step, which selection chooses among
-    rounds: int = 4  # of the re-linearised step
+    rounds: int = 20  # of the re-linearised step, its size doubled after every fourth; selection chooses how many
+    round_eta: float = 0.2
     newton_rounds: int = 16
     newton_eta: float = 0.1
+    whole_rounds: int = 8  # of Newton steps on the whole network
+    whole_eta: float = 0.01
+    whole_damping: float = 0.01
+    curved: int = 5000  # training examples behind the curvature of the whole network
+    max_steps: int = 100  # of conjugate gradients
     tolerance: float = 0.005  # accuracy that less bias may cost on selection pairs
     smoke: bool = False
 
 
 def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
-    """All compiled: ``train(split, key, weights)``, ``features(variables, parts)``, edits of ``(params, parts)``."""
+    """All compiled: ``train(split, key, weights)``, ``features(variables, parts)``, edits of ``(params, parts)``.
+
+    Those of the whole network end in `WHOLE`, and take the parts as they are for features.
+    """
     base, num_classes = task.task, len(task.task.class_names)
     network, run = engine.network(base), engine.trainer(base, base.steps, sampling.shuffled())
     exact, etas = by_last_layer(), jnp.array(config.etas)
+    round_etas = config.round_eta * 2.0 ** (jnp.arange(config.rounds) // 4)
+    by_cg = influence.by_cg(rtol=1e-3, max_steps=config.max_steps)
     strengths = jnp.logspace(-2, 1, 4)
 
     def head(params, parts, curvature=influence.ggn):
         return edits.make_head(params, parts, num_classes, damping=task.damping, curvature=curvature)
+
+    def whole(params, raw):
+        return edits.make_whole(network, params, raw, damping=config.whole_damping, most=config.curved)
 
     def train(split: Split, key, weights):
         state, info = run.run(run.init(key, split.x[:1]), split, weights, base.steps)
@@ -69,6 +85,21 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
         here = head(params, parts, curvature)
         return edits.along(here, edits.pair_step(here, exact, sign=sign), etas)
 
+    def whole_shot(params, raw):
+        here = whole(params, raw)
+        return edits.along(here, edits.pair_step(here, by_cg, sign=1.0), etas)
+
+    def judged(head: Callable) -> dict[str, Callable]:
+        """What parameters do: on the pairs that choose, and on all that is reported."""
+
+        def on_selection(params, parts):
+            return jax.vmap(lambda one: edits.bias_of(head(one, parts), one, parts.selection))(params)
+
+        def probabilities(params, parts, temperature):
+            return edits.probabilities(head(params, parts), params, temperature=temperature)
+
+        return {"on selection": on_selection, "probabilities": probabilities}
+
     programs = {
         "train": train,
         "features": edits.make_features(network, num_classes),
@@ -77,19 +108,19 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
         "one shot": one_shot,
         "one-vs-rest": partial(one_shot, curvature=influence.one_vs_rest),
         "rounds": lambda params, parts, aligned: edits.in_rounds(
-            head(params, parts), exact, etas, rounds=config.rounds, aligned=aligned
+            head(params, parts), exact, round_etas, aligned=aligned
         ),
         "newton": lambda params, parts: edits.newton_on_bias(
             head(params, parts), exact, eta=config.newton_eta, rounds=config.newton_rounds
         ),
         "descend": lambda params, parts: edits.descend(head(params, parts), rate=0.01, steps=400, keep=20),
         "DFR": lambda params, parts, key: edits.dfr(head(params, parts), key, strengths, num_classes),
-        "probabilities": lambda params, parts, temperature: edits.probabilities(
-            head(params, parts), params, temperature=temperature
+        **judged(head),
+        "one shot" + WHOLE: whole_shot,
+        "newton" + WHOLE: lambda params, raw: edits.newton_on_bias(
+            whole(params, raw), by_cg, eta=config.whole_eta, rounds=config.whole_rounds
         ),
-        "on selection": lambda params, parts: jax.vmap(
-            lambda one: edits.bias_of(head(one, parts), one, parts.selection)
-        )(params),
+        **{name + WHOLE: program for name, program in judged(whole).items()},
     }
     return {name: jax.jit(program) for name, program in programs.items()}
 
@@ -116,6 +147,8 @@ def measure(
     loaded, root = task.load(seed, smoke=config.smoke), jax.random.key(seed)
     key = lambda family: jax.random.fold_in(root, family)
     raw = Parts(loaded.data.train, loaded.data.test, *loaded.pairs)
+    for pairs in loaded.pairs:
+        unlearning.check_pairs(pairs, len(task.task.class_names))
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable) -> Any:
@@ -142,20 +175,22 @@ def measure(
     results = {name: programs["probabilities"](p, parts, 1.0) for name, p in (("no edit", base), ("refit", refitted))}
     facts: dict[str, Any] = {"steps": {}}
     one = lambda params, which: jax.tree.map(lambda a: a[which], params)
-    start = one(jax.device_get(programs["on selection"](jax.tree.map(lambda a: a[None], refitted), parts)), 0)
+    origins = {"": (refitted, parts), WHOLE: (variables["params"], raw)}
 
-    def edited(name: str, work: Callable, *, step: int | None = None) -> int:
+    def edited(name: str, work: Callable, *, step: int | None = None, of: str = "") -> int:
         """``work() -> parameters [k]``, the one chosen on the selection pairs, or the given one."""
+        (origin, rows), looked = origins[of], programs["on selection" + of]
 
         def run():
             params = work()
-            return params, programs["on selection"](params, parts)
+            return params, looked(params, rows)
 
         params, found = timed(name, run)
+        start = one(jax.device_get(looked(jax.tree.map(lambda a: a[None], origin), rows)), 0)
         which = choose(task, config, jax.device_get(found), start) if step is None else step
-        results[name] = programs["probabilities"](refitted if which < 0 else one(params, which), parts, 1.0)
+        results[name] = programs["probabilities" + of](origin if which < 0 else one(params, which), rows, 1.0)
         facts["steps"][name] = which
-        seconds[name] += seconds["refit"]
+        seconds[name] += 0 if of else seconds["refit"]
         return which
 
     shot = partial(programs["one shot"], refitted, parts)
@@ -169,12 +204,14 @@ def measure(
     edited("Newton on the bias", lambda: programs["newton"](refitted, parts))
     edited("head fine-tuned on the pairs", lambda: programs["descend"](refitted, parts))
     edited("DFR on the pairs", lambda: programs["DFR"](refitted, parts, key(SUBSETS)))
+    edited("FMD" + WHOLE, lambda: programs["one shot" + WHOLE](*origins[WHOLE]), of=WHOLE)
+    edited("Newton on the bias" + WHOLE, lambda: programs["newton" + WHOLE](*origins[WHOLE]), of=WHOLE)
 
     target = float(edits.facts(results["FMD"], parts, len(task.task.group_names))["bias"])
-    results["temperature of FMD's bias"] = at_temperature(programs, refitted, parts, target, facts)
-    results |= without_edits(task, programs, raw, variables, train, timed)
+    results["temperature of FMD's bias"] = pair_controls.at_temperature(programs, refitted, parts, target, facts)
+    results |= pair_controls.measure(task, programs, raw, variables, train, timed, seed)
     for name, others in (more(loaded, variables, root, train) if more else {}).items():
-        results[name] = predicted(programs, raw, others)
+        results[name] = pair_controls.predicted(programs, raw, others)
     attribute = task.attribute(raw.test) if task.attribute else None
     for name, found in results.items():
         facts[name] = edits.facts(found, parts, len(task.task.group_names), attribute=attribute)
@@ -186,50 +223,6 @@ def features_and_refit(programs: dict, variables, raw: Parts):
     """``((the network's head, the head at its minimum), features)``."""
     head, parts = programs["features"](variables, raw)
     return (head, programs["refit"](head, parts)), parts
-
-
-def at_temperature(programs: dict, params, parts: Parts, bias: float, facts: dict):
-    """Probabilities of the head at the temperature above 1 that gives the same bias on the report pairs."""
-    low, high, y = 1.0, 100.0, (np.arange(len(parts.report.y)), np.asarray(parts.report.y))
-    for _ in range(20):
-        middle = (low * high) ** 0.5
-        p = programs["probabilities"](params, parts, middle)
-        found = np.abs(np.asarray(p["aligned"])[y] - np.asarray(p["conflicting"])[y]).mean()
-        low, high = (middle, high) if found > bias else (low, middle)
-    facts["temperature"] = high
-    return programs["probabilities"](params, parts, high)
-
-
-def predicted(programs: dict, raw: Parts, variables, *, change: Callable = lambda x: [x]) -> dict[str, Any]:
-    """Probabilities of a network on the test set and the report pairs, averaged over what ``change(x)`` gives."""
-    rows = {"test": raw.test.x, "aligned": raw.report.x, "conflicting": raw.report.flipped}
-    of = lambda x: jax.nn.softmax(programs["logits"](variables, x))
-    return {name: jnp.mean(jnp.stack([of(v) for v in change(x)]), 0) for name, x in rows.items()}
-
-
-def without_edits(task: BiasTask, programs: dict, raw: Parts, variables, train: Callable, timed) -> dict[str, Any]:
-    """Probabilities on the test set and the report pairs of what needs no edit of the model."""
-    reference, found = raw.reference, {}
-    both = Split(
-        np.concatenate([reference.x, reference.flipped]),
-        np.tile(reference.y, 2),
-        np.full(2 * len(reference.y), -1),
-        np.arange(2 * len(reference.y)),
-    )
-    without = raw.train._replace(x=task.drop(raw.train.x))
-    methods = {
-        "average over the attribute": lambda: (variables, task.versions),
-        "trained without the attribute": lambda: (train(without, DROPPED), lambda x: [task.drop(x)]),
-        "trained on the pairs alone": lambda: (train(both, PAIRS_ALONE), lambda x: [x]),
-    }
-    for name, method in methods.items():
-
-        def work(method=method):
-            network, change = method()
-            return predicted(programs, raw, network, change=change)
-
-        found[name] = timed(name, work)
-    return found
 
 
 def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
@@ -247,8 +240,8 @@ def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[l
     text = (
         f"{task.task.about} Bias: mean difference of the true class's probability between the sides of a pair; signed "
         "is positive where the first side is favoured. Flip rate: pairs predicted differently. Refitting the last "
-        "layer is part of every edit, and of its seconds; compilation is left out. The conflicting side alone is "
-        "learnt in rounds, as re-linearised FMD is."
+        "layer is part of every edit of it, and of its seconds; compilation is left out. The conflicting side alone "
+        "is learnt in rounds, as re-linearised FMD is. Edits of the whole network start from it as it was trained."
     )
     figure = plots.tradeoff(points, xlabel="counterfactual bias", ylabel=accuracy.replace("_", " "))
     return rows, report.Section(text, {"Accuracy against bias.": figure})
@@ -265,7 +258,7 @@ def run(
 ) -> Path:
     """Run or resume, and write ``results/<name>/<run>``; ``more(task, config)`` are methods beside those here."""
     if config.smoke:
-        config = replace(config, seeds=1, etas=(0.1, 1.0), rounds=2, newton_rounds=2)
+        config = replace(config, seeds=1, etas=(0.1, 1.0), rounds=2, newton_rounds=2, whole_rounds=2)
 
     def prepare(task: BiasTask, config: Config) -> Callable:
         if config.smoke:

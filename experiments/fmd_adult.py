@@ -3,8 +3,8 @@
 Claim:    one step on pairs takes away the one-sided part of the bias at no cost; steps down the gradient of the bias
           itself take away most of it; averaging over the attribute takes away all, without training.
 Command:  python -m experiments.fmd_adult        (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote.
-Device:   two CPU cores, about half a minute a task and seed; any JAX device works.
+Expected: the tables in experiments/README.md, by `--config.tasks` of one task each; that by race is an older one.
+Device:   two CPU cores, about a minute a task and seed; any JAX device works.
 """
 
 from dataclasses import dataclass

@@ -85,7 +85,7 @@ def curves(
 
 def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ylabel: str) -> Figure:
     """Two goals against each other, a point a method with deviations over seeds; `points`: label -> (x [s], y [s])."""
-    figure, (axes,) = _figure(8.2, 4.2)
+    figure, (axes,) = _figure(8.2, max(4.2, 0.18 * len(points)))  # as high as its legend
     styles = zip(cycle(PALETTE), cycle("osD^vP*X<>p"))
     for (label, (x, y)), (colour, marker) in zip(points.items(), styles, strict=False):
         style = {"color": colour, "marker": marker, "markersize": 6, "elinewidth": 0.9, "linestyle": "none"}

@@ -9,11 +9,12 @@ Pairs are official test images in the colour of their class and in a random othe
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 
-from d3mjax.data import digits, fashion_spurious, mnist, splits, spurious
+from d3mjax.data import digits, fashion, fashion_spurious, mnist, splits, spurious
 from d3mjax.data.fashion import NUM_TRAIN
 from d3mjax.data.pairs import PairSets, draw_recoloured
 from d3mjax.data.spurious import Counts, JitteredInk
@@ -114,10 +115,8 @@ def load_fashion_pairs(
         size=size, train=10, targets=10, selection=10, test=10_000, data_dir=data_dir, source_dir=source_dir, flat=False
     ).test
     images = np.rint(np.asarray(test.x) * 255).astype(np.uint8)
-    cue = JitteredInk(severity=severity, seed=seed)
-    sizes = (reference, selection, report)
-    ids, y = np.asarray(test.id), np.asarray(test.y)
-    return draw_recoloured(images, y, ids, cue, seed=seed, sizes=sizes, exclude=exclude, flat=flat)
+    rows = (images, np.asarray(test.y), np.asarray(test.id))
+    return _inked(*rows, seed, severity, sizes=(reference, selection, report), exclude=exclude, flat=flat)
 
 
 def load_mnist_pairs(
@@ -136,10 +135,8 @@ def load_mnist_pairs(
 ) -> PairSets:
     """Pairs of MNIST's test images, disjoint by image, none of ``exclude``; sources as in `mnist.read`."""
     pool = mnist.read(size, source_dir=source_dir, data_dir=data_dir, counts=counts)
-    images, y, ids = (a[pool.id >= NUM_TRAIN] for a in pool)
-    cue = JitteredInk(severity=severity, seed=seed)
-    sizes = (reference, selection, report)
-    return draw_recoloured(images, y, ids, cue, seed=seed, sizes=sizes, exclude=exclude, flat=flat)
+    rows = fashion.Pool(*(a[pool.id >= NUM_TRAIN] for a in pool))
+    return _inked(*rows, seed, severity, sizes=(reference, selection, report), exclude=exclude, flat=flat)
 
 
 def load_digit_pairs(
@@ -154,9 +151,13 @@ def load_digit_pairs(
 ) -> PairSets:
     """Pairs of scikit-learn's digits, which has no test files: ``exclude`` the ids of all four splits."""
     images, y = digits.read()
-    cue = JitteredInk(severity=severity, seed=seed)
-    sizes = (reference, selection, report)
-    return draw_recoloured(images, y, np.arange(len(y)), cue, seed=seed, sizes=sizes, exclude=exclude, flat=flat)
+    rows = (images, y, np.arange(len(y)))
+    return _inked(*rows, seed, severity, sizes=(reference, selection, report), exclude=exclude, flat=flat)
+
+
+def _inked(images: np.ndarray, y: np.ndarray, ids: np.ndarray, seed: int, severity: int, **options: Any) -> PairSets:
+    """`draw_recoloured` in the ink that the splits of that seed have."""
+    return draw_recoloured(images, y, ids, JitteredInk(severity=severity, seed=seed), seed=seed, **options)
 
 
 def _task(

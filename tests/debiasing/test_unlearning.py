@@ -211,7 +211,7 @@ def test_the_step_size_is_chosen_on_selection_pairs_within_a_cost():
         (PAIRS._replace(flipped=PAIRS.flipped[:-1]), "sides of shapes"),
         (PAIRS._replace(y=PAIRS.y[:-1]), r"pairs.y: found 59 labels for \[60\] pairs"),
         (PAIRS._replace(y=PAIRS.y + 1), "found labels 1..2, expected 0..1"),
-        (jax.tree.map(lambda a: a[:5], PAIRS), "found 5, expected at least 20"),
+        (jax.tree.map(lambda a: a[:0], PAIRS), "found none, expected some"),
         (PAIRS._replace(flipped=PAIRS.x), "both sides equal everywhere"),
     ],
 )
@@ -219,6 +219,12 @@ def test_pairs_that_cannot_be_right_are_refused(pairs, message):
     with pytest.raises(ValueError, match=message):
         unlearning.check_pairs(pairs, 2)
     unlearning.check_pairs(PAIRS, 2)
+
+
+def test_few_pairs_are_named_with_the_error_they_leave():
+    few = jax.tree.map(lambda a: a[:16], PAIRS)
+    with pytest.warns(RuntimeWarning, match=r"found 16, expected at least 20: the standard error .* may be 0\.12"):
+        unlearning.check_pairs(few, 2)
 
 
 def regression(weights, *, seed=0, n=30, swap=None):

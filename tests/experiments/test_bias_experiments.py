@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
+from d3mjax.attribution import influence, projections, trak
 from d3mjax.data import adult
+from d3mjax.debiasing import unlearning
 from d3mjax.debiasing.unlearning import Bias
 from d3mjax.runtime import record
-from experiments import bias_tasks, fmd, fmd_against_d3m, influence_on_bias, lds_influence
+from d3mjax.types import Split
+from experiments import bias_tasks, edits, engine, fmd, fmd_against_d3m, influence_on_bias, lds_influence, pair_controls
 
 SEX = adult.COLUMNS["sex"]
 
@@ -67,6 +72,66 @@ def test_edits_and_retraining_stand_side_by_side(tmp_path):
     assert fmd_against_d3m.main(fmd_against_d3m.Config(tasks=("adult-sex",), smoke=True), tmp_path) == run
 
 
+def test_the_whole_network_is_curved_by_a_part_that_counts_as_all():
+    task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(4,))
+    loaded, model = task.load(0, smoke=True), engine.network(task.task)
+    raw = edits.Parts(loaded.data.train, loaded.data.test, *loaded.pairs)
+    params = model.init(jax.random.key(0), raw.train.x[:1])["params"]
+    problems = [edits.make_whole(model, params, raw, damping=0.01, most=most).problem for most in (150, 600, 10_000)]
+    v = jax.random.normal(jax.random.key(1), ravel_pytree(params)[0].shape)
+    part, whole, more = (np.asarray(influence.ggn(problem)(v)) for problem in problems)
+    np.testing.assert_array_equal(whole, more)
+    np.testing.assert_allclose([p.weights.sum() for p in problems], 600)
+    np.testing.assert_allclose([p.damping for p in problems], 6)
+    assert 0 < np.linalg.norm(part - whole) < 0.5 * np.linalg.norm(whole)  # 150 are not all, but much alike
+
+
+def test_report_pairs_decide_nothing():
+    config = fmd.Config(tasks=(), etas=(0.3, 1.0), rounds=2, newton_rounds=2, whole_rounds=1)
+    task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(16,), steps=60)
+    programs, loaded = fmd.make_programs(task, config), task.load(0, smoke=True)
+    few = jax.tree.map(lambda a: np.array(a)[::-1][: len(a) // 2], loaded.pairs.report)
+    facts, warm = [], set()
+    for report in (loaded.pairs.report, few):
+        given = loaded._replace(pairs=loaded.pairs._replace(report=report))
+        here = replace(task, load=lambda seed, *, smoke, given=given: given)
+        facts.append(fmd.measure(here, config, programs, warm, None, 0, lambda count: None)[0])
+    one, other = facts
+    assert one["steps"] == other["steps"]
+    assert max(one["steps"].values()) >= 0
+    for name in one["steps"]:
+        assert one[name]["accuracy"] == other[name]["accuracy"]  # on the test set
+        assert one[name]["bias"] != other[name]["bias"]
+
+
+def test_flips_are_of_a_random_value_of_the_attribute():
+    task = bias_tasks.ADULT_SEX
+    x = np.asarray(task.load(0, smoke=True).data.train.x)
+    x = np.concatenate([x, x])  # more than are flipped at a time
+    found = pair_controls.at_random(task, x, 0)
+    np.testing.assert_array_equal(np.delete(found, np.r_[SEX], axis=1), np.delete(x, np.r_[SEX], axis=1))
+    np.testing.assert_array_equal(found[:, SEX].sum(1), 1)
+    assert abs((found != x).any(1).mean() - 0.5) < 0.06
+
+
+def test_trak_on_bias_is_that_of_each_pair():
+    task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(8,))
+    loaded = task.load(0, smoke=True)
+    train, pairs, model = loaded.data.train, loaded.pairs.reference, engine.network(task.task)
+    variables = model.init(jax.random.key(0), train.x[:1])
+    key = jax.random.key(1)
+    at_first = jax.random.fold_in(key, 0)  # as that of the first checkpoint
+    found = influence_on_bias.by_trak(at_first, model, variables, train, pairs, size=32)
+    options = {"projection": projections.sjlt(32), "target_output": influence_on_bias.probability_output}
+    one, other = (
+        trak.scores(key, model, jax.tree.map(lambda a: a[None], variables), train, target, **options).tau
+        for target in (Split(x, pairs.y, pairs.y, pairs.y) for x in (pairs.x, pairs.flipped))
+    )
+    d = unlearning.differences(model, variables, pairs)
+    expected = [(jnp.sign(d)[:, None] * (one - other)).mean(0), (one - other).mean(0)]
+    np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
+
+
 def test_removal_by_influence_is_told_with_its_prediction(tmp_path):
     run = influence_on_bias.main(influence_on_bias.Config(tasks=("adult-sex",), smoke=True), tmp_path)
     rows = rows_by_name(run)
@@ -75,6 +140,9 @@ def test_removal_by_influence_is_told_with_its_prediction(tmp_path):
     change = top["signed_bias"]["mean"] - rows["no removal"]["signed_bias"]["mean"]
     assert top["signed_change"]["mean"] == pytest.approx(change, abs=1e-6)
     assert 0 < chosen["removed"]["mean"] < 1
+    for name in ("number by one step", "in rounds"):
+        assert round(600 * rows[f"whole network, {name}"]["removed"]["mean"]) in (0, 10, 20)
+    assert "TRAK, 20 removed" in rows
     unit = dict(np.load(run / "units" / "adult-sex-10.npz"))
     assert len(unit["on_bias/whole network"]) == len(unit["on_bias/last layer"]) == len(unit["id"]) == 600
 
