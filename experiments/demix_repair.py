@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,6 @@ from d3mjax.diagnosis import repair, trees
 from d3mjax.diagnosis.repair import Repaired
 from d3mjax.runtime import mesh, preemption, record
 from d3mjax.training import ensemble
-from d3mjax.types import Table
 from experiments import demix_corpus, demix_diagnose, plots, report, units
 from experiments.demix_cells import MLP2, Planned, features, labelled, make_vectors, plan, trainer_of
 from experiments.demix_tables import TABLES, Labelled, TableTask, divide
@@ -52,40 +51,35 @@ class Config:
     smoke: bool = False
 
 
-MARGIN = 0.1
+MARGIN = 0.3
+RECOMMENDED = (
+    "predicted, labels and groups of equal weight",
+    "predicted, labels and groups of equal weight, cautious",
+    "predicted, groups of equal weight alone",
+)
 
 
-class Variant(NamedTuple):
-    """A training set."""
-
-    table: Table
-    labels: np.ndarray
-    weights: np.ndarray
-
-
-def variants(
-    planned: Planned, probabilities: np.ndarray, claimed: np.ndarray, task: TableTask, seed: int
-) -> dict[str, Any]:
-    """Training sets by name. The oracle knows the flags, `clean` the rows before any error."""
+def variants(planned: Planned, right: Any, probabilities: Any, claimed: Any, task: TableTask, seed: int):
+    """Training sets by name, and the risk of each repair. The oracle knows the flags; ``right``: rows that the model
+    of the dirty set gets right.
+    """
     errors = planned.train
     table, y, truth = errors.table, errors.labels, errors.flags
     ones = np.ones(len(y), np.float32)
     rng = np.random.default_rng(seed)
     fix = partial(repair.repair, table, y, num_classes=task.num_classes)
-    none = np.zeros_like(claimed)
-    only = lambda flags, *types: np.where(np.isin(np.arange(3), types)[None], flags, none)
+    only = lambda flags, *types: flags & np.isin(np.arange(3), types)[None]
     careful = repair.cautious(claimed, probabilities, margin=MARGIN)
-    restore = repair.impute
-    label = only(careful, 0)
+    groups = {"restore": repair.impute, "weigh": repair.equal_groups}
     found = {
         "dirty": Repaired(table, y, ones),
         "predicted, as published": fix(claimed),
         "predicted, labels alone": fix(only(claimed, 0)),
-        "predicted, labels alone, cautious": fix(label),
-        "predicted, cautious, imputed, groups of equal weight": fix(
-            careful, restore=restore, weigh=repair.equal_groups
-        ),
-        "predicted, groups of equal weight alone": fix(only(claimed, 2), weigh=repair.equal_groups),
+        "predicted, labels alone, cautious": fix(only(careful, 0)),
+        "predicted, labels and groups of equal weight": fix(only(claimed, 0, 2), **groups),
+        "predicted, labels and groups of equal weight, cautious": fix(only(careful, 0, 2), **groups),
+        "predicted, the same with imputation": fix(careful, **groups),
+        "predicted, groups of equal weight alone": fix(only(claimed, 2), **groups),
         "oracle, as published": fix(truth),
         "oracle, labels and features": Repaired(errors.clean_table, errors.clean_labels, ones),
         "oracle, labels, features, groups of equal weight": Repaired(
@@ -94,12 +88,12 @@ def variants(
         "drop all detected": Repaired(table, y, (~claimed.any(1)).astype(np.float32)),
         "drop as many at random": Repaired(table, y, rng.permutation(~claimed.any(1)).astype(np.float32)),
     }
-    risk = partial(repair.worst_group_risk, y, probabilities=probabilities, num_classes=task.num_classes)
-    full = found["predicted, cautious, imputed, groups of equal weight"]
-    guarded = full if not risk(full).likely else found["predicted, groups of equal weight alone"]
-    found["recommended: the same, unless the guard warns"] = guarded
-    risks = {name: risk(found[name]).value for name in found if name.startswith(("predicted", "recommended"))}
-    return {"training sets": found, "risks": risks}
+    risk = partial(repair.worst_group_risk, y, probabilities=probabilities, num_classes=task.num_classes, correct=right)
+    risks = {name: risk(one) for name, one in found.items() if name.startswith("predicted")}
+    # The first that the guard lets pass, from the boldest to the most careful.
+    bold = [name for name in RECOMMENDED if not risks[name].likely]
+    found["recommended: the first that the guard lets pass"] = found[bold[0] if bold else "dirty"]
+    return found, {name: one.value for name, one in risks.items()}
 
 
 def make_evaluate(task: TableTask, columns: Any, num_test: int, devices: Mesh) -> Callable:
@@ -159,12 +153,12 @@ def measure_table(
         group = 2 * np.asarray(rule.condition(test[0])).astype(int) + np.asarray(rule.label(test[1]))
         probabilities = np.asarray(trees.predict(fitted[k], features(cell, p.train.labels, task.num_classes)))
         claimed = np.asarray(trees.claim(fitted[k], probabilities))
-        found = variants(p, probabilities, claimed, task, seed)
-        sets = found["training sets"]
+        right = cell.logits.argmax(1) == p.train.labels
+        sets, risks = variants(p, right, probabilities, claimed, task, seed)
         accuracy, by_group = evaluate(key, list(sets.values()), test, group)
         sort = "balanced" if rule.balanced else "published"
         figures = {
-            name: {"accuracy": float(a), "worst group": float(np.nanmin(g)), "risk": found["risks"].get(name)}
+            name: {"accuracy": float(a), "worst group": float(np.nanmin(g)), "risk": risks.get(name)}
             for name, a, g in zip(sets, accuracy, by_group, strict=True)
         }
         facts.setdefault(f"{sort} rules, clean ratio {clean}", []).append(figures)
