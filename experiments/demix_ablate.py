@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
 from d3mjax.data import tables
-from d3mjax.diagnosis import calibration, classifier, losses, set_transformer, statistics, vectors
+from d3mjax.diagnosis import classifier, detection, losses, set_transformer, statistics, vectors
 from d3mjax.runtime import mesh, preemption, record
 from d3mjax.training import ensemble
 from experiments import demix_corpus, demix_diagnose, plots, report, units
@@ -165,7 +165,7 @@ def network_tells(name: str, config: Config, train: Sequence[Stored], test: Sequ
     ensemble.check_losses(fitted.loss[None], np.array([seed]))
     d = fitted.diagnoser
     found = [np.asarray(classifier.predict(network, d, c.vectors)) for c in test]
-    return found, [np.asarray(calibration.flag(p, d.thresholds)) for p in found]
+    return found, [np.asarray(detection.flag(p, d.thresholds)) for p in found]
 
 
 def measure_draw(task: TableTask, config: Config, stored: dict[int, units.Unit], seed: int, progress) -> units.Unit:

@@ -1,7 +1,7 @@
 """Repair by kind of error: what it does to accuracy and to the worst group of the rule, beside plain controls.
 
-Claim:    turning the labels that a diagnoser believes wrong recovers most of what wrong labels cost; done carelessly
-          it takes the minority's labels with it. Turning only labels that are far likelier wrong than rare gains in both.
+Claim:    turning the labels that a diagnoser believes wrong recovers most of what wrong labels cost, and takes labels
+          of the minority with it; turning only those far likelier wrong than rare gains for both.
 Command:  python -m experiments.demix_repair            (`--config.smoke` takes half a minute)
 Expected: the tables in experiments/README.md, which this command wrote.
 Device:   two CPU cores, about 15 minutes beside the cells of demix_diagnose; any JAX device works.
@@ -52,7 +52,7 @@ class Config:
 
 
 MARGIN = 0.3
-"""By which a label error must be likelier than a minority; of .1, .3 and .5 on a draw that no table reports."""
+"""By which a label error must be likelier than a minority. Which repair to recommend was chosen on draw 5 of Adult."""
 RECOMMENDED = "predicted, labels alone, cautious (recommended)"
 
 

@@ -20,9 +20,12 @@ from flax import linen
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax.attribution.outputs import map_microbatches
-from d3mjax.diagnosis import calibration, losses
+from d3mjax.diagnosis import calibration, detection, losses
 from d3mjax.training import sampling, train
 from d3mjax.types import AnyArray, Model, Objective, Split, Trainer
+
+GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
+"""Thresholds to choose among, those of the published code."""
 
 
 class Diagnoser(NamedTuple):
@@ -143,7 +146,8 @@ def finish(
     """The diagnoser of trained ``variables``, thresholds and calibration from ``held`` rows, and all probabilities."""
     vectors, mask = data.x  # as `as_split` put them
     p = _probabilities(network, variables, vectors, mask, microbatch)
-    thresholds = calibration.best_thresholds(p, data.y, rows=held)
+    of_held = lambda a: jnp.where(held[:, None], a, 0)  # what is no row has probability 0, and is never claimed
+    thresholds = detection.best_thresholds(of_held(p), of_held(data.y).astype(bool), candidates=GRID)
     return Diagnoser(variables, thresholds, calibration.platt(p, data.y, rows=held)), p
 
 
@@ -203,7 +207,7 @@ def predict(
 ) -> Float[Array, "n K"]:
     """Probability of each kind of error for each row; ``microbatch`` rows at a time, which changes nothing.
 
-    Flags are ``calibration.flag(p, diagnoser.thresholds)``; probabilities to be believed are
+    Flags are ``detection.flag(p, diagnoser.thresholds)``; probabilities to be believed are
     ``calibration.calibrated(p, diagnoser.calibration)``. t need not be that of the training rows.
     """
     return _probabilities(network, diagnoser.variables, vectors, mask, microbatch)

@@ -70,6 +70,11 @@ def calibration_error(
     return jnp.abs(gap).sum() / probabilities.shape[0]
 
 
+def flag(probabilities: Float[AnyArray, "n e"], thresholds: Float[AnyArray, " e"]) -> Bool[Array, "n e"]:
+    """Which errors each row is claimed to have: ``probability >= threshold`` of the type."""
+    return jnp.asarray(probabilities) >= jnp.asarray(thresholds)[None]
+
+
 def best_thresholds(
     probabilities: Float[AnyArray, "n e"],
     truth: Bool[AnyArray, "n e"],

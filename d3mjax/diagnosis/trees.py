@@ -92,7 +92,7 @@ def predict(trees: Trees, features: Float[AnyArray, "n f"], *, microbatch: int |
 
 def claim(trees: Trees, probabilities: Float[AnyArray, "n e"]) -> Bool[Array, "n e"]:
     """Flags where the probability reaches the threshold of its type."""
-    return jnp.asarray(probabilities) >= jnp.asarray(trees.thresholds)[None]
+    return detection.flag(probabilities, trees.thresholds)
 
 
 @partial(jax.jit, static_argnames="microbatch")

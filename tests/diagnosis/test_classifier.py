@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from d3mjax.diagnosis import calibration, classifier, losses
+from d3mjax.diagnosis import calibration, classifier, detection, losses
 from d3mjax.diagnosis.set_transformer import MeanPool, SetTransformer
 
 SMALL = SetTransformer(width=16, num_inducing=4, num_heads=2, num_blocks=1, projection=8, dropout=0.1)
@@ -70,7 +70,7 @@ def test_planted_kinds_are_found_by_their_sign(network, objective, t_batch):
     assert ((p > 0) & (p < 1)).all()
     precision = [average_precision_score(flags[:, k], p[:, k]) for k in range(3)]
     assert min(precision) > 0.85, precision
-    scores = calibration.f1(calibration.flag(p, found.diagnoser.thresholds), flags)
+    scores = detection.scores(detection.flag(p, found.diagnoser.thresholds), flags).f1
     assert scores.min() > 0.75, scores
     assert found.loss[-10:].mean() < 0.5 * found.loss[:3].mean()
     q = np.asarray(ask(found.diagnoser, vectors * np.array([-1, 1, 1, 1], np.float16)[:, None]))
@@ -139,7 +139,7 @@ def test_held_out_rows_are_a_fifth_of_each_stratum_and_teach_nothing(fitted):
     other = FIT(jax.random.key(0), garbage, FLAGS, MODEL_IDS)
     jax.tree.map(np.testing.assert_array_equal, other.diagnoser.variables, fitted.diagnoser.variables)
     p = fitted.probabilities
-    thresholds = calibration.best_thresholds(p[held], FLAGS[held])
+    thresholds = detection.best_thresholds(p[held], FLAGS[held], candidates=classifier.GRID)
     np.testing.assert_array_equal(fitted.diagnoser.thresholds, thresholds)
     np.testing.assert_allclose(fitted.diagnoser.calibration, calibration.platt(p[held], FLAGS[held]), rtol=1e-3)
 
