@@ -1,0 +1,106 @@
+"""Diagnosis from planted errors to its page, on few rows: splits keep apart what they say, and reruns find it again."""
+
+import numpy as np
+import pytest
+
+from d3mjax.runtime import record
+from experiments import demix_ablate, demix_cells, demix_corpus, demix_diagnose, demix_repair
+from experiments.demix_tables import TABLES, divide
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def diagnosed(results):
+    return demix_diagnose.main(demix_diagnose.Config(smoke=True), results)
+
+
+def rows_of(run):
+    document = record.read_json(run / "metrics.json")
+    record.validate_document(document)
+    return document["rows"]
+
+
+def test_every_split_has_its_table(diagnosed):
+    rows = rows_of(diagnosed)
+    splits = {row["task"] for row in rows if row["task"].startswith("digits")}
+    for split in ("in-cell", "new draw", "unseen rule", "unseen table", "other clean ratio"):
+        assert f"digits, {split}, clean ratio 0.5" in splits
+    drawn = {row["method"]: row["metrics"] for row in rows if row["task"] == "digits, new draw, clean ratio 0.8"}
+    assert set(demix_diagnose.METHODS) <= set(drawn)
+    assert {"best single scores", "flag everything", "L: loss", "S: SC = y", "S: knowing the rule"} <= set(drawn)
+    # Everything flagged: recall 1, precision the share, which is .1 and .15: F1 2 s / (1 + s).
+    assert drawn["flag everything"]["label_f1"]["mean"] == pytest.approx(0.2 / 1.1, abs=0.05)
+    assert "label_f1" not in drawn["S: SC = y"]
+    page = (diagnosed / "report.html").read_text()
+    assert "Fitted on all other tables" in page
+
+
+def test_a_second_run_computes_nothing(diagnosed, results, monkeypatch):
+    monkeypatch.setattr(demix_corpus, "collect", lambda *args: pytest.fail("asked for cells again"))
+    monkeypatch.setattr(demix_diagnose, "splits_of", lambda *args: pytest.fail("measured again"))
+    with pytest.raises(pytest.fail.Exception):
+        demix_corpus.gather(results, {"x": TABLES["digits"]}, (0.5,), 1, range(1), smoke=True)
+    before = rows_of(diagnosed)
+    monkeypatch.setattr(demix_corpus, "collect", lambda *args: None)
+    assert rows_of(demix_diagnose.main(demix_diagnose.Config(smoke=True), results)) == before
+
+
+def test_cells_hold_what_was_planted(results, diagnosed):
+    task = demix_corpus.small(TABLES["planted"], smoke=True)
+    (run,) = (results / "demix_cells").iterdir()
+    cells = demix_corpus.read(task, 1, record.read_unit(run, "planted-1"))
+    assert [(cell.rule, cell.clean) for cell in cells] == [(0, 0.5), (0, 0.8), (1, 0.5), (1, 0.8)]
+    parts = divide(task)
+    for cell in cells:
+        planned = demix_cells.plan(task, parts, task.rules[cell.rule], cell.clean, 100 + cell.rule)
+        assert cell.kind == demix_corpus.kind_of(planned)
+        share = planned.train.flags.mean(0)
+        np.testing.assert_allclose(cell.flags.mean(0), share, atol=0.06)  # 150 of 200 rows
+        assert cell.features.shape == (150, len(demix_cells.FEATURES))
+        assert cell.signals.min() > 0
+        assert cell.signals.max() < 1
+
+
+def test_train_validation_and_test_rows_are_disjoint_and_errors_drawn_anew():
+    task = demix_corpus.small(TABLES["planted"], smoke=True)
+    parts = divide(task)
+    first, second = (demix_cells.plan(task, parts, task.rules[0], 0.5, seed) for seed in (0, 1))
+    ids = [set(table.id.tolist()) for table, _ in parts]
+    assert len(set.union(*ids)) == sum(map(len, ids))
+    assert set(first.train.table.id.tolist()) <= ids[0]
+    assert set(first.validation.table.id.tolist()) <= ids[1]
+    assert (first.train.table.id != second.train.table.id).any()
+
+
+def test_repair_beside_its_controls(results):
+    config = demix_repair.Config(smoke=True)
+    rows = rows_of(demix_repair.main(config, results))
+    of = {row["method"]: row["metrics"] for row in rows if row["task"] == "planted, balanced rules, clean ratio 0.5"}
+    assert {"dirty", demix_repair.RECOMMENDED, "oracle, as published", "drop as many at random"} <= set(of)
+    assert of["dirty"]["cells_where_the_worst_group_loses"]["mean"] == 0
+    assert 0 <= of[demix_repair.RECOMMENDED]["risk_by_the_guard"]["mean"] <= 1
+    assert of["oracle, labels and features"]["average_accuracy"]["mean"] > of["dirty"]["average_accuracy"]["mean"]
+
+
+def test_ablations_of_channels_and_networks(results):
+    rows = rows_of(demix_ablate.main(demix_ablate.Config(smoke=True), results))
+    methods = {row["method"] for row in rows if row["task"] == "planted, new draw, clean ratio 0.5"}
+    assert {"trees: curvature alone", "trees: TRAK and channels 1-3", "trees: t = 16 and channels 1-3"} <= methods
+    assert "mean pool: the same" in methods
+
+
+@pytest.mark.parametrize("module", [demix_diagnose, demix_repair, demix_ablate])
+def test_unknown_tables_are_refused(module, results):
+    with pytest.raises(ValueError, match=r"tasks: found \['nothing'\], expected names among"):
+        module.main(module.Config(tasks=("nothing",)), results)
+
+
+def test_networks_and_seeds_are_checked(results):
+    with pytest.raises(ValueError, match="networks: found"):
+        demix_ablate.main(demix_ablate.Config(networks=("other",)), results)
+    with pytest.raises(ValueError, match="seeds: found 2, expected at least 3"):
+        demix_diagnose.main(demix_diagnose.Config(seeds=2), results)
