@@ -17,14 +17,14 @@ import tyro
 
 from d3mjax.runtime import mesh, record
 from experiments import report
-from experiments.bench import bank, lasso, models, trak
+from experiments.bench import bank, lasso, models, tensor, trak
 
 
 def main(
     results: Path = Path("results"),
     run: str | None = None,
     torch_python: Path = Path(".venv-bench/bin/python"),
-    only: Literal["all", "models", "trak", "lasso", "bank"] = "all",
+    only: Literal["all", "models", "trak", "lasso", "bank", "tensor"] = "all",
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""
@@ -34,7 +34,7 @@ def main(
     directory = record.open_run(results, "bench", config, run)
     against_torch = {"models": models.bench, "trak": trak.bench}
     parts = {name: partial(part, torch_python) for name, part in against_torch.items()}
-    parts |= {"lasso": lasso.bench, "bank": bank.bench}
+    parts |= {"lasso": lasso.bench, "bank": bank.bench, "tensor": tensor.bench}
     rows = [row for name, part in parts.items() if only in ("all", name) for row in part(smoke=smoke)]
     document = record.metrics_document("bench", config, rows, time.perf_counter() - begin)
     record.write_json(directory / "metrics.json", document)

@@ -77,7 +77,7 @@ def test_confident_errors_are_those_of_a_loop_and_of_cleanlab(classes, seed):
         guess = p[i].argmax() if len(counted) > 1 else counted[0] if counted else y[i]
         assert got[i] == (guess != y[i] and p[i].argmax() != y[i])
     assert 0 < got.sum() < len(y)
-    cleanlab = pytest.importorskip("cleanlab.filter")  # AGPL, so no dependency: its suspects are these
+    cleanlab = pytest.importorskip("cleanlab.filter")  # AGPL, a dependency of tests alone
     np.testing.assert_array_equal(got, cleanlab.find_label_issues(y, p, filter_by="confident_learning"))
 
 

@@ -1,0 +1,95 @@
+"""The influence channel of DeMix by Gram products, beside normalised gradients formed one chunk after the other."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from d3mjax import metrics
+from d3mjax.attribution import gradients, influence
+from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.diagnosis import vectors
+from d3mjax.runtime import record
+from d3mjax.training import models
+from d3mjax.types import Model, Split
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to train and to validate on, features, hidden layers."""
+
+    train: int
+    validation: int
+    features: int = 107
+    hidden: tuple[int, ...] = (256, 128, 64)
+    repeats: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"influence tensor, {self.train:,} x {self.validation:,}, MLP {'-'.join(map(str, self.hidden))}"
+
+
+def bench(*, smoke: bool) -> list[dict[str, Any]]:
+    """Both on 4,000 x 512, and ours alone on 20,000 x 2,048, where explicit gradients would take minutes."""
+    tasks = [Task(60, 12, 9, (8,), 1)] if smoke else [Task(4000, 512), Task(20_000, 2048)]
+    return [row for i, task in enumerate(tasks) for row in _rows(task, compare=i == 0)]
+
+
+def _rows(task: Task, *, compare: bool) -> list[dict[str, Any]]:
+    model = models.mlp(task.hidden, 2)
+    train, validation = (_split(n, task.features, seed) for seed, n in enumerate((task.train, task.validation)))
+    variables = model.init(jax.random.key(0), train.x[:1])
+    ours = jax.jit(lambda v, a, b: vectors.gram(model, v, a, b))
+    seconds, product = _timed(ours, (variables, train, validation), task.repeats)
+    figures = {"seconds": seconds}
+    rows = []
+    if compare:
+        explicit = jax.jit(lambda v, a, b: _explicit(model, v, a, b))
+        reference, expected = _timed(explicit, (variables, train, validation), task.repeats)
+        rows.append(_row(task, "explicit gradients", {"seconds": reference}))
+        figures |= {"ratio": reference / seconds, "largest_error": float(np.abs(product - expected).max())}
+    whole = jax.jit(lambda v, a, b: vectors.tensor(model, v, a, b))
+    four, _ = _timed(whole, (variables, train, validation), task.repeats)
+    rows.append(_row(task, "d3mjax, Gram products", figures))
+    rows.append(_row(task, "d3mjax, all four channels, stored in half precision", {"seconds": four}))
+    return rows
+
+
+def _split(n: int, features: int, seed: int) -> Split:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n).astype(np.int32)
+    return Split(rng.normal(size=(n, features)).astype(np.float32), y, np.zeros_like(y), np.arange(n, dtype=np.int32))
+
+
+def _explicit(model: Model, variables, train: Split, validation: Split):
+    logits = gradients.logits_of(model, variables)
+    output = lambda params, example: influence.cross_entropy(logits(params, example), example.y)
+
+    def unit(part):
+        tree = gradients.per_example(output, variables["params"], part)
+        flat = jax.vmap(lambda g: ravel_pytree(g)[0])(tree)
+        return flat / jnp.linalg.norm(flat, axis=1, keepdims=True)
+
+    of = unit(validation)
+    return map_microbatches(lambda part: jnp.matmul(unit(part), of.T, precision="highest"), train, microbatch=256)
+
+
+def _timed(fn, args, repeats: int) -> tuple[float, np.ndarray]:
+    """Median seconds of a call, compilation left out, and what it returns."""
+    found = jax.block_until_ready(fn(*args))
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(fn(*args))
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds)), np.asarray(found)
+
+
+def _row(task: Task, method: str, figures: dict[str, float]) -> dict[str, Any]:
+    measured = {name: metrics.summary([value]) for name, value in figures.items()}
+    measured["peak_memory_mib"] = metrics.summary([record.peak_memory_mib()])
+    return {"task": task.name, "method": method, "information": "none", "settings": asdict(task), "metrics": measured}
