@@ -74,8 +74,9 @@ def fit(train: Sequence[Stored], columns, *, rows: int, rounds: int) -> trees.Tr
         np.concatenate([cell.features[:rows, columns] for cell in train]),
         np.concatenate([cell.flags[:rows] for cell in train]),
         np.repeat(groups, [len(cell.flags[:rows]) for cell in train]),
-        folds=3,
+        folds=2,
         rounds=rounds,
+        leaves=15,
     )
 
 
