@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from d3mjax.training import convolutions
+from d3mjax.training import convolutions, ensemble, objectives
 from tpu_scripts import sizing
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +45,30 @@ def test_resnet9_is_our_own():
     # Kernels are [kh kw c o], outputs [o h w b].
     found = [sizing.Convolution(k[0], k[2], k[3], out[1]) for k, out in kernels]
     assert found == list(sizing.resnet9().convolutions)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_the_program_of_a_device_has_the_paper_flops(num_devices):
+    """XLA's own count for one gradient of a ResNet-9 a device: of the paper figure but for zeros at the borders, which
+    XLA leaves out, and the gradient of the images; the same however many devices and models there are.
+    """
+    model = convolutions.resnet9(10, norm=convolutions.batch_norm())
+    devices = jax.make_mesh((num_devices,), ("model",), devices=jax.devices()[:num_devices])
+
+    def one(key, x, y):
+        variables = model.init(key, x[:1])
+
+        def loss(params):
+            logits, _ = model.apply({**variables, "params": params}, x, train=True)
+            return objectives.losses(logits, y).mean()
+
+        return jax.grad(loss)(variables["params"])
+
+    run = jax.jit(ensemble.map_models(one, width=1, mesh=devices))
+    shapes = ((num_devices, 16, 32, 32, 3), jnp.float32), ((num_devices, 16), jnp.int32)
+    arrays = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    counted = run.lower(jax.random.split(jax.random.key(0), num_devices), *arrays).cost_analysis()["flops"]
+    assert 0.88 < counted / (16 * sizing.training_flops(sizing.resnet9())) < 1
 
 
 def test_datamodels_by_hand():
