@@ -123,7 +123,8 @@ def load(path: Path) -> tuple[trees.Trees, dict[str, Any]]:
     arrays, manifest = diagnoser.load_diagnoser(path, FEATURES)
     if set(arrays) != set(trees.Trees._fields):
         raise ValueError(f"{path} holds {sorted(arrays)}, expected trees: {sorted(trees.Trees._fields)}")
-    return trees.Trees(**arrays | {"forest": trees.Forest(**arrays["forest"])}), manifest
+    forest = trees.Forest(**arrays.pop("forest"))
+    return trees.Trees(forest, **arrays), manifest
 
 
 def out_of_table(
