@@ -3,7 +3,8 @@
 Claim:    what a row's influence vectors look like when its label or features are wrong carries over to other tables;
           how far it does is measured on tables that were left out, and kept beside the diagnoser.
 Command:  python -m experiments.demix_pretrain               (d3mjax-diagnose does this by itself where it has none)
-Expected: out of table, F1 about 0.6 for label errors, 0.5 for feature errors and 0.3 for the minority.
+Expected: F1 on tables that were left out, one seed, mean of six: label errors 0.62 (largest losses 0.55), feature
+          errors 0.65 (largest z-scores 0.35), minority 0.43 (rarest class 0.32).
 Device:   two CPU cores, some 20 minutes; --config.smoke takes seconds and gives a diagnoser of no use.
 """
 
@@ -28,6 +29,7 @@ TRIVIAL = {"L: loss": "the largest losses", "F: largest z": "the largest z-score
 """For each of `KINDS` what anybody would try first, by its name in `demix_corpus.SIGNALS`."""
 SMOKE = ("credit", "planted", "digits")
 BINS = 10
+ALL = "all tables"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             "evaluation": evaluation(rows, probabilities, flags),
         }
         save(path, fitted, manifest)
-        sections = {"all tables": report.Section(ABOUT, {"How often what is said is true.": _figure(manifest)})}
+        sections = {ALL: report.Section(ABOUT, {"How often what is said is true.": _figure(manifest)})}
         report.finish(path.parent, "demix_pretrain", asdict(config), rows, sections, time.perf_counter() - begin)
     print(f"diagnoser: {path}")
     return path
@@ -166,7 +168,7 @@ def rows_of(
         rows += [report.row(name, method, _per_seed(values)) for method, values in found.items()]
     for method in ("diagnoser", "trivial rules", "every row"):
         values = [_mean([found[method][i] for found in measured.values()]) for i in range(len(np.unique(seed)))]
-        rows.append(report.row("all tables", method, _per_seed(values)))
+        rows.append(report.row(ALL, method, _per_seed(values)))
     return rows
 
 
@@ -181,8 +183,8 @@ def evaluation(
             for name, value in row["metrics"].items()
             if name.startswith(kind)
         }
-        table = {row["task"]: of_kind(row) for row in rows if row["method"] == "diagnoser"}
-        rivals = {row["method"]: of_kind(row) for row in rows if row["task"] == "all tables"}
+        table = {row["task"]: of_kind(row) for row in rows if row["method"] == "diagnoser" and row["task"] != ALL}
+        rivals = {row["method"]: of_kind(row) for row in rows if row["task"] == ALL}
         p, flag = probabilities[:, i], flags[:, i]
         bin = np.minimum((p * BINS).astype(int), BINS - 1)
         full = [b for b in range(BINS) if (bin == b).sum() >= 20]  # a share of fewer rows says nothing

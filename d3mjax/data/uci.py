@@ -73,7 +73,7 @@ def load_credit(
     (X3) and marriage (X4) are categories.
     """
     header, *rows = _lines(path, ",")
-    rows = rows[1:] if rows and not _is_number(rows[0][-1]) else rows
+    rows = rows[1:] if rows and not arrays.is_number(rows[0][-1]) else rows
     short = [f"X{i + 1}" for i in range(len(CREDIT))]
     known = dict(zip(CREDIT, short, strict=True)) | {"PAY_1": "X6"}
     known |= dict.fromkeys(("default payment next month", "default.payment.next.month", "default"), "Y")
@@ -226,14 +226,6 @@ def _floats(path, name: str, values: np.ndarray) -> Float[np.ndarray, " n"]:
         return values.astype(np.float64)
     except ValueError as error:
         raise ValueError(f"{path}, column {name!r}: expected numbers ({error})") from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _without(values: np.ndarray, sentinel: int) -> Float[np.ndarray, " n"]:
