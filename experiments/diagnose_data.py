@@ -137,7 +137,7 @@ def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tupl
                 )
         if own.dtype.kind == "U" and (count := len(np.unique(own))) > MAX_TEXTS:
             raise ValueError(
-                f"--train: found {count} different texts in {name!r}, expected {MAX_TEXTS} or --drop {name}"
+                f"--train: found {count} texts in {name!r}, expected at most {MAX_TEXTS}, or --drop {name}"
             )
         found[0][name], found[1][name] = own, held
         if share := _share_missing(own):

@@ -163,14 +163,15 @@ def _kind(kind: str, flags: np.ndarray, told: Mapping[str, Any]) -> str:
     each = [table["precision"] for table in told["tables"].values() if table.get("precision") is not None]
     rivals = {name: value.get("precision") or 0.0 for name, value in told["rivals"].items()}
     simple, every = rivals["trivial rules"], rivals["every row"]
+    precision, recall = told["precision"], told["recall"]
     text += (
-        f"On tables that the diagnoser had not seen, {told['precision']:.0%} of such claims were right ({min(each):.0%} "
-        f"to {max(each):.0%} by table), and {told['recall']:.0%} of the errors were among them. Claiming as many rows by "
+        f"On tables that the diagnoser had not seen, {precision:.0%} of such claims were right ({min(each):.0%} to "
+        f"{max(each):.0%} by table), and {recall:.0%} of such rows were found. Claiming as many rows by "
         f"{told['trivial']} is right for {simple:.0%}, claiming every row for {every:.0%}. "
     )
-    if told["precision"] < max(simple, every) + 0.03:
+    if precision < max(simple, every) + 0.03:
         return text + "That is no better than the trivial rule: take it as a hint where to look, nothing more."
-    if told["precision"] < 0.5:
+    if precision < 0.5:
         return text + "Most claims are wrong: a list to look through, not to act on."
     return text + "Most claims are right, some are not: look before you act on single rows."
 
@@ -205,8 +206,8 @@ def _worth_it(before: Row, after: Row, separate: bool) -> str:
     which = "that were not looked at" if separate else "that were looked at, too"
     return (
         f"Trained on the repaired table, accuracy on validation rows {which} goes from {percent(a)} % to "
-        f"{percent(b)} %, {change:+.1f} points; {meaning}. The validation rows may have errors of the same kinds, on which a right "
-        "answer counts as wrong: a list of rows that somebody has checked says more."
+        f"{percent(b)} %, {change:+.1f} points; {meaning}. The validation rows may have errors of the same kinds, on "
+        "which a right answer counts as wrong: a list of rows that somebody has checked says more."
     )
 
 
