@@ -84,7 +84,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             "cells": [f"{c.task}, rule {c.rule}, clean {c.clean}, seed {c.seed}" for c in cells],
             "config": asdict(config),
             "network": MLP2.name,
-            "evaluation": evaluation(rows, probabilities, flags),
+            "evaluation": evaluation(rows, probabilities, claimed, flags, of_row(lambda cell: cell.clean)),
         }
         save(path, fitted, manifest)
         sections = {ALL: report.Section(ABOUT, {"How often what is said is true.": _figure(manifest)})}
@@ -173,9 +173,17 @@ def rows_of(
 
 
 def evaluation(
-    rows: Sequence[dict[str, Any]], probabilities: Float[np.ndarray, "n e"], flags: Bool[np.ndarray, "n e"]
+    rows: Sequence[dict[str, Any]],
+    probabilities: Float[np.ndarray, "n e"],
+    claimed: Bool[np.ndarray, "n e"],
+    flags: Bool[np.ndarray, "n e"],
+    clean: Float[np.ndarray, " n"],
 ) -> dict[str, Any]:
-    """What a user is told of each kind: out-of-table figures by table, rivals, and the reliability of probabilities."""
+    """What a user is told of each kind, all of it out of table.
+
+    Figures by table, those of rivals, ``[mean probability, true share, rows]`` by bins, and by clean ratio ``[share of
+    rows with the error, precision of the claims]``: the rarer an error, the fewer claims are right.
+    """
     told = {}
     for i, kind in enumerate(KINDS):
         of_kind = lambda row, kind=kind: {
@@ -192,6 +200,8 @@ def evaluation(
         own = rivals.pop("diagnoser")
         told[kind] = own | {"share": float(flag.mean()), "tables": table, "rivals": rivals, "reliability": reliability}
         told[kind]["trivial"] = list(TRIVIAL.values())[i]
+        right = [(flag[clean == c].mean(), flag[(clean == c) & claimed[:, i]]) for c in np.unique(clean)]
+        told[kind]["by_share"] = sorted([float(share), float(of.mean())] for share, of in right if len(of))
     return told
 
 

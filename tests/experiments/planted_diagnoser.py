@@ -37,7 +37,7 @@ def made_diagnoser():
         "kinds": list(KINDS),
         "sizes": {"trees": 8},
         "cells": ["made"],
-        "evaluation": demix_pretrain.evaluation(rows, probabilities, flags),
+        "evaluation": demix_pretrain.evaluation(rows, probabilities, claimed, flags, np.full(900, 0.8)),
     }
     return trees.fit(features, flags, table, **options, odds=odds), manifest
 

@@ -12,10 +12,11 @@ from experiments import demix_corpus, demix_pretrain
 from experiments.demix_cells import FEATURES
 from experiments.demix_corpus import SIGNALS
 from experiments.demix_pretrain import Config
-from experiments.demix_tables import TABLES
+from experiments.demix_tables import PLANTED, TABLES
 
 CONFIG = Config(tasks=("planted", "digits", "wages"), clean=(0.5,), rows=60, seeds=2, rounds=6)
 MEASURED = []
+COLLECT = demix_corpus.collect
 
 
 def made_unit(task, network, cleans, rows, mesh):
@@ -58,6 +59,8 @@ def test_it_leaves_a_diagnoser_with_what_it_is_worth(finished):
         assert kind["precision"] > 0.7
         assert kind["recall"] > 0.7
         assert set(kind["tables"]) == set(CONFIG.tasks)
+        assert kind["by_share"][0][0] == pytest.approx(kind["share"])
+        assert kind["by_share"][0][1] == pytest.approx(kind["precision"], abs=0.1)
         assert 0 < kind["share"] == pytest.approx(kind["rivals"]["every row"]["precision"], abs=0.03)
     assert told["label error"]["rivals"]["trivial rules"]["precision"] > 0.9  # it is what the flag was made of
     assert told["spurious minority"]["rivals"]["trivial rules"]["precision"] < 0.4
@@ -110,6 +113,21 @@ def test_as_many_rows_as_the_diagnoser_claims_and_ties():
     many = demix_pretrain._as_many(signals, np.array([2, 1]))
     assert many.tolist() == [[True, True], [False, True], [True, False], [False, False]]
     assert not demix_pretrain._as_many(signals, np.array([0, 0])).any()
+
+
+def test_smoke_is_the_whole_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(demix_pretrain, "TABLES", {name: PLANTED._replace(name=name) for name in "abc"})
+    monkeypatch.setattr(demix_pretrain, "SMOKE", tuple("abc"))
+    compiled = []
+
+    def compiled_once(*args):
+        compiled.extend([] if compiled else [COLLECT(*args)])
+        return compiled[0]
+
+    monkeypatch.setattr(demix_corpus, "collect", compiled_once)
+    path = demix_pretrain.main(Config(tasks=tuple("abc"), smoke=True), tmp_path)
+    assert set(demix_pretrain.load(path)[1]["evaluation"]["label error"]["tables"]) == set("abc")
+    assert demix_pretrain.main(Config(tasks=tuple("abc"), smoke=True), tmp_path) == path
 
 
 def test_bad_input_is_refused_by_name(tmp_path, monkeypatch):

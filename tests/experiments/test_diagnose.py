@@ -174,7 +174,14 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
 def told(precision, simple=0.3, every=0.2):
     rivals = {"trivial rules": {"precision": simple}, "every row": {"precision": every}}
     tables = {"one": {"precision": precision - 0.1}, "two": {"precision": precision + 0.1}}
-    facts = {"recall": 0.5, "share": 0.2, "rivals": rivals, "tables": tables, "trivial": "the largest losses"}
+    facts = {
+        "recall": 0.5,
+        "share": 0.2,
+        "rivals": rivals,
+        "tables": tables,
+        "trivial": "the largest losses",
+        "by_share": [[0.1, 0.6]],
+    }
     return {"precision": precision} | facts
 
 
@@ -184,7 +191,7 @@ def test_advice_on_a_kind_follows_from_what_the_diagnoser_is_worth():
     assert good.startswith(
         "Label error: 10 of 50 rows are suspected (20.0%). On tables that the diagnoser had not seen, 70%"
     )
-    assert "(60% to 80% by table), and 50% of such rows were found." in good
+    assert "(60% to 80% by table; 60% where 10% of the rows had it), and 50% of such rows were found." in good
     assert "the largest losses is right for 30%, claiming every row for 20%. Most claims are right" in good
     assert "Most claims are wrong: a list to look through" in diagnose_report._kind(KINDS[0], flags, told(0.4))
     assert "no better than the trivial rule" in diagnose_report._kind(KINDS[0], flags, told(0.32))
@@ -210,7 +217,7 @@ def test_parquet_comes_back_with_its_types(finished, tmp_path):
 
     config, path, _ = finished
     ready = diagnose.prepare(config, path / "results")
-    found = [record.read_unit(ready.directory, f"network-{s}") for s in range(2)]
+    found = [unit for s in range(2) if (unit := record.read_unit(ready.directory, f"network-{s}"))]
     diagnosis = diagnose.decide(config, ready.own, ready.fitted, found)
     n = len(ready.own.y)
     raw = dict(ready.own.raw) | {

@@ -1,6 +1,7 @@
 """The user's tables for diagnosis: what is read, handled and said, and every bad input refused by name."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,9 +73,9 @@ def test_npz_and_parquet_give_the_same_table(files, tmp_path):
         numbers = {
             name: np.where(columns[name] == "", "nan", columns[name]).astype(float) for name in ("a", "b", "age")
         }
-        columns = columns | numbers
-        np.savez(tmp_path / f"{flag}.npz", **columns)
-        lists = {name: a.tolist() for name, a in columns.items()} | {"none": [None] * n}
+        columns: dict[str, Any] = columns | numbers
+        np.savez(tmp_path / f"{flag}.npz", allow_pickle=False, **columns)
+        lists: dict[str, list[Any]] = {name: a.tolist() for name, a in columns.items()} | {"none": [None] * n}
         lists["age"] = [None if v != v else int(v) for v in lists["age"]]
         lists["job"] = [None if v == "NA" else v for v in lists["job"]]
         lists["same"] = [None, *[True] * (n - 1)]
@@ -147,8 +148,7 @@ def test_bad_input_is_refused_by_name(tmp_path, options, write, message):
 
 
 def test_numbers_are_no_classes_and_training_rows_no_validation(tmp_path):
-    many = {"income": np.arange(240) % 60}
-    change(**many)(tmp_path)
+    change(income=np.arange(240) % 60)(tmp_path)
     write_csv(tmp_path / "val.csv", {**planted(1, 96, 6, 0), "income": np.arange(96) % 60})
     own = Files(str(tmp_path / "train.csv"), str(tmp_path / "val.csv"), "income", id="row")
     with pytest.raises(ValueError, match="--label: found 60 different values in 'income', expected at most 50 classes"):
