@@ -78,8 +78,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
 
     A diagnoser of your own:
     $ python -m experiments.demix_pretrain --config.seeds 5 --run five
-    $ d3mjax-diagnose --train t.parquet --validation v.parquet --label y \
-        --diagnoser results/demix_pretrain/five/diagnoser.npz
+    $ d3mjax-diagnose --train t.csv --validation v.csv --label y --diagnoser results/demix_pretrain/five/diagnoser.npz
 
     Args:
         config: What determines the numbers.

@@ -121,10 +121,11 @@ def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tupl
     if missing := [name for name in names if name not in validation]:
         raise ValueError(f"--validation: found no columns {missing}, which --train has: expected the same, or --drop")
     found: tuple[dict, dict] = ({}, {})
+    out: dict[str, list[str]] = {}
     for name in names:
         own, held = (_parsed(flag, name, columns[name], files) for flag, columns in raw.items())
         if reason := _useless(own):
-            said.append(f"Column {name!r} is {reason} in --train: it is left out.")
+            out.setdefault(reason, []).append(name)
             continue
         if own.dtype.kind != held.dtype.kind:
             if held.dtype.kind == "f" and np.isnan(held).all():
@@ -144,6 +145,7 @@ def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tupl
             said.append(
                 f"Column {name!r}: {share:.1%} of the entries in --train are missing; that is no error by itself."
             )
+    said += [f"Left out, as {reason} in --train: {', '.join(columns)}." for reason, columns in out.items()]
     if not found[0]:
         raise ValueError(f"--train: found columns {sorted(train)}, expected features that vary beside label and id")
     return found

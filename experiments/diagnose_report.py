@@ -1,6 +1,7 @@
 """Rows, figures, lists and advice of `experiments.diagnose`, from what it found and what its diagnoser is worth."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +149,7 @@ def advice(
         f"These figures are of {len(manifest['evaluation'][KINDS[0]]['tables'])} tables in which "
         f"{', '.join(f'{share:.0f} %' for share in shares)} of the rows had the three kinds of error. Where yours has "
         "fewer, more of the claims are wrong; errors that are not like the planted ones are missed.",
-        _minority(diagnosis.risk),
+        _minority(diagnosis.risk, own.class_names),
         _caution(diagnosis),
         _worth_it(before, after, separate),
         "Look at the first lines of suspects.csv before you train on the repaired table.",
@@ -177,13 +178,14 @@ def _kind(kind: str, flags: np.ndarray, told: Mapping[str, Any]) -> str:
     return text + "Most claims are right, some are not: look before you act on single rows."
 
 
-def _minority(risk: repair.Risk) -> str:
+def _minority(risk: repair.Risk, class_names: Sequence[str]) -> str:
+    reason = re.sub(r"^label (\d+)", lambda found: f"class {class_names[int(found[1])]}", risk.reason)
     if risk.likely:
         return (
-            f"Warning: the repair is likely to lower the worst group ({risk.reason}). Rare examples with right labels "
+            f"Warning: the repair is likely to lower the worst group ({reason}). Rare examples with right labels "
             "look like label errors: check the relabelled rows of that class, or leave them as they are."
         )
-    return f"The repair is not likely to lower the worst group ({risk.reason})."
+    return f"The repair is not likely to lower the worst group ({reason})."
 
 
 def _caution(diagnosis: Diagnosis) -> str:
@@ -204,7 +206,7 @@ def _worth_it(before: Row, after: Row, separate: bool) -> str:
         meaning = "within the spread: no gain to count on"
         if abs(change) > spread:
             meaning = "more than the spread" + (": a gain" if change > 0 else ": a loss, leave the table as it is")
-    which = "that were not looked at" if separate else "that were looked at, too"
+    which = "that were not looked at" if separate else "(those that were looked at)"
     return (
         f"Trained on the repaired table, accuracy on validation rows {which} goes from {percent(a)} % to "
         f"{percent(b)} %, {change:+.1f} points; {meaning}. The validation rows may have errors of the same kinds, on "

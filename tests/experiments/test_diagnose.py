@@ -47,7 +47,7 @@ def test_everything_is_left_behind(finished):
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     advice = (run / "advice.txt").read_text()
-    for said in ("Column &#x27;same&#x27; is constant", "Column &#x27;none&#x27; is all missing"):
+    for said in ("Left out, as constant in --train: same.", "Left out, as all missing in --train: none."):
         assert said in page
     assert "(pilot): they are taken as none of its levels" in advice
     assert "--validation has 96 rows: few" in advice

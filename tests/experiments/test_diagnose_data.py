@@ -33,8 +33,8 @@ def test_columns_and_what_is_said(files):
     said = "\n".join(own.said)
     for sentence in (
         "--validation has 96 rows: few",
-        "Column 'same' is constant in --train",
-        "Column 'none' is all missing in --train",
+        "Left out, as constant in --train: same.",
+        "Left out, as all missing in --train: none.",
         "Column 'age': 1.7% of the entries",
         "2 rows have values of 'job' that --train does not have (pilot)",
     ):
