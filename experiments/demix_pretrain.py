@@ -181,8 +181,8 @@ def evaluation(
 ) -> dict[str, Any]:
     """What a user is told of each kind, all of it out of table.
 
-    Figures by table, those of rivals, ``[mean probability, true share, rows]`` by bins, and by clean ratio ``[share of
-    rows with the error, precision of the claims]``: the rarer an error, the fewer claims are right.
+    Figures by table, those of rivals, ``[mean probability, true share, rows]`` by bins, and ``[clean ratio, precision
+    of the claims]``: the rarer an error, the fewer claims are right.
     """
     told = {}
     for i, kind in enumerate(KINDS):
@@ -200,8 +200,8 @@ def evaluation(
         own = rivals.pop("diagnoser")
         told[kind] = own | {"share": float(flag.mean()), "tables": table, "rivals": rivals, "reliability": reliability}
         told[kind]["trivial"] = list(TRIVIAL.values())[i]
-        right = [(flag[clean == c].mean(), flag[(clean == c) & claimed[:, i]]) for c in np.unique(clean)]
-        told[kind]["by_share"] = sorted([float(share), float(of.mean())] for share, of in right if len(of))
+        right = [(c, flag[(clean == c) & claimed[:, i]]) for c in np.unique(clean)]
+        told[kind]["by_clean"] = [[float(c), float(of.mean())] for c, of in right if len(of)]
     return told
 
 

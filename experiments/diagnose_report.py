@@ -165,10 +165,10 @@ def _kind(kind: str, flags: np.ndarray, told: Mapping[str, Any]) -> str:
     rivals = {name: value.get("precision") or 0.0 for name, value in told["rivals"].items()}
     simple, every = rivals["trivial rules"], rivals["every row"]
     precision, recall = told["precision"], told["recall"]
-    by_share = ", ".join(f"{right:.0%} where {share:.0%} of the rows had it" for share, right in told["by_share"])
+    by_clean = ", ".join(f"{right:.0%} where {clean:.0%} of the rows were clean" for clean, right in told["by_clean"])
     text += (
         f"On tables that the diagnoser had not seen, {precision:.0%} of such claims were right ({min(each):.0%} to "
-        f"{max(each):.0%} by table; {by_share}), and {recall:.0%} of such rows were found. Claiming as many rows by "
+        f"{max(each):.0%} by table; {by_clean}), and {recall:.0%} of such rows were found. Claiming as many rows by "
         f"{told['trivial']} is right for {simple:.0%}, claiming every row for {every:.0%}. "
     )
     if precision < max(simple, every) + 0.03:

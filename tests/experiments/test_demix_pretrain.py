@@ -59,8 +59,8 @@ def test_it_leaves_a_diagnoser_with_what_it_is_worth(finished):
         assert kind["precision"] > 0.7
         assert kind["recall"] > 0.7
         assert set(kind["tables"]) == set(CONFIG.tasks)
-        assert kind["by_share"][0][0] == pytest.approx(kind["share"])
-        assert kind["by_share"][0][1] == pytest.approx(kind["precision"], abs=0.1)
+        assert [clean for clean, _ in kind["by_clean"]] == [0.5]
+        assert kind["by_clean"][0][1] == pytest.approx(kind["precision"], abs=0.1)
         assert 0 < kind["share"] == pytest.approx(kind["rivals"]["every row"]["precision"], abs=0.03)
     assert told["label error"]["rivals"]["trivial rules"]["precision"] > 0.9  # it is what the flag was made of
     assert told["spurious minority"]["rivals"]["trivial rules"]["precision"] < 0.4

@@ -180,7 +180,7 @@ def told(precision, simple=0.3, every=0.2):
         "rivals": rivals,
         "tables": tables,
         "trivial": "the largest losses",
-        "by_share": [[0.1, 0.6]],
+        "by_clean": [[0.8, 0.6]],
     }
     return {"precision": precision} | facts
 
@@ -191,7 +191,7 @@ def test_advice_on_a_kind_follows_from_what_the_diagnoser_is_worth():
     assert good.startswith(
         "Label error: 10 of 50 rows are suspected (20.0%). On tables that the diagnoser had not seen, 70%"
     )
-    assert "(60% to 80% by table; 60% where 10% of the rows had it), and 50% of such rows were found." in good
+    assert "(60% to 80% by table; 60% where 80% of the rows were clean), and 50% of such rows were found." in good
     assert "the largest losses is right for 30%, claiming every row for 20%. Most claims are right" in good
     assert "Most claims are wrong: a list to look through" in diagnose_report._kind(KINDS[0], flags, told(0.4))
     assert "no better than the trivial rule" in diagnose_report._kind(KINDS[0], flags, told(0.32))
