@@ -130,6 +130,7 @@ def look(own: Own, fitted: trees.Trees, seed: int, progress: Callable[[int], obj
     found = features(cell, own.y, len(own.class_names))
     progress(1)
     arrays = {"probabilities": trees.predict(fitted, found), "left_out": jax.nn.softmax(cell.left_out)}
+    arrays["seen"] = jax.nn.softmax(cell.logits)
     return {}, {name: np.asarray(a) for name, a in arrays.items()}
 
 
@@ -146,7 +147,8 @@ def decide(config: Config, own: Own, fitted: trees.Trees, found: list[units.Unit
     proposed, num_classes = others.argmax(1).astype(own.y.dtype), len(own.class_names)
     options: dict[str, Any] = {"num_classes": num_classes, "proposed": proposed, "restore": RESTORE[config.broken]}
     repaired = repair.repair(own.train, own.y, used, **options)
-    risk = repair.worst_group_risk(own.y, repaired, probabilities, num_classes=num_classes)
+    right = mean("seen").argmax(1) == own.y
+    risk = repair.worst_group_risk(own.y, repaired, probabilities, num_classes=num_classes, correct=right)
     return Diagnosis(probabilities, flags, used, proposed, repaired, risk, np.asarray(fitted.thresholds))
 
 

@@ -179,7 +179,7 @@ def _kind(kind: str, flags: np.ndarray, told: Mapping[str, Any]) -> str:
 
 
 def _minority(risk: repair.Risk, class_names: Sequence[str]) -> str:
-    reason = re.sub(r"^label (\d+)", lambda found: f"class {class_names[int(found[1])]}", risk.reason)
+    reason = re.sub(r"\blabel (\d+)", lambda found: f"class {class_names[int(found[1])]}", risk.reason)
     if risk.likely:
         return (
             f"Warning: the repair is likely to lower the worst group ({reason}). Rare examples with right labels "
