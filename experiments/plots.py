@@ -224,6 +224,36 @@ def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str], 
     return figure
 
 
+def probability_histograms(
+    probabilities: Mapping[str, ArrayLike], thresholds: Mapping[str, float], *, bins: int = 25
+) -> Figure:
+    """Rows by their probability [n] of each kind of error, on a logarithmic scale; a line at the kind's threshold."""
+    figure, rows = _figure(7.2, 0.8 + 1.3 * len(probabilities), rows=len(probabilities))
+    for axes, (kind, values), colour in zip(rows, probabilities.items(), cycle(PALETTE)):
+        values = np.asarray(values)
+        axes.hist(values, bins=list(np.linspace(0, 1, bins + 1)), color=colour, alpha=0.85, log=True)
+        axes.axvline(thresholds[kind], color="black", linewidth=1)
+        found = int((values >= thresholds[kind]).sum())
+        axes.set_title(f"{kind}: {found:,} at or above {thresholds[kind]:.2f}", loc="left", fontsize=9.5, color=_INK)
+        axes.set_xlim(0, 1)
+        axes.label_outer()
+    rows[-1].set_xlabel("probability")
+    figure.supylabel("rows", fontsize=10, color=_INK)
+    return figure
+
+
+def reliability(bins: Mapping[str, ArrayLike]) -> Figure:
+    """How often what is said comes true; ``bins``: kind -> [b 3] of mean probability, true share and number of rows."""
+    figure, (axes,) = _figure(5.2, 4.6)
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="as said")
+    for (kind, values), colour, marker in zip(bins.items(), cycle(PALETTE), cycle("osD^")):
+        said, true, _ = np.reshape(np.asarray(values, np.float64), (-1, 3)).T
+        axes.plot(said, true, color=colour, marker=marker, markersize=5, linewidth=1.3, label=kind)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share of rows that have the error")
+    axes.legend(frameon=False)
+    return figure
+
+
 def _spread(values: ArrayLike) -> tuple[Any, Any]:
     """Mean and standard deviation over the leading axis."""
     samples = np.asarray(values, np.float64)

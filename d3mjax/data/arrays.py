@@ -75,8 +75,11 @@ def from_parquet(
     return _from_table(read_parquet(path), str(path), label, group, id, drop, levels)
 
 
-def read_parquet(path: str | Path) -> dict[str, np.ndarray]:
-    """The columns of a Parquet file: numbers as they are, everything else as text; nulls are refused."""
+def read_parquet(path: str | Path, *, nulls: bool = False) -> dict[str, np.ndarray]:
+    """The columns of a Parquet file: numbers as they are, everything else as text.
+
+    Nulls are refused, or with ``nulls`` become NaN among numbers and empty text.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet
@@ -89,10 +92,12 @@ def read_parquet(path: str | Path) -> dict[str, np.ndarray]:
     columns = {}
     for name in table.column_names:
         values = table.column(name)
-        if values.null_count:
+        if values.null_count and not nulls:
             raise ValueError(f"{path}, column {name!r}: found {values.null_count} nulls, expected none")
+        if values.null_count and (pa.types.is_boolean(values.type) or pa.types.is_null(values.type)):
+            values = values.cast(pa.float32())  # a missing truth value is no text
         a = values.to_numpy()
-        columns[name] = a if a.dtype.kind in "biuf" else np.array([str(v) for v in a])
+        columns[name] = a if a.dtype.kind in "biuf" else np.array(["" if v is None else str(v) for v in a])
     return columns
 
 
@@ -173,7 +178,8 @@ def _own_levels(values: np.ndarray) -> tuple[str, ...]:
     return tuple(sorted({str(v) for v in values}))
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether ``float`` takes it."""
     try:
         float(text)
     except ValueError:
@@ -185,9 +191,9 @@ def _codes(path: str, name: str, values: np.ndarray, levels: Levels) -> tuple[np
     """Position of each value among the column's levels, and their number."""
     text = [str(v) for v in values]
     given = levels.get(name)
-    if given is None and (number := next((v for v in text if _is_number(v)), None)) is not None:
+    if given is None and (number := next((v for v in text if is_number(v)), None)) is not None:
         # A stray '?' among ages must not turn each age into a column of its own.
-        other = next(v for v in text if not _is_number(v))
+        other = next(v for v in text if not is_number(v))
         raise ValueError(
             f"{path}, column {name!r}: found both numbers ({number}) and text ({other!r}), expected one of them; "
             f"clean the column, drop it, or give levels={{{name!r}: [...]}}"
@@ -268,14 +274,15 @@ def _float32(a: np.ndarray) -> np.ndarray:
         return a.astype(np.float32)
 
 
-def check_present(source: str, name: str, values: np.ndarray) -> None:
+def check_present(
+    source: str, name: str, values: np.ndarray, *, hint: str = "; an unknown training group is -1"
+) -> None:
     """Missing labels, groups and ids must not pass for a level of their own, as they may in features."""
     missing = np.isnan(values) if values.dtype.kind == "f" else np.isin(np.char.lower(values.astype(str)), MISSING)
     if missing.any():
         row = int(np.argmax(missing))
         raise ValueError(
-            f"{source}, column {name!r}: found {missing.sum()} missing values, first in row {row}, expected none; an "
-            "unknown training group is -1"
+            f"{source}, column {name!r}: found {missing.sum()} missing values, first in row {row}, expected none{hint}"
         )
 
 

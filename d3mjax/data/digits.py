@@ -57,5 +57,5 @@ def read() -> tuple[UInt8[np.ndarray, "n 8 8 1"], Int[np.ndarray, " n"]]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("digits need scikit-learn: pip install 'd3mjax[experiments]'") from error
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     return (pixels.reshape(-1, 8, 8) * 255 // 16).astype(np.uint8)[..., None], labels

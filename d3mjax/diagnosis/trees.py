@@ -56,38 +56,63 @@ def fit(
     learning_rate: float = 0.1,
     leaves: int = 31,
     seed: int = 0,
+    odds: Float[AnyArray, "n e"] | None = None,
 ) -> Trees:
     """Forests grown on all rows, calibrated and with thresholds by ``folds`` more that each lack some of the cells.
 
     Rows of one entry of ``cells`` are never parted, so give ids of what will be new at use: tables, or rules, rather
-    than draws. With fewer than three cells rows are parted instead, which promises too much. Calibration is Platt's,
-    ``sigmoid(slope * log_odds + intercept)``; thresholds have the highest F1 of 0.05, 0.10, ..., 0.95. A type that no
-    row has gets probability 0. Missing features are NaN. scikit-learn takes all threads it may have: on a shared
-    machine set OMP_NUM_THREADS, as waiting for each other costs more than it brings.
+    than draws. With fewer than three cells rows are parted instead, which promises too much. See `calibrate`. A type
+    that no row has gets probability 0. Missing features are NaN. ``odds``: what `out_of_fold` gave with the same
+    options, where it has been called already. scikit-learn takes all threads it may have: on a shared machine set
+    OMP_NUM_THREADS, as waiting for each other costs more than it brings.
 
     Raises:
       ValueError: if there are fewer than two folds, or a feature is infinite.
     """
-    features, flags, cells = np.asarray(features, np.float32), np.asarray(flags, bool), np.asarray(cells)
-    if folds < 2:
-        raise ValueError(f"folds: found {folds}, expected at least 2")
-    if np.isinf(features).any():
-        raise ValueError("features: found infinite ones, expected numbers, or NaN where there is none")
-    options = {"max_iter": rounds, "learning_rate": learning_rate, "max_leaf_nodes": leaves, "random_state": seed}
-    grow = lambda rows: _grow(features[rows], flags[rows], options | {"early_stopping": False})
-    fold, odds = _folds(cells, folds, seed), np.zeros(flags.shape, np.float32)
+    options = {"rounds": rounds, "learning_rate": learning_rate, "leaves": leaves, "seed": seed}
+    grow, features, flags = _checked(features, flags, folds, options)
+    if odds is None:
+        odds = out_of_fold(features, flags, cells, folds=folds, **options)
+    return Trees(grow(np.ones(len(flags), bool)), *calibrate(odds, flags))
+
+
+def out_of_fold(
+    features: Float[AnyArray, "n f"],
+    flags: Bool[AnyArray, "n e"],
+    cells: Shaped[AnyArray, "n"],
+    *,
+    folds: int = 4,
+    rounds: int = 100,
+    learning_rate: float = 0.1,
+    leaves: int = 31,
+    seed: int = 0,
+) -> Float[np.ndarray, "n e"]:
+    """Log-odds of every row, not calibrated, by forests that were grown without its cell. Options as those of `fit`."""
+    options = {"rounds": rounds, "learning_rate": learning_rate, "leaves": leaves, "seed": seed}
+    grow, features, flags = _checked(features, flags, folds, options)
+    fold, odds = _folds(np.asarray(cells), folds, seed), np.zeros(flags.shape, np.float32)
     for held_out in np.unique(fold):
         odds[fold == held_out] = _log_odds(grow(fold != held_out), features[fold == held_out])
-    odds = np.clip(odds, -SURE / 3, SURE / 3)  # a fold without a type is sure of what it cannot know
+    return np.clip(odds, -SURE / 3, SURE / 3)  # a fold without a type is sure of what it cannot know
+
+
+def calibrate(
+    odds: Float[AnyArray, "n e"], flags: Bool[AnyArray, "n e"]
+) -> tuple[Float[np.ndarray, "e"], Float[np.ndarray, "e"], Float[np.ndarray, "e"]]:
+    """Slopes, intercepts and thresholds of each type, from rows whose forests have not seen them.
+
+    Calibration is Platt's, ``sigmoid(slope * log_odds + intercept)``; thresholds have the highest F1 of 0.05, 0.10,
+    ..., 0.95.
+    """
+    odds, flags = np.asarray(odds, np.float32), np.asarray(flags, bool)
     slope, intercept = np.array([_platt(o, flag) for o, flag in zip(odds.T, flags.T, strict=True)], np.float32).T
-    thresholds = detection.best_thresholds(_calibrated(odds, slope, intercept), flags)
-    return Trees(grow(np.ones(len(fold), bool)), slope, intercept, np.asarray(thresholds))
+    return slope, intercept, np.asarray(detection.best_thresholds(calibrated(odds, slope, intercept), flags))
 
 
 def predict(trees: Trees, features: Float[AnyArray, "n f"], *, microbatch: int | None = 8192) -> Float[Array, "n e"]:
     """Calibrated probability of each type of error, ``microbatch`` rows at a time."""
     odds = _log_odds(trees.forest, features, microbatch=microbatch)
-    return _calibrated(odds, trees.slope, trees.intercept)
+    return calibrated(odds, trees.slope, trees.intercept)
 
 
 def claim(trees: Trees, probabilities: Float[AnyArray, "n e"]) -> Bool[Array, "n e"]:
@@ -119,8 +144,23 @@ def _log_odds(forest, features, *, microbatch=8192) -> Float[Array, "n e"]:
     return map_microbatches(rows, jnp.asarray(features, jnp.float32), microbatch=microbatch)
 
 
-def _calibrated(odds, slope, intercept) -> Float[Array, "n e"]:
-    return jax.nn.sigmoid(jnp.asarray(slope)[None] * odds + jnp.asarray(intercept)[None])
+def calibrated(
+    odds: Float[AnyArray, "n e"], slope: Float[AnyArray, "e"], intercept: Float[AnyArray, "e"]
+) -> Float[Array, "n e"]:
+    """Probabilities of log-odds, by what `calibrate` gave."""
+    return jax.nn.sigmoid(jnp.asarray(slope)[None] * jnp.asarray(odds) + jnp.asarray(intercept)[None])
+
+
+def _checked(features, flags, folds: int, options: dict):
+    """``rows -> Forest`` grown on these rows, and the arrays."""
+    features, flags = np.asarray(features, np.float32), np.asarray(flags, bool)
+    if folds < 2:
+        raise ValueError(f"folds: found {folds}, expected at least 2")
+    if np.isinf(features).any():
+        raise ValueError("features: found infinite ones, expected numbers, or NaN where there is none")
+    named = {"rounds": "max_iter", "leaves": "max_leaf_nodes", "seed": "random_state"}
+    options = {named.get(name, name): value for name, value in options.items()} | {"early_stopping": False}
+    return lambda rows: _grow(features[rows], flags[rows], options), features, flags
 
 
 def _folds(cells, folds: int, seed: int) -> Int[np.ndarray, "n"]:

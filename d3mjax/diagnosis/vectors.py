@@ -137,7 +137,7 @@ def _dots(model, variables, validation, *, loss, normalise):
 
     def dots(part):
         values, own = value_and_factors(part)
-        total = sum(map(_products, factors.leaves(own), factors.leaves(of)))
+        total = jnp.stack(list(map(_products, factors.leaves(own), factors.leaves(of)))).sum(0)
         if normalise:
             total = total * jax.lax.rsqrt(jnp.maximum(_squares(own), 1e-24))[:, None] * scale[None]
         return values, total
@@ -167,4 +167,4 @@ def _squares(grads: PyTree) -> Float[Array, "b"]:
             return (g.inputs[:, 0] ** 2).sum(1) * (g.deltas[:, 0] ** 2).sum(1)
         return (g.matrix() ** 2).sum((1, 2))
 
-    return sum(map(one, factors.leaves(grads)))
+    return jnp.stack(list(map(one, factors.leaves(grads)))).sum(0)

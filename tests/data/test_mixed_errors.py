@@ -83,8 +83,9 @@ def test_the_order_of_rows_changes_nothing():
 
 
 def test_train_and_validation_of_one_key_are_broken_alike():
-    both = [mixed_errors.inject(jax.random.key(5), *made(seed=seed), None, clean=0.5, num_classes=2) for seed in (0, 1)]
-    np.testing.assert_array_equal(*(changed(errors).any(0) for errors in both))
+    options = {"clean": 0.5, "num_classes": 2}
+    first, second = (mixed_errors.inject(jax.random.key(5), *made(seed=s), None, **options) for s in (0, 1))
+    np.testing.assert_array_equal(changed(first).any(0), changed(second).any(0))
 
 
 def test_outliers_and_scales_by_hand():

@@ -1,5 +1,7 @@
 """Trees as arrays are scikit-learn's; calibration and thresholds come from cells that the forest has not seen."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from d3mjax.diagnosis import detection, trees
 
-SMALL = {"rounds": 12, "leaves": 6}
+SMALL: dict[str, Any] = {"rounds": 12, "leaves": 6}
 
 
 def planted(cells=4, n=150, *, seed=0):

@@ -52,7 +52,9 @@ def test_a_second_run_computes_nothing(diagnosed, results, monkeypatch):
 def test_cells_hold_what_was_planted(results, diagnosed):
     task = demix_corpus.small(TABLES["planted"], smoke=True)
     (run,) = (results / "demix_cells").iterdir()
-    cells = demix_corpus.read(task, 1, record.read_unit(run, "planted-1"))
+    unit = record.read_unit(run, "planted-1")
+    assert unit is not None
+    cells = demix_corpus.read(task, 1, unit)
     assert [(cell.rule, cell.clean) for cell in cells] == [(0, 0.5), (0, 0.8), (1, 0.5), (1, 0.8)]
     parts = divide(task)
     for cell in cells:

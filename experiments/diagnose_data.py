@@ -1,0 +1,235 @@
+"""The user's tables as raw columns, for `experiments.diagnose`: what is read, what is left out, and what may not be.
+
+Everything that can be wrong is a ``ValueError`` that names the option of the command, what was found and what is
+expected. What is handled silently elsewhere is said here: `Own.said`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from d3mjax.data import arrays, corrupt, tables
+from d3mjax.types import Table
+from experiments import debias_data
+from experiments.debias_data import MAX_TEXTS, Columns
+
+FILES = {
+    ".csv": arrays.read_csv,
+    ".parquet": lambda path: arrays.read_parquet(path, nulls=True),
+    ".npz": arrays.read_npz,
+}
+LEAST_TRAIN = 100
+LEAST, FEW = 64, 256  # validation rows: fewer are refused, or warned of
+LOOKED_AT = 512  # validation rows that vectors are made with
+MOST_CLASSES = 50
+MISSING = "missing"  # the level of categories that are not there
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4}")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is read: .csv, .parquet or .npz files, of one row an example. Entries of features may be missing."""
+
+    # Rows to look for errors in.
+    train: str
+    # Rows of the same kind that nothing is trained on. They may have errors of their own; 64 at least, better 512.
+    validation: str
+    # Column that holds the class.
+    label: str
+    # Column that names the rows; row numbers from 0 if not given.
+    id: str | None = None
+    # Columns that are no features, as in --drop name date.
+    drop: tuple[str, ...] = ()
+    # Columns of numbers that are codes of categories. Text always is a category.
+    categorical: tuple[str, ...] = ()
+
+
+class Own(NamedTuple):
+    """The user's data, checked."""
+
+    train: Table  # ids are places in the order of names, so the order of rows changes nothing
+    y: np.ndarray  # Int[n]
+    validation: Table
+    validation_y: np.ndarray  # Int[v]
+    names: np.ndarray  # [n], what the user calls the rows
+    class_names: tuple[str, ...]
+    raw: Columns  # all of --train, as read
+    said: tuple[str, ...]  # what was left out, or is to be known
+
+
+def read(files: Files) -> Own:
+    """Both files, checked."""
+    sources = {"--train": files.train, "--validation": files.validation}
+    raw = {flag: _columns(flag, source, files) for flag, source in sources.items()}
+    sizes = [len(columns[files.label]) for columns in raw.values()]
+    for flag, size, least in zip(raw, sizes, (LEAST_TRAIN, LEAST), strict=True):
+        if size < least:
+            raise ValueError(f"{flag}: found {size} rows, expected at least {least}")
+    y, class_names = debias_data.classes(raw, files.label, sizes[0])
+    if len(class_names) > MOST_CLASSES:
+        raise ValueError(
+            f"--label: found {len(class_names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "
+            "classes; numbers to be predicted have to be cut into classes first"
+        )
+    said = [_few(sizes[1])] if sizes[1] < FEW else []
+    train, validation = _features(raw, files, said)
+    names = raw["--train"].get(files.id or "", np.arange(sizes[0]))
+    ids = [_ids(flag, columns.get(files.id or ""), len(columns[files.label])) for flag, columns in raw.items()]
+    table = tables.from_columns(train, id=ids[0])
+    held = tables.from_columns(validation, id=ids[1], levels=table.levels)
+    said += _unseen(held, validation)
+    own = Own(table, y[: sizes[0]], held, y[sizes[0] :], names, class_names, raw["--train"], tuple(said))
+    _check_unlike(own)
+    return own
+
+
+def looked_at(own: Own) -> Bool[np.ndarray, " v"]:
+    """The validation rows that vectors are made with: up to `LOOKED_AT`, drawn by id."""
+    return corrupt.choose(jax.random.key(0), own.validation.id, min(LOOKED_AT, len(own.validation_y)))
+
+
+def _columns(flag: str, source: str, files: Files) -> Columns:
+    suffix = Path(source).suffix.lower()
+    try:
+        if suffix not in FILES:
+            raise ValueError(f"found {source!r}, expected a {', '.join(FILES)} file")
+        columns = FILES[suffix](source)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+    needed = {"--label": (files.label,)}
+    if flag == "--train":
+        needed |= {"--id": (files.id,) if files.id else (), "--drop": files.drop, "--categorical": files.categorical}
+    debias_data.check_named(columns, f"{flag} {source}", needed)
+    if files.label in {files.id, *files.drop, *files.categorical}:
+        raise ValueError(f"--label: found {files.label!r} in --id, --drop or --categorical, too, expected it in none")
+    arrays.check_present(f"{flag} {source}", files.label, columns[files.label], hint=": leave these rows out")
+    if len(lengths := {len(a) for a in columns.values()}) > 1:
+        raise ValueError(f"{flag}: found lengths {sorted(lengths)} in {source}, expected one row an example")
+    return columns
+
+
+def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tuple[Columns, Columns]:
+    """Numbers (NaN where missing) and text of both files, less what is no feature or tells nothing, which is said."""
+    train, validation = raw.values()
+    names = [name for name in train if name not in {files.label, files.id, *files.drop}]
+    if missing := [name for name in names if name not in validation]:
+        raise ValueError(f"--validation: found no columns {missing}, which --train has: expected the same, or --drop")
+    found: tuple[dict, dict] = ({}, {})
+    out: dict[str, list[str]] = {}
+    for name in names:
+        own, held = (_parsed(flag, name, columns[name], files) for flag, columns in raw.items())
+        if reason := _useless(own):
+            out.setdefault(reason, []).append(name)
+            continue
+        if own.dtype.kind != held.dtype.kind:
+            if held.dtype.kind == "f" and np.isnan(held).all():
+                held = np.full(len(held), MISSING)
+            else:
+                kind = {"f": "numbers", "U": "text"}
+                raise ValueError(
+                    f"--validation: found {kind[held.dtype.kind]} in {name!r}, which holds {kind[own.dtype.kind]} in "
+                    f"--train, expected the same; if they are codes, --categorical {name}"
+                )
+        if own.dtype.kind == "U" and (count := len(np.unique(own))) > MAX_TEXTS:
+            raise ValueError(
+                f"--train: found {count} texts in {name!r}, expected at most {MAX_TEXTS}, or --drop {name}"
+            )
+        found[0][name], found[1][name] = own, held
+        if share := _share_missing(own):
+            said.append(
+                f"Column {name!r}: {share:.1%} of the entries in --train are missing; that is no error by itself."
+            )
+    said += [f"Left out, as {reason} in --train: {', '.join(columns)}." for reason, columns in out.items()]
+    if not found[0]:
+        raise ValueError(f"--train: found columns {sorted(train)}, expected features that vary beside label and id")
+    return found
+
+
+def _parsed(flag: str, name: str, a: np.ndarray, files: Files) -> np.ndarray:
+    """Float[n] or text [n]."""
+    instead = f"expected numbers or text, one for each row: change it, or --drop {name}"
+    if a.ndim != 1 or a.dtype.kind not in "biufU":
+        raise ValueError(f"{flag}: found {a.dtype}{list(a.shape)} in {name!r}, a column of unknown kind, {instead}")
+    if a.dtype.kind != "U":
+        if np.isinf(a).any():
+            raise ValueError(f"{flag}: found infinite numbers in {name!r}, in row {np.isinf(a).argmax()}; {instead}")
+        if name not in files.categorical:
+            return a.astype(np.float64)
+        return np.array([MISSING if np.isnan(v) else f"{v:g}" for v in a.astype(np.float64).tolist()])
+    text = np.char.strip(a)
+    missing = np.isin(np.char.lower(text), arrays.MISSING)
+    if name in files.categorical:
+        return np.where(missing, MISSING, text)
+    present = text[~missing].tolist()
+    numbers = [arrays.is_number(v) for v in present]
+    if all(numbers):
+        return _parsed(flag, name, np.where(missing, "nan", text).astype(np.float64), files)
+    if any(numbers):
+        number, other = present[numbers.index(True)], present[numbers.index(False)]
+        raise ValueError(
+            f"{flag}: found both numbers ({number}) and text ({other!r}) in {name!r}, a column of unknown kind, "
+            f"expected one of them: clean it, --categorical {name}, or --drop {name}"
+        )
+    if all(_DATE.match(v) for v in present):
+        raise ValueError(f"{flag}: found dates ({present[0]}) in {name!r}, a column of unknown kind, {instead}")
+    return np.where(missing, MISSING, text)
+
+
+def _useless(a: np.ndarray) -> str:
+    """Why a column says nothing, or nothing."""
+    present = a[~np.isnan(a)] if a.dtype.kind == "f" else a[a != MISSING]
+    return "all missing" if not len(present) else "constant" if (present == present[0]).all() else ""
+
+
+def _share_missing(a: np.ndarray) -> float:
+    return float((np.isnan(a) if a.dtype.kind == "f" else a == MISSING).mean())
+
+
+def _ids(flag: str, names: np.ndarray | None, size: int) -> Int[np.ndarray, " n"]:
+    """Places of the names in their order."""
+    if names is None:
+        return np.arange(size)
+    arrays.check_present(flag, "--id", names, hint=": name every row")
+    known, place, counts = np.unique(names, return_inverse=True, return_counts=True)
+    if len(known) < size:
+        repeated = known[counts.argmax()]
+        raise ValueError(f"--id: found {counts.max()} rows called {repeated} in {flag}, expected another name for each")
+    return place
+
+
+def _few(size: int) -> str:
+    return (
+        f"--validation has {size} rows: few. Diagnosis is the surer the more there are, up to {LOOKED_AT}; below {FEW} "
+        "expect more to be missed and more false alarms than the figures below say."
+    )
+
+
+def _unseen(held: Table, columns: Columns) -> list[str]:
+    """What validation rows have that no training row has."""
+    said = []
+    for name in held.levels:
+        unknown = held.columns[name] < 0
+        if unknown.any():
+            examples = ", ".join(np.unique(columns[name][unknown])[:3].tolist())
+            said.append(
+                f"--validation: {int(unknown.sum())} rows have values of {name!r} that --train does not have "
+                f"({examples}): they are taken as none of its levels."
+            )
+    return said
+
+
+def _check_unlike(own: Own) -> None:
+    """Validation rows are not simply the training rows again."""
+    encoder = tables.fit_encoder(own.train)
+    both = ((own.train, own.y), (own.validation, own.validation_y))
+    seen, held = (
+        [(row.tobytes(), c) for row, c in zip(tables.encode(encoder, t), y.tolist(), strict=True)] for t, y in both
+    )
+    if set(held) <= set(seen):
+        raise ValueError("--validation: found every row among --train, expected rows that nothing is trained on")

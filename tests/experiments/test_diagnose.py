@@ -1,0 +1,236 @@
+"""The command that diagnoses the user's own table: what it finds, what it leaves behind, and what it says."""
+
+import csv
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted_diagnoser import made_diagnoser, make_files, planted
+
+from d3mjax.data.mixed_errors import KINDS
+from d3mjax.runtime import diagnoser, record
+from experiments import demix_pretrain, diagnose, diagnose_report, report
+from experiments.demix_cells import FEATURES, MLP2
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("diagnoser") / "made.npz"
+    demix_pretrain.save(path, *made_diagnoser())
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, made):
+    path = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diagnose, "MLP2", MLP2._replace(steps=80))
+        config = diagnose.Config(make_files(path), diagnoser=str(made), networks=2, seeds=2)
+        yield config, path, diagnose.main(config, path / "results")
+
+
+def lines_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_everything_is_left_behind(finished):
+    _, _, run = finished
+    document = record.read_json(run / "metrics.json")
+    record.validate_document(document)
+    methods = {row["method"]: row["metrics"] for row in document["rows"]}
+    assert list(methods) == ["diagnosis, each network alone", diagnose_report.BEFORE, diagnose_report.AFTER]
+    assert all(len(methods[m]["average_accuracy"]["per_seed"]) == 2 for m in list(methods)[1:])
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    advice = (run / "advice.txt").read_text()
+    for said in ("Left out, as constant in --train: same.", "Left out, as all missing in --train: none."):
+        assert said in page
+    assert "(pilot): they are taken as none of its levels" in advice
+    assert "--validation has 96 rows: few" in advice
+    assert "The validation rows may have errors of the same kinds" in advice
+    with np.load(run / "probabilities.npz") as file:
+        assert file["probabilities"].shape == (240, 3)
+        assert file["id"].tolist() == planted(0, 240, 24, 8)["row"].tolist()
+
+
+def test_wrong_labels_and_broken_numbers_are_found_by_the_users_names(finished):
+    _, _, run = finished
+    lines = lines_of(run / "suspects.csv")
+    assert [float(line["probability"]) for line in lines] == sorted(
+        [float(line["probability"]) for line in lines], reverse=True
+    )
+    of = lambda kind: {line["id"]: line["proposal"] for line in lines if line["kind"] == kind}
+    assert set(of("feature error")) == {f"r0-{i}" for i in range(24, 32)}
+    assert all(text.startswith("impute b: 40 -> ") for text in of("feature error").values())
+    wrong = {f"r0-{i}" for i in range(24)}
+    found = set(of("label error"))
+    print(len(found), len(found & wrong))
+    assert len(found & wrong) > 18
+    assert len(found & wrong) > 0.5 * len(found)
+    assert {text for text in of("label error").values() if text.startswith("relabel")} == {
+        "relabel as low",
+        "relabel as high",
+    }
+
+
+def test_the_repaired_table_is_the_users_but_for_what_is_proposed(finished):
+    _, path, run = finished
+    before, after = lines_of(path / "train.csv"), lines_of(run / "repaired.csv")
+    proposals = {(line["id"], line["kind"]): line["proposal"] for line in lines_of(run / "suspects.csv")}
+    assert list(after[0]) == [*before[0], "weight"]
+    for old, new in zip(before, after, strict=True):
+        proposal = proposals.get((old["row"], "label error"), "")
+        assert (old["income"] != new["income"]) == proposal.startswith("relabel")
+        changed = {name for name in ("a", "b", "age", "job") if old[name] != new[name]}
+        said = proposals.get((old["row"], "feature error"), "")
+        assert all(f"{name}: " in said for name in changed)
+        assert (old["same"], old["none"], old["row"]) == (new["same"], new["none"], new["row"])
+    assert {row["weight"] for row in after} == {"0.5", "1.0"}
+
+
+def test_the_same_command_reads_what_is_there(finished, monkeypatch):
+    config, path, run = finished
+    files = ("suspects.csv", "repaired.csv", "advice.txt")
+    before = [(run / name).read_bytes() for name in files], record.read_json(run / "metrics.json")["rows"]
+    for name in ("look", "compare"):
+        monkeypatch.setattr(diagnose, name, lambda *a, **options: pytest.fail("computed again"))
+    assert diagnose.main(config, path / "results") == run
+    assert ([(run / name).read_bytes() for name in files], record.read_json(run / "metrics.json")["rows"]) == before
+
+
+def test_other_contents_or_another_diagnoser_are_another_run(finished, made, tmp_path):
+    config, path, run = finished
+    rows = (path / "train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join([rows[0], *rows[2:], rows[1]]))
+    other = replace(config, files=replace(config.files, train=str(tmp_path / "train.csv")))
+    with pytest.raises(ValueError, match="holds another configuration: data is"):
+        diagnose.prepare(other, path / "results", run.name)
+    fitted, manifest = made_diagnoser()
+    demix_pretrain.save(tmp_path / "other.npz", fitted._replace(thresholds=np.full(3, 0.5)), manifest)
+    shutil.copy(made, tmp_path / "same.npz")
+    same = diagnose.prepare(replace(config, diagnoser=str(made)), path / "results", run.name)
+    assert same.directory == run
+    with pytest.raises(ValueError, match="holds another configuration: diagnoser is"):
+        diagnose.prepare(replace(config, diagnoser=str(tmp_path / "other.npz")), path / "results", run.name)
+
+
+def test_diagnosers_that_do_not_fit_are_refused(tmp_path, made):
+    config = diagnose.Config(make_files(tmp_path), diagnoser=str(tmp_path / "none.npz"))
+    with pytest.raises(ValueError, match=r"--diagnoser: found no file .*none\.npz, expected one of python -m"):
+        diagnose.prepare(config, tmp_path / "results")
+    fitted, manifest = made_diagnoser()
+    other = tmp_path / "other.npz"
+    demix_pretrain.save(other, fitted, manifest | {"channels": ["loss", "norm"]})
+    with pytest.raises(
+        ValueError, match=r"--diagnoser: .* it expects \['loss', 'norm'\], found \['influence 0"
+    ) as error:
+        diagnose.prepare(replace(config, diagnoser=str(other)), tmp_path / "results")
+    assert FEATURES[-1] in str(error.value)
+    other.write_bytes(made.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"--diagnoser: .*other\.npz is damaged"):
+        diagnose.prepare(replace(config, diagnoser=str(other)), tmp_path / "results")
+    diagnoser.save_diagnoser(other, {"variables": np.zeros(2), "thresholds": np.zeros(3)}, manifest)
+    with pytest.raises(ValueError, match=r"--diagnoser: .* holds \['thresholds', 'variables'\], expected trees"):
+        diagnose.prepare(replace(config, diagnoser=str(other)), tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", ["networks", "seeds"])
+def test_numbers_must_be_positive(tmp_path, name):
+    with pytest.raises(ValueError, match=f"--{name}: found 0, expected at least 1"):
+        diagnose.prepare(replace(diagnose.Config(make_files(tmp_path)), **{name: 0}), tmp_path)
+
+
+def test_without_a_diagnoser_the_default_one_is_made_once(tmp_path, made, monkeypatch, capsys):
+    called = []
+
+    def teach(config, results):
+        path = demix_pretrain.place(config, results, None)
+        called.append(shutil.copy(made, path))
+        (path.parent / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(demix_pretrain, "main", teach)
+    config = diagnose.Config(make_files(tmp_path))
+    ready = diagnose.prepare(config, tmp_path / "results")
+    assert "teaching the default one on 6 tables with planted errors" in capsys.readouterr().out
+    assert diagnose.prepare(config, tmp_path / "results").directory == ready.directory
+    assert len(called) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+    files = make_files(tmp_path)
+    line = ["d3mjax-diagnose", "--train", files.train, "--validation", files.validation, "--label"]
+    monkeypatch.setattr(sys, "argv", [*line, "incom", "--drop", "same", "none"])
+    with pytest.raises(SystemExit, match=r"^d3mjax-diagnose: --label: found no 'incom' .* Did you mean income\?"):
+        diagnose.cli()
+    assert 'd3mjax-diagnose = "experiments.diagnose:cli"' in Path("pyproject.toml").read_text()
+
+
+def told(precision, simple=0.3, every=0.2):
+    rivals = {"trivial rules": {"precision": simple}, "every row": {"precision": every}}
+    tables = {"one": {"precision": precision - 0.1}, "two": {"precision": precision + 0.1}}
+    facts = {
+        "recall": 0.5,
+        "share": 0.2,
+        "rivals": rivals,
+        "tables": tables,
+        "trivial": "the largest losses",
+        "by_clean": [[0.8, 0.6]],
+    }
+    return {"precision": precision} | facts
+
+
+def test_advice_on_a_kind_follows_from_what_the_diagnoser_is_worth():
+    flags = np.arange(50) < 10
+    good = diagnose_report._kind(KINDS[0], flags, told(0.7))
+    assert good.startswith(
+        "Label error: 10 of 50 rows are suspected (20.0%). On tables that the diagnoser had not seen, 70%"
+    )
+    assert "(60% to 80% by table; 60% where 80% of the rows were clean), and 50% of such rows were found." in good
+    assert "the largest losses is right for 30%, claiming every row for 20%. Most claims are right" in good
+    assert "Most claims are wrong: a list to look through" in diagnose_report._kind(KINDS[0], flags, told(0.4))
+    assert "no better than the trivial rule" in diagnose_report._kind(KINDS[0], flags, told(0.32))
+    unknown = told(0.7) | {"precision": None}
+    assert "Nothing is known" in diagnose_report._kind(KINDS[0], flags, unknown)
+
+
+def test_advice_on_the_repair_follows_from_the_spread():
+    row = lambda *accuracy: report.row("t", "m", {"average_accuracy": accuracy})
+    better = diagnose_report._worth_it(row(0.8, 0.81), row(0.9, 0.92), True)
+    assert (
+        "validation rows that were not looked at goes from 80.5 ± 0.7 % to 91.0 ± 1.4 %, +10.5 points; more" in better
+    )
+    assert "a gain" in better
+    assert "a loss" in diagnose_report._worth_it(row(0.9, 0.92), row(0.8, 0.81), False)
+    assert "within the spread" in diagnose_report._worth_it(row(0.8, 0.9), row(0.82, 0.91), False)
+    assert "one seed decides nothing" in diagnose_report._worth_it(row(0.8), row(0.9), False)
+
+
+def test_parquet_comes_back_with_its_types(finished, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    config, path, _ = finished
+    ready = diagnose.prepare(config, path / "results")
+    found = [unit for s in range(2) if (unit := record.read_unit(ready.directory, f"network-{s}"))]
+    diagnosis = diagnose.decide(config, ready.own, ready.fitted, found)
+    n = len(ready.own.y)
+    raw = dict(ready.own.raw) | {
+        "count": np.arange(n),
+        "weight": np.ones(n),
+        "income": 1 - ready.own.y.astype(np.int64),
+    }
+    own = ready.own._replace(raw=raw, class_names=("1", "0"))
+    written = diagnose_report.write_repaired(tmp_path, own, diagnosis, replace(config.files, train="x.parquet"))
+    table = pq.read_table(written)
+    assert table.schema.field("count").type == table.schema.field("income").type == pa.int64()
+    assert table.schema.names[-1] == "d3mjax_weight"
+    np.testing.assert_array_equal(table["d3mjax_weight"], diagnosis.repaired.weights)
+    np.testing.assert_array_equal(table["income"], 1 - diagnosis.repaired.labels)
+    dropped = diagnose.decide(replace(config, broken="drop"), own, ready.fitted, found)
+    assert (dropped.repaired.weights == 0).sum() == diagnosis.flags[:, 1].sum() == 8
