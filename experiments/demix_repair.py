@@ -1,7 +1,8 @@
 """Repair by kind of error: what it does to accuracy and to the worst group of the rule, beside plain controls.
 
 Claim:    turning the labels that a diagnoser believes wrong recovers most of what wrong labels cost, and takes labels
-          of the minority with it; turning only those far likelier wrong than rare gains for both.
+          of the minority with it; turning only those far likelier wrong than rare, and weighing groups equally where the guard
+          warns, gains in average and does not cost the worst group.
 Command:  python -m experiments.demix_repair            (`--config.smoke` takes half a minute)
 Expected: the tables in experiments/README.md, which this command wrote.
 Device:   two CPU cores, about 15 minutes beside the cells of demix_diagnose; any JAX device works.
@@ -41,8 +42,8 @@ class Config:
     rules: tuple[int, ...] = (0, 2, -2, -1)
     cleans: tuple[float, ...] = (0.5, 0.8)
     seeds: int = 5
-    first_seed: int = 0
-    # The cells that diagnosers are fitted on: those of `demix_diagnose`, less the rule and draw in question.
+    first_seed: int = 6
+    # The cells that diagnosers are fitted on: those of `demix_diagnose`, less the rule in question.
     draws: int = 5
     rows: int = 2000
     fitted: int = 500
@@ -52,8 +53,11 @@ class Config:
 
 
 MARGIN = 0.3
-"""By which a label error must be likelier than a minority. Which repair to recommend was chosen on draw 5 of Adult."""
-RECOMMENDED = "predicted, labels alone, cautious (recommended)"
+"""By which a label error must be likelier than a minority. Not tuned."""
+LABELS = "predicted, labels alone, cautious"
+WEIGHED = "predicted, labels and groups of equal weight, cautious"
+RECOMMENDED = "recommended: labels, cautious; equal weights, too, where the guard warns"
+"""Chosen on draws 0 to 4 of Adult, which is why others report."""
 
 
 def variants(planned: Planned, right: Any, probabilities: Any, claimed: Any, task: TableTask, seed: int):
@@ -72,9 +76,9 @@ def variants(planned: Planned, right: Any, probabilities: Any, claimed: Any, tas
         "dirty": Repaired(table, y, ones),
         "predicted, as published": fix(claimed),
         "predicted, labels alone": fix(only(claimed, 0)),
-        RECOMMENDED: fix(only(careful, 0)),
+        LABELS: fix(only(careful, 0)),
         "predicted, labels and groups of equal weight": fix(only(claimed, 0, 2), **groups),
-        "predicted, labels and groups of equal weight, cautious": fix(only(careful, 0, 2), **groups),
+        WEIGHED: fix(only(careful, 0, 2), **groups),
         "predicted, the same with imputation": fix(careful, **groups),
         "predicted, groups of equal weight alone": fix(only(claimed, 2), **groups),
         "oracle, as published": fix(truth),
@@ -87,6 +91,7 @@ def variants(planned: Planned, right: Any, probabilities: Any, claimed: Any, tas
     }
     risk = partial(repair.worst_group_risk, y, probabilities=probabilities, num_classes=task.num_classes, correct=right)
     risks = {name: risk(one) for name, one in found.items() if name.startswith("predicted")}
+    found[RECOMMENDED] = found[WEIGHED if risks[LABELS].likely else LABELS]
     return found, {name: one.value for name, one in risks.items()}
 
 
@@ -188,7 +193,16 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Run or resume; returns the directory of results."""
     if config.smoke:
         config = replace(
-            config, tasks=("planted",), rules=(0, 1), seeds=1, draws=3, rows=150, fitted=60, rounds=5, test=200
+            config,
+            tasks=("planted",),
+            rules=(0, 1),
+            seeds=1,
+            first_seed=0,
+            draws=3,
+            rows=150,
+            fitted=60,
+            rounds=5,
+            test=200,
         )
     if unknown := set(config.tasks) - TABLES.keys():
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(TABLES)}")
