@@ -1,8 +1,8 @@
 """Repair by kind of error: what it does to accuracy and to the worst group of the rule, beside plain controls.
 
 Claim:    turning the labels that a diagnoser believes wrong recovers most of what wrong labels cost, and takes labels
-          of the minority with it; turning only those far likelier wrong than rare, and weighing groups equally where the guard
-          warns, gains in average and does not cost the worst group.
+          of the minority with it; turning only those far likelier wrong than rare, and giving groups equal weight
+          where the guard warns, gains in average and does not cost the worst group.
 Command:  python -m experiments.demix_repair            (`--config.smoke` takes half a minute)
 Expected: the tables in experiments/README.md, which this command wrote.
 Device:   two CPU cores, about 15 minutes beside the cells of demix_diagnose; any JAX device works.
@@ -52,8 +52,6 @@ class Config:
     smoke: bool = False
 
 
-MARGIN = 0.3
-"""By which a label error must be likelier than a minority. Not tuned."""
 LABELS = "predicted, labels alone, cautious"
 WEIGHED = "predicted, labels and groups of equal weight, cautious"
 RECOMMENDED = "recommended: labels, cautious; equal weights, too, where the guard warns"
@@ -70,7 +68,7 @@ def variants(planned: Planned, right: Any, probabilities: Any, claimed: Any, tas
     rng = np.random.default_rng(seed)
     fix = partial(repair.repair, table, y, num_classes=task.num_classes)
     only = lambda flags, *types: flags & np.isin(np.arange(3), types)[None]
-    careful = repair.cautious(claimed, probabilities, margin=MARGIN)
+    careful = repair.cautious(claimed, probabilities)
     groups = {"restore": repair.impute, "weigh": repair.equal_groups}
     found = {
         "dirty": Repaired(table, y, ones),
@@ -91,7 +89,8 @@ def variants(planned: Planned, right: Any, probabilities: Any, claimed: Any, tas
     }
     risk = partial(repair.worst_group_risk, y, probabilities=probabilities, num_classes=task.num_classes, correct=right)
     risks = {name: risk(one) for name, one in found.items() if name.startswith("predicted")}
-    found[RECOMMENDED] = found[WEIGHED if risks[LABELS].likely else LABELS]
+    options = {"num_classes": task.num_classes, "correct": right}
+    found[RECOMMENDED], _ = repair.recommended(table, y, only(claimed, 0, 2), probabilities, **options)
     return found, {name: one.value for name, one in risks.items()}
 
 

@@ -142,13 +142,13 @@ def decide(config: Config, own: Own, fitted: trees.Trees, found: list[units.Unit
     mean = lambda name: np.mean([arrays[name] for _, arrays in found], axis=0)
     probabilities, classes = mean("probabilities"), mean("left_out")
     flags = np.asarray(trees.claim(fitted, probabilities))
-    used = repair.cautious(flags, probabilities)
     others = np.where(np.arange(classes.shape[1])[None] == own.y[:, None], -1, classes)
     proposed, num_classes = others.argmax(1).astype(own.y.dtype), len(own.class_names)
     options: dict[str, Any] = {"num_classes": num_classes, "proposed": proposed, "restore": RESTORE[config.broken]}
-    repaired = repair.repair(own.train, own.y, used, **options)
     right = mean("seen").argmax(1) == own.y
-    risk = repair.worst_group_risk(own.y, repaired, probabilities, num_classes=num_classes, correct=right)
+    repaired, risk = repair.recommended(own.train, own.y, flags, probabilities, correct=right, **options)
+    used = repair.cautious(flags, probabilities)
+    used[:, 2] &= risk.likely
     return Diagnosis(probabilities, flags, used, proposed, repaired, risk, np.asarray(fitted.thresholds))
 
 

@@ -13,7 +13,7 @@ may be either, which helps but does not heal; `worst_group_risk` says how much o
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -32,7 +32,7 @@ class Repaired(NamedTuple):
 
 
 def cautious(
-    flags: Bool[AnyArray, "n 3"], probabilities: Float[AnyArray, "n 3"], *, margin: float = 0.1
+    flags: Bool[AnyArray, "n 3"], probabilities: Float[AnyArray, "n 3"], *, margin: float = 0.3
 ) -> Bool[np.ndarray, "n 3"]:
     """The flags, label errors only where ``p_label >= p_minority + margin``. Probabilities must be calibrated."""
     flags, p = np.array(flags), np.asarray(probabilities)
@@ -139,6 +139,31 @@ def repair(
     elif broken.any():
         table = restore(table, after, broken, ~(wrong | broken))
     return Repaired(table, after, np.where(kept, weigh(minority, after, kept), 0).astype(np.float32))
+
+
+def recommended(
+    table: Table,
+    labels: Int[AnyArray, " n"],
+    flags: Bool[AnyArray, "n 3"],
+    probabilities: Float[AnyArray, "n 3"],
+    *,
+    num_classes: int,
+    correct: Bool[AnyArray, " n"] | None = None,
+    **options: Any,
+) -> tuple[Repaired, "Risk"]:
+    """Labels that are far likelier wrong than rare are turned; where the guard warns, groups get equal weight, too.
+
+    `cautious` flags without the minority; if `worst_group_risk` of that repair is ``likely``, with the minority and
+    `equal_groups`. The risk is that of the first. ``options`` are those of `repair`; clear the flags of feature errors
+    to leave features alone. ``experiments.demix_repair`` compares it with others.
+    """
+    used = cautious(flags, probabilities)
+    labels_alone = used & np.array([True, True, False])[None]
+    first = repair(table, labels, labels_alone, num_classes=num_classes, **options)
+    risk = worst_group_risk(labels, first, probabilities, num_classes=num_classes, correct=correct)
+    if not risk.likely:
+        return first, risk
+    return repair(table, labels, used, num_classes=num_classes, weigh=equal_groups, **options), risk
 
 
 class Risk(NamedTuple):

@@ -236,3 +236,23 @@ def test_the_risk_says_whether_the_worst_group_falls():
     assert [found.likely for found in risk.values()] == [True, True, False]
     held = repair.cautious(np.stack([against, 0 * against, 0 * against], 1) > 0, blind)
     assert not held.any()
+
+
+def test_the_recommended_repair_weighs_groups_only_where_the_guard_warns():
+    n = 40
+    table = tables.from_columns({"a": np.arange(n, dtype=float)})
+    y = np.arange(n) % 2
+    p = np.full((n, 3), 0.1)
+    flags = np.zeros((n, 3), bool)
+    p[:6, 0], flags[:6, 0] = 0.9, True  # wrong labels, beyond doubt
+    p[6:16, 2], flags[6:16, 2] = 0.8, True  # a minority
+    safe, risk = repair.recommended(table, y, flags, p, num_classes=2, correct=np.arange(n) >= 16)
+    assert not risk.likely
+    np.testing.assert_array_equal(safe.labels, np.where(flags[:, 0], 1 - y, y))
+    np.testing.assert_array_equal(safe.weights, 1)
+    # The same where the rows that the model gets wrong and that may be rare are those to be turned.
+    warned, risk = repair.recommended(table, y, flags, p, num_classes=2, correct=np.arange(n) >= 6)
+    assert risk.likely
+    np.testing.assert_array_equal(warned.labels, safe.labels)
+    mass = [warned.weights[(warned.labels == c) & (flags[:, 2] == m)].sum() for c in (0, 1) for m in (False, True)]
+    np.testing.assert_allclose(mass, n / 4, rtol=1e-6)
