@@ -230,11 +230,11 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             found = units.run_units(directory, name, seeds, partial(measure_draw, task, config, stored), models=1)
             own = demix_diagnose.rows_of(name, [facts for facts, _ in found])
             for part in dict.fromkeys(row["task"] for row in own):
-                bars = {r["method"]: [r["metrics"]["macro_f1"]["per_seed"]] for r in own if r["task"] == part}
-                bars = {method: np.transpose(values) for method, values in bars.items()}
+                of = lambda row, kind: row["metrics"][f"{kind}_auprc"]["per_seed"]
+                points = {r["method"]: (of(r, "label"), of(r, "feature")) for r in own if r["task"] == part}
                 text = "Fitted on other draws, networks on fewer rows than trees but for the tree beside them."
-                figure = plots.bar_groups(bars, ["macro-F1"], ylabel="macro-F1")
-                sections[part] = report.Section(text, {"Macro-F1 of every variant.": figure})
+                figure = plots.tradeoff(points, xlabel="AUPRC of label errors", ylabel="AUPRC of feature errors")
+                sections[part] = report.Section(text, {"Label errors and feature errors.": figure})
             rows += own
         report.finish(directory, "demix_ablate", asdict(config), rows, sections, perf_counter() - begin)
     return directory

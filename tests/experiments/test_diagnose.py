@@ -89,7 +89,7 @@ def test_the_repaired_table_is_the_users_but_for_what_is_proposed(finished):
         said = proposals.get((old["row"], "feature error"), "")
         assert all(f"{name}: " in said for name in changed)
         assert (old["same"], old["none"], old["row"]) == (new["same"], new["none"], new["row"])
-    assert {row["weight"] for row in after} == {"0.5", "1.0"}
+    assert all(float(row["weight"]) > 0 for row in after)  # broken rows are imputed, none is dropped
 
 
 def test_the_same_command_reads_what_is_there(finished, monkeypatch):
