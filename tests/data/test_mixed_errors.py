@@ -29,9 +29,10 @@ def changed(errors):
     return np.stack([a != b for a, b in pairs], 1)
 
 
-@pytest.mark.parametrize("clean", [0.4, 0.5, 0.6, 0.7, 0.8])
-@pytest.mark.parametrize("rule", [RULE, BALANCED])
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("clean", "rule", "per_row"),
+    [*((clean, RULE, False) for clean in (0.4, 0.5, 0.6, 0.7, 0.8)), (0.5, BALANCED, False), (0.6, BALANCED, True)],
+)
 def test_flags_are_the_truth_and_counts_exact(clean, rule, per_row):
     errors = mixed_errors.inject(jax.random.key(1), *made(), rule, clean=clean, num_classes=2, per_row=per_row)
     wrong, broken, rare = errors.flags.T
