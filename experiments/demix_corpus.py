@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from d3mjax.attribution import outputs
 from d3mjax.data import tables
 from d3mjax.data.mixed_errors import minority
 from d3mjax.diagnosis import rivals
 from d3mjax.runtime import mesh, record
 from experiments import units
-from experiments.demix_cells import EXTRAS, MLP2, Cell, Network, Planned, features, make_vectors, plan
+from experiments.demix_cells import EXTRAS, FEATURES, MLP2, Cell, Network, Planned, features, make_vectors, plan
 from experiments.demix_tables import TableTask, divide
 
-SMALL = 64  # validation rows that are stored for set transformers
 LABEL = ("loss", "margin", "path of margins", "left-out loss", "neighbours' labels", "confident learning", "CNCI")
 FEATURE = ("largest z", "PCID", "surprise", "far")
 MINORITY = ("SC = y", "JTT error set", "self-influence", "left-out loss")
@@ -30,7 +31,9 @@ SIGNALS = tuple(
     f"{kind}: {name}" for kind, names in zip("LFS", (LABEL, FEATURE, MINORITY), strict=True) for name in names
 )
 """Training-free scores, for label errors, feature errors and minority."""
-KINDS = ("outlier", "scale", "categories")
+BINARY = ("S: SC = y", "S: JTT error set")
+BREAKS = ("outlier", "scale", "categories")
+"""How features are broken; "categories" where no number is."""
 
 
 class Stored(NamedTuple):
@@ -41,26 +44,39 @@ class Stored(NamedTuple):
     rule: int
     balanced: bool
     clean: float
-    kind: str  # of `KINDS`: which feature errors it has
+    kind: str  # of `BREAKS`: which feature errors it has
     features: np.ndarray  # Float32[r f]
     flags: np.ndarray  # Bool[r 3]
-    signals: np.ndarray  # Float32[r s], ranks in (0, 1)
-    vectors: np.ndarray  # Float16[r 4 SMALL]
-    told: np.ndarray  # Bool[r], minority of the rule that one is told, seen through the errors
-    in_cell: tuple[float, float, float]  # F1 of trees on the raw rows, fitted on the other half of the same cell
+    signals: np.ndarray = np.zeros((0, len(SIGNALS)), np.float32)  # Float32[r s], ranks in (0, 1)
+    told: np.ndarray = np.zeros(0, bool)  # Bool[r], minority of the rule that one is told, seen through the errors
+    in_cell: tuple[float, ...] = ()  # F1 by type of trees on the raw rows, fitted on the other half of the same cell
 
 
 def gather(
-    results: Path, tasks: Mapping[str, TableTask], cleans: Sequence[float], rows: int, seeds: range, *, smoke: bool
+    results: Path, tasks: Mapping[str, TableTask], cleans: Sequence[float], rows: int, seeds: range
 ) -> dict[str, list[Stored]]:
-    """The cells of all tables and draws, made where ``results/demix_cells`` does not have them yet."""
-    facts = {"network": MLP2.name, "cleans": list(cleans), "rows": rows, "smoke": smoke}
-    directory, corpus = record.open_run(results, "demix_cells", facts, None), {}
+    """The cells of all tables and draws, made where ``results/demix_cells`` does not have them yet.
+
+    Raises:
+      ValueError: on several hosts.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"found {jax.process_count()} processes, expected one: diagnosis runs on one host")
+    corpus = {}
     for name, task in tasks.items():
+        sizes = {"train": task.train, "validation": task.validation, "rules": [rule.name for rule in task.rules]}
+        facts = {"task": name, **sizes, "network": MLP2.name, "cleans": list(cleans), "rows": rows}
+        facts |= {"features": list(FEATURES), "signals": list(SIGNALS)}  # a cell of other ones is another cell
+        directory = record.open_run(results, "demix_cells", facts, None)
         measure = collect(task, MLP2, cleans, rows, mesh.local_mesh())
         found = units.run_units(directory, name, seeds, measure, models=len(task.rules) * len(cleans))
         corpus[name] = [cell for seed, unit in zip(seeds, found, strict=True) for cell in read(task, seed, unit)]
     return corpus
+
+
+def chosen(task: TableTask, rules: Sequence[int]) -> list[int]:
+    """Numbers of rules, negative ones from the end, each once."""
+    return sorted({rule % len(task.rules) for rule in rules})
 
 
 def small(task: TableTask, *, smoke: bool) -> TableTask:
@@ -102,7 +118,7 @@ def read(task: TableTask, seed: int, unit: units.Unit) -> list[Stored]:
     facts, arrays = unit
     cells = []
     for i, (kind, rule, clean) in enumerate(zip(facts["kinds"], facts["rules"], facts["cleans"], strict=True)):
-        own = {name: a[i] for name, a in arrays.items()}
+        own = {name: arrays[name][i] for name in ("features", "flags", "signals", "told", "in_cell")}
         own["in_cell"] = tuple(own["in_cell"].tolist())
         cells.append(Stored(task.name, seed, rule, task.rules[rule].balanced, clean, kind, **own))
     return cells
@@ -117,7 +133,6 @@ def _stored(task: TableTask, rule: int, planned: Planned, cell: Cell, kept: Int[
         "features": features(cell, y, task.num_classes),
         "flags": flags,
         "signals": signals(task, planned, cell, y, x, held.labels),
-        "vectors": cell.vectors[:, :, :SMALL],
         "told": told,
         "in_cell": np.array([_halves(x, y, flag) for flag in flags.T]),
     }
@@ -130,8 +145,8 @@ def kind_of(planned: Planned) -> str:
     for name, a in after.columns.items():
         changed = a != before.columns[name]
         if name not in after.levels and changed.any():
-            return KINDS[0] if len(np.unique(a[changed])) <= 2 else KINDS[1]
-    return KINDS[2]
+            return BREAKS[0] if len(np.unique(a[changed])) <= 2 else BREAKS[1]
+    return BREAKS[2]
 
 
 def signals(task: TableTask, planned: Planned, cell: Cell, y, x, validation_y) -> Float[np.ndarray, "r s"]:
@@ -145,18 +160,12 @@ def signals(task: TableTask, planned: Planned, cell: Cell, y, x, validation_y) -
     glitches = rivals.glitches(of, y, validation_y, task.num_classes)
     extra = dict(zip(EXTRAS, cell.extras.T, strict=True))
     loss = cell.vectors[:, 3, 0].astype(np.float32)
-    margin = np.asarray(_margin(cell.logits, y))
+    margin = outputs.hard_margin(jnp.asarray(cell.logits), y)
     label = (loss, -margin, -extra["path"], extra["left out"], rivals.knn_disagreement(x, y))
     label = (*label, rivals.confident_learning(softmax, y), glitches.cnci)
     feature = (rivals.outliers(flat), glitches.pcid, extra["surprise"], extra["far"])
     rare = (rivals.rare_class(y, task.num_classes), rivals.jtt_errors(cell.logits, y), extra["norm"], extra["left out"])
     return np.stack([np.asarray(rivals.loss_rank(np.asarray(a, np.float32))) for a in (*label, *feature, *rare)], 1)
-
-
-def _margin(logits, y):
-    own = np.take_along_axis(logits, y[:, None], 1)[:, 0]
-    others = np.where(np.arange(logits.shape[1])[None] == y[:, None], -np.inf, logits)
-    return own - others.max(1)
 
 
 def _halves(x, y, flag) -> float:

@@ -1,8 +1,8 @@
 """Which rows of a table are wrong, and in which way: diagnosers on tables, rules and draws they were not made for.
 
 Claim:    boosted trees on influence vectors, with a few numbers a row that mean the same for any table, tell planted
-          label errors, feature errors and spurious minorities better than every score that needs no training, on new
-          draws, unseen rules and unseen tables; what holds in the cell a diagnoser was fitted on is no evidence.
+          label errors, feature errors and spurious minorities better than scores that need no training, on new draws
+          and unseen rules, and on most unseen tables; what holds in the cell a diagnoser was fitted on is no evidence.
 Command:  python -m experiments.demix_diagnose            (`--config.smoke` takes half a minute)
 Expected: the tables in experiments/README.md, which this command wrote.
 Device:   two CPU cores, about 45 minutes; any JAX device works.
@@ -21,10 +21,10 @@ from jaxtyping import Bool, Float
 
 from d3mjax.diagnosis import detection, trees
 from d3mjax.runtime import mesh, preemption, record
-from experiments import demix_corpus, plots, report, units
+from experiments import demix_corpus, demix_report, report, units
 from experiments.demix_cells import EXTRAS, FEATURES
-from experiments.demix_corpus import KINDS, SIGNALS, Stored
-from experiments.demix_tables import TABLES, TableTask
+from experiments.demix_corpus import BREAKS, SIGNALS, Stored
+from experiments.demix_tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,19 @@ METHODS = {
 MAIN = (OURS, "trees, channels 1-3")
 
 
-def fit(train: Sequence[Stored], columns, *, rows: int, rounds: int) -> trees.Trees:
-    """Trees on the first ``rows`` of every cell; their order is random."""
-    # Cells of one table and draw are held out together: thresholds are for what is new.
-    groups = [f"{cell.task}-{cell.seed}" for cell in train]
+def by_draw(cell: Stored) -> str:
+    """Cells of one table and draw."""
+    return f"{cell.task}-{cell.seed}"
+
+
+def fit(
+    train: Sequence[Stored], columns, *, rows: int, rounds: int, new: Callable[[Stored], str] = by_draw
+) -> trees.Trees:
+    """Trees on the first ``rows`` of every cell, whose order is random.
+
+    Cells that agree in ``new`` are held out together for calibration and thresholds: it names what is new at use.
+    """
+    groups = [new(cell) for cell in train]
     return trees.fit(
         np.concatenate([cell.features[:rows, columns] for cell in train]),
         np.concatenate([cell.flags[:rows] for cell in train]),
@@ -80,9 +89,16 @@ def fit(train: Sequence[Stored], columns, *, rows: int, rounds: int) -> trees.Tr
     )
 
 
-def told(train: Sequence[Stored], test: Sequence[Stored], columns, config: Config) -> tuple[list[Any], list[Any]]:
+def told(
+    train: Sequence[Stored],
+    test: Sequence[Stored],
+    columns,
+    config: Config,
+    *,
+    new: Callable[[Stored], str] = by_draw,
+) -> tuple[list[Any], list[Any]]:
     """Probabilities and flags that trees give the rows of every test cell."""
-    fitted = fit(train, columns, rows=config.fitted, rounds=config.rounds)
+    fitted = fit(train, columns, rows=config.fitted, rounds=config.rounds, new=new)
     found = [np.asarray(trees.predict(fitted, cell.features[:, columns])) for cell in test]
     return found, [np.asarray(trees.claim(fitted, p)) for p in found]
 
@@ -106,10 +122,16 @@ def measured(cell: Stored, values: Float[np.ndarray, "r 3"], claimed: Bool[np.nd
     return figures
 
 
+def scores_of(cell: Stored) -> Float[np.ndarray, "r s"]:
+    """Signals of a cell; those that say yes or no as 1 and 0, where a rank would depend on how many there are."""
+    yes = (cell.signals > cell.signals.min(0, keepdims=True)).astype(np.float32)
+    return np.where(np.isin(SIGNALS, demix_corpus.BINARY)[None], yes, cell.signals)
+
+
 def rivals(train: Sequence[Stored], test: Sequence[Stored]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Scores without training, thresholds by F1 on the training cells; the best of each type there, joined."""
     of = {kind: [i for i, name in enumerate(SIGNALS) if name[0] == kind] for kind in "LFS"}
-    ranks, flags = np.concatenate([c.signals for c in train]), np.concatenate([c.flags for c in train])
+    ranks, flags = np.concatenate(list(map(scores_of, train))), np.concatenate([c.flags for c in train])
     chosen, thresholds = [], np.zeros(len(SIGNALS), np.float32)
     for k, kind in enumerate("LFS"):
         each = np.repeat(flags[:, k : k + 1], len(of[kind]), axis=1)
@@ -117,7 +139,7 @@ def rivals(train: Sequence[Stored], test: Sequence[Stored]) -> dict[str, list[tu
         f1 = np.asarray(detection.scores(ranks[:, of[kind]] >= cuts[None], each).f1)
         thresholds[of[kind]] = cuts
         chosen.append(of[kind][int(np.argmax(f1))])
-    joined = lambda cell, at: (cell.signals[:, at], cell.signals[:, at] >= thresholds[None, at])
+    joined = lambda cell, at: (scores_of(cell)[:, at], scores_of(cell)[:, at] >= thresholds[None, at])
     found = {"best single scores": [joined(cell, chosen) for cell in test]}
     for k, kind in enumerate("LFS"):
         for i in of[kind]:
@@ -127,12 +149,18 @@ def rivals(train: Sequence[Stored], test: Sequence[Stored]) -> dict[str, list[tu
 
 
 def split_figures(
-    train: Sequence[Stored], test: Sequence[Stored], config: Config, methods: Sequence[str], *, with_rivals: bool
+    train: Sequence[Stored],
+    test: Sequence[Stored],
+    config: Config,
+    methods: Sequence[str],
+    *,
+    with_rivals: bool,
+    new: Callable[[Stored], str] = by_draw,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """``method -> clean ratio -> figures``, means over the test cells."""
     told_by = {}
     for name in methods:
-        told_by[name] = list(zip(*told(train, test, METHODS[name], config), strict=True))
+        told_by[name] = list(zip(*told(train, test, METHODS[name], config, new=new), strict=True))
     if with_rivals:
         told_by |= rivals(train, test)
         everything = [(np.ones(cell.flags.shape), np.ones(cell.flags.shape, bool)) for cell in test]
@@ -146,8 +174,10 @@ def split_figures(
             each = [measured(c, *pair) for c, pair in zip(test, pairs, strict=True) if c.clean == clean]
             names = dict.fromkeys(key for figures in each for key in figures)
             mean = {key: float(np.nanmean([figures[key] for figures in each if key in figures])) for key in names}
+            if name not in METHODS:
+                mean.pop("calibration_error")  # these are no probabilities
             if kind:  # a score for one type says nothing of the others
-                broken = {f"{k}_auprc" for k in KINDS} if kind == "feature" else set()
+                broken = {f"{k}_auprc" for k in BREAKS} if kind == "feature" else set()
                 mean = {key: v for key, v in mean.items() if key.startswith(kind) or key in broken}
             found.setdefault(name, {})[str(clean)] = mean
     return found
@@ -165,7 +195,7 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], name: str, seed: 
     }
     tables = [c for other, cells in corpus.items() if other != name for c in cells if c.seed != seed]
     if tables:
-        found["unseen table"] = figures(tables, test, methods=MAIN, with_rivals=True)
+        found["unseen table"] = figures(tables, test, methods=MAIN, with_rivals=True, new=lambda c: c.task)
     if not deep:
         return found
     halves = [[_rows(c, slice(i, None, 2)) for c in test] for i in (0, 1)]
@@ -174,18 +204,13 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], name: str, seed: 
         raw = np.nanmean([c.in_cell for c in test if c.clean == clean], axis=0)
         of_raw = {"macro_f1": float(raw.mean()), **dict(zip(("label_f1", "feature_f1"), raw.tolist(), strict=False))}
         found["in-cell"].setdefault("trees on the raw rows and labels", {})[str(clean)] = of_raw
-    found["unseen rule"] = _averaged(
-        [
-            figures(
-                [c for c in others if c.rule != k], [c for c in test if c.rule == k], methods=MAIN, with_rivals=True
-            )
-            for k in sorted({c.rule for c in test})
-        ]
-    )
+    parts = (([c for c in others if c.rule != k], [c for c in test if c.rule == k]) for k in {c.rule for c in test})
+    by_rule = partial(figures, methods=MAIN, with_rivals=True, new=lambda c: f"rule {c.rule}")
+    found["unseen rule"] = _averaged([by_rule(*part) for part in parts])
     for clean in config.cleans if len(config.cleans) > 1 else ():
         part = [c for c in others if c.clean != clean], [c for c in test if c.clean == clean]
         _merge(found, "other clean ratio", figures(*part, methods=MAIN[:1], with_rivals=False))
-    for kind, other in ((KINDS[0], KINDS[1]), (KINDS[1], KINDS[0])):
+    for kind, other in (BREAKS[:2], BREAKS[1::-1]):
         part = [c for c in others if c.kind == kind], [c for c in test if c.kind == other]
         if len({c.seed for c in part[0]}) > 1 and part[1]:
             found[f"from {kind} to {other}"] = figures(*part, methods=MAIN[:1], with_rivals=False)
@@ -193,7 +218,7 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], name: str, seed: 
 
 
 def _rows(cell: Stored, rows: slice) -> Stored:
-    each = {n: getattr(cell, n)[rows] for n in ("features", "flags", "signals", "vectors", "told")}
+    each = {n: getattr(cell, n)[rows] for n in ("features", "flags", "signals", "told")}
     return cell._replace(**each)
 
 
@@ -214,63 +239,6 @@ def _averaged(parts: Sequence[dict]) -> dict:
     return mean(collected)
 
 
-def rows_of(task: str, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a split, clean ratio and method."""
-    rows = []
-    for split in dict.fromkeys(split for one in found for split in one):
-        having = [one[split] for one in found if split in one]
-        for clean in dict.fromkeys(c for one in having for by in one.values() for c in by):
-            for method in dict.fromkeys(method for one in having for method in one):
-                figures = [one[method][clean] for one in having if clean in one.get(method, {})]
-                names = dict.fromkeys(name for f in figures for name in f)
-                per_seed = {n: [f[n] for f in figures if n in f and np.isfinite(f[n])] for n in names}
-                per_seed = {n: values for n, values in per_seed.items() if values}
-                if per_seed:
-                    rows.append(report.row(f"{task}, {split}, clean ratio {clean}", method, per_seed))
-    return rows
-
-
-SHOWN = ("new draw", "unseen rule", "unseen table")
-SPLITS = {
-    "in-cell": "Fitted on other rows of the same cells: an upper bound, and no evidence. Trees on the raw rows and "
-    "their labels, without any task model, do as well there.",
-    "new draw": "The same table and rules, errors drawn anew.",
-    "unseen rule": "Fitted on cells of the other rules of the table; means over rules.",
-    "unseen table": "Fitted on all other tables.",
-    "other clean ratio": "Fitted at the other share of clean rows.",
-}
-
-
-def sections_of(task: TableTask, rows: Sequence[dict[str, Any]]) -> dict[str, report.Section]:
-    """What the page says of each split of a table, and macro-F1 by split with the first."""
-    made = {}
-    for name in dict.fromkeys(row["task"] for row in rows):
-        split = name.split(", ")[1]
-        made[name] = report.Section(SPLITS.get(split, "Fitted on cells of one sort of feature error alone."), {})
-    about = (
-        f"{task.about} {task.train:,} rows with planted errors, {task.validation} to validate on, {len(task.rules)} "
-        "rules.\n"
-    )
-    first = next(iter(made))
-    made[first] = report.Section(about + made[first].text, _bars(rows))
-    return made
-
-
-def _bars(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Macro-F1 of the main methods by split, a figure for each clean ratio."""
-    of = {(row["method"], row["task"].split(", ", 1)[1]): row["metrics"].get("macro_f1") for row in rows}
-    figures = {}
-    for clean in dict.fromkeys(split.rsplit(" ", 1)[1] for _, split in of):
-        names = [s for s in SHOWN if of.get((OURS, f"{s}, clean ratio {clean}"))]
-        shown = {
-            method: np.transpose([of[method, f"{s}, clean ratio {clean}"]["per_seed"] for s in names])
-            for method in (*MAIN, "best single scores", "flag everything")
-        }
-        caption = f"Macro-F1 by split, clean ratio {clean}, with deviations over draws."
-        figures[caption] = plots.bar_groups(shown, names, ylabel="macro-F1")
-    return figures
-
-
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
     """Run or resume; returns the directory of results."""
     if config.smoke:
@@ -285,12 +253,12 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     tasks = {name: demix_corpus.small(TABLES[name], smoke=config.smoke) for name in config.tasks}
     with preemption.at_once():
         directory = record.open_run(results, "demix_diagnose", asdict(config), run)
-        corpus = demix_corpus.gather(results, tasks, config.cleans, config.rows, seeds, smoke=config.smoke)
+        corpus = demix_corpus.gather(results, tasks, config.cleans, config.rows, seeds)
         rows, sections = [], {}
         for name, task in tasks.items():
             found = units.run_units(directory, name, seeds, partial(_measure, config, corpus, name), models=1)
-            own = rows_of(name, [facts for facts, _ in found])
-            rows, sections = rows + own, sections | sections_of(task, own)
+            own = demix_report.rows_of(name, [facts for facts, _ in found])
+            rows, sections = rows + own, sections | demix_report.sections_of(task, own)
         report.finish(directory, "demix_diagnose", asdict(config), rows, sections, perf_counter() - begin)
     return directory
 

@@ -94,7 +94,8 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
 
 
 ABOUT = (
-    "Every number is of a table that the forests, their calibration and their thresholds have not seen.\n"
+    "Every number is of a table that its forests have not seen, and whose rows neither calibrated them nor chose the\n"
+    "thresholds. The forests whose log-odds did that, on the other tables, have seen it.\n"
     "The trivial rules claim as many rows as the diagnoser does, or more where they are tied."
 )
 
@@ -132,7 +133,10 @@ def load(path: Path) -> tuple[trees.Trees, dict[str, Any]]:
 def out_of_table(
     odds: Float[np.ndarray, "n e"], flags: Bool[np.ndarray, "n e"], table: Shaped[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "n e"], Bool[np.ndarray, "n e"]]:
-    """Probabilities and claims of each table, calibrated and with thresholds by the other tables alone."""
+    """Probabilities and claims of each table, calibrated and with thresholds by rows of the other tables alone.
+
+    The log-odds of those rows are of forests that were grown without their own table, but with this one.
+    """
     probabilities, claimed = np.zeros(flags.shape, np.float32), np.zeros(flags.shape, bool)
     for name in np.unique(table):
         own = table == name

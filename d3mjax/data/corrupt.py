@@ -94,7 +94,8 @@ def break_features(
     """A table where every flagged row has 1 to ``max_columns`` wrong entries.
 
     Numbers are broken by one of ``kinds``, categories become another level. Which columns and which kind is one draw
-    for the whole table, as DeMix has it; with ``per_row`` each row draws its own. A missing entry stays missing.
+    for the whole table, as DeMix has it; with ``per_row`` each row draws its own. A missing entry stays missing, and
+    what has one value alone keeps it: rows whose wrong entries are all of that sort do not change.
     """
     names = list(table.columns)
     most = min(max_columns, len(names))

@@ -53,7 +53,7 @@ def subset(
     share: float = 0.15,
     size: int | None = None,
 ) -> Int[np.ndarray, " k"]:
-    """Rows, in order, of which ``share`` are the minority of ``rule``, to within one row.
+    """Rows, in order, of which ``share`` are the minority of ``rule``, to within one row (balanced: two).
 
     As many as there can be, or ``size``. A balanced rule has equally many rows in the two cells (condition, label) of
     the majority, and in the two of the minority, so that neither condition nor label tells who belongs to it.
@@ -73,8 +73,9 @@ def subset(
     most = int(min(have / weights))
     if size is not None and size > most:
         raise ValueError(f"size: found {size} for rule {rule.name!r}, expected at most {most} of {len(rare)} rows")
-    wanted = np.floor((size or most) * weights).astype(int)
-    wanted[0] += (size or most) - wanted.sum()
+    size = most if size is None else size
+    wanted = np.floor(size * weights).astype(int)
+    wanted[0] += size - wanted.sum()
     wanted = np.minimum(wanted, have)
     chosen = np.zeros(len(rare), bool)
     for i, (cell, count) in enumerate(zip(cells, wanted, strict=True)):
@@ -100,13 +101,13 @@ def inject(
     """Errors in all but a share ``clean`` of the rows: half of the others get a wrong label, half broken features.
 
     First the rows are thinned by `subset` until ``rule`` holds for ``1 - share`` of them (None: no rule, no minority).
-    Then ``round((1 - clean) n / 2)`` labels are wrong and as many rows broken, disjoint unless ``overlap``. With
+    Then ``floor((1 - clean) n / 2)`` labels are wrong and as many rows broken, disjoint unless ``overlap``. With
     ``num_classes`` None labels are numbers (`corrupt.shift_targets`). ``class_rates`` are relative odds, by class,
     that a label is wrong. Columns and kind of `corrupt.break_features` depend on the key alone where not ``per_row``,
     so two tables (train and validation) with one key and different ids get the same.
 
     Raises:
-      ValueError: if ``clean`` is not in [0, 1], or as `subset`.
+      ValueError: if ``clean`` is not in [0, 1], a class has fewer rows than ``class_rates`` ask for, or as `subset`.
     """
     if not 0 <= clean <= 1:
         raise ValueError(f"clean: found {clean}, expected a share of the rows in [0, 1]")
@@ -115,10 +116,10 @@ def inject(
     if rule is not None:
         index = subset(part[0], table, labels, rule, share=share, size=size)
     else:
-        index = np.flatnonzero(corrupt.choose(part[0], table.id, size or len(labels)))
+        index = np.flatnonzero(corrupt.choose(part[0], table.id, len(labels) if size is None else size))
     table, labels = tables.take(table, index), labels[index]
     rare = np.zeros(len(labels), bool) if rule is None else minority(rule, table, labels)
-    num = round((1 - clean) * len(labels) / 2)
+    num = int((1 - clean) * len(labels) / 2 + 1e-9)
     wrong = _wrong_labels(part[1], table, labels, num, class_rates)
     broken = corrupt.choose(part[2], table.id, num, among=None if overlap else ~wrong)
     if num_classes is None:
@@ -132,9 +133,12 @@ def inject(
 def _wrong_labels(key, table, labels, num, class_rates):
     if class_rates is None:
         return corrupt.choose(key, table.id, num)
-    sizes = np.bincount(labels, minlength=len(class_rates)) * np.asarray(class_rates)
-    counts = np.floor(num * sizes / sizes.sum()).astype(int)
+    have = np.bincount(labels, minlength=len(class_rates))
+    sizes = have * np.asarray(class_rates)
+    counts = np.floor(num * sizes / max(sizes.sum(), 1e-12)).astype(int)
     counts[np.argmax(counts)] += num - counts.sum()
+    if len(have) != len(class_rates) or min(class_rates) < 0 or (counts > have).any():
+        raise ValueError(f"class_rates: found {class_rates} for {num} wrong labels in classes of {have.tolist()} rows")
     flags = [
         corrupt.choose(jax.random.fold_in(key, c), table.id, int(count), among=labels == c)
         for c, count in enumerate(counts)

@@ -90,7 +90,7 @@ def encode(encoder: Encoder, table: Table) -> Float32[np.ndarray, "n d"]:
             features.append((a[:, None] == np.arange(len(encoder.levels[name]))).astype(np.float32))
         else:
             standard = (a[:, None] - encoder.mean[name]) / encoder.std[name]
-            features.append(np.nan_to_num(standard).astype(np.float32))
+            features.append(np.where(np.isfinite(standard), standard, 0).astype(np.float32))
     return np.concatenate(features, axis=1)
 
 

@@ -15,6 +15,7 @@ Where errors have hit the same columns of many rows, those are odd together: `jo
 import numpy as np
 from jaxtyping import Float
 
+from d3mjax import metrics
 from d3mjax.data import tables
 from d3mjax.types import Table
 
@@ -41,14 +42,14 @@ def scores(table: Table, *, ridge: float = 0.01, clip: float = 3.0) -> Float[np.
     """
     distances = surprises(table, ridge=ridge, clip=clip)
     ordered = np.sort(distances, axis=1)
-    numbers = [a for name, a in table.columns.items() if name not in table.levels]
+    numbers = [a for name, a in table.columns.items() if name not in table.levels and np.isfinite(a).any()]
     spread = [np.subtract(*np.nanquantile(a, [0.75, 0.25])) / 1.349 for a in numbers]  # 1.349: of a standard normal
     far = [_far(a, s) for a, s in zip(numbers, spread, strict=True) if s > 0]
     far_from_zero = [_far(a, np.nanstd(a)) for a, s in zip(numbers, spread, strict=True) if s == 0]
     rare = [_rare(table.columns[name]) for name in table.levels]
     zero = np.zeros(len(table.id))
     largest = lambda columns: np.max([zero, *columns], axis=0)
-    values = np.concatenate([distances, *(np.nan_to_num(a)[:, None] for a in numbers)], axis=1)
+    values = np.concatenate([distances, *(_filled(a)[:, None] for a in numbers)], axis=1)
     found = [ordered[:, -1], ordered[:, max(-2, -ordered.shape[1])], np.sqrt((distances**2).sum(1))]
     found += [joint(distances), mixture(distances, like=distances), mixture(values, like=distances)]
     return np.stack([*found, largest(far), largest(far_from_zero), largest(rare)], axis=1)
@@ -75,7 +76,7 @@ def surprises(table: Table, *, ridge: float = 0.01, clip: float = 3.0) -> Float[
 
 def joint(distances: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n"]:
     """The leading principal component of the columns' ranks, larger where more columns are far."""
-    ranks = np.argsort(np.argsort(distances, axis=0, kind="stable"), axis=0) / len(distances) - 0.5
+    ranks = np.asarray(metrics.rank(distances.T), np.float64).T / len(distances)
     _, _, right = np.linalg.svd(ranks - ranks.mean(0), full_matrices=False)
     return ranks @ (right[0] * (np.sign(right[0].sum()) or 1.0))
 
@@ -100,6 +101,11 @@ def mixture(
             odds += (np.log(second / second.sum()) - np.log(first / first.sum()))[column]
         q = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
     return np.clip(odds, -500, 500)
+
+
+def _filled(a):
+    """Numbers, those that are missing below all others: a bin of their own."""
+    return np.where(np.isfinite(a), a, np.min(a, where=np.isfinite(a), initial=np.inf) - 1)
 
 
 def _edges(a, bins):

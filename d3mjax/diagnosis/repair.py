@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 from d3mjax.types import AnyArray, Table
 
@@ -27,7 +27,7 @@ class Repaired(NamedTuple):
     """What to train on; ids are those of the table that was repaired."""
 
     table: Table
-    labels: Int[np.ndarray, " n"]
+    labels: Num[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"]  # 0 for dropped rows
 
 
@@ -41,18 +41,19 @@ def cautious(
 
 
 def relabel(
-    labels: Int[AnyArray, " n"],
+    labels: Num[AnyArray, " n"],
     flagged: Bool[AnyArray, " n"],
-    num_classes: int,
+    num_classes: int | None,
     *,
-    proposed: Int[AnyArray, " n"] | None = None,
-) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    proposed: Num[AnyArray, " n"] | None = None,
+) -> tuple[Num[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Labels, flagged ones ``proposed`` (out of fold) or, of two classes, the other; and which rows keep their weight.
 
-    With more classes and no proposal nobody knows the label: flagged rows keep it and lose their weight.
+    With more classes, or numbers as labels (None), and no proposal nobody knows the label: flagged rows keep it and
+    lose their weight.
     """
     labels, flagged = np.asarray(labels), np.asarray(flagged)
-    if proposed is None and num_classes > 2:
+    if proposed is None and num_classes != 2:
         return labels, ~flagged
     other = 1 - labels if proposed is None else np.asarray(proposed)
     return np.where(flagged, other, labels).astype(labels.dtype), np.ones(len(labels), bool)
@@ -60,7 +61,7 @@ def relabel(
 
 def impute(
     table: Table,
-    labels: Int[AnyArray, " n"],
+    labels: Num[AnyArray, " n"],
     flagged: Bool[AnyArray, " n"],
     sound: Bool[AnyArray, " n"],
     *,
@@ -74,7 +75,7 @@ def impute(
     alike, the odds of it are ``altered / (L - 1) : (1 - altered) s``. What is missing stays missing, and a class
     without sound rows stays as it is.
     """
-    labels, flagged, sound = (np.asarray(a) for a in (labels, flagged, sound))
+    labels, flagged, sound = _classes(labels), np.asarray(flagged), np.asarray(sound)
     columns = dict(table.columns)
     for name, values in table.columns.items():
         filled = values.copy()
@@ -90,7 +91,7 @@ def impute(
 
 
 def halve_majority(
-    minority: Bool[AnyArray, " n"], labels: Int[AnyArray, " n"], kept: Bool[AnyArray, " n"]
+    minority: Bool[AnyArray, " n"], labels: Num[AnyArray, " n"], kept: Bool[AnyArray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """1 for the minority and 1/2 for others, as published; 1 for all if there is none, or nothing else."""
     minority, kept = np.asarray(minority), np.asarray(kept)
@@ -99,14 +100,14 @@ def halve_majority(
 
 
 def equal_mass(
-    minority: Bool[AnyArray, " n"], labels: Int[AnyArray, " n"], kept: Bool[AnyArray, " n"]
+    minority: Bool[AnyArray, " n"], labels: Num[AnyArray, " n"], kept: Bool[AnyArray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """As much weight on the minority as on all others, mean 1 over the rows kept; 1 for all if either is empty."""
     return _balanced(np.asarray(minority).astype(int), np.asarray(kept))
 
 
 def equal_groups(
-    minority: Bool[AnyArray, " n"], labels: Int[AnyArray, " n"], kept: Bool[AnyArray, " n"]
+    minority: Bool[AnyArray, " n"], labels: Num[AnyArray, " n"], kept: Bool[AnyArray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """As much weight on every group of label and side, mean 1 over the rows kept; 1 for all without a minority."""
     minority, kept = np.asarray(minority), np.asarray(kept)
@@ -117,11 +118,11 @@ def equal_groups(
 
 def repair(
     table: Table,
-    labels: Int[AnyArray, " n"],
+    labels: Num[AnyArray, " n"],
     flags: Bool[AnyArray, "n 3"],
     *,
-    num_classes: int,
-    proposed: Int[AnyArray, " n"] | None = None,
+    num_classes: int | None,
+    proposed: Num[AnyArray, " n"] | None = None,
     restore: Callable[..., Table] | None = None,
     weigh: Callable[..., Float[np.ndarray, " n"]] = halve_majority,
 ) -> Repaired:
@@ -138,12 +139,12 @@ def repair(
         kept = kept & ~broken
     elif broken.any():
         table = restore(table, after, broken, ~(wrong | broken))
-    return Repaired(table, after, np.where(kept, weigh(minority, after, kept), 0).astype(np.float32))
+    return Repaired(table, after, np.where(kept, weigh(minority, _classes(after), kept), 0).astype(np.float32))
 
 
 def recommended(
     table: Table,
-    labels: Int[AnyArray, " n"],
+    labels: Num[AnyArray, " n"],
     flags: Bool[AnyArray, "n 3"],
     probabilities: Float[AnyArray, "n 3"],
     *,
@@ -154,8 +155,8 @@ def recommended(
     """Labels that are far likelier wrong than rare are turned; where the guard warns, groups get equal weight, too.
 
     `cautious` flags without the minority; if `worst_group_risk` of that repair is ``likely``, with the minority and
-    `equal_groups`. The risk is that of the first. ``options`` are those of `repair`; clear the flags of feature errors
-    to leave features alone. ``experiments.demix_repair`` compares it with others.
+    `equal_groups`. The risk is that of the first. ``options`` are those of `repair` but ``weigh``; clear the flags of
+    feature errors to leave features alone. ``experiments.demix_repair`` compares it with others.
     """
     used = cautious(flags, probabilities)
     labels_alone = used & np.array([True, True, False])[None]
@@ -163,7 +164,7 @@ def recommended(
     risk = worst_group_risk(labels, first, probabilities, num_classes=num_classes, correct=correct)
     if not risk.likely:
         return first, risk
-    return repair(table, labels, used, num_classes=num_classes, weigh=equal_groups, **options), risk
+    return repair(table, labels, used, num_classes=num_classes, **{**options, "weigh": equal_groups}), risk
 
 
 class Risk(NamedTuple):
@@ -177,7 +178,7 @@ class Risk(NamedTuple):
 
 
 def worst_group_risk(
-    labels: Int[AnyArray, " n"],
+    labels: Num[AnyArray, " n"],
     repaired: Repaired,
     probabilities: Float[AnyArray, "n 3"],
     *,
@@ -210,6 +211,12 @@ def worst_group_risk(
     which = "likely minority rows" if correct is None else "likely minority rows that the model gets wrong"
     reason = f"of {which}, label {c}, {dropped[c]:.0%} are dropped and {turned[c]:.0%} get another label"
     return Risk(value, value > tolerance, dropped, turned, reason)
+
+
+def _classes(labels) -> Int[np.ndarray, " n"]:
+    """Labels as they are, or one class for all where they are numbers."""
+    labels = np.asarray(labels)
+    return labels if np.issubdtype(labels.dtype, np.integer) else np.zeros(len(labels), int)
 
 
 def _unlike_numbers(values, like, z: float):

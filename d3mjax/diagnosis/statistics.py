@@ -103,12 +103,6 @@ def normal_scores(x: Float[AnyArray, "*b n"]) -> Float[Array, "*b n"]:
     return jnp.where(missing, jnp.nan, jax.scipy.special.ndtri((ranks - 0.5) / jnp.maximum(count, 1)))
 
 
-def with_ranks(features: Float[AnyArray, "n f"]) -> Float[Array, "n 2*f"]:
-    """The features of one cell and, beside them, their normal scores in it: what transfers where the scale does not."""
-    features = jnp.asarray(features)
-    return jnp.concatenate([features, normal_scores(features.T).T], axis=1)
-
-
 @partial(jax.jit, static_argnames=("layout", "quantiles", "neighbours", "microbatch"))
 def _described(vectors, *, layout, quantiles, neighbours, microbatch) -> Float[Array, "n f"]:
     """Features from the vectors alone."""

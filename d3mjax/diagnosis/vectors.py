@@ -7,12 +7,13 @@ For training row i, validation row j and the final model, with ``g = grad loss``
     V[i, 2, j] = 1[y_i = y_j], or 1 / (1 + |y_i - y_j|) for numbers
     V[i, 3, j] = loss_i, the same for all j
 
-`influence` never forms a gradient: for a dense layer with inputs a and derivatives s by its outputs
+`tensor` and `gram` never form the gradient of a dense layer with inputs a and derivatives s by its outputs:
 
     <g_i, g_j> = (a_i . a_j + 1) (s_i . s_j)          + 1 where there is a bias
 
-and sums of such products over layers are two matrix products ``[b t]`` each. Any attribution ``tau [t n]`` of this
-package (TRAK, influence functions with curvature) can stand in its place: `from_attribution`.
+which is two matrix products ``[b t]`` a layer. Layers with positions, and other parameters, enter by their gradients.
+Any attribution ``tau [t n]`` of this package (TRAK, influence functions with curvature) can stand in its place:
+`from_attribution`.
 
 For two classes ``g_i = (p_i - y_i) grad f(x_i)``: the cosine is a label agreement times one of the network's tangent
 features, and says nothing of how well the label fits. What does is the loss, the scale (``normalise=False``), and
@@ -42,16 +43,20 @@ def tensor(
     normalise: bool = True,
     microbatch: int | None = 1024,
 ) -> Float16[Array, "n 4 t"]:
-    """The four channels, computed in float32 for ``microbatch`` training rows at a time and stored as float16."""
+    """The four channels, computed in float32 for ``microbatch`` training rows at a time and stored as float16.
+
+    What half precision cannot hold is cut off at its largest number: standardise the targets of a regression.
+    """
     train, validation = (jax.tree.map(jnp.asarray, split) for split in (train, validation))
-    dots = _dots(model, variables, validation, loss=loss, normalise=normalise)
+    dots = _dots(model, variables, validation, loss=loss, normalise=normalise, microbatch=microbatch)
 
     def rows(part):
         own, products = dots(part)
         same = agreement(part.y, validation.y)
         lost = jnp.broadcast_to(own[:, None], products.shape)
         channels = (-products, cosine(part.x, validation.x), same, lost)
-        return jnp.stack(channels, 1).astype(jnp.float16)
+        largest = float(jnp.finfo(jnp.float16).max)
+        return jnp.clip(jnp.stack(channels, 1), -largest, largest).astype(jnp.float16)
 
     return map_microbatches(rows, train, microbatch=microbatch)
 
@@ -72,7 +77,7 @@ def gram(
     gradient of zero has cosine 0 with everything.
     """
     train, validation = (jax.tree.map(jnp.asarray, split) for split in (train, validation))
-    dots = _dots(model, variables, validation, loss=loss, normalise=normalise)
+    dots = _dots(model, variables, validation, loss=loss, normalise=normalise, microbatch=microbatch)
     return map_microbatches(lambda part: dots(part)[1], train, microbatch=microbatch)
 
 
@@ -84,7 +89,7 @@ def norms(
     loss: Any = influence.cross_entropy,
     microbatch: int | None = 1024,
 ) -> Float[Array, "n"]:
-    """``||g_i||`` of every row, never forming a gradient."""
+    """``||g_i||`` of every row, by the same products."""
     value_and_factors = _value_and_factors(model, variables, loss)
     squares = lambda part: _squares(value_and_factors(part)[1])
     return jnp.sqrt(map_microbatches(squares, jax.tree.map(jnp.asarray, split), microbatch=microbatch))
@@ -129,10 +134,10 @@ def _value_and_factors(model, variables, loss):
     return lambda part: factors.value_and_factors(output, variables["params"], part)
 
 
-def _dots(model, variables, validation, *, loss, normalise):
+def _dots(model, variables, validation, *, loss, normalise, microbatch):
     """``part -> losses [b], products [b t]`` with the validation rows, whose factors are held in memory."""
     value_and_factors = _value_and_factors(model, variables, loss)
-    _, of = value_and_factors(validation)
+    _, of = map_microbatches(value_and_factors, validation, microbatch=microbatch)
     scale = jax.lax.rsqrt(jnp.maximum(_squares(of), 1e-24))
 
     def dots(part):

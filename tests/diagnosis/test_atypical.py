@@ -61,3 +61,17 @@ def test_columns_that_err_together_are_found():
     both = auc(distances[:, 1] + distances[:, 4])
     assert auc(atypical.joint(distances)) > auc(distances.max(1)) + 0.05
     assert auc(atypical.mixture(distances, like=distances)) > both - 0.03
+
+
+def test_columns_without_variation_or_values_say_nothing():
+    """Ties share their rank: the order of rows must not come in by a constant column."""
+    table = made()
+    n = len(table.id)
+    more = {"same": np.full(n, 3.0), "none": np.full(n, np.nan)}
+    wider = table._replace(columns={**table.columns, **more})
+    found = atypical.scores(wider)
+    assert np.isfinite(found).all()
+    order = np.random.default_rng(3).permutation(n)
+    np.testing.assert_allclose(atypical.scores(tables.take(wider, order)), found[order], rtol=1e-4, atol=1e-5)
+    distances = np.stack([np.arange(n)[::-1] % 7.0, np.zeros(n), np.zeros(n)], 1)
+    np.testing.assert_allclose(np.corrcoef(atypical.joint(distances), distances[:, 0])[0, 1], 1, atol=1e-6)

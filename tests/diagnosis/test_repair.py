@@ -254,5 +254,19 @@ def test_the_recommended_repair_weighs_groups_only_where_the_guard_warns():
     warned, risk = repair.recommended(table, y, flags, p, num_classes=2, correct=np.arange(n) >= 6)
     assert risk.likely
     np.testing.assert_array_equal(warned.labels, safe.labels)
+    asked, _ = repair.recommended(
+        table, y, flags, p, num_classes=2, correct=np.arange(n) >= 6, weigh=repair.halve_majority
+    )
+    np.testing.assert_array_equal(asked.weights, warned.weights)
     mass = [warned.weights[(warned.labels == c) & (flags[:, 2] == m)].sum() for c in (0, 1) for m in (False, True)]
     np.testing.assert_allclose(mass, n / 4, rtol=1e-6)
+
+
+def test_numbers_as_labels_are_dropped_where_wrong():
+    y = np.array([0.5, 2.5, 7.0, 1.0])
+    table = tables.from_columns({"a": np.array([1.0, 1.1, 90.0, 0.9])})
+    flags = np.zeros((4, 3), bool)
+    flags[1, 0] = flags[2, 1] = True
+    found = repair.repair(table, y, flags, num_classes=None)
+    np.testing.assert_array_equal(found.labels, y)
+    np.testing.assert_array_equal(found.weights > 0, [True, False, False, True])

@@ -111,3 +111,12 @@ def test_a_linear_model_adds_nothing_to_features_and_labels():
 def test_an_attribution_is_turned_round():
     tau = np.random.default_rng(8).normal(size=(4, 9)).astype(np.float32)
     np.testing.assert_allclose(vectors.from_attribution(tau), -tau.T / np.abs(tau).max(), rtol=1e-6)
+
+
+def test_what_half_precision_cannot_hold_is_cut_off():
+    model, train = models.mlp((5,), 1), split(11, 0)
+    train = train._replace(y=1e4 * train.x[:, 0])
+    variables = model.init(jax.random.key(9), train.x)
+    found = vectors.tensor(model, variables, train, train, loss=influence.squared_error, normalise=False)
+    assert np.isfinite(found).all()
+    assert found[:, 3].max() == np.finfo(np.float16).max
