@@ -33,6 +33,7 @@ from d3mjax import metrics
 from d3mjax.attribution import outputs, trak
 from d3mjax.debiasing import alignment, baselines, selection
 from d3mjax.runtime import mesh
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
 from experiments import engine, report, units
@@ -88,7 +89,7 @@ def make_checkpoints(task: Task) -> Callable[..., Checkpoints]:
             losses = outputs.losses(model, state.variables, data.target)
             return state.variables, metrics.group_accuracies(losses, data.target.group, num_groups), info.loss
 
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(keys)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh())(keys)
 
     def checked(data: Data, keys) -> Checkpoints:
         variables, losses, curve = train(data, keys)
@@ -112,7 +113,7 @@ def make_columns(task: Task, source: engine.Trak, **options: Any) -> Callable:
             place = (key, model, variables, data.train, data.target, num_groups)
             return trak.group_columns(*place, **{**defaults, **options})[:2]
 
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(keys, variables)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh())(keys, variables)
 
     return lambda data, keys, variables: jax.device_get(columns(data, keys, variables))
 
@@ -124,7 +125,7 @@ def make_influence(task: Task, source: engine.Influence) -> Callable:
     @jax.jit
     def columns(data: Data, keys, variables):
         each = lambda key, variables: one(key, variables, data)[:2]
-        return ensemble.map_models(each, width=1, mesh=mesh.local_mesh())(keys, variables)
+        return ensemble.map_models(each, width=models_at_once(), mesh=mesh.local_mesh())(keys, variables)
 
     return lambda data, keys, variables: jax.device_get(columns(data, keys, variables))
 

@@ -25,6 +25,7 @@ import tyro
 from d3mjax.attribution import outputs, projections, trak, trak_checks
 from d3mjax.debiasing import alignment, baselines, pseudo_groups, selection
 from d3mjax.runtime import mesh
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
 from experiments import auto_report, engine, tasks, units
@@ -80,7 +81,7 @@ def make_attribute(task: tasks.Task, config: Config) -> Callable[[Data, jax.Arra
             state, info = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
             return state.variables, outputs.soft_margins(model, state.variables, data.target), info.loss
 
-        return ensemble.map_models(one, width=1, mesh=spread)(keys)
+        return ensemble.map_models(one, width=models_at_once(), mesh=spread)(keys)
 
     @jax.jit
     def score(data: Data, key, checkpoints, damping):

@@ -18,6 +18,7 @@ import numpy as np
 
 from d3mjax.attribution import datamodels, outputs
 from d3mjax.runtime import bank, mesh, record
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import AnyArray, Data, Linear, Split
@@ -96,7 +97,7 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
             both = [margin(logits, data.target.y) for margin in (outputs.hard_margin, outputs.soft_margin)]
             return jnp.concatenate(both), losses
 
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh(), shared=(data,))(keys, subsets)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh(), shared=(data,))(keys, subsets)
 
     def datamodels_of(seed: int, progress: Callable) -> Found:
         data, source = with_duplicates(task.read(seed, smoke=smoke), seed, recipe)
@@ -147,7 +148,9 @@ def make_retrain(task: Task) -> Callable[..., np.ndarray]:
     @jax.jit
     def run(data: Data, keys, weights, labels):
         shared = (data.train, data.target)
-        return ensemble.map_models(train, width=1, mesh=mesh.local_mesh(), shared=shared)(keys, weights, labels)
+        return ensemble.map_models(train, width=models_at_once(), mesh=mesh.local_mesh(), shared=shared)(
+            keys, weights, labels
+        )
 
     def retrain(data: Data, key, weights, *, repeats: int, labels=None, progress=lambda count: None) -> np.ndarray:
         here, weights = mesh.place(data, mesh.local_mesh()), np.asarray(weights)

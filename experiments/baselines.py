@@ -19,7 +19,7 @@ from d3mjax import metrics
 from d3mjax.attribution import outputs
 from d3mjax.data import adult, splits
 from d3mjax.debiasing import baselines
-from d3mjax.runtime.mesh import local_mesh, place
+from d3mjax.runtime.mesh import local_mesh, models_at_once, place
 from d3mjax.training import ensemble, masks, objectives, sampling, train
 from d3mjax.types import Data, Objective, Sampler, Split
 from experiments import engine, smote
@@ -129,7 +129,7 @@ def compiled(task: Task, mesh: Mesh, fit: Callable) -> Callable:
             variables, losses, notes = fit(key, split, weight, at)
             return judge(task, variables, data, notes), losses
 
-        return ensemble.map_models(one, width=1, mesh=mesh, shared=(split, data))(keys, weights, setting)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh, shared=(split, data))(keys, weights, setting)
 
     def run(split: Split, data: Data, keys, weights, setting: Setting) -> Judged:
         masks.check_weights(np.asarray(weights), split.y)

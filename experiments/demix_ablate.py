@@ -24,6 +24,7 @@ from d3mjax.attribution import ekfac, gradients, influence, projections, trak
 from d3mjax.data import tables
 from d3mjax.diagnosis import classifier, detection, losses, set_transformer, statistics, vectors
 from d3mjax.runtime import mesh, preemption, record
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble
 from experiments import demix_corpus, demix_diagnose, demix_report, plots, report, units
 from experiments.demix_cells import MLP2, Network, plan, trainer_of
@@ -87,7 +88,9 @@ def make_channels(task: TableTask, network: Network, columns: Any, devices: Mesh
 
     @jax.jit
     def compiled(key, numbers, trains, validations):
-        return ensemble.map_models(one, width=1, mesh=devices)(ensemble.model_keys(key, numbers), trains, validations)
+        return ensemble.map_models(one, width=models_at_once(), mesh=devices)(
+            ensemble.model_keys(key, numbers), trains, validations
+        )
 
     def channels(key, splits):
         stacked = jax.tree.map(lambda *a: np.stack(a), *splits)

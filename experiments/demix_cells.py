@@ -20,6 +20,7 @@ from d3mjax.data import mixed_errors, tables
 from d3mjax.data.corrupt import Break, outlier, scale
 from d3mjax.data.mixed_errors import Errors, Rule
 from d3mjax.diagnosis import atypical, statistics, vectors
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble, models, objectives, sampling, train, transformers
 from d3mjax.types import Model, Split, Table, Trainer
 from experiments.demix_tables import Parts, TableTask
@@ -128,7 +129,7 @@ def make_vectors(network: Network, columns: Sequence[slice], num_classes: int, n
     @jax.jit
     def compiled(key, numbers, trains, validations):
         keys = ensemble.model_keys(key, numbers)
-        return ensemble.map_models(one, width=1, mesh=mesh)(keys, trains, validations)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh)(keys, trains, validations)
 
     def cells(key, splits: Sequence[tuple[Split, Split]], raw: Sequence[Table]) -> list[Cell]:
         stacked = jax.tree.map(lambda *a: np.stack(a), *splits)

@@ -27,6 +27,7 @@ from d3mjax.data import mixed_errors, tables
 from d3mjax.diagnosis import repair, trees
 from d3mjax.diagnosis.repair import Repaired
 from d3mjax.runtime import mesh, preemption, record
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble
 from experiments import demix_corpus, demix_diagnose, plots, report, units
 from experiments.demix_cells import MLP2, Planned, features, labelled, make_vectors, plan, trainer_of
@@ -109,7 +110,7 @@ def make_evaluate(task: TableTask, columns: Any, num_test: int, devices: Mesh) -
     @jax.jit
     def compiled(key, splits, weights, x):
         keys = jnp.broadcast_to(key, weights.shape[:1])  # the same start for all: they differ in their data alone
-        return ensemble.map_models(one, width=1, mesh=devices)(keys, splits, weights, x)
+        return ensemble.map_models(one, width=models_at_once(), mesh=devices)(keys, splits, weights, x)
 
     def evaluate(key, sets: list[Repaired], test: Labelled, group: np.ndarray):
         encoders = [tables.fit_encoder(s.table) for s in sets]

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, influence, outputs, projections, trak, trak_checks
 from d3mjax.linalg import iterative
-from d3mjax.runtime.mesh import place
+from d3mjax.runtime.mesh import models_at_once, place
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import AnyArray, Data, Model, Sampler, Split, Trainer
@@ -74,7 +74,7 @@ def make_fit(task: Task, mesh: Mesh, sampler: Sampler, *, steps: int) -> Callabl
             state, info = run.run(run.init(key, split.x[:1]), split, weight, steps)
             return evaluate(task, state.variables, data), info.loss
 
-        return ensemble.map_models(one, width=1, mesh=mesh, shared=(split, data))(keys, weights)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh, shared=(split, data))(keys, weights)
 
     def fit(split: Split, data: Data, keys: Key[Array, "m"], weights: Float[AnyArray, "m n"]) -> Evaluation:
         masks.check_weights(np.asarray(weights), split.y)
@@ -212,7 +212,7 @@ def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Calla
             right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
             return columns, right, info.loss
 
-        return ensemble.map_models(one, width=1, mesh=mesh, shared=(data,))(keys)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh, shared=(data,))(keys)
 
     def columns(data: Data, key, progress: Callable[[int], object]):
         found = jax.device_get(attributed(place(data, mesh), ensemble.model_keys(key, jnp.arange(count))))
@@ -249,7 +249,7 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
             return metrics.group_accuracies(margins, data.target.group, num_groups), info.loss
 
         keys, chosen = ensemble.model_keys(jax.random.fold_in(key, 1), ids), subsets(key, ids, data.train.y.shape[0])
-        return ensemble.map_models(one, width=1, mesh=mesh, shared=(data,))(keys, chosen)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh, shared=(data,))(keys, chosen)
 
     @partial(jax.jit, static_argnames="num_examples")  # on one device, wherever the data lie
     def regress(key, ids, margins, num_examples: int):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from d3mjax.data import splits
 from d3mjax.debiasing import baselines, heads
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data, Split
 from experiments import engine, smote
@@ -38,7 +39,7 @@ def make_programs(task: Task, mesh: Mesh) -> Programs:
             seen = [heads.features(model, variables, rows.x, path, microbatch=500) for rows in data[:3]]
             return variables, seen, losses
 
-        return ensemble.map_models(one, width=1, mesh=mesh)(keys)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh)(keys)
 
     def base(data: Data, keys, setting: Setting):
         variables, seen, losses = jax.device_get(trained(data, keys, setting))
@@ -61,7 +62,7 @@ def make_programs(task: Task, mesh: Mesh) -> Programs:
             return jax.lax.map(at, strengths)
 
         # On one device: products of this size use all cores, and two devices that do so can wait for each other.
-        return ensemble.map_models(one, width=1)(variables, train_features, features, y, subsets)
+        return ensemble.map_models(one, width=models_at_once())(variables, train_features, features, y, subsets)
 
     return Programs(base, refit)
 

@@ -23,6 +23,7 @@ import tyro
 from d3mjax.attribution import gradients, influence, outputs, projections, trak
 from d3mjax.debiasing import selection, unlearning
 from d3mjax.runtime import mesh
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Model, Pairs, Split
 from experiments import bias_tasks, engine, plots, report, units
@@ -64,7 +65,7 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
         "microbatch": 1000,
     }
     kinds = {"whole network": None, "last layer": lambda path: last in path}
-    mapped = lambda one: partial(ensemble.map_models, one, width=1, mesh=mesh.local_mesh())()
+    mapped = lambda one: partial(ensemble.map_models, one, width=models_at_once(), mesh=mesh.local_mesh())()
 
     @jax.jit
     def train(split: Split, test: Split, report: Pairs, keys, weights):

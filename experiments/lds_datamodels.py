@@ -20,6 +20,7 @@ import tyro
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, outputs
 from d3mjax.runtime import bank, mesh
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
@@ -73,7 +74,7 @@ def make_bank(task: Task, banks: Path) -> Callable[..., bank.Bank]:
             state, info = run.run(run.init(key, data.train.x[:1]), data.train, mask.astype(jnp.float32), task.steps)
             return outputs.soft_margins(model, state.variables, data.target), info.loss
 
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh(), shared=(data,))(keys, chosen)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh(), shared=(data,))(keys, chosen)
 
     def fill(data: Data, seed: int, subsets: Subsets, models: int, progress: Callable) -> bank.Bank:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), BANKS), subsets.repeats)

@@ -21,6 +21,7 @@ import tyro
 from d3mjax import metrics
 from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.runtime import mesh
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
@@ -140,7 +141,9 @@ def mapped(one: Callable) -> Callable:
     The data are copied to every device, unless they lie there already.
     """
     devices = mesh.local_mesh()
-    spread = jax.jit(lambda data, *a: ensemble.map_models(one, width=1, mesh=devices, shared=(data,))(*a))
+    spread = jax.jit(
+        lambda data, *a: ensemble.map_models(one, width=models_at_once(), mesh=devices, shared=(data,))(*a)
+    )
     return lambda data, *a: spread(mesh.place(data, devices), *a)
 
 

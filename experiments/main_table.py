@@ -21,6 +21,7 @@ import tyro
 from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.debiasing import baselines, selection
 from d3mjax.runtime import mesh
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
 from experiments import baselines as tuning
@@ -103,7 +104,9 @@ def make_rank(task: Task, source: engine.Trak) -> Callable:
             factor = jax.nn.sigmoid(-outputs.soft_margins(model, state.variables, data.train))
             return outputs.losses(model, state.variables, data.train), kernel, factor
 
-        losses, kernel, factor = ensemble.map_models(one, width=1, mesh=mesh.local_mesh(), shared=(data,))(keys)
+        losses, kernel, factor = ensemble.map_models(
+            one, width=models_at_once(), mesh=mesh.local_mesh(), shared=(data,)
+        )(keys)
         return losses.mean(0), kernel.mean(0) * factor.mean(0)
 
     return rank

@@ -23,6 +23,7 @@ from d3mjax import metrics
 from d3mjax.attribution import outputs, projections, trak, uncertainty
 from d3mjax.debiasing import alignment, baselines, loop, selection
 from d3mjax.runtime import mesh
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
 from experiments import d3m, engine, plots, report, units
@@ -66,7 +67,7 @@ def make_attribute(task: Task, source: engine.Trak) -> Callable:
             losses = metrics.group_accuracies(losses, data.target.group, num_groups)
             return kernel, factor, right, losses, info.loss
 
-        kernel, factor, right, losses, curve = ensemble.map_models(one, width=1, mesh=spread)(keys)
+        kernel, factor, right, losses, curve = ensemble.map_models(one, width=models_at_once(), mesh=spread)(keys)
         return (kernel, factor, right, losses.mean(0)), curve
 
     def attribute(key, data: Data, weights, damping: float):

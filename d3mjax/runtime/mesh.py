@@ -75,6 +75,18 @@ def local_mesh() -> Mesh:
     return jax.make_mesh((len(devices),), ("model",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def models_at_once() -> int:
+    """How many models a device trains side by side, for `ensemble.map_models`: one on CPUs, 64 on accelerators.
+
+    ``D3MJAX_WIDTH`` says otherwise, where memory is short or to spare; results do not depend on it. Raises
+    ``ValueError`` if that is no positive integer.
+    """
+    text = os.environ.get("D3MJAX_WIDTH") or str(1 if jax.default_backend() == "cpu" else 64)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"D3MJAX_WIDTH: found {text!r}, expected a number of models, at least 1")
+    return int(text)
+
+
 def global_mesh(*, data: int = 1, devices: int | None = None) -> Mesh:
     """A mesh of all devices of all hosts, ``[model data]``: ``data`` neighbouring devices work on one model.
 

@@ -16,6 +16,7 @@ import optax
 
 from d3mjax import metrics
 from d3mjax.runtime import mesh, record
+from d3mjax.runtime.mesh import models_at_once
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import convolutions, ensemble, masks, models, objectives, sampling, train
 from d3mjax.types import Model, Split
@@ -98,7 +99,9 @@ def make_run(task: Task) -> Callable:
             return model.apply(state.variables, split.x[:200])[0], info.loss
 
         subset = masks.fixed_size(jax.random.fold_in(key, 0), ids, n, n // 2)
-        return ensemble.map_models(one, width=1, mesh=mesh.local_mesh())(ensemble.model_keys(key, ids), subset)
+        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh())(
+            ensemble.model_keys(key, ids), subset
+        )
 
     return lambda ids: run(jax.random.key(0), split, ids)
 
@@ -106,17 +109,19 @@ def make_run(task: Task) -> Callable:
 def rates(task: Task, num_models: int) -> list[float]:
     """Models per second, one figure a repeat, after one warm-up that compiles."""
     run, figures = make_run(task), []
-    sweep(run, np.arange(50), block=50)
+    block = max(50, models_at_once())
+    sweep(run, np.arange(block), block=block)
     for _ in range(task.repeats):
         begin = time.perf_counter()
-        sweep(run, np.arange(num_models), block=50)
+        sweep(run, np.arange(num_models), block=block)
         figures.append(num_models / (time.perf_counter() - begin))
     print(f"{task.name}: {num_models} models at {np.mean(figures):.1f} a second", flush=True)
     return figures
 
 
-def matmul_gflops(size: int = 2048, repeats: int = 10) -> float:
-    """This machine's own rate of float32 matrix products, over all cores."""
+def matmul_gflops(repeats: int = 10) -> float:
+    """This machine's own rate of float32 matrix products at JAX's default precision, over all cores."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size))
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
@@ -130,11 +135,13 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
     """Rows of all sizes; PyTorch is left out, and said so, where its environment is missing."""
     rows = []
     for task in SIZES:
+        if models_at_once() > 1:
+            task = replace(task, models=20 * models_at_once(), widths=task.widths and (64, models_at_once()))
         if smoke:
             task = replace(task, steps=4, models=100, loop_models=2, repeats=1, widths=task.widths and (2,))
         ours = rates(task, task.models)
         machine = matmul_gflops()
-        settings = {**asdict(task), "machine_matmul_gflops": round(machine, 1)}
+        settings = {**asdict(task), "at_once": models_at_once(), "machine_matmul_gflops": round(machine, 1)}
         memory = record.peak_memory_mib()
         longer = rates(task, 4 * task.models)
         rows.append(_row(task, "d3mjax", settings, ours, memory, gflops=task.flops * float(np.mean(ours)) / 1e9))

@@ -1,5 +1,7 @@
 """PyTorch's side of the model-training benchmark; runs in an environment of its own and prints one JSON line.
 
+On a GPU if PyTorch sees one, with matrix products in TF32, which is what JAX does there by default.
+
 A plain loop over models, and `torch.func.vmap` over models at several widths, on the same task: an MLP or a CNN
 trained by SGD with momentum on a random half of the examples. Called by `python -m experiments.bench`, never imported.
 """
@@ -12,6 +14,11 @@ from pathlib import Path
 
 import torch
 from torch import func, nn
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.set_default_device(DEVICE)
+if DEVICE.type == "cuda":
+    torch.set_float32_matmul_precision("high")
 
 
 def network(task):
@@ -40,7 +47,7 @@ def order(task, generator):
 
 
 def loop(task, x, y, num_models):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     outputs = []
     for _ in range(num_models):
         model = network(task)
@@ -57,7 +64,7 @@ def loop(task, x, y, num_models):
 
 
 def vmapped(task, x, y, num_models, width):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     skeleton = network(task)
     loss = lambda p, xb, yb: nn.functional.cross_entropy(func.functional_call(skeleton, p, (xb,)), yb)
     gradient = func.vmap(func.grad(loss))
@@ -82,6 +89,8 @@ def rate(run, num_models, repeats):
     for i in range(repeats + 1):
         begin = time.perf_counter()
         run()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
         figures.append(num_models / (time.perf_counter() - begin))
         del figures[: i == 0]
     return figures
