@@ -66,8 +66,7 @@ def rademacher(p: int, *, block: int = 4096, digits: int | None = None) -> MakeP
     integers, whose sums are exact: see `integer_product` for the error. At 3 it is that of float32, at 2 far below
     that of the projection itself. Worth it only where the compiler uses int8 hardware: with JAX 0.10 on a CPU with AMX
     the product of a block took some 40 % of the time at 3 digits, but the whole of TRAK at p = 512 some 85 %, at 2
-    digits 70 %. JAX 0.8 multiplies bytes on CPUs several times slower than floats. Not tried on GPUs. float64 stays
-    float64.
+    digits 70 %. JAX 0.8 multiplies bytes on CPUs several times slower than floats. float64 stays float64.
     """
     if digits is not None and not 1 <= digits <= 3:
         raise ValueError(f"digits: found {digits}, expected None or 1 to 3, as float32 has no more")

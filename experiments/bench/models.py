@@ -136,7 +136,7 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
     rows = []
     for task in SIZES:
         if models_at_once() > 1:
-            task = replace(task, models=20 * models_at_once(), widths=task.widths and (64, models_at_once()))
+            task = replace(task, models=4 * models_at_once(), widths=task.widths and (64, models_at_once()))
         if smoke:
             task = replace(task, steps=4, models=100, loop_models=2, repeats=1, widths=task.widths and (2,))
         ours = rates(task, task.models)
