@@ -28,6 +28,7 @@ from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble
 from experiments import demix_corpus, demix_diagnose, demix_report, plots, report, units
 from experiments.demix_cells import MLP2, Network, plan, trainer_of
+from experiments.demix_cells import NETWORKS as NETS
 from experiments.demix_corpus import Stored, kind_of
 from experiments.demix_tables import TABLES, TableTask, divide
 
@@ -39,21 +40,29 @@ class Config:
     tasks: tuple[str, ...] = ("adult",)
     rules: tuple[int, ...] = (0, 2, -2, -1)
     cleans: tuple[float, ...] = (0.5, 0.8)
-    seeds: int = 3
+    seeds: int = 5
     first_seed: int = 0
     # Rows of each cell.
     train: int = 1500
-    # Of them, those that trees are fitted on, by so many trees.
-    rows: int = 400
+    # Of them, those that trees are fitted on, by so many trees; networks are asked about as many.
+    rows: int = 200
     rounds: int = 60
-    sizes: tuple[int, ...] = (64, 128, 256)  # validation rows, beside all
-    # Of each cell, for the networks, which see the first of `sizes` validation rows; and their epochs.
-    fitted: int = 150
-    epochs: int = 6
-    networks: tuple[str, ...] = ("set transformer", "set transformer, no contrast", "mean pool")
+    sizes: tuple[int, ...] = (32, 64, 128, 256)  # validation rows, beside all
+    # What networks learn from: so many rows of the cells of all these task networks but the last, which they never
+    # see, the first of `sizes` validation rows, and how often.
+    models: tuple[str, ...] = ("mlp 64-32", "mlp 256-128-64", "over-fitted mlp 128-128-128")
+    fitted: int = 60
+    epochs: int = 12
+    networks: tuple[str, ...] = (
+        "set transformer",
+        "set transformer, no contrast",
+        "set transformer, models not tied",
+        "mean pool",
+    )
     smoke: bool = False
 
 
+NEW, UNSEEN_RULE, UNSEEN_MODEL = "new draw", "unseen balanced rule", "unseen task network"
 CHANNELS = ("cosine", "product", "curvature", "TRAK")
 """Channel 0 as published; not normalised; with the inverse of EK-FAC between; TRAK's of one checkpoint."""
 NETWORKS: dict[str, tuple[Any, Callable[[int], Callable]]] = {
@@ -63,13 +72,18 @@ NETWORKS: dict[str, tuple[Any, Callable[[int], Callable]]] = {
         set_transformer.SetTransformer(),
         partial(losses.demix, contrast_weight=0.0),
     ),
+    "set transformer, models not tied": (
+        set_transformer.SetTransformer(),
+        partial(losses.demix, invariance_weight=0.0),
+    ),
     "set transformer, V-REx": (set_transformer.SetTransformer(), partial(losses.demix, invariance=losses.vrex)),
     "mean pool": (set_transformer.MeanPool(), losses.demix),
 }
 
 
-def make_channels(task: TableTask, network: Network, columns: Any, devices: Mesh) -> Callable:
-    """``(key, splits) -> tensor [m n 4 t], channel 0 in all its forms [m k n t]``: one training of every cell."""
+def make_channels(task: TableTask, network: Network, columns: Any, devices: Mesh, *, forms: bool) -> Callable:
+    """``(key, splits) -> tensor [m n 4 t]`` and, if asked for, channel 0 in all its ``forms [m k n t]``: one training
+    of every cell."""
     model = network.make(columns, task.num_classes)
     trainer = trainer_of(model, network, task.train)
 
@@ -77,14 +91,16 @@ def make_channels(task: TableTask, network: Network, columns: Any, devices: Mesh
         state = trainer.init(key, train.x[:1])
         state, _ = trainer.run(state, train, jnp.ones(task.train), network.steps)
         tensor = vectors.tensor(model, state.variables, train, validation)
+        if not forms:
+            return (tensor,)
         product = vectors.gram(model, state.variables, train, validation, normalise=False)
         options = {"target_output": gradients.negative_loss_output, "inverse": ekfac.by_ekfac()}
         curved, _ = influence.scores(model, state.variables, train, validation, **options)
         checkpoint = jax.tree.map(lambda a: a[None], state.variables)
         size = projections.sjlt(min(512, task.train // 4))
         traced = trak.scores(key, model, checkpoint, train, validation, projection=size, damping=0.01)
-        forms = [vectors.from_attribution(tau) for tau in (product.T, curved, traced.tau)]
-        return tensor, jnp.stack([tensor[:, 0], *forms]).astype(jnp.float16)
+        others = [vectors.from_attribution(tau) for tau in (product.T, curved, traced.tau)]
+        return tensor, jnp.stack([tensor[:, 0], *others]).astype(jnp.float16)
 
     @jax.jit
     def compiled(key, numbers, trains, validations):
@@ -105,17 +121,19 @@ def collect(task: TableTask, config: Config, seed: int, progress) -> units.Unit:
     columns = list(tables.slices(parts.train[0]).values())
     cells = [(k, clean) for k in demix_corpus.chosen(task, config.rules) for clean in config.cleans]
     planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
-    tensors, forms = make_channels(task, MLP2, columns, mesh.local_mesh())(
-        jax.random.key(seed), [p.splits for p in planned]
-    )
+    key, splits, devices = jax.random.key(seed), [p.splits for p in planned], mesh.local_mesh()
+    tensors, forms = make_channels(task, MLP2, columns, devices, forms=True)(key, splits)
+    each = [make_channels(task, NETS[name], columns, devices, forms=False)(key, splits)[0] for name in config.models]
+    first = np.stack(each, axis=1)[..., : config.sizes[0]]  # [m models n 4 t]
     arrays: dict[str, list[np.ndarray]] = {}
-    for p, tensor, channel in zip(planned, tensors, forms, strict=True):
+    for p, tensor, channel, of_models in zip(planned, tensors, forms, first, strict=True):
         described = partial(statistics.order_statistics, y=p.train.labels, num_classes=task.num_classes)
         for name, form in zip(CHANNELS, channel, strict=True):
             arrays.setdefault(name, []).append(np.asarray(described(np.concatenate([form[:, None], tensor[:, 1:]], 1))))
         for t in config.sizes:
             arrays.setdefault(f"t = {t}", []).append(np.asarray(described(tensor[:, :, :t])))
-        arrays.setdefault("vectors", []).append(tensor[:, :, : config.sizes[0]])
+        arrays.setdefault("vectors", []).append(of_models)
+        arrays.setdefault("described", []).append(np.stack([described(v) for v in of_models]))
         arrays.setdefault("flags", []).append(p.train.flags)
     progress(len(cells))
     facts = {"kinds": [kind_of(p) for p in planned], "rules": [k for k, _ in cells], "cleans": [c for _, c in cells]}
@@ -149,26 +167,54 @@ def selected(variant: str) -> dict[str, np.ndarray]:
     }
 
 
-def network_tells(name: str, config: Config, train: Sequence[Stored], test: Sequence[Stored], seed: int):
-    """Probabilities and flags of a network, whose features are the vectors themselves, for the rows of every cell."""
+def of_model(cells: Sequence[Stored], k: int, rows: int | None = None) -> list[Stored]:
+    """Cells under the k-th task network, whose features are ``[models n ...]``; the first ``rows`` of them."""
+    return [c._replace(features=c.features[k][:rows], flags=c.flags[:rows]) for c in cells]
+
+
+def network_tells(name: str, config: Config, train: Sequence[Sequence[Stored]], tests: Sequence[Stored], seed: int):
+    """Probabilities and flags of a network, whose features are the vectors themselves, for the rows of every cell.
+
+    ``train`` holds the cells of each task network.
+    """
     network, objective = NETWORKS[name]
-    stacked = np.concatenate([c.features[: config.fitted] for c in train])
-    flags = np.concatenate([c.flags[: config.fitted] for c in train])
-    ids = np.zeros(len(flags), np.int32)  # one task model
-    fit = partial(classifier.fit, network=network, objective=objective(1), epochs=config.epochs)
+    stacked = np.concatenate([c.features for cells in train for c in cells])
+    flags = np.concatenate([c.flags for cells in train for c in cells])
+    ids = np.repeat(np.arange(len(train), dtype=np.int32), [sum(len(c.flags) for c in cells) for cells in train])
+    fit = partial(classifier.fit, network=network, objective=objective(len(train)), epochs=config.epochs)
     run = jax.jit(lambda key, v, f, m: fit(key, vectors=v, flags=f, model_ids=m))
     fitted = run(jax.random.key(seed), stacked, flags, ids)
     ensemble.check_losses(fitted.loss[None], np.array([seed]))
     d = fitted.diagnoser
-    found = [np.asarray(classifier.predict(network, d, c.features)) for c in test]
+    found = [np.asarray(classifier.predict(network, d, c.features)) for c in tests]
     return found, [np.asarray(detection.flag(p, d.thresholds)) for p in found]
+
+
+def beside_networks(task: TableTask, config: Config, stored: dict[int, units.Unit], seed: int):
+    """``(split, method, (probabilities, flags), cells)``: trees and networks fitted on the same rows."""
+    described, raw = (
+        {s: cells_of(task, s, unit, form) for s, unit in stored.items()} for form in ("described", "vectors")
+    )
+    last = len(config.models) - 1
+    train = [c for s in described if s != seed for k in range(last) for c in of_model(described[s], k)]
+    options = demix_diagnose.Config(cleans=config.cleans, fitted=config.fitted, rounds=config.rounds)
+    for split, k in ((NEW, 0), (UNSEEN_MODEL, last)):
+        asked, everything = of_model(described[seed], k, config.rows), np.ones(train[0].features.shape[1], bool)
+        name = f"trees: t = {config.sizes[0]}, {config.fitted} rows of each cell of {last} task networks"
+        yield split, name, demix_diagnose.told(train, asked, everything, options), asked
+    learnt = [[c for s in raw if s != seed for c in of_model(raw[s], k, config.fitted)] for k in range(last)]
+    asked = {split: of_model(raw[seed], k, config.rows) for split, k in ((NEW, 0), (UNSEEN_MODEL, last))}
+    for name in config.networks:
+        found, claimed = network_tells(name, config, learnt, [c for each in asked.values() for c in each], seed)
+        for i, (split, cells) in enumerate(asked.items()):
+            part = slice(i * len(cells), (i + 1) * len(cells))
+            yield split, f"{name}: the same", (found[part], claimed[part]), cells
 
 
 def measure_draw(task: TableTask, config: Config, stored: dict[int, units.Unit], seed: int, progress) -> units.Unit:
     """``split -> method -> clean ratio -> figures`` at one draw, fitted on the others."""
     options = demix_diagnose.Config(cleans=config.cleans, fitted=config.rows, rounds=config.rounds)
     found: dict[str, Any] = {}
-    splits = ("new draw", "unseen balanced rule")
 
     def judge(split, method, told, test):
         for c, values, claimed in zip(test, *told, strict=True):
@@ -177,27 +223,21 @@ def measure_draw(task: TableTask, config: Config, stored: dict[int, units.Unit],
                 place = found.setdefault(split, {}).setdefault(method, {}).setdefault(str(c.clean), {})
                 place.setdefault(key, []).append(value)
 
-    def parted(variant):
+    def parted(variant, method):
         cells = {s: cells_of(task, s, unit, variant) for s, unit in stored.items()}
         train, test = [c for s in cells if s != seed for c in cells[s]], cells[seed]
-        yield splits[0], train, test
+        yield NEW, train, test
+        if variant not in CHANNELS or "alone" in method or "loss" in method:
+            return
         for rule in sorted({c.rule for c in test if c.balanced}):
-            yield splits[1], [c for c in train if c.rule != rule], [c for c in test if c.rule == rule]
+            yield UNSEEN_RULE, [c for c in train if c.rule != rule], [c for c in test if c.rule == rule]
 
     for variant in (*CHANNELS, *(f"t = {t}" for t in config.sizes)):
         for method, columns in selected(variant).items():
-            for split, train, test in parted(variant):
+            for split, train, test in parted(variant, method):
                 judge(split, f"trees: {method}", demix_diagnose.told(train, test, columns, options), test)
-    first = f"t = {config.sizes[0]}"
-    few = replace(options, fitted=config.fitted)
-    for split, train, test in parted(first):
-        if split == splits[0]:
-            everything = np.ones(train[0].features.shape[1], bool)
-            name = f"trees: {first}, {config.fitted} rows of each cell"
-            judge(split, name, demix_diagnose.told(train, test, everything, few), test)
-            _, known, asked = next(parted("vectors"))
-            for name in config.networks:
-                judge(split, f"{name}: the same", network_tells(name, config, known, asked, seed), test)
+    for split, method, told, test in beside_networks(task, config, stored, seed):
+        judge(split, method, told, test)
     progress(1)
     mean = lambda tree: {k: mean(v) if isinstance(v, dict) else float(np.nanmean(v)) for k, v in tree.items()}
     return mean(found), {}
@@ -207,10 +247,12 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Run or resume; returns the directory of results."""
     if config.smoke:
         config = replace(config, tasks=("planted",), rules=(0, 1), seeds=2, train=120, rounds=5, sizes=(16,), epochs=1)
-        config = replace(config, fitted=40, networks=("mean pool",))
-    for name, known in (("tasks", TABLES), ("networks", NETWORKS)):
+        config = replace(config, fitted=40, networks=("mean pool",), models=config.models[:2])
+    for name, known in (("tasks", TABLES), ("networks", NETWORKS), ("models", NETS)):
         if unknown := set(getattr(config, name)) - known.keys():
             raise ValueError(f"{name}: found {sorted(unknown)}, expected names among {sorted(known)}")
+    if len(config.models) < 2:
+        raise ValueError(f"models: found {config.models}, expected two at least: the last is never seen")
     begin = perf_counter()
     mesh.start()
     seeds = range(config.first_seed, config.first_seed + config.seeds)

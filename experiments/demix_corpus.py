@@ -53,7 +53,13 @@ class Stored(NamedTuple):
 
 
 def gather(
-    results: Path, tasks: Mapping[str, TableTask], cleans: Sequence[float], rows: int, seeds: range
+    results: Path,
+    tasks: Mapping[str, TableTask],
+    cleans: Sequence[float],
+    rows: int,
+    seeds: range,
+    *,
+    network: Network = MLP2,
 ) -> dict[str, list[Stored]]:
     """The cells of all tables and draws, made where ``results/demix_cells`` does not have them yet.
 
@@ -65,10 +71,10 @@ def gather(
     corpus = {}
     for name, task in tasks.items():
         sizes = {"train": task.train, "validation": task.validation, "rules": [rule.name for rule in task.rules]}
-        facts = {"task": name, **sizes, "network": MLP2.name, "cleans": list(cleans), "rows": rows}
+        facts = {"task": name, **sizes, "network": network.name, "cleans": list(cleans), "rows": rows}
         facts |= {"features": list(FEATURES), "signals": list(SIGNALS)}  # a cell of other ones is another cell
         directory = record.open_run(results, "demix_cells", facts, None)
-        measure = collect(task, MLP2, cleans, rows, mesh.local_mesh())
+        measure = collect(task, network, cleans, rows, mesh.local_mesh())
         found = units.run_units(directory, name, seeds, measure, models=len(task.rules) * len(cleans))
         corpus[name] = [cell for seed, unit in zip(seeds, found, strict=True) for cell in read(task, seed, unit)]
     return corpus

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from d3mjax.runtime import record
-from experiments import demix_ablate, demix_cells, demix_corpus, demix_diagnose, demix_repair
+from experiments import demix_ablate, demix_cells, demix_corpus, demix_diagnose, demix_networks, demix_repair
 from experiments.demix_tables import TABLES, divide
 
 
@@ -134,6 +134,22 @@ def test_ablations_of_channels_and_networks(results):
     methods = {row["method"] for row in rows if row["task"] == "planted, new draw, clean ratio 0.5"}
     assert {"trees: curvature alone", "trees: TRAK and channels 1-3", "trees: t = 16 and channels 1-3"} <= methods
     assert "mean pool: the same" in methods
+    unseen = {row["method"] for row in rows if row["task"] == "planted, unseen task network, clean ratio 0.5"}
+    assert unseen == {"trees: t = 16, 40 rows of each cell of 1 task networks", "mean pool: the same"}
+
+
+def test_a_task_network_is_unseen_where_it_is_left_out(results, monkeypatch):
+    config, asked = demix_networks.Config(smoke=True), []
+    monkeypatch.setattr(
+        demix_diagnose, "split_figures", lambda train, test, **options: asked.append((train, test)) or {"trees": {}}
+    )
+    demix_networks.main(config, results)
+    assert len(asked) == 3 * 3 * 2  # draws, splits, networks
+    for i, (train, test) in enumerate(asked):
+        (task,), (seed,) = ({getattr(c, name) for c in test} for name in ("task", "seed"))
+        assert seed not in {c.seed for c in train}
+        assert (task in {c.task for c in train}) == (i % 3 < 2)
+        assert len({c.task for c in train}) == (1, 2, 1)[i % 3]
 
 
 @pytest.mark.parametrize("module", [demix_diagnose, demix_repair, demix_ablate])
@@ -145,5 +161,9 @@ def test_unknown_tables_are_refused(module, results):
 def test_networks_and_seeds_are_checked(results):
     with pytest.raises(ValueError, match="networks: found"):
         demix_ablate.main(demix_ablate.Config(networks=("other",)), results)
+    with pytest.raises(ValueError, match="models: found"):
+        demix_ablate.main(demix_ablate.Config(models=("mlp 64-32",)), results)
+    with pytest.raises(ValueError, match="networks: found 1, expected at least 2"):
+        demix_networks.main(demix_networks.Config(networks=("mlp 64-32",)), results)
     with pytest.raises(ValueError, match="seeds: found 2, expected at least 3"):
         demix_diagnose.main(demix_diagnose.Config(seeds=2), results)

@@ -1,0 +1,120 @@
+"""Does a diagnoser find wrong rows from the influences of a task network that it has never seen?
+
+Claim:    trees that have seen the other task networks do nearly as well on a new one as trees that have seen it.
+Command:  python -m experiments.demix_networks          (`--config.smoke` takes a quarter of a minute)
+Expected: the table in experiments/README.md, which this command wrote.
+Device:   two CPU cores, about TIME; any JAX device works.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import tyro
+
+from d3mjax.runtime import mesh, preemption, record
+from experiments import demix_corpus, demix_diagnose, demix_report, report, units
+from experiments.demix_cells import NETWORKS
+from experiments.demix_corpus import Stored
+from experiments.demix_tables import TABLES
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    task: str = "adult"
+    # Each left out in turn.
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    # Two published rules and both balanced ones.
+    rules: tuple[int, ...] = (0, 2, -2, -1)
+    cleans: tuple[float, ...] = (0.5, 0.8)
+    seeds: int = 5
+    first_seed: int = 0
+    # Rows of each cell, and rows to validate on.
+    train: int = 1000
+    validation: int = 256
+    # Rows stored of each cell, those that trees are fitted on, and how many trees.
+    rows: int = 1000
+    fitted: int = 300
+    rounds: int = 60
+    smoke: bool = False
+
+
+def splits_of(config: Config, corpus: dict[str, list[Stored]], seed: int, progress: Callable) -> units.Unit:
+    """``network -> split -> method -> clean ratio -> figures`` at one draw, fitted on the others."""
+    options = demix_diagnose.Config(cleans=config.cleans, fitted=config.fitted, rounds=config.rounds)
+    figures = partial(
+        demix_diagnose.split_figures,
+        config=options,
+        methods=demix_diagnose.MAIN if config.smoke else tuple(demix_diagnose.METHODS),
+    )
+    cells = [cell for of_network in corpus.values() for cell in of_network if cell.seed != seed]
+    found = {}
+    for name, own in corpus.items():
+        test = [cell for cell in own if cell.seed == seed]
+        seen, others = ([c for c in cells if (c.task == test[0].task) == same] for same in (True, False))
+        found[name] = {
+            "seen alone": figures(seen, test, with_rivals=True),
+            "seen among others": figures(cells, test, with_rivals=False),
+            "unseen": figures(others, test, with_rivals=False, new=lambda cell: cell.task),
+        }
+    progress(1)
+    return found, {}
+
+
+def gather(config: Config, results: Path, seeds: range) -> dict[str, list[Stored]]:
+    """Cells of each task network, which is named in their task."""
+    task = demix_corpus.small(TABLES[config.task], smoke=config.smoke)
+    rules = tuple(task.rules[k] for k in demix_corpus.chosen(task, config.rules))
+    task = task._replace(rules=rules, train=min(config.train, task.train), validation=config.validation)
+    corpus = {}
+    for name in config.networks:
+        options = {"network": NETWORKS[name]}
+        made = demix_corpus.gather(results, {config.task: task}, config.cleans, config.rows, seeds, **options)
+        corpus[name] = [cell._replace(task=f"{config.task}, {name}") for cell in made[config.task]]
+    return corpus
+
+
+def sections_of(rows: Sequence[dict]) -> dict[str, report.Section]:
+    """What the page says of each table."""
+    text = {
+        "seen alone": "Fitted on this network's cells of other draws.",
+        "seen among others": "Fitted on all networks' cells of other draws.",
+        "unseen": "Fitted on the other networks' cells of other draws.",
+    }
+    return {row["task"]: report.Section(text[row["task"].split(", ")[-2]], {}) for row in rows}
+
+
+def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+    """Run or resume; returns the directory of results."""
+    if config.smoke:
+        config = replace(config, task="digits", networks=config.networks[:2], rules=(0, 1), seeds=3)
+        config = replace(config, train=200, validation=64, rows=150, fitted=60, rounds=5)
+    for name, asked, known in (("task", [config.task], TABLES), ("networks", config.networks, NETWORKS)):
+        if unknown := set(asked) - set(known):
+            raise ValueError(f"{name}: found {sorted(unknown)}, expected names among {sorted(known)}")
+    for name, least in (("networks", 2), ("seeds", 3)):
+        count = len(config.networks) if name == "networks" else config.seeds
+        if count < least:
+            raise ValueError(f"{name}: found {count}, expected at least {least}: one to try on, others to fit on")
+    begin = perf_counter()
+    mesh.start()
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    with preemption.at_once():
+        directory = record.open_run(results, "demix_networks", asdict(config), run)
+        corpus = gather(config, results, seeds)
+        found = units.run_units(directory, config.task, seeds, partial(splits_of, config, corpus), models=1)
+        rows = [
+            row
+            for name in config.networks
+            for row in demix_report.rows_of(f"{config.task}, {name}", [facts[name] for facts, _ in found])
+        ]
+        report.finish(directory, "demix_networks", asdict(config), rows, sections_of(rows), perf_counter() - begin)
+    return directory
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
