@@ -80,6 +80,11 @@ def gather(
     return corpus
 
 
+def take(cell: Stored, rows: slice) -> Stored:
+    """Some rows of a cell, whose order is random."""
+    return cell._replace(**{name: getattr(cell, name)[rows] for name in ("features", "flags", "signals", "told")})
+
+
 def chosen(task: TableTask, rules: Sequence[int]) -> list[int]:
     """Numbers of rules, negative ones from the end, each once."""
     return sorted({rule % len(task.rules) for rule in rules})

@@ -198,7 +198,7 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], name: str, seed: 
         found["unseen table"] = figures(tables, test, methods=MAIN, with_rivals=True, new=lambda c: c.task)
     if not deep:
         return found
-    halves = [[_rows(c, slice(i, None, 2)) for c in test] for i in (0, 1)]
+    halves = [[demix_corpus.take(c, slice(i, None, 2)) for c in test] for i in (0, 1)]
     found["in-cell"] = figures(*halves, methods=MAIN[:1], with_rivals=False)
     for clean in config.cleans:
         raw = np.nanmean([c.in_cell for c in test if c.clean == clean], axis=0)
@@ -215,11 +215,6 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], name: str, seed: 
         if len({c.seed for c in part[0]}) > 1 and part[1]:
             found[f"from {kind} to {other}"] = figures(*part, methods=MAIN[:1], with_rivals=False)
     return found
-
-
-def _rows(cell: Stored, rows: slice) -> Stored:
-    each = {n: getattr(cell, n)[rows] for n in ("features", "flags", "signals", "told")}
-    return cell._replace(**each)
 
 
 def _merge(found, split, more) -> None:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Shaped
 from d3mjax.data.mixed_errors import KINDS
 from d3mjax.diagnosis import detection, trees
 from d3mjax.runtime import diagnoser, mesh, preemption, record
-from experiments import demix_corpus, plots, report, units
+from experiments import demix_corpus, plots, report
 from experiments.demix_cells import FEATURES, MLP2
 from experiments.demix_tables import TABLES, TableTask
 
@@ -40,10 +40,11 @@ class Config:
     tasks: tuple[str, ...] = tuple(TABLES)
     # Shares of the rows without planted errors.
     clean: tuple[float, ...] = (0.5, 0.8)
-    # Rows kept of each cell: a table, rule, clean ratio and seed.
-    rows: int = 500
+    # Rows stored of each cell (a table, rule, clean ratio and seed), as demix_diagnose does, and those used of them.
+    rows: int = 2000
+    fitted: int = 200
     # Draws of the errors.
-    seeds: int = 2
+    seeds: int = 5
     first_seed: int = 0
     # Trees for each kind of error.
     rounds: int = 150
@@ -65,7 +66,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         print(f"diagnoser: {path}")
         return path
     with preemption.at_once():
-        cells = [cell for name in config.tasks for cell in _cells(config, TABLES[name], path.parent)]
+        cells = [cell for name in config.tasks for cell in _cells(config, TABLES[name], results)]
         of_row = lambda get: np.concatenate([np.full(len(cell.flags), get(cell)) for cell in cells])
         table, seed = of_row(lambda cell: cell.task), of_row(lambda cell: cell.seed)
         features, flags, signals = (
@@ -209,26 +210,25 @@ def evaluation(
     return told
 
 
-def _cells(config: Config, task: TableTask, directory: Path) -> list[demix_corpus.Stored]:
+def _cells(config: Config, task: TableTask, results: Path) -> list[demix_corpus.Stored]:
     """The cells of a table, read where they are stored."""
-    network = MLP2
+    network, seeds = MLP2, range(config.first_seed, config.first_seed + config.seeds)
     if config.smoke:
         task = task._replace(train=min(task.train, 300), validation=min(task.validation, 96), rules=task.rules[:2])
         network = MLP2._replace(steps=40)
     try:
-        measure = demix_corpus.collect(task, network, config.clean, config.rows, mesh.local_mesh())
+        cells = demix_corpus.gather(results, {task.name: task}, config.clean, config.rows, seeds, network=network)
     except ImportError as error:
         raise ValueError(
             f"tasks: {task.name!r} needs a package that is missing: {error}; pip install it, or leave out {task.name!r}"
         ) from error
-    seeds = range(config.first_seed, config.first_seed + config.seeds)
-    number = len(task.rules) * len(config.clean)
-    found = units.run_units(directory, task.name, seeds, measure, models=number)
-    return [cell for s, unit in zip(seeds, found, strict=True) for cell in demix_corpus.read(task, s, unit)]
+    return [demix_corpus.take(cell, slice(config.fitted)) for cell in cells[task.name]]
 
 
 def _smaller(config: Config) -> Config:
-    return replace(config, tasks=SMOKE, clean=(0.5,), rows=100, seeds=1, rounds=10) if config.smoke else config
+    if not config.smoke:
+        return config
+    return replace(config, tasks=SMOKE, clean=(0.5,), rows=100, fitted=100, seeds=1, rounds=10)
 
 
 def _as_many(signals: Float[np.ndarray, "n e"], counts) -> Bool[np.ndarray, "n e"]:

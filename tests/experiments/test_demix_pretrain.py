@@ -14,7 +14,7 @@ from experiments.demix_corpus import SIGNALS
 from experiments.demix_pretrain import Config
 from experiments.demix_tables import PLANTED, TABLES
 
-CONFIG = Config(tasks=("planted", "digits", "wages"), clean=(0.5,), rows=60, seeds=2, rounds=6)
+CONFIG = Config(tasks=("planted", "digits", "wages"), clean=(0.5,), rows=60, fitted=50, seeds=2, rounds=6)
 MEASURED = []
 COLLECT = demix_corpus.collect
 
@@ -78,7 +78,7 @@ def test_the_same_command_reads_what_is_there(finished):
     results, path = finished
     MEASURED.clear()
     assert demix_pretrain.main(CONFIG, results) == path
-    before, unit = demix_pretrain.load(path)[0], path.parent / "units" / "digits-1.npz"
+    before, (unit,) = demix_pretrain.load(path)[0], results.glob("demix_cells/*/units/digits-1.npz")
     unit.unlink()
     path.unlink()
     assert demix_pretrain.main(CONFIG, results) == path
