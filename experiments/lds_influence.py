@@ -3,8 +3,8 @@
 Claim:    the GGN, damped by a hundredth of the mean curvature, predicts better than the Hessian, EK-FAC, the last layer
           alone and TRAK, and five checkpoints better than one.
 Command:  python -m experiments.lds_influence        (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote with `--config.seeds 3`.
-Device:   two CPU cores; 2,000 trainings a task and seed for the truth, then five checkpoints.
+Expected: the table in experiments/README.md, which this command wrote.
+Device:   two CPU cores; 2,000 trainings a task and seed for the truth, then five checkpoints; half an hour.
 """
 
 from collections.abc import Callable
