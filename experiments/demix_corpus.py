@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 from d3mjax.attribution import outputs
 from d3mjax.data import tables
@@ -185,7 +186,7 @@ def _halves(x, y, flag) -> float:
     first = np.arange(len(y)) % 2 == 0
     if flag[first].sum() < 2 or flag[~first].sum() < 1:
         return float("nan")
-    claimed = (
-        HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(both[first], flag[first]).predict(both[~first])
-    )
+    with threadpool_limits(1, user_api="openmp"):
+        grown = HistGradientBoostingClassifier(max_iter=60, random_state=0).fit(both[first], flag[first])
+    claimed = grown.predict(both[~first])
     return float(2 * (claimed & flag[~first]).sum() / max(claimed.sum() + flag[~first].sum(), 1))

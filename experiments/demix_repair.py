@@ -197,7 +197,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if config.smoke:
         config = replace(
             config,
-            tasks=("planted",),
+            tasks=("digits",),
             rules=(0, 1),
             seeds=1,
             first_seed=0,

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from d3mjax.attribution.outputs import map_microbatches
 from d3mjax.diagnosis import detection
@@ -173,7 +174,9 @@ def _folds(cells, folds: int, seed: int) -> Int[np.ndarray, "n"]:
 
 def _grow(features, flags, options) -> Forest:
     """A forest for each type."""
-    forests = [_grow_one(features, flag, options) for flag in flags.T]
+    # On fewer rows threads wait for each other, where other programs run as well many times longer than they work.
+    with threadpool_limits(max(1, len(features) // 50_000), user_api="openmp"):
+        forests = [_grow_one(features, flag, options) for flag in flags.T]
     size = max(forest.feature.shape[1] for forest in forests)
     count = max(forest.feature.shape[0] for forest in forests)
     pad = lambda a: np.pad(a, ((0, count - a.shape[0]), (0, size - a.shape[1]))) if a.ndim else a

@@ -122,7 +122,7 @@ def test_train_validation_and_test_rows_are_disjoint_and_errors_drawn_anew():
 def test_repair_beside_its_controls(results):
     config = demix_repair.Config(smoke=True)
     rows = rows_of(demix_repair.main(config, results))
-    of = {row["method"]: row["metrics"] for row in rows if row["task"] == "planted, balanced rules, clean ratio 0.5"}
+    of = {row["method"]: row["metrics"] for row in rows if row["task"] == "digits, balanced rules, clean ratio 0.5"}
     assert {"dirty", demix_repair.RECOMMENDED, "oracle, as published", "drop as many at random"} <= set(of)
     bold, careful = (of[name]["risk_by_the_guard"]["mean"] for name in ("predicted, labels alone", demix_repair.LABELS))
     assert bold >= careful  # the guard counts rows that are turned, and the careful turn fewer
