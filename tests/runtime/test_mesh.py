@@ -34,6 +34,19 @@ def test_one_device_a_core_unless_the_user_says_otherwise(chosen, expected):
     assert devices == (expected or cores)
 
 
+def test_models_side_by_side_are_one_on_cpus_or_what_the_user_says(monkeypatch):
+    monkeypatch.delenv("D3MJAX_WIDTH", raising=False)
+    assert mesh.models_at_once() == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert mesh.models_at_once() == 64
+    monkeypatch.setenv("D3MJAX_WIDTH", "5")
+    assert mesh.models_at_once() == 5
+    for text in ("0", "-3", "many"):
+        monkeypatch.setenv("D3MJAX_WIDTH", text)
+        with pytest.raises(ValueError, match=f"D3MJAX_WIDTH: found '{text}', expected a number of models, at least 1"):
+            mesh.models_at_once()
+
+
 def test_what_lies_on_the_devices_is_not_copied_again(monkeypatch):
     devices = mesh.local_mesh()
     tree = {"x": np.arange(6.0).reshape(2, 3), "id": np.arange(2), "key": jax.random.key(1)}
