@@ -230,8 +230,7 @@ def _averaged(parts: Sequence[dict]) -> dict:
             for clean, figures in by_clean.items():
                 for key, value in figures.items():
                     collected.setdefault(method, {}).setdefault(clean, {}).setdefault(key, []).append(value)
-    mean = lambda tree: {k: mean(v) if isinstance(v, dict) else float(np.nanmean(v)) for k, v in tree.items()}
-    return mean(collected)
+    return demix_report.averaged(collected)
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:

@@ -25,6 +25,11 @@ def rows_of(task: str, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def averaged(tree: dict[str, Any]) -> dict[str, Any]:
+    """The same tree with the means of its lists, NaN left out."""
+    return {k: averaged(v) if isinstance(v, dict) else float(np.nanmean(v)) for k, v in tree.items()}
+
+
 SHOWN_METHODS = ("trees", "trees, channels 1-3")
 SHOWN = ("new draw", "unseen rule", "unseen table")
 SPLITS = {

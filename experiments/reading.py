@@ -38,9 +38,9 @@ def reading(rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def verdict(row: Row, other: Row) -> str:
+def verdict(row: Row, other: Row, metric: str = WGA) -> str:
     """Whether `row` is "above", "below" or "level" with `other`; "unknown" where a single seed shows no spread."""
-    difference, joint = _difference(row, other)
+    difference, joint = _difference(row, other, metric)
     if joint is None:
         return "unknown"
     return "level" if abs(difference) <= joint else "above" if difference > 0 else "below"
@@ -163,8 +163,8 @@ def _best(rows: Sequence[Row], matches: Callable[[Row], bool]) -> Row | None:
     return max(filter(matches, rows), key=lambda row: row["metrics"][WGA]["mean"], default=None)
 
 
-def _difference(row: Row, other: Row) -> tuple[float, float | None]:
-    a, b = row["metrics"][WGA], other["metrics"][WGA]
+def _difference(row: Row, other: Row, metric: str = WGA) -> tuple[float, float | None]:
+    a, b = row["metrics"][metric], other["metrics"][metric]
     joint = None if None in (a["std"], b["std"]) else (a["std"] ** 2 + b["std"] ** 2) ** 0.5
     return a["mean"] - b["mean"], joint
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from d3mjax import metrics
 from d3mjax.runtime import record
 from experiments.reading import SPOKEN, WGA, Row, num_seeds, percent, reading
+from experiments.reading_bias import by_goal
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5b6472; --line: #dfe3e8; --page: #fbfbfa; --card: #fff;
@@ -131,7 +132,7 @@ def write_report(run: Path, document: Mapping[str, Any], sections: Mapping[str, 
         section = sections.get(task, Section("", {}))
         parts += [f"<h2>{escape(task)}</h2>", *(f"<p>{escape(line)}</p>" for line in section.text.splitlines())]
         parts.append(table_html(rows))
-        if said := reading(rows):
+        if said := by_goal(rows) or reading(rows):
             items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
             parts.append(f'<div class="reading"><h3>What these numbers say</h3><ul>{items}</ul></div>')
         for i, (caption, figure) in enumerate(section.figures.items()):

@@ -13,6 +13,7 @@ from d3mjax import metrics
 from d3mjax.runtime import record
 from experiments import plots, report
 from experiments.reading import WGA, reading, verdict
+from experiments.reading_bias import by_goal
 
 GROUPS = ["pullover, patch left", "pullover, patch right", "coat, patch left", "coat, patch right"]
 
@@ -149,6 +150,37 @@ def figures():
         "Lowest scores": plots.image_grid(rng.normal(size=(10, 14, 14)), [f"{s:.2f}" for s in scores[:10]]),
         "Before and after": plots.bar_groups({"ERM": rng.uniform(size=(4, 4)), "D3M": [[0.7] * 4]}, GROUPS),
     }
+
+
+def bias_row(method, wga, accuracy, bias, information="none"):
+    made = row("t", method, information, wga, 0.0, bias=[bias] * 4, accuracy=[accuracy] * 4)
+    return made | {"metrics": {name: value for name, value in made["metrics"].items() if name != "average_accuracy"}}
+
+
+def test_reading_of_bias_names_a_method_for_each_goal():
+    rows = [
+        bias_row("no edit", (0.30, 0.01), 0.80, 0.4),
+        bias_row("FMD", (0.50, 0.01), 0.797, 0.2),
+        bias_row("FMD, sign flipped", (0.99, 0.01), 0.5, 0.6),
+        bias_row("Newton on the bias", (0.45, 0.01), 0.796, 0.1),
+        bias_row("head fine-tuned on the pairs", (0.40, 0.01), 0.79, 0.05),
+        bias_row("trained without the attribute", (0.60, 0.01), 0.799, 0.0),
+        bias_row("D3M", (0.605, 0.01), 0.7, 0.3, "validation groups"),
+        bias_row("SUBG", (0.9, 0.01), 0.7, 0.3, "training groups"),
+        bias_row("temperature of FMD's bias", (0.3, 0.01), 0.80, 0.2),
+    ]
+    said = by_goal([r for r in rows if "flipped" not in r["method"]])
+    assert said[0].startswith("For the worst group: D3M (needs groups of validation rows), 60.5 ±")
+    assert said[0].endswith("30.0 ± 1.8 % as it was trained; level with it: trained without the attribute.")
+    assert (
+        said[1] == "For accuracy nothing is better than the model as it was trained (80.0 %) by more than the spread."
+    )
+    assert "at 0.5 points of accuracy at most: trained without the attribute, 0.000 of 0.400" in said[2]
+    assert "Newton on the bias, 0.100 of 0.400" in said[3]  # fine-tuning costs a point
+    assert by_goal(rows)[4] == "On the worst group FMD, FMD at its best, is above head fine-tuned on the pairs."
+    assert "changes no prediction" in said[5]
+    assert not by_goal(rows[1:])
+    assert not by_goal(rows[:1])
 
 
 def test_report_is_one_page_with_everything(tmp_path):
