@@ -5,7 +5,7 @@ Claim:    beside channels 1 to 3 no form of channel 0 is worth more than another
           worse under a task network that it has not seen.
 Command:  python -m experiments.demix_ablate            (`--config.smoke` takes a minute)
 Expected: the tables in experiments/README.md, which this command wrote.
-Device:   two CPU cores, about forty minutes, most of it the set transformer; any JAX device works.
+Device:   two CPU cores, about three quarters of an hour, most of it the set transformer; any JAX device works.
 """
 
 from collections.abc import Callable, Sequence
