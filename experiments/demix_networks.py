@@ -20,7 +20,6 @@ from experiments.demix_cells import NETWORKS
 from experiments.demix_corpus import Stored
 from experiments.demix_tables import TABLES
 
-
 METHODS = (demix_diagnose.OURS, "trees, published channels")
 
 
