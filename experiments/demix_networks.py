@@ -49,6 +49,7 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], seed: int, progre
     """``network -> split -> method -> clean ratio -> figures`` at one draw, fitted on the others."""
     options = demix_diagnose.Config(cleans=config.cleans, fitted=config.fitted, rounds=config.rounds)
     figures = partial(demix_diagnose.split_figures, config=options, methods=METHODS)
+    by_seed = lambda cell: str(cell.seed)  # all networks have the same rows and errors at one draw
     cells = [cell for of_network in corpus.values() for cell in of_network if cell.seed != seed]
     found = {}
     for name, own in corpus.items():
@@ -56,8 +57,8 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], seed: int, progre
         seen, others = ([c for c in cells if (c.task == test[0].task) == same] for same in (True, False))
         found[name] = {
             "seen alone": figures(seen, test, with_rivals=True),
-            "seen among others": figures(cells, test, with_rivals=False),
-            "unseen": figures(others, test, with_rivals=False, new=lambda cell: cell.task),
+            "seen among others": figures(cells, test, with_rivals=False, new=by_seed),
+            "unseen": figures(others, test, with_rivals=False, new=by_seed),
         }
     progress(1)
     return found, {}
