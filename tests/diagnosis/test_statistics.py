@@ -132,7 +132,7 @@ def test_nothing_is_compiled_twice():
     size = count()
     statistics.order_statistics(vectors[::-1].copy(), y, 3, quantiles=(*statistics.QUANTILES,))
     statistics.order_statistics(jnp.asarray(vectors), y, 3, layout=statistics.Layout())
-    assert count() == size
+    assert count() <= size  # JAX may have made room
 
 
 def test_keys_order_as_floats_do_and_keep_half_precision():
