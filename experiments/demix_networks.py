@@ -1,9 +1,9 @@
 """Does a diagnoser find wrong rows from the influences of a task network that it has never seen?
 
-Claim:    trees that have seen the other task networks do nearly as well on a new one as trees that have seen it.
+Claim:    trees that have seen the other task networks do as well on a new one as trees that have seen it.
 Command:  python -m experiments.demix_networks          (`--config.smoke` takes a quarter of a minute)
 Expected: the table in experiments/README.md, which this command wrote.
-Device:   two CPU cores, about TIME; any JAX device works.
+Device:   two CPU cores, about 20 minutes, 13 of them the FT-transformer's; any JAX device works.
 """
 
 from collections.abc import Callable, Sequence
