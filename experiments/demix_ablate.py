@@ -28,8 +28,7 @@ from d3mjax.runtime import mesh, preemption, record
 from d3mjax.runtime.mesh import models_at_once
 from d3mjax.training import ensemble
 from experiments import demix_corpus, demix_diagnose, demix_report, plots, report, units
-from experiments.demix_cells import MLP2, Network, plan, trainer_of
-from experiments.demix_cells import NETWORKS as NETS
+from experiments.demix_cells import MLP2, NETWORKS, Network, plan, trainer_of
 from experiments.demix_corpus import Stored, kind_of
 from experiments.demix_tables import TABLES, TableTask, divide
 
@@ -66,7 +65,7 @@ class Config:
 NEW, UNSEEN_RULE, UNSEEN_MODEL = "new draw", "unseen balanced rule", "unseen task network"
 CHANNELS = ("cosine", "product", "curvature", "TRAK")
 """Channel 0 as published; not normalised; with the inverse of EK-FAC between; TRAK's of one checkpoint."""
-NETWORKS: dict[str, tuple[Any, Callable[[int], Callable]]] = {
+DIAGNOSERS: dict[str, tuple[Any, Callable[[int], Callable]]] = {
     "set transformer": (set_transformer.SetTransformer(), losses.demix),
     "set transformer, as coded": (set_transformer.SetTransformer(as_coded=True), losses.demix),
     "set transformer, no contrast": (
@@ -124,7 +123,9 @@ def collect(task: TableTask, config: Config, seed: int, progress) -> units.Unit:
     planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
     key, splits, devices = jax.random.key(seed), [p.splits for p in planned], mesh.local_mesh()
     tensors, forms = make_channels(task, MLP2, columns, devices, forms=True)(key, splits)
-    each = [make_channels(task, NETS[name], columns, devices, forms=False)(key, splits)[0] for name in config.models]
+    each = [
+        make_channels(task, NETWORKS[name], columns, devices, forms=False)(key, splits)[0] for name in config.models
+    ]
     first = np.stack(each, axis=1)[..., : config.sizes[0]]  # [m models n 4 t]
     arrays: dict[str, list[np.ndarray]] = {}
     for p, tensor, channel, of_models in zip(planned, tensors, forms, first, strict=True):
@@ -178,7 +179,7 @@ def network_tells(name: str, config: Config, train: Sequence[Sequence[Stored]], 
 
     ``train`` holds the cells of each task network.
     """
-    network, objective = NETWORKS[name]
+    network, objective = DIAGNOSERS[name]
     stacked = np.concatenate([c.features for cells in train for c in cells])
     flags = np.concatenate([c.flags for cells in train for c in cells])
     ids = np.repeat(np.arange(len(train), dtype=np.int32), [sum(len(c.flags) for c in cells) for cells in train])
@@ -248,7 +249,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if config.smoke:
         config = replace(config, tasks=("planted",), rules=(0, 1), seeds=2, train=120, rounds=5, sizes=(16,), epochs=1)
         config = replace(config, fitted=40, networks=("mean pool",), models=config.models[:2])
-    for name, known in (("tasks", TABLES), ("networks", NETWORKS), ("models", NETS)):
+    for name, known in (("tasks", TABLES), ("networks", DIAGNOSERS), ("models", NETWORKS)):
         if unknown := set(getattr(config, name)) - known.keys():
             raise ValueError(f"{name}: found {sorted(unknown)}, expected names among {sorted(known)}")
     if len(config.models) < 2:

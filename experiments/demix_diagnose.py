@@ -5,7 +5,7 @@ Claim:    boosted trees on influence vectors, with a few numbers a row that mean
           and unseen rules, and on most unseen tables; what holds in the cell a diagnoser was fitted on is no evidence.
 Command:  python -m experiments.demix_diagnose            (`--config.smoke` takes half a minute)
 Expected: the tables in experiments/README.md, which this command wrote.
-Device:   two CPU cores, about 45 minutes; any JAX device works.
+Device:   two CPU cores, about 20 minutes; any JAX device works.
 """
 
 from collections.abc import Callable, Sequence

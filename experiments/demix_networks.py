@@ -92,13 +92,12 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if config.smoke:
         config = replace(config, task="digits", networks=config.networks[:2], rules=(0, 1), seeds=3)
         config = replace(config, train=200, validation=64, rows=150, fitted=60, rounds=5)
-    for name, asked, known in (("task", [config.task], TABLES), ("networks", config.networks, NETWORKS)):
-        if unknown := set(asked) - set(known):
-            raise ValueError(f"{name}: found {sorted(unknown)}, expected names among {sorted(known)}")
-    for name, least in (("networks", 2), ("seeds", 3)):
-        count = len(config.networks) if name == "networks" else config.seeds
-        if count < least:
-            raise ValueError(f"{name}: found {count}, expected at least {least}: one to try on, others to fit on")
+    if config.task not in TABLES:
+        raise ValueError(f"task: found {config.task!r}, expected one of {sorted(TABLES)}")
+    if len(config.networks) < 2 or not set(config.networks) <= NETWORKS.keys():
+        raise ValueError(f"networks: found {list(config.networks)}, expected two at least of {sorted(NETWORKS)}")
+    if config.seeds < 3:
+        raise ValueError(f"seeds: found {config.seeds}, expected at least 3: one to try on, others to fit on")
     begin = perf_counter()
     mesh.start()
     seeds = range(config.first_seed, config.first_seed + config.seeds)

@@ -212,12 +212,10 @@ def evaluation(
 
 def _cells(config: Config, task: TableTask, results: Path) -> list[demix_corpus.Stored]:
     """The cells of a table, read where they are stored."""
-    network, seeds = MLP2, range(config.first_seed, config.first_seed + config.seeds)
-    if config.smoke:
-        task = task._replace(train=min(task.train, 300), validation=min(task.validation, 96), rules=task.rules[:2])
-        network = MLP2._replace(steps=40)
+    task = demix_corpus.small(task, smoke=config.smoke)
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
     try:
-        cells = demix_corpus.gather(results, {task.name: task}, config.clean, config.rows, seeds, network=network)
+        cells = demix_corpus.gather(results, {task.name: task}, config.clean, config.rows, seeds)
     except ImportError as error:
         raise ValueError(
             f"tasks: {task.name!r} needs a package that is missing: {error}; pip install it, or leave out {task.name!r}"

@@ -163,7 +163,7 @@ def test_networks_and_seeds_are_checked(results):
         demix_ablate.main(demix_ablate.Config(networks=("other",)), results)
     with pytest.raises(ValueError, match="models: found"):
         demix_ablate.main(demix_ablate.Config(models=("mlp 64-32",)), results)
-    with pytest.raises(ValueError, match="networks: found 1, expected at least 2"):
+    with pytest.raises(ValueError, match=r"networks: found \['mlp 64-32'\], expected two at least of"):
         demix_networks.main(demix_networks.Config(networks=("mlp 64-32",)), results)
     with pytest.raises(ValueError, match="seeds: found 2, expected at least 3"):
         demix_diagnose.main(demix_diagnose.Config(seeds=2), results)
