@@ -12,14 +12,20 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
 import tyro
 
 from d3mjax.runtime import mesh, preemption, record
-from experiments import demix_corpus, demix_diagnose, demix_report, report, units
+from experiments import demix_corpus, demix_diagnose, demix_report, plots, report, units
 from experiments.demix_cells import NETWORKS
 from experiments.demix_corpus import Stored
 from experiments.demix_tables import TABLES
 
+SPLITS = {
+    "seen alone": "Fitted on this network's cells of other draws.",
+    "seen among others": "Fitted on all networks' cells of other draws.",
+    "unseen": "Fitted on the other networks' cells of other draws.",
+}
 METHODS = (demix_diagnose.OURS, "trees, published channels")
 
 
@@ -56,9 +62,8 @@ def splits_of(config: Config, corpus: dict[str, list[Stored]], seed: int, progre
         test = [cell for cell in own if cell.seed == seed]
         seen, others = ([c for c in cells if (c.task == test[0].task) == same] for same in (True, False))
         found[name] = {
-            "seen alone": figures(seen, test, with_rivals=True),
-            "seen among others": figures(cells, test, with_rivals=False, new=by_seed),
-            "unseen": figures(others, test, with_rivals=False, new=by_seed),
+            split: figures(train, test, with_rivals=train is seen, new=by_seed)
+            for split, train in zip(SPLITS, (seen, cells, others), strict=True)
         }
     progress(1)
     return found, {}
@@ -77,14 +82,21 @@ def gather(config: Config, results: Path, seeds: range) -> dict[str, list[Stored
     return corpus
 
 
-def sections_of(rows: Sequence[dict]) -> dict[str, report.Section]:
-    """What the page says of each table."""
-    text = {
-        "seen alone": "Fitted on this network's cells of other draws.",
-        "seen among others": "Fitted on all networks' cells of other draws.",
-        "unseen": "Fitted on the other networks' cells of other draws.",
-    }
-    return {row["task"]: report.Section(text[row["task"].split(", ")[-2]], {}) for row in rows}
+def sections_of(config: Config, rows: Sequence[dict]) -> dict[str, report.Section]:
+    """What the page says of each table, and macro-F1 of all with the first of each clean ratio."""
+    of = {row["task"]: row["metrics"]["macro_f1"]["per_seed"] for row in rows if row["method"] == METHODS[0]}
+    made = {}
+    for clean in config.cleans:
+        table = lambda network, split, clean=clean: f"{config.task}, {network}, {split}, clean ratio {clean}"
+        shown = {split: np.transpose([of[table(network, split)] for network in config.networks]) for split in SPLITS}
+        names = [network.replace("mlp ", "mlp, ") for network in config.networks]  # a line each
+        figure = plots.bar_groups(shown, names, ylabel="macro-F1 of trees")
+        figures = {f"All task networks, clean ratio {clean}.": figure}
+        for network in config.networks:
+            for split, text in SPLITS.items():
+                made[table(network, split)] = report.Section(text, figures)
+                figures = {}
+    return made
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
@@ -110,7 +122,9 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             for name in config.networks
             for row in demix_report.rows_of(f"{config.task}, {name}", [facts[name] for facts, _ in found])
         ]
-        report.finish(directory, "demix_networks", asdict(config), rows, sections_of(rows), perf_counter() - begin)
+        report.finish(
+            directory, "demix_networks", asdict(config), rows, sections_of(config, rows), perf_counter() - begin
+        )
     return directory
 
 

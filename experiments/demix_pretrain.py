@@ -95,7 +95,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
 
 
 ABOUT = (
-    "Every number is of a table that its forests have not seen, and whose rows neither calibrated them nor chose the\n"
+    "Every number is of a table that its forests have not seen, and whose rows neither calibrated them nor chose the "
     "thresholds. The forests whose log-odds did that, on the other tables, have seen it.\n"
     "The trivial rules claim as many rows as the diagnoser does, or more where they are tied."
 )

@@ -1,9 +1,10 @@
 """What the rows of one task show and do not show, in sentences computed from the numbers.
 
-Rows are told apart by their method names: plain training is the row "ERM", controls are the rows whose names hold
-"class-matched" or "targets alone", oracles are the rows that need training groups, and ours are the rows with "D3M" in
-their names that do not. Two rows differ when their means differ by more than the joint spread, the root of the sum of
-the squared standard deviations over seeds. Where several rows are the same control, the best is the one to beat.
+Rows are told apart by their method names: plain training is the row "ERM", or "dirty" on a table with errors; controls
+are the rows whose names hold "class-matched" or "targets alone", oracles are the rows that need training groups, and
+ours are the rows with "D3M" in their names that do not. Two rows differ when their means differ by more than the joint
+spread, the root of the sum of the squared standard deviations over seeds. Where several rows are the same control, the
+best is the one to beat.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ Row = Mapping[str, Any]
 """One row of `metrics.json`: task, method, information, settings, metrics."""
 
 WGA = "worst_group_accuracy"
+PLAIN = ("ERM", "dirty")
 
 SPOKEN = ("suspects", "suspects_removed", "effective_checkpoints")
 """Metrics of a row that sentences tell and tables leave out."""
@@ -24,7 +26,7 @@ def reading(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     ours = [row for row in rows if "D3M" in row["method"] and row["information"] != "training groups"]
-    erm = _best(rows, lambda row: row["method"] == "ERM")
+    erm = _best(rows, lambda row: row["method"] in PLAIN)
     matched = _best(rows, lambda row: "class-matched" in row["method"].lower())
     targets = _best(rows, lambda row: "targets alone" in row["method"].lower())
     oracle = _best(rows, lambda row: row["information"] == "training groups")
@@ -60,7 +62,7 @@ def _against_plain(rows: Sequence[Row], erm: Row | None) -> Iterator[str]:
     if erm is None:
         yield "There is no row of plain training (ERM), so nothing here says whether any method helps."
         return
-    yield f"Plain training (ERM) reaches {percent(erm['metrics'][WGA])} % on its worst group."
+    yield f"Plain training ({erm['method']}) reaches {percent(erm['metrics'][WGA])} % on its worst group."
     phrases = {
         "above": "Better by more than the joint spread",
         "level": "Within the joint spread of it",

@@ -61,17 +61,16 @@ def _least_bias(rows: Sequence[Row], base: Row) -> Iterator[str]:
 
 
 def _fmd(rows: Sequence[Row]) -> Iterator[str]:
-    metric = WGA if _has(rows, WGA) else "accuracy"
-    ours, plain = (
-        [row for row in _has(rows, metric) if row["method"].startswith(names) and "flipped" not in row["method"]]
-        for names in (("FMD",), PLAIN)
-    )
-    if ours and plain:
-        a, b = (max(some, key=lambda row: row["metrics"][metric]["mean"]) for some in (ours, plain))
-        place = {"unknown": "(one seed) to be compared with", "level": "level with"}
-        result = verdict(a, b, metric)
-        what = "the worst group" if metric == WGA else "accuracy"
-        yield f"On {what} {a['method']}, FMD at its best, is {place.get(result, result)} {b['method']}."
+    for metric, what in ((WGA, "the worst group"), ("accuracy", "accuracy")):
+        ours, plain = (
+            [row for row in _has(rows, metric) if row["method"].startswith(names) and "flipped" not in row["method"]]
+            for names in (("FMD",), PLAIN)
+        )
+        if ours and plain:
+            a, b = (max(some, key=lambda row: row["metrics"][metric]["mean"]) for some in (ours, plain))
+            place = {"unknown": "(one seed) to be compared with", "level": "level with"}
+            result = verdict(a, b, metric)
+            yield f"On {what} FMD at its best ({a['method']}) is {place.get(result, result)} {b['method']}."
 
 
 def _temperature(rows: Sequence[Row]) -> Iterator[str]:

@@ -252,6 +252,7 @@ def _opening(document: Mapping[str, Any]) -> str:
         "groups that fail, takes out the lowest, and trains again. Scores are computed on a set of target examples, "
         "choices are made on a selection set, and every number here is measured on test examples used for neither.</p>"
     )
+    told = WGA in _metrics(rows) and any(row["method"] == "ERM" or "D3M" in row["method"] for row in rows)
     revision = re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", environment["revision"])
     device = environment["device"]
     device = f"{device['count']} × {device['kind']}" if isinstance(device, Mapping) else str(device)
@@ -259,7 +260,7 @@ def _opening(document: Mapping[str, Any]) -> str:
         f"<h1>{escape(document['experiment'])}</h1>"
         f'<p class="soft">{document["seconds"]:,.0f} s on {escape(device)}, {environment["cores"]} cores, peak memory '
         f"{document['peak_memory_mib']:,.0f} MiB, revision {escape(revision)}</p>"
-        f"{story if WGA in _metrics(rows) else ''}{meaning_html(rows)}"
+        f"{story if told else ''}{meaning_html(rows)}"
     )
 
 

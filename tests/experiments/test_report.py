@@ -88,6 +88,14 @@ def test_reading_says_when_the_demonstration_proves_nothing():
         assert f"do {does}, so for D3M (TRAK) this task proves nothing about finding training examples" in said
 
 
+def test_plain_training_on_a_table_with_errors_is_what_repair_is_held_against(tmp_path):
+    rows = [row("t", "dirty", "none", (0.3, 0.01), 0.7), row("t", "predicted", "none", (0.2, 0.01), 0.8)]
+    said = "\n".join(reading(rows))
+    assert "D3M" not in report.write_report(tmp_path, document(rows), {}).read_text().replace("d3m", "")
+    assert "Plain training (dirty) reaches 30.0" in said
+    assert "Worse by more than the joint spread: predicted" in said
+
+
 def test_reading_says_what_is_missing():
     only = [r for r in patch_rows() if r["method"].startswith("D3M")]
     said = "\n".join(reading(only))
@@ -177,8 +185,9 @@ def test_reading_of_bias_names_a_method_for_each_goal():
     )
     assert "at 0.5 points of accuracy at most: trained without the attribute, 0.000 of 0.400" in said[2]
     assert "Newton on the bias, 0.100 of 0.400" in said[3]  # fine-tuning costs a point
-    assert by_goal(rows)[4] == "On the worst group FMD, FMD at its best, is above head fine-tuned on the pairs."
-    assert "changes no prediction" in said[5]
+    assert by_goal(rows)[4] == "On the worst group FMD at its best (FMD) is above head fine-tuned on the pairs."
+    assert by_goal(rows)[5] == "On accuracy FMD at its best (FMD) is above head fine-tuned on the pairs."
+    assert "changes no prediction" in said[6]
     assert not by_goal(rows[1:])
     assert not by_goal(rows[:1])
 
