@@ -2,7 +2,7 @@
 
 Claim:    turning the labels that a diagnoser believes wrong recovers most of what wrong labels cost, and takes labels
           of the minority with it; turning only those far likelier wrong than rare, and giving groups equal weight
-          where the guard warns, gains as much in average and hardly costs the worst group.
+          where the guard warns, gains half of that or more in average and hardly costs the worst group.
 Command:  python -m experiments.demix_repair            (`--config.smoke` takes half a minute)
 Expected: the tables in experiments/README.md, which this command wrote.
 Device:   two CPU cores, about 15 minutes beside the cells of demix_diagnose; any JAX device works.
