@@ -69,10 +69,10 @@ def measure(config: Config, make: Callable, retrain: Callable, seed: int, progre
     # Of every model the one output that its removal was aimed at.
     own = np.diagonal(own.reshape(len(pick), -1, config.repeats, len(pick)), axis1=0, axis2=3)  # [sets repeats t]
     shared = bank_tasks.margins_of(again(~np.asarray(common), repeats=config.random_repeats), data.target.y)
-    effects = {"own": own - base, "random": shared - base}
+    changes = {"own": own - base, "random": shared - base}
 
     arrays = {"id": data.target.id}
-    for name, found_effects in effects.items():
+    for name, found_effects in changes.items():
         variance = found_effects.var(1, ddof=1) / found_effects.shape[1]  # of each mean
         arrays |= {f"predicted/{name}": predicted[name], f"actual/{name}": found_effects.mean(1).T}
         arrays[f"noise/{name}"] = variance.T

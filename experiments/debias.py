@@ -219,10 +219,10 @@ def debias(
     """D3M and what it is compared with on one division of the targets: facts for JSON, and arrays."""
     data = task.read(seed)
     here = mesh.place(data, mesh.local_mesh())  # once for all programs
-    train, runs = data.train, config.retrains
+    train, retrains = data.train, config.retrains
     num_groups, num_classes = len(task.group_names), len(task.class_names)
     root = jax.random.key(seed)
-    keys = lambda family: ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(runs))
+    keys = lambda family: ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(retrains))
     found = score(config, programs, auto, data, root, progress)
     shares = (0.0,) if found.refused else d3m.GRID
 
@@ -239,9 +239,9 @@ def debias(
     keep["class-matched random removal"] = like(train.y, num_classes)
     tested = retrain(programs, here, keys(d3m.REPORT), keep, progress)
     weights = baselines.balanced_weights(found.group, len(found.group_weights))
-    weights = np.broadcast_to(weights, (runs, len(data.target.y)))
+    weights = np.broadcast_to(weights, (retrains, len(data.target.y)))
     tested["RWG on the targets alone"] = programs.resample(here.target, here, keys(d3m.REPORT), weights)
-    progress(runs)
+    progress(retrains)
 
     aliases = {f"D3M/{share}": "D3M/0.0" for share in d3m.GRID if share not in shares}
     aliases |= {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, by selection": chosen}

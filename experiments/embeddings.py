@@ -90,8 +90,8 @@ def remove_ends(config: Config, retrain: Callable, data: Data, parts: applicatio
     logits = retrain(data, jax.random.fold_in(key, RETRAIN), weights, **options)
     base = retrain(data, jax.random.fold_in(key, BASE), np.ones((1, weights.shape[1])), **options)
     margins = [bank_tasks.margins_of(a, data.target.y).mean(1) for a in (logits, base)]
-    effects = (margins[0] - margins[1]).reshape(len(direction), 2, -1)
-    pairs = [(parts.coordinate[:, r], effects[r, end]) for r in range(len(direction)) for end in (0, 1)]
+    changes = (margins[0] - margins[1]).reshape(len(direction), 2, -1)
+    pairs = [(parts.coordinate[:, r], changes[r, end]) for r in range(len(direction)) for end in (0, 1)]
     found = np.array([applications.agreement(*pair).pearson for pair in pairs]).reshape(-1, 2)
     return {"largest": found[:, 0].tolist(), "smallest": found[:, 1].tolist()}
 
@@ -132,11 +132,11 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
     facts, arrays = [facts for facts, _ in found], found[0][1]
     rows = []
     for r in range(config.tested):
-        effects = {
+        changes = {
             f"effect of removing the {end} entries": [f["ends"][end][r] for f in facts] for end in facts[0]["ends"]
         }
         explained = {"explained": [a["explained"][r] for _, a in found]}
-        rows.append(report.row(task.name, f"component {r + 1}", {**explained, **effects}))
+        rows.append(report.row(task.name, f"component {r + 1}", {**explained, **changes}))
     for name in facts[0]["agreement"]:
         agreement = {m: [f["agreement"][name][m] for f in facts] for m in facts[0]["agreement"][name]}
         rows.append(report.row(task.name, f"clusters of {name}", agreement))

@@ -52,10 +52,10 @@ def shared_sweep(
 
     ``run`` must keep to the devices of its host. Where shares are not equal, the last model is made again to fill up.
     """
-    ids, hosts = np.asarray(ids), jax.process_count()
+    ids, num_hosts = np.asarray(ids), jax.process_count()
     if not len(ids):
         return sweep(run, ids, block=block)
-    shares = np.pad(ids, (0, -len(ids) % hosts), mode="edge").reshape(hosts, -1)
+    shares = np.pad(ids, (0, -len(ids) % num_hosts), mode="edge").reshape(num_hosts, -1)
     found = sweep(run, shares[jax.process_index()], block=min(block, shares.shape[1]), progress=progress)
     return jax.tree.map(itemgetter(slice(len(ids))), mesh.concatenate(found))
 

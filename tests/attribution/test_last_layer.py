@@ -28,8 +28,8 @@ def make(**options):
 def test_it_is_the_matrix_that_products_make(kind):
     with jax.enable_x64(True):
         problem = make(curvature=kind, damping=0.1)
-        dense = jax.vmap(problem.curvature(problem))(jnp.eye(C * (P + 1)))
-        np.testing.assert_allclose(curvature(problem), dense, atol=1e-12)
+        explicit = jax.vmap(problem.curvature(problem))(jnp.eye(C * (P + 1)))
+        np.testing.assert_allclose(curvature(problem), explicit, atol=1e-12)
         vectors = jnp.asarray(np.random.default_rng(1).normal(size=(2, C * (P + 1))))
         found, want = (jax.vmap(inverse(problem))(vectors) for inverse in (by_last_layer(), influence.by_dense()))
         np.testing.assert_allclose(found.value, want.value, rtol=1e-9)

@@ -28,18 +28,18 @@ close = partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
 TASKS = ("ensemble", "bank", "sweep", "attribution", "large")
 
 
-def launch(directory, *tasks, devices=1, hosts=1, **environment):
+def launch(directory, *tasks, devices=1, num_hosts=1, **environment):
     """The processes of one run, started on loopback; ``environment``: variables as ``NAME=(host, value)``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     directory.mkdir(exist_ok=True)
     started = []
-    for host in range(hosts):
-        joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(hosts)}
+    for host in range(num_hosts):
+        joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(num_hosts)}
         own = {key: value for key, (at, value) in environment.items() if at == host}
         variables = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"} | own
-        variables |= (joined | {"JAX_PROCESS_ID": str(host)}) if hosts > 1 else {}
+        variables |= (joined | {"JAX_PROCESS_ID": str(host)}) if num_hosts > 1 else {}
         command = [sys.executable, str(SCRIPT), str(directory), *tasks]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, env=variables, **pipes))
@@ -76,12 +76,12 @@ def two_devices(tmp_path_factory):
     return results(directory, *TASKS, devices=2), directory
 
 
-@pytest.mark.parametrize(("devices", "hosts"), [(2, 1), (8, 1), (4, 2)])
-def test_devices_and_hosts_change_nothing(alone, two_devices, devices, hosts, tmp_path):
+@pytest.mark.parametrize(("devices", "num_hosts"), [(2, 1), (8, 1), (4, 2)])
+def test_devices_and_hosts_change_nothing(alone, two_devices, devices, num_hosts, tmp_path):
     known = {(2, 1): lambda: dict(two_devices[0])}
-    found = known.get((devices, hosts), lambda: results(tmp_path, *TASKS, devices=devices, hosts=hosts))()
+    found = known.get((devices, num_hosts), lambda: results(tmp_path, *TASKS, devices=devices, num_hosts=num_hosts))()
     assert found.keys() == alone.keys()
-    assert found.pop("large/share") * devices * hosts == alone["large/share"] == 16  # parameters on each device
+    assert found.pop("large/share") * devices * num_hosts == alone["large/share"] == 16  # parameters on each device
     for name, values in found.items():
         if values.dtype.kind in "bi":
             np.testing.assert_array_equal(values, alone[name], err_msg=name)
@@ -91,11 +91,11 @@ def test_devices_and_hosts_change_nothing(alone, two_devices, devices, hosts, tm
 
 def test_two_hosts_of_which_one_is_killed_leave_the_uninterrupted_bank(two_devices, tmp_path):
     whole, directory = two_devices  # of one host, as each of these has two devices
-    (_, (status, _, _)) = finish(launch(tmp_path, "bank", devices=2, hosts=2, DIE_AFTER=(1, "1")))
+    (_, (status, _, _)) = finish(launch(tmp_path, "bank", devices=2, num_hosts=2, DIE_AFTER=(1, "1")))
     assert status == -signal.SIGKILL
     blocks = {path.name for path in (tmp_path / "bank").glob("block-*")}
     assert 0 < len(blocks) < 7
-    again = results(tmp_path, "bank", devices=2, hosts=2)
+    again = results(tmp_path, "bank", devices=2, num_hosts=2)
     for name, values in again.items():
         np.testing.assert_array_equal(values, whole[name])
     for path in (directory / "bank").glob("block-*"):
@@ -103,7 +103,7 @@ def test_two_hosts_of_which_one_is_killed_leave_the_uninterrupted_bank(two_devic
 
 
 def test_sigterm_saves_a_checkpoint_and_training_goes_on_elsewhere(alone, tmp_path):
-    for status, _, errors in finish(launch(tmp_path, "large", devices=2, hosts=2, TERM_AT=(1, "16"))):
+    for status, _, errors in finish(launch(tmp_path, "large", devices=2, num_hosts=2, TERM_AT=(1, "16"))):
         assert status == preemption.STATUS, errors[-3000:]
     assert sorted(int(p.name) for p in (tmp_path / "large").iterdir() if p.name.isdecimal()) == [8, 16]
     found = results(tmp_path, "large", devices=8)
@@ -113,7 +113,7 @@ def test_sigterm_saves_a_checkpoint_and_training_goes_on_elsewhere(alone, tmp_pa
 
 def test_hosts_that_are_told_to_go_leave_even_while_they_wait(tmp_path):
     # JAX itself would wait for the other for minutes, and abort with another status.
-    assert [status for status, *_ in finish(launch(tmp_path, "leave", hosts=2))] == [preemption.STATUS] * 2
+    assert [status for status, *_ in finish(launch(tmp_path, "leave", num_hosts=2))] == [preemption.STATUS] * 2
 
 
 BUSY = """
@@ -146,7 +146,7 @@ def test_sigterm_ends_python_between_two_calls_and_anything_else_after_the_grace
 
 
 def test_hosts_that_do_not_belong_together_are_named_and_units_dealt_out(tmp_path):
-    for status, said, errors in finish(launch(tmp_path, "refusals", devices=4, hosts=2)):
+    for status, said, errors in finish(launch(tmp_path, "refusals", devices=4, num_hosts=2)):
         assert status == 0, errors[-3000:]
         found = json.loads(said.splitlines()[-1])
         assert "host 1 differs from host 0 (there): config.lr is 0.1 there, 1.1 here" in found["agree"]
@@ -161,7 +161,7 @@ def test_hosts_that_do_not_belong_together_are_named_and_units_dealt_out(tmp_pat
 
 
 def test_where_one_host_cannot_write_all_are_told_and_none_waits(tmp_path):
-    for status, said, errors in finish(launch(tmp_path, "unwritable", hosts=2)):
+    for status, said, errors in finish(launch(tmp_path, "unwritable", num_hosts=2)):
         assert status == 0, errors[-3000:]
         found = json.loads(said.splitlines()[-1])
         assert found["shared"].startswith("host 0: ")

@@ -105,13 +105,13 @@ def test_training_mode_updates_state_and_draws_fresh_noise(name):
 
 def test_batch_norm_running_mean_by_hand():
     x = _split().x
-    for model, dense, mean in (
+    for model, layer_path, mean in (
         (MODELS["linen norm dropout"], ("params", "Dense_0"), ("batch_stats", "BatchNorm_0", "mean")),
         (MODELS["nnx"], ("params", "first"), ("state", "norm", "mean")),
     ):
         variables = model.init(jax.random.key(1), x)
         _, after = model.apply(variables, x, train=True)
-        layer = variables[dense[0]][dense[1]]
+        layer = variables[layer_path[0]][layer_path[1]]
         hidden = x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
         # running mean 0.99 * 0 + 0.01 * batch mean
         np.testing.assert_allclose(
