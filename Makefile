@@ -7,7 +7,7 @@ export MPLBACKEND := Agg
 .PHONY: demo test check bench lock clean
 
 demo: $(VENV)/ready
-	$(BIN)/python -m experiments.d3m
+	$(BIN)/python -m experiments.d3m.d3m
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

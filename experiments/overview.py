@@ -12,8 +12,8 @@ from typing import Any
 
 import tyro
 
-from d3mjax.runtime import record
-from experiments import report
+from d3mjax.reports import page as report
+from d3mjax.runtime import store
 
 ORDER = ("d3m", "main_table", "removal_rules", "auto_d3m", "label_errors")  # these first, the others by name
 STORY = (
@@ -28,7 +28,7 @@ def chosen(results: Path, also: tuple[str, ...] = ()) -> dict[str, list[Path]]:
     """The newest finished run of each experiment, no smoke runs, and then those of ``also``, "experiment/run"."""
     found: dict[str, Path] = {}
     for path in sorted(results.glob("*/*/metrics.json"), key=lambda path: path.stat().st_mtime):
-        document = record.read_json(path)
+        document = store.read_json(path)
         if not document["config"].get("smoke"):
             found[document["experiment"]] = path.parent
     if absent := [run for run in also if not (results / run / "metrics.json").exists()]:
@@ -74,7 +74,7 @@ def page(results: Path, also: tuple[str, ...] = ()) -> str:
         parts.append(f'<h2 id="{escape(name)}">{escape(title)}</h2>')
         parts.append(f'<p class="reading"><b>Claim.</b> {escape(stated)}</p>' if stated else "")
         for run in runs:
-            document = record.read_json(run / "metrics.json")
+            document = store.read_json(run / "metrics.json")
             rows += document["rows"]
             revision = document["environment"]["revision"][:12]
             facts = f"{name}/{run.name}, {document['seconds']:,.0f} s, revision {revision}"
@@ -89,7 +89,7 @@ def page(results: Path, also: tuple[str, ...] = ()) -> str:
 def main(results: tyro.conf.Positional[Path] = Path("results"), also: tuple[str, ...] = ()) -> Path:
     """Write ``results/overview.html``; ``also``: further runs to show, such as d3m/b74db76c67."""
     path = results / "overview.html"
-    record.write_bytes(path, page(results, also).encode())
+    store.write_bytes(path, page(results, also).encode())
     print(path)
     return path
 

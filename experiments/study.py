@@ -35,9 +35,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from d3mjax.runtime import mesh, preemption, record
-from d3mjax.runtime.attribution_blocks import digest
-from experiments import report
+from d3mjax.reports import page as report
+from d3mjax.runtime import hosts, preemption, runs
+from d3mjax.runtime.store import digest
 
 Unit = tuple[dict[str, Any], dict[str, np.ndarray]]
 """What one task and seed leave: facts that JSON holds, and arrays by name."""
@@ -87,17 +87,17 @@ def run_experiment(
     if unknown := set(config.tasks) - tasks.keys():
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(tasks)}")
     begin = time.perf_counter()
-    mesh.start()
+    hosts.start()
     if jax.process_count() > 1:
-        environment = record.environment()
+        environment = runs.environment()
         first = {
             name: digest(getattr(tasks[name], "task", tasks[name]).read(config.first_seed)) for name in config.tasks
         }
         facts = {"config": asdict(config), "run": run, "revision": environment["revision"], "data": first}
-        mesh.agree({"experiment": experiment, **facts, "versions": environment["versions"]})
-    mesh.check_shared(results)
+        hosts.agree({"experiment": experiment, **facts, "versions": environment["versions"]})
+    hosts.check_shared(results)
     with preemption.at_once():
-        directory = mesh.on_every_host(lambda: record.open_run(results, experiment, asdict(config), run))
+        directory = hosts.on_every_host(lambda: runs.open_run(results, experiment, asdict(config), run))
         seeds = range(config.first_seed, config.first_seed + config.seeds)
         rows, sections = [], {}
         for name in config.tasks:
@@ -105,9 +105,9 @@ def run_experiment(
             found = run_units(directory, name, seeds, measure, models=models, together=together)
             of_task, sections[name] = describe(tasks[name], config, found)
             rows += of_task
-        if mesh.leads():
+        if hosts.leads():
             report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
-        mesh.wait("finished")
+        hosts.wait("finished")
     return directory
 
 
@@ -120,17 +120,17 @@ def run_units(
             unit = f"{name}-{seed}"
             if together:
                 # All or none: there are waits in it. One stores what all have.
-                if mesh.any_host(record.read_unit(directory, unit) is None):
+                if hosts.any_host(runs.read_unit(directory, unit) is None):
                     found = measure(seed, bar.update)
-                    if mesh.leads():
-                        record.unit(directory, unit, lambda found=found: found)
-                    mesh.wait(unit)
+                    if hosts.leads():
+                        runs.unit(directory, unit, lambda found=found: found)
+                    hosts.wait(unit)
             elif i % jax.process_count() == jax.process_index():
-                record.unit(directory, unit, partial(measure, seed, bar.update))
+                runs.unit(directory, unit, partial(measure, seed, bar.update))
             bar.n = (i + 1) * models  # a unit that was read has reported nothing
             bar.refresh()
-    mesh.wait(name)
-    found = [record.read_unit(directory, f"{name}-{seed}") for seed in seeds]
+    hosts.wait(name)
+    found = [runs.read_unit(directory, f"{name}-{seed}") for seed in seeds]
     if missing := [seed for seed, unit in zip(seeds, found, strict=True) if unit is None]:
         raise OSError(f"{directory}: this host does not see the units of seeds {missing}, which were written")
     return [unit for unit in found if unit is not None]

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from d3mjax.data import adult, corrupt, digits, fashion, fashion_spurious, splits, spurious
+from d3mjax.data import splits
+from d3mjax.data.planted import corruptions, cues
+from d3mjax.data.sets import adult, digits, fashion, fashion_cues
 from d3mjax.debiasing import selection
 from d3mjax.types import Data, Model
 
@@ -69,7 +71,7 @@ def _pixels(load: Callable[..., Data], seed: int, *, smoke: bool, **options: Any
 
 
 def _pair(seed: int, **fields: Any) -> Data:
-    return fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **fields))
+    return fashion_cues.load_fashion_spurious(fashion_cues.Task(seed=seed, **fields))
 
 
 def _with_label_errors(seed: int, *, smoke: bool, share: float = 0.4) -> tuple[Data, Int[np.ndarray, " k"]]:
@@ -78,8 +80,8 @@ def _with_label_errors(seed: int, *, smoke: bool, share: float = 0.4) -> tuple[D
     data = _pixels(_pair, seed, smoke=smoke, aligned=0.5, targets=200)
     train, key = data.train, jax.random.key(seed)
     among = np.asarray(train.group) == 3
-    flags = corrupt.choose(jax.random.fold_in(key, 0), train.id, round(share * among.sum()), among=among)
-    y = corrupt.flip_labels(jax.random.fold_in(key, 1), train.id, train.y, flags, num_classes=2)
+    flags = corruptions.choose(jax.random.fold_in(key, 0), train.id, round(share * among.sum()), among=among)
+    y = corruptions.flip_labels(jax.random.fold_in(key, 1), train.id, train.y, flags, num_classes=2)
     return data._replace(train=train._replace(y=y, group=2 * y + train.group % 2)), np.asarray(train.id)[flags]
 
 
@@ -106,7 +108,7 @@ PATCH = Task(
     "the label for 95 % of the training examples. The groups are label by patch; the test set has all four equally.",
     load=partial(_pixels, _pair),
     class_names=("pullover", "coat"),
-    group_names=fashion_spurious.GROUP_NAMES,
+    group_names=fashion_cues.GROUP_NAMES,
     hidden=(64,),
     image=(14, 14),
 )
@@ -128,7 +130,7 @@ BACKGROUND = replace(
     name="background",
     about="Fashion-MNIST pullovers against coats at 14 x 14. The colour of the background, orange or blue, agrees with "
     "the label for 95 % of the training examples. The groups are label by colour; the test set has all four equally.",
-    load=partial(_pixels, _pair, cue=spurious.BackgroundColour()),
+    load=partial(_pixels, _pair, cue=cues.BackgroundColour()),
     group_names=("pullover, orange", "pullover, blue", "coat, orange", "coat, blue"),
     image=(14, 14, 3),
 )
@@ -137,7 +139,7 @@ BACKGROUND_BALANCED = replace(
     BACKGROUND,
     name="background-balanced",
     about=f"{BACKGROUND.about} The targets are only 100, 25 of each group.",
-    load=partial(_pixels, _pair, cue=spurious.BackgroundColour(), **FEW_BALANCED),
+    load=partial(_pixels, _pair, cue=cues.BackgroundColour(), **FEW_BALANCED),
 )
 
 DIGITS = Task(
@@ -167,7 +169,7 @@ SMALL_PATCH = replace(PATCH, load=partial(_pixels, _pair, train=2000), steps=400
 FASHION = Task(
     name="fashion",
     about="Fashion-MNIST at 14 x 14, ten classes, nothing planted.",
-    load=partial(_pixels, fashion_spurious.load_fashion, train=2000, targets=800),
+    load=partial(_pixels, fashion_cues.load_fashion, train=2000, targets=800),
     class_names=fashion.NAMES,
     group_names=fashion.NAMES,
     hidden=(64,),

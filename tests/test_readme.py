@@ -9,8 +9,10 @@ import numpy as np
 import optax
 from flax import linen
 
-from d3mjax.data import adult, digits
-from d3mjax.training import models, objectives, sampling, train
+from d3mjax.data.sets import adult, digits
+from d3mjax.networks import dense
+from d3mjax.training import objectives, sampling
+from d3mjax.training.trainer import make_trainer
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("README.md").read_text(), re.DOTALL)
 
@@ -29,10 +31,8 @@ def test_the_first_example_lifts_the_worst_group_of_coloured_digits():
 
 def test_the_second_example_takes_away_bias_of_adult():
     data = adult.load_adult(0, num_train=2000, num_targets=400, num_selection=100)
-    model = models.mlp((16,), 2)
-    run = train.make_trainer(
-        model, objectives.cross_entropy(), optax.sgd(0.05, 0.9), sampling.shuffled(), batch_size=50
-    )
+    model = dense.mlp((16,), 2)
+    run = make_trainer(model, objectives.cross_entropy(), optax.sgd(0.05, 0.9), sampling.shuffled(), batch_size=50)
     state = run.init(jax.random.key(0), data.train.x[:1])
     state, _ = run.run(state, data.train, jnp.ones(2000), 200)
     names = {"model": model, "variables": state.variables, "training": data.train, "target": data.target}

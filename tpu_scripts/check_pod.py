@@ -12,33 +12,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from d3mjax.runtime import mesh, record
-from d3mjax.runtime.attribution_blocks import digest
+from d3mjax.runtime import hosts, runs
+from d3mjax.runtime.store import digest
 from d3mjax.training import masks
 
 
 def check(devices: int | None = None) -> list[str]:
     """Everything wrong with this pod, a sentence each; empty if it is fine. Every host must call it."""
-    environment, found = record.environment(), []
+    environment, found = runs.environment(), []
     if devices not in (None, jax.device_count()):
         found.append(f"--devices: asked for {devices}, found {jax.device_count()} on {jax.process_count()} hosts")
-    everywhere = mesh.global_mesh()
-    ranks = mesh.place(np.arange(jax.device_count(), dtype=np.float32), everywhere, "model")
+    everywhere = hosts.global_mesh()
+    ranks = hosts.place(np.arange(jax.device_count(), dtype=np.float32), everywhere, "model")
     total = jax.shard_map(
         lambda a: jax.lax.psum(a, "model"), mesh=everywhere, in_specs=PartitionSpec("model"), out_specs=PartitionSpec()
     )
     expected = jax.device_count() * (jax.device_count() - 1) / 2
-    if (got := float(mesh.gather(jax.jit(total)(ranks))[0])) != expected:
+    if (got := float(hosts.gather(jax.jit(total)(ranks))[0])) != expected:
         found.append(f"sum over devices: found {got}, expected {expected}")
     subsets = masks.fixed_size(jax.random.key(0), jnp.arange(64), 1000, 500)
     try:
-        mesh.agree({"masks": digest(subsets), "revision": environment["revision"], "versions": environment["versions"]})
+        hosts.agree(
+            {"masks": digest(subsets), "revision": environment["revision"], "versions": environment["versions"]}
+        )
     except ValueError as error:
         found.append(str(error))
     errors = product_errors()
     if errors["highest"] > 1e-5:
         found.append(f"matrix products: relative error {errors['highest']:.1e} at highest precision, expected < 1e-5")
-    if mesh.leads():
+    if hosts.leads():
         device = environment["device"]
         print(f"{jax.process_count()} hosts, {device['count']} x {device['kind']}, revision {environment['revision']}")
         print("relative error of matrix products:", ", ".join(f"{name} {e:.1e}" for name, e in errors.items()))
@@ -61,7 +63,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, help="how many there should be on all hosts together")
     parser.add_argument("--timeout", type=int, default=300, help="seconds to wait for the other hosts")
     options = parser.parse_args()
-    mesh.start(timeout=options.timeout)
+    hosts.start(timeout=options.timeout)
     findings = check(options.devices)
     for sentence in findings:
         print(sentence, file=sys.stderr)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from d3mjax.attribution import factors, gradients
+from d3mjax.attribution import dense_gradients, gradients
 from d3mjax.attribution.influence import Inverse, Problem, cross_entropy, loss
 from d3mjax.types import Solve
 
@@ -92,7 +92,7 @@ def fit(problem: Problem, *, corrected: bool = True) -> Fisher:
 
 def apply(fisher: Fisher, problem: Problem, tree: PyTree) -> PyTree:
     """``(W F + damping)^-1`` times a tree like the parameters, W being the sum of weights."""
-    given = {factors.names(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    given = {dense_gradients.names(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
     total, found = problem.weights.sum(), {}
     for path, diagonal in fisher.diagonal.items():
         found[path] = given[path] / (total * diagonal + problem.damping)
@@ -104,13 +104,13 @@ def apply(fisher: Fisher, problem: Problem, tree: PyTree) -> PyTree:
         found[(*path, "kernel")] = joined[: len(kernel)]
         if bias is not None:
             found[(*path, "bias")] = joined[-1]
-    return jax.tree.map_with_path(lambda path, _: found[factors.names(path)], tree)
+    return jax.tree.map_with_path(lambda path, _: found[dense_gradients.names(path)], tree)
 
 
 def _parted(grads: PyTree):
     """Inputs, 1 appended where there is a bias, and deltas ``[b s .]`` of dense layers; other gradients ``[b ...]``."""
-    is_leaf = lambda a: isinstance(a, factors.Factors)
-    given = {factors.names(path): leaf for path, leaf in jax.tree.leaves_with_path(grads, is_leaf=is_leaf)}
+    is_leaf = lambda a: isinstance(a, dense_gradients.Factors)
+    given = {dense_gradients.names(path): leaf for path, leaf in jax.tree.leaves_with_path(grads, is_leaf=is_leaf)}
     dense = {}
     for path in [path[:-1] for path, leaf in given.items() if is_leaf(leaf)]:
         inputs, deltas = given.pop((*path, "kernel"))
@@ -132,7 +132,7 @@ def _expected(problem: Problem, fn: Callable) -> PyTree:
 
         def of_class(c):
             rows = examples._replace(y=jnp.full_like(examples.y, c))
-            _, grads = factors.value_and_factors(output, problem.params, rows)
+            _, grads = dense_gradients.value_and_factors(output, problem.params, rows)
             return fn(grads, weight * p[:, c])
 
         return jax.tree.map(lambda a: a.sum(0), jax.lax.map(of_class, jnp.arange(p.shape[1])))

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from d3mjax.attribution import factors
+from d3mjax.attribution import dense_gradients
 from d3mjax.linalg.products import integer_product
 
 
@@ -160,8 +160,8 @@ def tensor_sketch(p: int) -> MakeProjection:
 
         def project(grads):
             spectrum, total = 0, 0
-            for leaf, (rows, bucket, sign, table) in zip(factors.leaves(grads), plans, strict=True):
-                if isinstance(leaf, factors.Factors):
+            for leaf, (rows, bucket, sign, table) in zip(dense_gradients.leaves(grads), plans, strict=True):
+                if isinstance(leaf, dense_gradients.Factors):
                     spectrum = spectrum + _convolved(leaf, rows, table, p)
                 else:
                     flat = _rows(leaf)

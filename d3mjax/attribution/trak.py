@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.attribution import factors, gradients
+from d3mjax.attribution import dense_gradients, gradients
 from d3mjax.attribution.outputs import map_microbatches
 from d3mjax.attribution.projections import MakeProjection, default_size
 from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
@@ -236,7 +236,7 @@ def _features(o: Options, output, params, projection, examples):
 
     def rows(part):
         if projection.factored:
-            values, grads = factors.value_and_factors(output, params, part)
+            values, grads = dense_gradients.value_and_factors(output, params, part)
         else:
             values, grads = jax.vmap(jax.value_and_grad(output), (None, 0))(params, part)
         return values, projection.project(grads)

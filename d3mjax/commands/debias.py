@@ -25,14 +25,18 @@ import tyro
 from flax import linen
 
 from d3mjax.attribution import projections
-from d3mjax.data import builders
-from d3mjax.debiasing import alignment, baselines, selection
-from d3mjax.runtime import mesh, record
-from d3mjax.training import ensemble, models
+from d3mjax.commands import debias_auto, debias_data, debias_report
+from d3mjax.commands.debias_auto import Auto
+from d3mjax.commands.debias_data import Files, Own
+from d3mjax.data.sets import builders
+from d3mjax.debiasing import baselines, group_weighting, selection
+from d3mjax.networks import adapt
+from d3mjax.reports import page as report
+from d3mjax.runtime import hosts, runs, store
+from d3mjax.training import ensemble
 from d3mjax.types import Data, Model
-from experiments import d3m, debias_auto, debias_data, debias_report, engine, report, units
-from experiments.debias_auto import Auto
-from experiments.debias_data import Files, Own
+from experiments import study
+from experiments.d3m import d3m, engine
 from experiments.tasks import Task
 
 LEAST = 50  # training examples: one batch
@@ -113,7 +117,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
         run: Name of the directory; if not given, a hash of data and options.
             Give another one after changing the code of your model.
     """
-    mesh.start()
+    hosts.start()
     if jax.process_count() > 1:
         raise ValueError(f"found {jax.process_count()} processes, expected one: this command runs on one host")
     for name in ("seeds", "retrains", "checkpoints", "steps"):
@@ -126,7 +130,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
     task = task_of(config, own)
     task.read(0)
     facts = asdict(config) | {"data": builders.digest(_named(own))}  # other contents of the files are another run
-    return Ready(config, own, task, record.open_run(results, "debias", facts, run))
+    return Ready(config, own, task, runs.open_run(results, "debias", facts, run))
 
 
 def task_of(config: Config, own: Own) -> Task:
@@ -162,7 +166,7 @@ def load_model(spec: str, num_classes: int, x: np.ndarray) -> Model:
         made = getattr(importlib.import_module(module), name)(num_classes)
     except Exception as error:  # whatever the user's code raises
         raise ValueError(f"--model: {spec!r} failed ({type(error).__name__}: {error}), expected {expected}") from error
-    model = models.from_linen(made) if isinstance(made, linen.Module) else made
+    model = adapt.from_linen(made) if isinstance(made, linen.Module) else made
     if not isinstance(model, Model):
         raise ValueError(
             f"--model: {spec!r} returned {type(made).__name__}, expected a flax linen module or a d3mjax Model, as "
@@ -198,16 +202,16 @@ def score(config: Config, programs: engine.Programs, auto: Auto | None, data: Da
         progress(config.checkpoints)
         facts, arrays = debias_auto.kept(pseudo, data.target)
         data, programs, refused = debias_auto.regrouped(data, pseudo), auto.programs, not pseudo.split.any()
-    here = mesh.place(data, mesh.local_mesh())
+    here = hosts.place(data, hosts.local_mesh())
     keys = ensemble.model_keys(jax.random.fold_in(root, d3m.SCORE), jnp.arange(config.retrains))
     plain = {"ERM": np.ones(len(data.train.y))}
     losses = retrain(programs, here, keys, plain, progress)["ERM"].losses.mean(0)
     columns, solved, checkpoints = programs.columns(here, jax.random.fold_in(root, d3m.COLUMNS), progress)
     present = np.unique(data.target.group)
     for reading in columns:
-        alignment.check_scores(reading[:, present], losses[present])
-    group_weights = alignment.softmax_weights(losses)
-    scores = jnp.stack([alignment.scores(reading, group_weights) for reading in columns])
+        group_weighting.check_scores(reading[:, present], losses[present])
+    group_weights = group_weighting.softmax_weights(losses)
+    scores = jnp.stack([group_weighting.scores(reading, group_weights) for reading in columns])
     scores = jnp.zeros_like(scores) if refused else scores
     arrays |= {"score": scores, "columns": columns, "group_losses": losses}
     return Scored(scores, np.asarray(data.target.group), group_weights, checkpoints, refused, facts | solved, arrays)
@@ -215,10 +219,10 @@ def score(config: Config, programs: engine.Programs, auto: Auto | None, data: Da
 
 def debias(
     task: Task, config: Config, programs: engine.Programs, auto: Auto | None, seed: int, progress: Callable
-) -> units.Unit:
+) -> study.Unit:
     """D3M and what it is compared with on one division of the targets: facts for JSON, and arrays."""
     data = task.read(seed)
-    here = mesh.place(data, mesh.local_mesh())  # once for all programs
+    here = hosts.place(data, hosts.local_mesh())  # once for all programs
     train, retrains = data.train, config.retrains
     num_groups, num_classes = len(task.group_names), len(task.class_names)
     root = jax.random.key(seed)
@@ -266,19 +270,19 @@ def work(ready: Ready) -> Path:
     # p beyond an eighth of the examples would no longer regularise
     size = min(engine.Trak().size, projections.default_size(2 * len(own.train.y)))
     source = engine.Trak(models=config.checkpoints, size=size)
-    programs = engine.make_programs(task, mesh.local_mesh(), source, others=d3m.OTHERS)
-    auto = debias_auto.make(task, mesh.local_mesh(), source) if config.files.auto else None
+    programs = engine.make_programs(task, hosts.local_mesh(), source, others=d3m.OTHERS)
+    auto = debias_auto.make(task, hosts.local_mesh(), source) if config.files.auto else None
     tried = len(d3m.GRID) + 1 + len(d3m.OTHERS) * (len(d3m.TRIED) + 1)
     trained = config.checkpoints * (2 if auto else 1) + config.retrains * (2 * tried + 4)
     measure = partial(debias, task, config, programs, auto)
-    found = units.run_units(directory, task.name, range(config.seeds), measure, models=trained)
+    found = study.run_units(directory, task.name, range(config.seeds), measure, models=trained)
 
     rows = debias_report.rows_of(task, found)
     final = debias_report.final(found, np.asarray(own.train.y), len(own.class_names))
     advice = debias_report.advice(rows, found, task.group_names)
     section = debias_report.section(task, own, found, final, advice)
     debias_report.write_lists(directory, own, found, final)
-    record.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
+    store.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
     seconds = time.perf_counter() - begin
     report.finish(directory, "debias", asdict(config), rows, {task.name: section}, seconds)
     print("\nAdvice\n" + "\n".join(f"- {sentence}" for sentence in advice))

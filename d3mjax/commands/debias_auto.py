@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from d3mjax.commands.debias_data import Own
 from d3mjax.debiasing import pseudo_groups
 from d3mjax.types import Data, Split
-from experiments import auto_d3m, d3m, engine, units
-from experiments.debias_data import Own
+from experiments import study
+from experiments.d3m import auto_d3m, d3m, engine
 from experiments.tasks import Task
 
 SPLIT = 5  # family of keys, beside those of `d3m`
@@ -57,7 +58,7 @@ def regrouped(data: Data, pseudo: pseudo_groups.PseudoGroups) -> Data:
     return data._replace(target=data.target._replace(group=pseudo.group))
 
 
-def kept(pseudo: pseudo_groups.PseudoGroups, target: Split) -> units.Unit:
+def kept(pseudo: pseudo_groups.PseudoGroups, target: Split) -> study.Unit:
     """What is kept of the split of one seed. The facts are by class, None where a class could not be looked at."""
     sizes = np.bincount(pseudo.group, minlength=2 * len(pseudo.split)).reshape(-1, 2)
     known = {
@@ -68,7 +69,7 @@ def kept(pseudo: pseudo_groups.PseudoGroups, target: Split) -> units.Unit:
     return {"auto": facts}, {"target_id": np.asarray(target.id), "pseudo_group": pseudo.group}
 
 
-def of_seeds(found: Sequence[units.Unit]) -> list[Mapping[str, Any]]:
+def of_seeds(found: Sequence[study.Unit]) -> list[Mapping[str, Any]]:
     """The facts of every seed; none without --auto."""
     return [facts["auto"] for facts, _ in found if "auto" in facts]
 
@@ -106,7 +107,7 @@ def sentences(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -
     ]
 
 
-def target_lines(own: Own, found: Sequence[units.Unit]) -> list[tuple[Any, ...]]:
+def target_lines(own: Own, found: Sequence[study.Unit]) -> list[tuple[Any, ...]]:
     """Id, class, pseudo-group by majority, share of the weaker side, and number of the seeds that split its class.
 
     The middle two are empty for a target that no seed split.

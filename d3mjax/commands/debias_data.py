@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from d3mjax.data import arrays, splits
+from d3mjax.data import files as readers
+from d3mjax.data import splits
 from d3mjax.types import AnyArray, Data, Split
 
-TABLES = {".csv": arrays.read_csv, ".parquet": arrays.read_parquet}
-FILES = {**TABLES, ".npz": arrays.read_npz}
+TABLES = {".csv": readers.read_csv, ".parquet": readers.read_parquet}
+FILES = {**TABLES, ".npz": readers.read_npz}
 MAX_TEXTS = 200  # different values of one text column, each of which becomes a feature
 PARTS = (0, 1, 2, 0)  # scoring, selection, report, scoring: dealt out to the targets of each group over and over
 PARTS_BESIDE_TEST = (0, 1, 0)
@@ -162,7 +163,7 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
     needed |= {} if _is_table(files.train) else {"--feature": (files.feature,)}
     check_named(columns, f"{flag} {source}", needed)
     for name in {files.label, *files.groups} & set(columns):
-        arrays.check_present(f"{flag} {source}", name, columns[name])
+        readers.check_present(f"{flag} {source}", name, columns[name])
     lengths = {name: len(columns[name]) for names in needed.values() for name in names}
     if (name := files.id or "") in columns:
         lengths[name] = len(columns[name])
@@ -185,7 +186,7 @@ def _tfds(source: str) -> Columns:
     parts = re.fullmatch(r"tfds:(.+?):([A-Za-z].*)", source)  # a version, too, comes after a colon, as do slices
     if not parts:
         raise ValueError(f"found {source!r}, expected tfds:NAME:SPLIT, as in tfds:mnist:train")
-    rows = arrays.read_tfds(parts[1], split=parts[2])
+    rows = readers.read_tfds(parts[1], split=parts[2])
     even = (key for key in rows[0] if len({np.shape(row[key]) for row in rows}) == 1)
     columns = {key: np.array([row[key] for row in rows]) for key in even}
     return {key: a.astype(str) if a.dtype.kind == "S" else a for key, a in columns.items()}
@@ -208,7 +209,7 @@ def _table_features(tables: Tables, files: Files) -> np.ndarray:
             raise ValueError(
                 f"--train: found {found} different texts in {name!r}, expected {MAX_TEXTS} or --drop {name}"
             )
-    return arrays.table_features(whole, ", ".join(tables), {})
+    return readers.table_features(whole, ", ".join(tables), {})
 
 
 def _array_features(tables: Tables, files: Files) -> np.ndarray:

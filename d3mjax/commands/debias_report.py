@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from d3mjax.commands import debias_auto
+from d3mjax.commands.debias_data import Own
 from d3mjax.debiasing import selection
-from d3mjax.runtime import record
-from experiments import d3m_report, debias_auto, plots, report, units
-from experiments.debias_data import Own
-from experiments.reading import WGA, Row, percent, verdict
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.reports.sentences import WGA, Row, percent, verdict
+from d3mjax.runtime import store
+from experiments import study
+from experiments.d3m import d3m_report
 from experiments.tasks import Task
 
 METHODS = {
@@ -40,7 +44,7 @@ class Final(NamedTuple):
     reading: int  # which damping the score is of
 
 
-def final(found: Sequence[units.Unit], y: np.ndarray, num_classes: int) -> Final:
+def final(found: Sequence[study.Unit], y: np.ndarray, num_classes: int) -> Final:
     """What the seeds say together: as many of the lowest mean scores go as on average over seeds.
 
     The scores are of the damping that most seeds have chosen.
@@ -54,7 +58,7 @@ def final(found: Sequence[units.Unit], y: np.ndarray, num_classes: int) -> Final
     return Final(score, np.asarray(keep), np.asarray(rank), suspect, int(reading))
 
 
-def write_lists(directory: Path, own: Own, found: Sequence[units.Unit], ours: Final) -> None:
+def write_lists(directory: Path, own: Own, found: Sequence[study.Unit], ours: Final) -> None:
     """``examples.csv``, the first to go first, and ``scores.npz`` with the arrays of every seed.
 
     With --auto also ``pseudo_groups.csv``: of every target its class, the side that it was on in most of the seeds that
@@ -67,7 +71,7 @@ def write_lists(directory: Path, own: Own, found: Sequence[units.Unit], ours: Fi
     write_csv(directory / "examples.csv", ("id", "score", "keep", "rank", "suspect"), lines)
     seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in found]) for k in ("kept", "suspect")}
     seeds |= {f"{k}_per_seed": np.stack([a[k][ours.reading] for _, a in found]) for k in ("score", "columns")}
-    record.write_arrays(directory / "scores.npz", id=own.names, **ours._asdict(), **seeds)
+    store.write_arrays(directory / "scores.npz", id=own.names, **ours._asdict(), **seeds)
     if debias_auto.of_seeds(found):
         lines = debias_auto.target_lines(own, found)
         write_csv(directory / "pseudo_groups.csv", ("id", "class", "group", "weaker", "seeds"), lines)
@@ -77,10 +81,10 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
     """A header and lines, whole or not at all."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *lines])
-    record.write_bytes(path, text.getvalue().encode())
+    store.write_bytes(path, text.getvalue().encode())
 
 
-def rows_of(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
+def rows_of(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
     """One row a method; where --auto refused throughout, of those that remove nothing."""
     splits = debias_auto.of_seeds(found)
     names = ("ERM", "RWG on the targets alone") if debias_auto.refused(splits) else METHODS
@@ -88,7 +92,7 @@ def rows_of(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
     return d3m_report.rows_of(task.name, found, methods=methods)
 
 
-def section(task: Task, own: Own, found: list[units.Unit], ours: Final, advice: Sequence[str]) -> report.Section:
+def section(task: Task, own: Own, found: list[study.Unit], ours: Final, advice: Sequence[str]) -> report.Section:
     """What the page shows; no figures where --auto refused throughout, as nothing is removed."""
     text = "\n".join([task.about, "Advice:", *(f"- {sentence}" for sentence in advice)])
     if debias_auto.refused(debias_auto.of_seeds(found)):
@@ -119,7 +123,7 @@ def section(task: Task, own: Own, found: list[units.Unit], ours: Final, advice: 
     return report.Section(text, figures)
 
 
-def advice(rows: Sequence[Row], found: Sequence[units.Unit], group_names: Sequence[str]) -> list[str]:
+def advice(rows: Sequence[Row], found: Sequence[study.Unit], group_names: Sequence[str]) -> list[str]:
     """What somebody who has to decide should know, in plain words; every sentence follows from numbers.
 
     With --auto the groups that select and report are the classes.

@@ -22,14 +22,18 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import outputs
-from d3mjax.data import builders, tables
-from d3mjax.data.mixed_errors import KINDS
+from d3mjax.commands import diagnose_data, diagnose_report
+from d3mjax.commands.diagnose_data import Files, Own
+from d3mjax.commands.diagnose_report import Diagnosis
+from d3mjax.data import tables
+from d3mjax.data.planted.mixed_errors import KINDS
+from d3mjax.data.sets import builders
 from d3mjax.diagnosis import repair, trees
-from d3mjax.runtime import mesh, preemption, record
-from experiments import demix_pretrain, diagnose_data, diagnose_report, report, units
-from experiments.demix_cells import MLP2, features, labelled, make_vectors, trainer_of
-from experiments.diagnose_data import Files, Own
-from experiments.diagnose_report import Diagnosis
+from d3mjax.reports import page as report
+from d3mjax.runtime import hosts, preemption, runs, store
+from experiments import study
+from experiments.diagnosis import demix_pretrain
+from experiments.diagnosis.demix_cells import MLP2, features, labelled, make_vectors, trainer_of
 
 RESERVED = 256  # validation rows besides those looked at that make a check of their own
 RESTORE = {"impute": repair.impute, "drop": None}
@@ -85,7 +89,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
         results: Where results are written.
         run: Name of the directory; if not given, a hash of data, diagnoser and options.
     """
-    mesh.start()
+    hosts.start()
     if jax.process_count() > 1:
         raise ValueError(f"found {jax.process_count()} processes, expected one: this command runs on one host")
     for name in ("networks", "seeds"):
@@ -99,7 +103,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
         raise ValueError(f"--diagnoser: {error}") from error
     facts = asdict(config) | {"data": builders.digest(_named(own))}  # other contents of the files are another run
     facts |= {"diagnoser": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
-    return Ready(config, own, fitted, manifest, record.open_run(results, "diagnose", facts, run))
+    return Ready(config, own, fitted, manifest, runs.open_run(results, "diagnose", facts, run))
 
 
 def find_diagnoser(config: Config, results: Path) -> Path:
@@ -120,7 +124,7 @@ def find_diagnoser(config: Config, results: Path) -> Path:
     return path
 
 
-def look(own: Own, fitted: trees.Trees, seed: int, progress: Callable[[int], object], *, make: Callable) -> units.Unit:
+def look(own: Own, fitted: trees.Trees, seed: int, progress: Callable[[int], object], *, make: Callable) -> study.Unit:
     """Probabilities of each kind by one network, and what networks that have not seen a row think its class is."""
     encoder, chosen = tables.fit_encoder(own.train), diagnose_data.looked_at(own)
     held = labelled(encoder, tables.take(own.validation, chosen), own.validation_y[chosen])
@@ -134,7 +138,7 @@ def look(own: Own, fitted: trees.Trees, seed: int, progress: Callable[[int], obj
     return {}, {name: np.asarray(a) for name, a in arrays.items()}
 
 
-def decide(config: Config, own: Own, fitted: trees.Trees, found: list[units.Unit]) -> Diagnosis:
+def decide(config: Config, own: Own, fitted: trees.Trees, found: list[study.Unit]) -> Diagnosis:
     """Suspects by the mean probability of all networks, and the repair that is proposed.
 
     The proposed class is the likeliest other one, by networks that have not seen the row.
@@ -154,7 +158,7 @@ def decide(config: Config, own: Own, fitted: trees.Trees, found: list[units.Unit
 
 def compare(
     own: Own, diagnosis: Diagnosis, seed: int, progress: Callable[[int], object], *, fit: Callable
-) -> units.Unit:
+) -> study.Unit:
     """Accuracy of each class on the validation rows that check, by one network trained on each of the two tables."""
     rows = reserved(own)
     repaired, found = diagnosis.repaired, {}
@@ -195,13 +199,13 @@ def work(ready: Ready) -> Path:
     begin = time.perf_counter()
     config, own, fitted, manifest, directory = ready
     columns, num_classes = list(tables.slices(own.train).values()), len(own.class_names)
-    make = make_vectors(MLP2, columns, num_classes, len(own.y), mesh.local_mesh())
+    make = make_vectors(MLP2, columns, num_classes, len(own.y), hosts.local_mesh())
     with preemption.at_once():
         seen = partial(look, own, fitted, make=make)
-        found = units.run_units(directory, "network", range(config.networks), seen, models=1)
+        found = study.run_units(directory, "network", range(config.networks), seen, models=1)
         diagnosis = decide(config, own, fitted, found)
         tried = partial(compare, own, diagnosis, fit=make_fit(own))
-        checks = units.run_units(directory, "retrained", range(config.seeds), tried, models=2)
+        checks = study.run_units(directory, "retrained", range(config.seeds), tried, models=2)
 
     task = re.sub(r"\W+", "-", Path(config.files.train).stem).strip("-")
     rows = diagnose_report.rows_of(task, own, fitted, found, diagnosis, checks, own.validation_y[reserved(own)])
@@ -209,10 +213,10 @@ def work(ready: Ready) -> Path:
     section = diagnose_report.section(task, own, diagnosis, manifest, advice)
     diagnose_report.write_suspects(directory, own, diagnosis)
     repaired = diagnose_report.write_repaired(directory, own, diagnosis, config.files)
-    record.write_arrays(
+    store.write_arrays(
         directory / "probabilities.npz", id=own.names, kinds=KINDS, probabilities=diagnosis.probabilities
     )
-    record.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
+    store.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
     report.finish(directory, "diagnose", asdict(config), rows, {task: section}, time.perf_counter() - begin)
     print("\nAdvice\n" + "\n".join(f"- {sentence}" for sentence in advice))
     print(f"\nSuspects: {directory / 'suspects.csv'}\nRepaired table, with weights: {repaired}")

@@ -14,15 +14,17 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from d3mjax.data import arrays, corrupt, tables
+from d3mjax.commands import debias_data
+from d3mjax.commands.debias_data import MAX_TEXTS, Columns
+from d3mjax.data import files as readers
+from d3mjax.data import tables
+from d3mjax.data.planted import corruptions
 from d3mjax.types import Table
-from experiments import debias_data
-from experiments.debias_data import MAX_TEXTS, Columns
 
 FILES = {
-    ".csv": arrays.read_csv,
-    ".parquet": lambda path: arrays.read_parquet(path, nulls=True),
-    ".npz": arrays.read_npz,
+    ".csv": readers.read_csv,
+    ".parquet": lambda path: readers.read_parquet(path, nulls=True),
+    ".npz": readers.read_npz,
 }
 LEAST_TRAIN = 100
 LEAST, FEW = 64, 256  # validation rows: fewer are refused, or warned of
@@ -91,7 +93,7 @@ def read(files: Files) -> Own:
 
 def looked_at(own: Own) -> Bool[np.ndarray, " v"]:
     """The validation rows that vectors are made with: up to `LOOKED_AT`, drawn by id."""
-    return corrupt.choose(jax.random.key(0), own.validation.id, min(LOOKED_AT, len(own.validation_y)))
+    return corruptions.choose(jax.random.key(0), own.validation.id, min(LOOKED_AT, len(own.validation_y)))
 
 
 def _columns(flag: str, source: str, files: Files) -> Columns:
@@ -108,7 +110,7 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
     debias_data.check_named(columns, f"{flag} {source}", needed)
     if files.label in {files.id, *files.drop, *files.categorical}:
         raise ValueError(f"--label: found {files.label!r} in --id, --drop or --categorical, too, expected it in none")
-    arrays.check_present(f"{flag} {source}", files.label, columns[files.label], hint=": leave these rows out")
+    readers.check_present(f"{flag} {source}", files.label, columns[files.label], hint=": leave these rows out")
     if len(lengths := {len(a) for a in columns.values()}) > 1:
         raise ValueError(f"{flag}: found lengths {sorted(lengths)} in {source}, expected one row an example")
     return columns
@@ -163,11 +165,11 @@ def _parsed(flag: str, name: str, a: np.ndarray, files: Files) -> np.ndarray:
             return a.astype(np.float64)
         return np.array([MISSING if np.isnan(v) else f"{v:g}" for v in a.astype(np.float64).tolist()])
     text = np.char.strip(a)
-    missing = np.isin(np.char.lower(text), arrays.MISSING)
+    missing = np.isin(np.char.lower(text), readers.MISSING)
     if name in files.categorical:
         return np.where(missing, MISSING, text)
     present = text[~missing].tolist()
-    numbers = [arrays.is_number(v) for v in present]
+    numbers = [readers.is_number(v) for v in present]
     if all(numbers):
         return _parsed(flag, name, np.where(missing, "nan", text).astype(np.float64), files)
     if any(numbers):
@@ -195,7 +197,7 @@ def _ids(flag: str, names: np.ndarray | None, size: int) -> Int[np.ndarray, " n"
     """Places of the names in their order."""
     if names is None:
         return np.arange(size)
-    arrays.check_present(flag, "--id", names, hint=": name every row")
+    readers.check_present(flag, "--id", names, hint=": name every row")
     known, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     if len(known) < size:
         repeated = known[counts.argmax()]

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d3mjax.data.mixed_errors import KINDS
+from d3mjax.commands.debias_report import write_csv
+from d3mjax.commands.diagnose_data import MISSING, Files, Own
+from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair, trees
-from d3mjax.runtime import record
-from experiments import plots, report, units
-from experiments.debias_report import write_csv
-from experiments.diagnose_data import MISSING, Files, Own
-from experiments.reading import Row, percent
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.reports.sentences import Row, percent
+from d3mjax.runtime import store
+from experiments import study
 
 BEFORE, AFTER = "trained on the table as it is", "trained on the proposed repair"
 LABEL, FEATURE, MINORITY = range(3)
@@ -36,9 +38,9 @@ def rows_of(
     task: str,
     own: Own,
     fitted: trees.Trees,
-    found: Sequence[units.Unit],
+    found: Sequence[study.Unit],
     diagnosis: Diagnosis,
-    checks: Sequence[units.Unit],
+    checks: Sequence[study.Unit],
     y: np.ndarray,
 ) -> list[dict[str, Any]]:
     """Shares of suspects by each network alone; accuracy on the validation rows with labels ``y``, over seeds."""
@@ -108,7 +110,7 @@ def write_repaired(directory: Path, own: Own, diagnosis: Diagnosis, files: Files
     buffer = io.BytesIO()
     arrays = {name: pa.array(a, from_pandas=True) for name, a in columns.items()}  # NaN is null
     pyarrow.parquet.write_table(pa.table(arrays), buffer)
-    record.write_bytes(directory / "repaired.parquet", buffer.getvalue())
+    store.write_bytes(directory / "repaired.parquet", buffer.getvalue())
     return directory / "repaired.parquet"
 
 

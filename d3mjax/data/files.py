@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from d3mjax.data import builders
+from d3mjax.data.sets import builders
 from d3mjax.data.splits import check_split
 from d3mjax.types import Split
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
-from d3mjax.data import splits, spurious
+from d3mjax.data import splits
+from d3mjax.data.planted import cues
 from d3mjax.types import AnyArray, Pairs, Split
 
 
@@ -75,7 +76,7 @@ def orient(pairs: Pairs, swap: Bool[AnyArray, " p"]) -> Pairs:
 def recolour(
     images: UInt8[np.ndarray, "n h w 1"],
     y: Integer[np.ndarray, " n"],
-    cue: spurious.Cue,
+    cue: cues.Cue,
     *,
     seed: int,
     flat: bool = True,
@@ -100,7 +101,7 @@ def draw_recoloured(
     images: UInt8[np.ndarray, "n h w 1"],
     y: Integer[np.ndarray, " n"],
     ids: Integer[np.ndarray, " n"],
-    cue: spurious.Cue,
+    cue: cues.Cue,
     *,
     seed: int,
     sizes: tuple[int, int, int],

@@ -20,8 +20,9 @@ from flax import linen
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax.attribution.outputs import map_microbatches
-from d3mjax.diagnosis import calibration, detection, losses
-from d3mjax.training import sampling, train
+from d3mjax.diagnosis import calibration, claim_metrics, network_losses
+from d3mjax.training import sampling
+from d3mjax.training import trainer as trainers
 from d3mjax.types import AnyArray, Model, Objective, Split, Trainer
 
 GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
@@ -51,7 +52,7 @@ def fit(
     vectors: Float[AnyArray, "n k t"],
     flags: Bool[AnyArray, "n K"],
     model_ids: Int[AnyArray, "n"],
-    objective: Callable[[losses.Seen], Array],
+    objective: Callable[[network_losses.Seen], Array],
     *,
     mask: Bool[AnyArray, "n t"] | None = None,
     epochs: int = 100,
@@ -80,7 +81,7 @@ def fit(
     trainer = make_trainer(
         network,
         objective,
-        losses.positive_weights(flags, ~held),
+        network_losses.positive_weights(flags, ~held),
         num_steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -95,7 +96,7 @@ def fit(
 
 def make_trainer(
     network: linen.Module,
-    objective: Callable[[losses.Seen], Array],
+    objective: Callable[[network_losses.Seen], Array],
     positive_weight: Float[Array, "K"],
     num_steps: int,
     *,
@@ -128,7 +129,7 @@ def make_trainer(
     def value(state, outputs, batch, weight):
         del weight  # of all rows in a batch it is 1
         (logits, view_logits), (anchors, views) = outputs
-        seen = losses.Seen(logits, view_logits, anchors, views, batch.y, batch.group, positive_weight)
+        seen = network_losses.Seen(logits, view_logits, anchors, views, batch.y, batch.group, positive_weight)
         return objective(seen), state
 
     def augment(key, x):
@@ -137,7 +138,7 @@ def make_trainer(
     tx = optax.adamw(optax.cosine_decay_schedule(learning_rate, num_steps), weight_decay=weight_decay)
     model = Model(init, apply)
     objective_pair = Objective(lambda: (), value)
-    return train.make_trainer(model, objective_pair, tx, sampling.shuffled(), batch_size=batch_size, augment=augment)
+    return trainers.make_trainer(model, objective_pair, tx, sampling.shuffled(), batch_size=batch_size, augment=augment)
 
 
 def finish(
@@ -147,7 +148,7 @@ def finish(
     vectors, mask = data.x  # as `as_split` put them
     p = _probabilities(network, variables, vectors, mask, microbatch)
     of_held = lambda a: jnp.where(held[:, None], a, 0)  # what is no row has probability 0, and is never claimed
-    thresholds = detection.best_thresholds(of_held(p), of_held(data.y).astype(bool), candidates=GRID)
+    thresholds = claim_metrics.best_thresholds(of_held(p), of_held(data.y).astype(bool), candidates=GRID)
     return Diagnoser(variables, thresholds, calibration.platt(p, data.y, rows=held)), p
 
 

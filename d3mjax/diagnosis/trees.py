@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from d3mjax.attribution.outputs import map_microbatches
-from d3mjax.diagnosis import detection
+from d3mjax.diagnosis import claim_metrics
 from d3mjax.types import AnyArray
 
 SURE = 30.0
@@ -107,7 +107,7 @@ def calibrate(
     """
     odds, flags = np.asarray(odds, np.float32), np.asarray(flags, bool)
     slope, intercept = np.array([_platt(o, flag) for o, flag in zip(odds.T, flags.T, strict=True)], np.float32).T
-    return slope, intercept, np.asarray(detection.best_thresholds(calibrated(odds, slope, intercept), flags))
+    return slope, intercept, np.asarray(claim_metrics.best_thresholds(calibrated(odds, slope, intercept), flags))
 
 
 def predict(trees: Trees, features: Float[AnyArray, "n f"], *, microbatch: int | None = 8192) -> Float[Array, "n e"]:
@@ -118,7 +118,7 @@ def predict(trees: Trees, features: Float[AnyArray, "n f"], *, microbatch: int |
 
 def claim(trees: Trees, probabilities: Float[AnyArray, "n e"]) -> Bool[Array, "n e"]:
     """Flags where the probability reaches the threshold of its type."""
-    return detection.flag(probabilities, trees.thresholds)
+    return claim_metrics.flag(probabilities, trees.thresholds)
 
 
 @partial(jax.jit, static_argnames="microbatch")

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float16, PyTree, Shaped
 
-from d3mjax.attribution import factors, gradients, influence
+from d3mjax.attribution import dense_gradients, gradients, influence
 from d3mjax.attribution.outputs import map_microbatches
 from d3mjax.types import AnyArray, Model, Split
 
@@ -131,7 +131,7 @@ def losses(
 def _value_and_factors(model, variables, loss):
     logits = gradients.logits_of(model, variables)
     output = lambda params, example: loss(logits(params, example), example.y)
-    return lambda part: factors.value_and_factors(output, variables["params"], part)
+    return lambda part: dense_gradients.value_and_factors(output, variables["params"], part)
 
 
 def _dots(model, variables, validation, *, loss, normalise, microbatch):
@@ -142,7 +142,7 @@ def _dots(model, variables, validation, *, loss, normalise, microbatch):
 
     def dots(part):
         values, own = value_and_factors(part)
-        total = jnp.stack(list(map(_products, factors.leaves(own), factors.leaves(of)))).sum(0)
+        total = jnp.stack(list(map(_products, dense_gradients.leaves(own), dense_gradients.leaves(of)))).sum(0)
         if normalise:
             total = total * jax.lax.rsqrt(jnp.maximum(_squares(own), 1e-24))[:, None] * scale[None]
         return values, total
@@ -154,7 +154,7 @@ def _products(a, b) -> Float[Array, "b t"]:
     """Inner products of the gradients of one parameter."""
     dot = lambda x, y: jnp.matmul(x, y.T, precision="highest")
     flat = lambda g: g.reshape(len(g), -1)
-    if not isinstance(a, factors.Factors):
+    if not isinstance(a, dense_gradients.Factors):
         return dot(flat(a), flat(b))
     if a.inputs.shape[1] == b.inputs.shape[1] == 1:
         return dot(flat(a.inputs), flat(b.inputs)) * dot(flat(a.deltas), flat(b.deltas))
@@ -166,10 +166,10 @@ def _squares(grads: PyTree) -> Float[Array, "b"]:
     """``||g||^2`` of every row."""
 
     def one(g):
-        if not isinstance(g, factors.Factors):
+        if not isinstance(g, dense_gradients.Factors):
             return (g.reshape(len(g), -1) ** 2).sum(1)
         if g.inputs.shape[1] == 1:
             return (g.inputs[:, 0] ** 2).sum(1) * (g.deltas[:, 0] ** 2).sum(1)
         return (g.matrix() ** 2).sum((1, 2))
 
-    return jnp.stack(list(map(one, factors.leaves(grads)))).sum(0)
+    return jnp.stack(list(map(one, dense_gradients.leaves(grads)))).sum(0)

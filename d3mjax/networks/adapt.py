@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 from flax import linen, nnx
-from jaxtyping import Array, Float
 
-from d3mjax.types import AnyArray, Model
+from d3mjax.types import Model
 
 
 def from_functions(init: Callable, apply: Callable) -> Model:
@@ -73,23 +72,3 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return logits, {**variables, "state": nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))}
 
     return Model(init, apply)
-
-
-class _Mlp(linen.Module):
-    features: Sequence[int]
-
-    @linen.compact
-    def __call__(self, x: Float[AnyArray, "b d"]) -> Float[Array, "b C"]:
-        for width in self.features[:-1]:
-            x = linen.relu(linen.Dense(width)(x))
-        return linen.Dense(self.features[-1])(x)
-
-
-def mlp(hidden: Sequence[int], num_classes: int) -> Model:
-    """ReLU network on flat features: ``hidden`` layer widths, then ``num_classes`` logits."""
-    return from_linen(_Mlp((*hidden, num_classes)))
-
-
-def linear(num_classes: int) -> Model:
-    """Multinomial logistic regression: one dense layer."""
-    return mlp((), num_classes)

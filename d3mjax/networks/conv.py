@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float
 
-from d3mjax.training.models import from_linen
+from d3mjax.networks.adapt import from_linen
 from d3mjax.types import AnyArray, Model
 
 Padding = tuple[tuple[int, int], tuple[int, int]]

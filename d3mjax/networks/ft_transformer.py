@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen
 from jaxtyping import Array, Float
 
-from d3mjax.training.models import from_linen
+from d3mjax.networks.adapt import from_linen
 from d3mjax.types import AnyArray, Model
 
 

@@ -6,7 +6,7 @@ the joint spread, as in `reading`.
 
 from collections.abc import Iterator, Sequence
 
-from experiments.reading import WGA, Row, percent, verdict
+from d3mjax.reports.sentences import WGA, Row, percent, verdict
 
 BASE = "no edit"
 COST = 0.005

@@ -16,9 +16,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from d3mjax import metrics
-from d3mjax.runtime import record
-from experiments.reading import SPOKEN, WGA, Row, num_seeds, percent, reading
-from experiments.reading_bias import by_goal
+from d3mjax.reports.bias_sentences import by_goal
+from d3mjax.reports.sentences import SPOKEN, WGA, Row, num_seeds, percent, reading
+from d3mjax.runtime import runs, store
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5b6472; --line: #dfe3e8; --page: #fbfbfa; --card: #fff;
@@ -123,7 +123,7 @@ def write_report(run: Path, document: Mapping[str, Any], sections: Mapping[str, 
 
     `document` is a valid metrics document; `sections` go by task. Raises ValueError for a section without rows.
     """
-    record.validate_document(document)
+    runs.validate_document(document)
     tasks = by_task(document["rows"])
     if unknown := sections.keys() - tasks.keys():
         raise ValueError(f"sections {sorted(unknown)} have no rows; tasks are {sorted(tasks)}")
@@ -139,16 +139,16 @@ def write_report(run: Path, document: Mapping[str, Any], sections: Mapping[str, 
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=144)
             slug = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")
-            record.write_bytes(run / f"{slug}-{i + 1}.png", buffer.getvalue())
+            store.write_bytes(run / f"{slug}-{i + 1}.png", buffer.getvalue())
             source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
             caption = escape(caption)
             parts.append(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
-        settings = "\n".join(f"{r['method']}: {record.json_text(r['settings'])}" for r in rows)
+        settings = "\n".join(f"{r['method']}: {store.json_text(r['settings'])}" for r in rows)
         parts.append(f"<details><summary>Settings of every row</summary><pre>{escape(settings)}</pre></details>")
-    facts = record.json_text({k: document[k] for k in ("config", "environment")}, indent=2)
+    facts = store.json_text({k: document[k] for k in ("config", "environment")}, indent=2)
     parts.append(f"<h2>How to repeat it</h2><pre>{escape(facts)}</pre>")
     page = html(f"d3mjax: {document['experiment']}", "".join(parts))
-    record.write_bytes(run / "report.html", page.encode())
+    store.write_bytes(run / "report.html", page.encode())
     return run / "report.html"
 
 
@@ -167,8 +167,8 @@ def finish(
     seconds: float,
 ) -> None:
     """Write ``metrics.json`` and the page of a finished run, and print one table a task."""
-    document = record.metrics_document(experiment, config, rows, seconds)
-    record.write_json(run / "metrics.json", document)
+    document = runs.metrics_document(experiment, config, rows, seconds)
+    store.write_json(run / "metrics.json", document)
     page = write_report(run, document, sections)
     for task, of_task in by_task(document["rows"]).items():
         print(f"\n{task}\n{table_text(of_task)}")
@@ -184,8 +184,8 @@ def main(run: tyro.conf.Positional[Path], into: Path | None = None, place: str |
     path = run / "metrics.json" if run.is_dir() else run
     if not path.exists():
         raise SystemExit(f"{path} does not exist: run the experiment first")
-    document = record.read_json(path)
-    record.validate_document(document)
+    document = store.read_json(path)
+    runs.validate_document(document)
     tasks = by_task([row for row in document["rows"] if re.search(only, f"{row['task']}: {row['method']}")])
     if not tasks:
         raise SystemExit(f"--only: found no row whose 'task: method' matches {only!r}, expected at least one")
@@ -201,7 +201,7 @@ def main(run: tyro.conf.Positional[Path], into: Path | None = None, place: str |
     if start not in whole or end not in whole:
         raise SystemExit(f"{into} has no place for this table: expected lines {start} and {end}")
     before, rest = whole.split(start)
-    record.write_bytes(into, f"{before}{start}\n\n{text}\n\n{end}{rest.split(end)[1]}".encode())
+    store.write_bytes(into, f"{before}{start}\n\n{text}\n\n{end}{rest.split(end)[1]}".encode())
 
 
 def _shown(metric: str, row: Row) -> str:

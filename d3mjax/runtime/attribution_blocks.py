@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from d3mjax.runtime import record
+from d3mjax.runtime import runs, store
+from d3mjax.runtime.store import digest
 
 
 def map_checkpoints(
@@ -71,24 +72,12 @@ def map_checkpoints(
             check(id, result)
             return manifest, {f"leaf-{i}": leaf for i, leaf in enumerate(jax.tree.leaves(result))}
 
-        text = record.json_text(manifest, sort_keys=True)
+        text = store.json_text(manifest, sort_keys=True)
         unit = f"{name}-{id:05d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        blocks.append(record.unit(run, unit, make)[1])
+        blocks.append(runs.unit(run, unit, make)[1])
         progress(id)
     leaves = [jnp.asarray(np.stack([block[leaf] for block in blocks])) for leaf in blocks[0]]
     return jax.tree.unflatten(jax.tree.structure(lowered.out_info), leaves)
-
-
-def digest(tree: PyTree) -> str:
-    """SHA-256 of paths, shapes, dtypes and bytes of a tree of arrays, random keys included."""
-    hashed = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        hashed.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype};".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest()
 
 
 def _facts(variables):

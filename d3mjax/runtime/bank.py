@@ -25,8 +25,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from d3mjax.runtime import blocks, mesh, record
-from d3mjax.runtime.attribution_blocks import digest
+from d3mjax.runtime import blocks, hosts, runs, store
+from d3mjax.runtime.store import digest
 from d3mjax.types import AnyArray
 
 _MANIFEST = "manifest.json"
@@ -74,7 +74,7 @@ def manifest(
         "dtype": dtype,
         "recipe": recipe,
     }
-    return json.loads(record.json_text(facts))
+    return json.loads(store.json_text(facts))
 
 
 def fill(
@@ -107,25 +107,25 @@ def fill(
         raise ValueError(f"block, ids: found a block of {block} for {len(ids)} models, expected at least 1 of each")
     if ids.min() < 0 or ids.max() >= 2**31:
         raise ValueError(f"ids: found {ids.min()}..{ids.max()}, expected 0..{2**31 - 1}, which keys can tell apart")
-    mesh.agree({"manifest": manifest, "ids": digest(ids), "block": block})
-    mesh.check_shared(directory)
-    mesh.on_every_host(lambda: record.bind(directory, manifest, _MANIFEST, results=blocks.PATTERN))
-    good, damaged = mesh.on_every_host(lambda: blocks.scan(directory, manifest))
+    hosts.agree({"manifest": manifest, "ids": digest(ids), "block": block})
+    hosts.check_shared(directory)
+    hosts.on_every_host(lambda: runs.bind(directory, manifest, _MANIFEST, results=blocks.PATTERN))
+    good, damaged = hosts.on_every_host(lambda: blocks.scan(directory, manifest))
 
     def mend():
         for path in damaged:  # block sizes may have changed, and with them the name it will have
-            if mesh.leads() and np.isin(blocks.ids_in_name(path), ids).all():
+            if hosts.leads() and np.isin(blocks.ids_in_name(path), ids).all():
                 path.unlink()
 
-    mesh.on_every_host(mend)  # before anybody writes a block of the name of a damaged one
+    hosts.on_every_host(mend)  # before anybody writes a block of the name of a damaged one
     missing = np.setdiff1d(ids, np.concatenate([np.zeros(0, int), *(head[0] for head in good.values())]))
     progress(len(ids) - len(missing))
-    mesh.agree({"missing": digest(missing)})  # a slow file server could show hosts different files
+    hosts.agree({"missing": digest(missing)})  # a slow file server could show hosts different files
     for number, part in enumerate(blocks.runs(missing, block)):
         if number % jax.process_count() == jax.process_index():
             blocks.write(directory, manifest, blocks.train(manifest, subsets, run, part, block=block))
             progress(len(part))
-    mesh.wait("bank-filled")
+    hosts.wait("bank-filled")
     return take(read(directory, skip_damaged=True), ids)
 
 
@@ -227,10 +227,10 @@ def verify(*directories: str | Path, ids: Sequence[int] | Int[AnyArray, "k"] | N
 def _collect(directories):
     """All whole blocks as one bank ordered by id, which may have ids twice; and the paths of damaged blocks."""
     directories = [Path(directory) for directory in directories]
-    common = record.read_json(directories[0] / _MANIFEST)
+    common = store.read_json(directories[0] / _MANIFEST)
     good, damaged = {}, []
     for directory in directories:
-        if differ := record.differences(common, record.read_json(directory / _MANIFEST)):
+        if differ := store.differences(common, store.read_json(directory / _MANIFEST)):
             raise ValueError(f"{directories[0]} and {directory} hold different banks: {differ}")
         more, broken = blocks.scan(directory, common)
         good, damaged = good | more, damaged + broken

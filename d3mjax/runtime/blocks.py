@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from d3mjax.runtime import record
+from d3mjax.runtime import store
 from d3mjax.runtime.sweep import run_block
 from d3mjax.types import AnyArray
 
@@ -58,9 +58,9 @@ def write(directory: Path, manifest: Mapping[str, Any], table: np.ndarray) -> No
     """Write the records of a block, whole or not at all, under a name made of the first and the last id."""
     buffer = io.BytesIO()
     np.save(buffer, table)
-    payload = buffer.getvalue() + record.json_text(manifest, sort_keys=True).encode()
+    payload = buffer.getvalue() + store.json_text(manifest, sort_keys=True).encode()
     first, last = table["id"][[0, -1]]
-    record.write_bytes(directory / f"block-{first:09d}-{last:09d}.npy", payload + hashlib.sha256(payload).digest())
+    store.write_bytes(directory / f"block-{first:09d}-{last:09d}.npy", payload + hashlib.sha256(payload).digest())
 
 
 def scan(directory: Path, manifest: Mapping[str, Any]) -> tuple[dict[Path, tuple[np.ndarray, ...]], list[Path]]:
@@ -76,7 +76,7 @@ def scan(directory: Path, manifest: Mapping[str, Any]) -> tuple[dict[Path, tuple
             damaged.append(path)
             continue
         table = np.load(path, mmap_mode="r")
-        if differ := record.differences(json.loads(raw[table.offset + table.nbytes : -_DIGEST_BYTES]), manifest):
+        if differ := store.differences(json.loads(raw[table.offset + table.nbytes : -_DIGEST_BYTES]), manifest):
             raise ValueError(f"{path} belongs to another bank: {differ}")
         good[path] = tuple(np.array(table[name]) for name in ("id", "mask_id", "loss"))
     return good, damaged

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from d3mjax.runtime import record
+from d3mjax.runtime import runs, store
 
 _MANIFEST = "__manifest__"
 _DIGEST_BYTES = 32
@@ -35,9 +35,9 @@ def save_diagnoser(path: str | Path, arrays: Mapping[str, Any], manifest: Mappin
     if len(arrays["thresholds"]) != len(manifest["kinds"]):
         raise ValueError(f"{len(arrays['thresholds'])} thresholds for the kinds {manifest['kinds']}")
     flat = {name: np.asarray(a) for name, a in traverse_util.flatten_dict(dict(arrays), sep="/").items()}
-    text = record.json_text({**manifest, "environment": record.environment()}).encode()
-    payload = record.npz_bytes({**flat, _MANIFEST: np.frombuffer(text, np.uint8)})
-    record.write_bytes(Path(path), payload + hashlib.sha256(payload).digest())
+    text = store.json_text({**manifest, "environment": runs.environment()}).encode()
+    payload = store.npz_bytes({**flat, _MANIFEST: np.frombuffer(text, np.uint8)})
+    store.write_bytes(Path(path), payload + hashlib.sha256(payload).digest())
 
 
 def load_diagnoser(path: str | Path, channels: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from d3mjax.runtime import record
+from d3mjax.runtime import runs, store
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def start(*, timeout: int = 300, silence: int = 100) -> None:
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and jax.config.values["jax_num_cpu_devices"] in (None, -1):
-        jax.config.update("jax_num_cpu_devices", record.cores())
+        jax.config.update("jax_num_cpu_devices", runs.cores())
     if jax.distributed.is_initialized():
         return
     address, way = os.environ.get("JAX_COORDINATOR_ADDRESS", ""), os.environ.get("D3MJAX_DISTRIBUTED", "")
@@ -173,10 +173,10 @@ def agree(facts: Mapping[str, Any]) -> None:
     Raises:
       ValueError: on every host, naming the hosts that differ from the first one, and in what.
     """
-    texts = _exchange(record.json_text(facts))
+    texts = _exchange(store.json_text(facts))
     first, differ = json.loads(texts[0]), []
     for host, text in enumerate(texts[1:], 1):
-        if found := record.differences(first, json.loads(text)):
+        if found := store.differences(first, json.loads(text)):
             differ.append(f"host {host} differs from host 0 (there): {found}")
     if differ:
         raise ValueError("; ".join(differ))

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float
 
-from d3mjax.runtime import mesh, preemption, record
+from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.training import ensemble
 from d3mjax.types import Split, Trainer, TrainState
 
@@ -49,9 +49,9 @@ def train(
         raise ValueError(f"every, keep: found {every}, {keep}, expected at least 1 of each")
     directory = Path(directory).absolute()
     facts = {**facts, "num_steps": num_steps}
-    mesh.agree({**facts, "every": every})
-    mesh.check_shared(directory)
-    mesh.on_every_host(lambda: record.bind(directory, facts, "manifest.json", results="[0-9]*"))
+    hosts.agree({**facts, "every": every})
+    hosts.check_shared(directory)
+    hosts.on_every_host(lambda: runs.bind(directory, facts, "manifest.json", results="[0-9]*"))
     run = jax.jit(trainer.run, static_argnums=3, donate_argnums=0)
     # Donated below, and the caller's own must live on.
     state, losses = jax.tree.map(jnp.copy, state), np.full(num_steps, np.nan, np.float32)
@@ -64,11 +64,11 @@ def train(
         while (step := int(state.step)) < num_steps and not stop:
             count = min(every, num_steps - step)
             state, info = run(state, split, weights, count)
-            losses[step : step + count] = mesh.gather(info.loss)
+            losses[step : step + count] = hosts.gather(info.loss)
             ensemble.check_losses(losses[None, : step + count], np.zeros(1, int))
             manager.save(step + count, args=ocp.args.StandardSave(_plain(state, losses)))
             progress(step + count)
-            stop = mesh.any_host(asked())
+            stop = hosts.any_host(asked())
         manager.wait_until_finished()
         if stop:
             raise SystemExit(preemption.STATUS)

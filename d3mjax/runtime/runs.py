@@ -15,13 +15,14 @@ import platform
 import resource
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from d3mjax.runtime.store import differences, json_text, npz_bytes, read_json, write_bytes, write_json
 
 INFORMATION = ("none", "validation groups", "training groups")
 """Which group labels a method needs, from the least to the most."""
@@ -51,52 +52,6 @@ def peak_memory_mib() -> float:
     """Largest resident memory of this process so far, in MiB (host memory, not the device's)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all. Raises ValueError on NaN or infinity, which JSON does not have."""
-    write_bytes(path, json_text(value, indent=1).encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read one JSON file; raises ValueError naming the file if it is damaged."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """Write arrays by name as one `.npz`, whole or not at all; read it with `numpy.load`.
-
-    Raises TypeError for what NumPy could only pickle or would not read back (objects, bfloat16, random keys).
-    """
-    write_bytes(path, npz_bytes(arrays))
-
-
-def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
-    """Arrays by name as the content of one `.npz`. Raises TypeError as `write_arrays` does."""
-    arrays = {name: np.asarray(value) for name, value in arrays.items()}
-    for name, value in arrays.items():
-        if value.dtype.kind in "OV":
-            raise TypeError(f"array {name!r} of dtype {value.dtype} cannot be stored: convert it first")
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write one file that appears under its name only when it is whole and on disk."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # same directory: a rename cannot cross disks
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def open_run(root: str | Path, experiment: str, config: Mapping[str, Any], name: str | None = None) -> Path:
@@ -136,17 +91,6 @@ def bind(path: Path, facts: Mapping[str, Any], file: str, *, results: str) -> No
         raise ValueError(f"{path} holds results but no {file}: give the run another name")
     else:
         write_json(path / file, facts)
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What two JSON objects differ in, by dotted name; empty if they are the same."""
-    there, here = _flat(there), _flat(here)
-    differ = [
-        f"{k} is {there.get(k, 'absent')} there, {here.get(k, 'absent')} here"
-        for k in sorted(there.keys() | here.keys())
-        if there.get(k, "absent") != here.get(k, "absent")
-    ]
-    return "; ".join(differ)
 
 
 def unit(
@@ -260,13 +204,6 @@ def _is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _flat(config, prefix=""):
-    """Leaves of nested objects by dotted name, as JSON text."""
-    if not isinstance(config, dict) or not config:
-        return {prefix.removesuffix("."): json.dumps(config)}
-    return {k: v for name, value in config.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
-
-
 def _revision():
     """Git revision of this source, marked where tracked files were changed; the package version outside git."""
     git = ["git", "-C", str(Path(__file__).parent)]
@@ -277,19 +214,6 @@ def _revision():
     except (OSError, subprocess.CalledProcessError):
         return f"d3mjax {importlib.metadata.version('d3mjax')}"
     return revision + (f" + changes {hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")
-
-
-def json_text(value: Any, **options: Any) -> str:
-    """`value` as strict JSON: arrays as lists, paths as text. ValueError on NaN, TypeError on other objects."""
-    return json.dumps(value, allow_nan=False, default=_plain, **options)
-
-
-def _plain(value):
-    if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return np.asarray(value).tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no place in JSON: {value!r}")
 
 
 def _read_unit(path):

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 from d3mjax.attribution import datamodels, trak
 from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
 from d3mjax.linalg import lasso, ridge
-from d3mjax.runtime.mesh import put
+from d3mjax.runtime.hosts import put
 from d3mjax.types import AnyArray, Linear, Model, Split
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from d3mjax.runtime import mesh
+from d3mjax.runtime import hosts
 from d3mjax.training import ensemble
 from d3mjax.types import AnyArray
 
@@ -57,7 +57,7 @@ def shared_sweep(
         return sweep(run, ids, block=block)
     shares = np.pad(ids, (0, -len(ids) % num_hosts), mode="edge").reshape(num_hosts, -1)
     found = sweep(run, shares[jax.process_index()], block=min(block, shares.shape[1]), progress=progress)
-    return jax.tree.map(itemgetter(slice(len(ids))), mesh.concatenate(found))
+    return jax.tree.map(itemgetter(slice(len(ids))), hosts.concatenate(found))
 
 
 def run_block(run: Run, ids: Int[AnyArray, "b"], *, block: int) -> tuple[PyTree, AnyArray]:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from d3mjax.training import augmentations, objectives, sampling, train
+from d3mjax.training import augmentations, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Model, Trainer
 
 
@@ -55,5 +56,5 @@ def datamodels_cifar10(
     tx = momentum_sgd(triangular(peak, peak_epoch * steps, epochs * steps))
     augment = augmentations.flip_translate_cutout((32, 32, 3)) if augment is None else augment
     objective = objectives.cross_entropy(smoothing=smoothing)
-    trainer = train.make_trainer(model, objective, tx, sampling.shuffled(), batch_size=batch_size, augment=augment)
+    trainer = make_trainer(model, objective, tx, sampling.shuffled(), batch_size=batch_size, augment=augment)
     return Recipe(trainer, epochs * steps)

@@ -15,8 +15,8 @@ from typing import Literal
 
 import tyro
 
-from d3mjax.runtime import mesh, record
-from experiments import report
+from d3mjax.reports import page as report
+from d3mjax.runtime import hosts, runs, store
 from experiments.bench import bank, lasso, models, tensor, trak
 
 
@@ -28,16 +28,16 @@ def main(
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""
-    mesh.start()
+    hosts.start()
     begin = time.perf_counter()
     config = {"only": only, "smoke": smoke}
-    directory = record.open_run(results, "bench", config, run)
+    directory = runs.open_run(results, "bench", config, run)
     against_torch = {"models": models.bench, "trak": trak.bench}
     parts = {name: partial(part, torch_python) for name, part in against_torch.items()}
     parts |= {"lasso": lasso.bench, "bank": bank.bench, "tensor": tensor.bench}
     rows = [row for name, part in parts.items() if only in ("all", name) for row in part(smoke=smoke)]
-    document = record.metrics_document("bench", config, rows, time.perf_counter() - begin)
-    record.write_json(directory / "metrics.json", document)
+    document = runs.metrics_document("bench", config, rows, time.perf_counter() - begin)
+    store.write_json(directory / "metrics.json", document)
     for task in dict.fromkeys(row["task"] for row in rows):
         print(f"\n{task}\n{report.table_text([row for row in rows if row['task'] == task])}")
 

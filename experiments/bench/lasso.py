@@ -12,7 +12,7 @@ from sklearn.linear_model import lasso_path
 
 from d3mjax import metrics
 from d3mjax.linalg import lasso
-from d3mjax.runtime import record
+from d3mjax.runtime import runs
 
 
 @dataclass(frozen=True)
@@ -102,5 +102,5 @@ def objectives(z, y, penalties, weights) -> np.ndarray:
 
 def _row(task: Task, method: str, figures: dict[str, float]) -> dict[str, Any]:
     measured = {name: metrics.summary([value]) for name, value in figures.items()}
-    measured["peak_memory_mib"] = metrics.summary([record.peak_memory_mib()])
+    measured["peak_memory_mib"] = metrics.summary([runs.peak_memory_mib()])
     return {"task": task.name, "method": method, "information": "none", "settings": asdict(task), "metrics": measured}

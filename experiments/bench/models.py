@@ -15,10 +15,12 @@ import numpy as np
 import optax
 
 from d3mjax import metrics
-from d3mjax.runtime import mesh, record
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.networks import conv, dense
+from d3mjax.runtime import hosts, runs
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import sweep
-from d3mjax.training import convolutions, ensemble, masks, models, objectives, sampling, train
+from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Model, Split
 
 
@@ -77,8 +79,8 @@ SIZES = (
 def network(task: Task) -> Model:
     """The task's network, with the convolution that is fastest on CPUs."""
     if task.channels:
-        return convolutions.cnn(task.channels, task.classes, image=(task.side, task.side, 1))
-    return models.mlp((task.hidden,), task.classes)
+        return conv.cnn(task.channels, task.classes, image=(task.side, task.side, 1))
+    return dense.mlp((task.hidden,), task.classes)
 
 
 def make_run(task: Task) -> Callable:
@@ -90,7 +92,7 @@ def make_run(task: Task) -> Callable:
     model = network(task)
     rate = optax.linear_schedule(0.05, 0.0, task.steps)
     tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(rate, momentum=0.9))
-    trainer = train.make_trainer(model, objectives.cross_entropy(), tx, sampling.shuffled(), batch_size=task.batch)
+    trainer = make_trainer(model, objectives.cross_entropy(), tx, sampling.shuffled(), batch_size=task.batch)
 
     @jax.jit
     def run(key, split, ids):
@@ -99,7 +101,7 @@ def make_run(task: Task) -> Callable:
             return model.apply(state.variables, split.x[:200])[0], info.loss
 
         subset = masks.fixed_size(jax.random.fold_in(key, 0), ids, n, n // 2)
-        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh())(
+        return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh())(
             ensemble.model_keys(key, ids), subset
         )
 
@@ -142,10 +144,10 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
         ours = rates(task, task.models)
         machine = matmul_gflops()
         settings = {**asdict(task), "at_once": models_at_once(), "machine_matmul_gflops": round(machine, 1)}
-        memory = record.peak_memory_mib()
+        memory = runs.peak_memory_mib()
         longer = rates(task, 4 * task.models)
         rows.append(_row(task, "d3mjax", settings, ours, memory, gflops=task.flops * float(np.mean(ours)) / 1e9))
-        rows.append(_row(task, "d3mjax, four times as many models", settings, longer, record.peak_memory_mib()))
+        rows.append(_row(task, "d3mjax, four times as many models", settings, longer, runs.peak_memory_mib()))
         if not torch_python.exists():
             print(f"{torch_python} is missing: no comparison with PyTorch (make bench installs it)")
             continue

@@ -13,8 +13,8 @@ from d3mjax import metrics
 from d3mjax.attribution import gradients, influence
 from d3mjax.attribution.outputs import map_microbatches
 from d3mjax.diagnosis import vectors
-from d3mjax.runtime import record
-from d3mjax.training import models
+from d3mjax.networks import dense
+from d3mjax.runtime import runs
 from d3mjax.types import Model, Split
 
 
@@ -40,7 +40,7 @@ def bench(*, smoke: bool) -> list[dict[str, Any]]:
 
 
 def _rows(task: Task, *, compare: bool) -> list[dict[str, Any]]:
-    model = models.mlp(task.hidden, 2)
+    model = dense.mlp(task.hidden, 2)
     train, validation = (_split(n, task.features, seed) for seed, n in enumerate((task.train, task.validation)))
     variables = model.init(jax.random.key(0), train.x[:1])
     ours = jax.jit(lambda v, a, b: vectors.gram(model, v, a, b))
@@ -92,5 +92,5 @@ def _timed(fn, args, repeats: int) -> tuple[float, np.ndarray]:
 def _row(task: Task, method: str, figures: dict[str, float]) -> dict[str, Any]:
     measured = {name: metrics.summary([value]) for name, value in figures.items()}
     if task.train > 4000:  # the process's high water mark, which explicit gradients would set
-        measured["peak_memory_mib"] = metrics.summary([record.peak_memory_mib()])
+        measured["peak_memory_mib"] = metrics.summary([runs.peak_memory_mib()])
     return {"task": task.name, "method": method, "information": "none", "settings": asdict(task), "metrics": measured}

@@ -16,8 +16,8 @@ import numpy as np
 
 from d3mjax import metrics
 from d3mjax.attribution import gradients, projections, trak
-from d3mjax.runtime import record
-from d3mjax.training import models
+from d3mjax.networks import dense
+from d3mjax.runtime import runs
 from d3mjax.types import Split
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
 
 def _speed(task, torch_python, directory):
     arrays = make_arrays(task.n, task.targets, task.inputs, task.hidden, task.classes)
-    model, inputs = models.mlp((task.hidden,), task.classes), as_ours(arrays)
+    model, inputs = dense.mlp((task.hidden,), task.classes), as_ours(arrays)
     library, found = [], []
     for rows in task.library_rows if torch_python else ():
         np.savez(directory / "speed.npz", **arrays)
@@ -153,7 +153,7 @@ def _parity(torch_python, directory):
     logits shifted), so without ridge the first layer is attributed alone; with a ridge, translated, all parameters.
     """
     arrays = make_arrays(**PARITY)
-    model = models.mlp((PARITY["hidden"],), PARITY["classes"])
+    model = dense.mlp((PARITY["hidden"],), PARITY["classes"])
     np.savez(directory / "parity.npz", **arrays)
     every, damping, found = PARITY["checkpoints"], 0.01, []
     for name, num, first_layer, ridge in (
@@ -205,7 +205,7 @@ def measure_groups(task: Groups) -> dict[str, float]:
     checkpoints, train, target = as_ours(arrays)
     del arrays
     target = target._replace(group=target.id % task.groups)
-    model, projection = models.mlp((task.hidden,), 2), projections.rademacher(task.p)
+    model, projection = dense.mlp((task.hidden,), 2), projections.rademacher(task.p)
 
     @jax.jit
     def attribute(key, checkpoints, train, target):
@@ -215,7 +215,7 @@ def measure_groups(task: Groups) -> dict[str, float]:
     inputs = (jax.random.key(0), checkpoints, train, target)
     compiled = attribute.lower(*inputs).compile()
     seconds, cpu = timed(lambda: compiled(*inputs))
-    return {"seconds": seconds, "cpu_seconds": cpu, "peak_memory_mib": record.peak_memory_mib()}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_memory_mib": runs.peak_memory_mib()}
 
 
 def _row(task: str, method: str, settings, **figures) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from d3mjax.data import adult, coloured, fashion, fashion_spurious, splits, spurious
+from d3mjax.data import splits
 from d3mjax.data.pairs import PairSets, draw_recoloured, orient
+from d3mjax.data.planted import cues
+from d3mjax.data.sets import adult, coloured, fashion, fashion_cues
 from d3mjax.types import AnyArray, Data, Pairs, Split
 from experiments.tasks import PATCH, SMALL, Task
 
@@ -111,7 +113,7 @@ def _grey(x: Features):
 
 
 def _fashion_versions(x: Features):
-    colours = np.array(spurious.MEAN_COLOURS, np.float32)
+    colours = np.array(cues.MEAN_COLOURS, np.float32)
     return (_grey(x)[None] * colours[:, None, None]).reshape(len(colours), len(x), -1)
 
 
@@ -139,10 +141,10 @@ def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> Bias
 def _patch(seed: int, *, smoke: bool) -> Loaded:
     """The splits of the task *patch*, and pairs of images that are in none of them."""
     few: dict[str, Any] = SMALL if smoke else {}
-    raw = fashion_spurious.load_fashion_spurious(fashion_spurious.Task(seed=seed, **few))
+    raw = fashion_cues.load_fashion_spurious(fashion_cues.Task(seed=seed, **few))
     pool, sizes = fashion.read_shipped(), (60, 60, 100) if smoke else (500, 500, 2500)
     y, used = (pool.labels == 4).astype(np.int32), np.concatenate([split.id for split in raw])
-    found = draw_recoloured(pool.images, y, pool.id, spurious.CornerPatch(), seed=seed, sizes=sizes, exclude=used)
+    found = draw_recoloured(pool.images, y, pool.id, cues.CornerPatch(), seed=seed, sizes=sizes, exclude=used)
     mean, std = np.mean(raw.train.x), np.std(raw.train.x)
     scaled = lambda x: ((x - mean) / std).astype(np.float32)
     sets = [pairs._replace(x=scaled(pairs.x), flipped=scaled(pairs.flipped)) for pairs in found]

@@ -18,13 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax.attribution import influence
-from d3mjax.attribution.last_layer import by_last_layer
-from d3mjax.debiasing import unlearning
+from d3mjax.attribution.inverses import by_last_layer
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Split
-from experiments import edits, engine, pair_controls, plots, report, units
-from experiments.bias_tasks import BiasTask, Loaded
-from experiments.edits import Parts
+from d3mjax.unlearning import edits
+from experiments import study
+from experiments.bias import fmd_edits, pair_controls
+from experiments.bias.bias_tasks import BiasTask, Loaded
+from experiments.bias.fmd_edits import Parts
+from experiments.d3m import engine
 
 TRAIN, SIGNS, SUBSETS = range(3)  # families of keys
 MORE = pair_controls.LAST + 1
@@ -72,10 +76,10 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
     strengths = jnp.logspace(-2, 1, 4)
 
     def head(params, parts, curvature=influence.ggn):
-        return edits.make_head(params, parts, num_classes, damping=task.damping, curvature=curvature)
+        return fmd_edits.make_head(params, parts, num_classes, damping=task.damping, curvature=curvature)
 
     def whole(params, raw):
-        return edits.make_whole(network, params, raw, damping=config.whole_damping, most=config.curved)
+        return fmd_edits.make_whole(network, params, raw, damping=config.whole_damping, most=config.curved)
 
     def train(split: Split, key, weights):
         state, info = run.run(run.init(key, split.x[:1]), split, weights, base.steps)
@@ -83,41 +87,41 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
 
     def one_shot(params, parts, sign, curvature=influence.ggn):
         here = head(params, parts, curvature)
-        return edits.along(here, edits.pair_step(here, exact, sign=sign), etas)
+        return fmd_edits.along(here, fmd_edits.pair_step(here, exact, sign=sign), etas)
 
     def whole_shot(params, raw):
         here = whole(params, raw)
-        return edits.along(here, edits.pair_step(here, by_cg, sign=1.0), etas)
+        return fmd_edits.along(here, fmd_edits.pair_step(here, by_cg, sign=1.0), etas)
 
     def judged(head: Callable) -> dict[str, Callable]:
         """What parameters do: on the pairs that choose, and on all that is reported."""
 
         def on_selection(params, parts):
-            return jax.vmap(lambda one: edits.bias_of(head(one, parts), one, parts.selection))(params)
+            return jax.vmap(lambda one: fmd_edits.bias_of(head(one, parts), one, parts.selection))(params)
 
         def probabilities(params, parts, temperature):
-            return edits.probabilities(head(params, parts), params, temperature=temperature)
+            return fmd_edits.probabilities(head(params, parts), params, temperature=temperature)
 
         return {"on selection": on_selection, "probabilities": probabilities}
 
     programs = {
         "train": train,
-        "features": edits.make_features(network, num_classes),
+        "features": fmd_edits.make_features(network, num_classes),
         "logits": lambda variables, x: network.apply(variables, x)[0],
-        "refit": lambda params, parts: edits.refit(head(params, parts)).problem.params,
+        "refit": lambda params, parts: fmd_edits.refit(head(params, parts)).problem.params,
         "one shot": one_shot,
         "one-vs-rest": partial(one_shot, curvature=influence.one_vs_rest),
-        "rounds": lambda params, parts, aligned: edits.in_rounds(
+        "rounds": lambda params, parts, aligned: fmd_edits.in_rounds(
             head(params, parts), exact, round_etas, aligned=aligned
         ),
-        "newton": lambda params, parts: edits.newton_on_bias(
+        "newton": lambda params, parts: fmd_edits.newton_on_bias(
             head(params, parts), exact, eta=config.newton_eta, rounds=config.newton_rounds
         ),
-        "descend": lambda params, parts: edits.descend(head(params, parts), rate=0.01, steps=400, keep=20),
-        "DFR": lambda params, parts, key: edits.dfr(head(params, parts), key, strengths, num_classes),
+        "descend": lambda params, parts: fmd_edits.descend(head(params, parts), rate=0.01, steps=400, keep=20),
+        "DFR": lambda params, parts, key: fmd_edits.dfr(head(params, parts), key, strengths, num_classes),
         **judged(head),
         "one shot" + WHOLE: whole_shot,
-        "newton" + WHOLE: lambda params, raw: edits.newton_on_bias(
+        "newton" + WHOLE: lambda params, raw: fmd_edits.newton_on_bias(
             whole(params, raw), by_cg, eta=config.whole_eta, rounds=config.whole_rounds
         ),
         **{name + WHOLE: program for name, program in judged(whole).items()},
@@ -125,7 +129,7 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
     return {name: jax.jit(program) for name, program in programs.items()}
 
 
-def choose(task: BiasTask, config: Config, found: tuple[unlearning.Bias, Any], start: tuple) -> int:
+def choose(task: BiasTask, config: Config, found: tuple[edits.Bias, Any], start: tuple) -> int:
     """Which step to take, or -1 for none: the best on the selection pairs, by what the task is after.
 
     That is accuracy on the worse side; or least bias, at no more than the tolerance of accuracy over both sides.
@@ -142,13 +146,13 @@ More = Callable[[Loaded, Any, Any, Callable], dict[str, Any]]
 
 def measure(
     task: BiasTask, config: Config, programs: dict, warm: set, more: More | None, seed: int, progress: Callable
-) -> units.Unit:
+) -> study.Unit:
     """Every method on one draw; seconds leave compilation out, and count the refit where it is needed."""
     loaded, root = task.load(seed, smoke=config.smoke), jax.random.key(seed)
     key = lambda family: jax.random.fold_in(root, family)
     raw = Parts(loaded.data.train, loaded.data.test, *loaded.pairs)
     for pairs in loaded.pairs:
-        unlearning.check_pairs(pairs, len(task.task.class_names))
+        edits.check_pairs(pairs, len(task.task.class_names))
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable) -> Any:
@@ -171,7 +175,7 @@ def measure(
     trained, parts = timed("refit", lambda: features_and_refit(programs, variables, raw))
     base, refitted = trained
     curved = {"damping": task.damping, "curvature": influence.ggn}
-    unlearning.check_stationary(edits.make_head(refitted, parts, len(task.task.class_names), **curved).problem)
+    edits.check_stationary(fmd_edits.make_head(refitted, parts, len(task.task.class_names), **curved).problem)
     results = {name: programs["probabilities"](p, parts, 1.0) for name, p in (("no edit", base), ("refit", refitted))}
     facts: dict[str, Any] = {"steps": {}}
     one = lambda params, which: jax.tree.map(lambda a: a[which], params)
@@ -207,14 +211,14 @@ def measure(
     edited("FMD" + WHOLE, lambda: programs["one shot" + WHOLE](*origins[WHOLE]), of=WHOLE)
     edited("Newton on the bias" + WHOLE, lambda: programs["newton" + WHOLE](*origins[WHOLE]), of=WHOLE)
 
-    target = float(edits.facts(results["FMD"], parts, len(task.task.group_names))["bias"])
+    target = float(fmd_edits.facts(results["FMD"], parts, len(task.task.group_names))["bias"])
     results["temperature of FMD's bias"] = pair_controls.at_temperature(programs, refitted, parts, target, facts)
     results |= pair_controls.measure(task, programs, raw, variables, train, timed, seed)
     for name, others in (more(loaded, variables, root, train) if more else {}).items():
         results[name] = pair_controls.predicted(programs, raw, others)
     attribute = task.attribute(raw.test) if task.attribute else None
     for name, found in results.items():
-        facts[name] = edits.facts(found, parts, len(task.task.group_names), attribute=attribute)
+        facts[name] = fmd_edits.facts(found, parts, len(task.task.group_names), attribute=attribute)
         facts[name] |= {"seconds": seconds[name]} if name in seconds else {}
     return facts, {}
 
@@ -225,7 +229,7 @@ def features_and_refit(programs: dict, variables, raw: Parts):
     return (head, programs["refit"](head, parts)), parts
 
 
-def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a method; accuracy against bias."""
     facts = [facts for facts, _ in found]
     names = [name for name, value in facts[0].items() if isinstance(value, Mapping) and "bias" in value]
@@ -265,4 +269,4 @@ def run(
             task = replace(task, task=replace(task.task, steps=60, hidden=(16,)))
         return partial(measure, task, config, make_programs(task, config), set(), more(task, config))
 
-    return units.run_experiment(name, config, tasks, prepare, describe, models=1, results=results, run=run)
+    return study.run_experiment(name, config, tasks, prepare, describe, models=1, results=results, run=run)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments import bias_tasks, fmd
+from experiments.bias import bias_tasks, fmd
 
 TASKS = {task.name: task for task in (bias_tasks.ADULT_SEX, bias_tasks.ADULT_RACE)}
 

@@ -18,10 +18,12 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import influence, outputs
-from d3mjax.debiasing import alignment, baselines, heads, selection, unlearning
-from d3mjax.runtime import mesh
-from experiments import bias_tasks, engine, fmd
-from experiments.bias_tasks import BiasTask, Loaded
+from d3mjax.debiasing import baselines, group_weighting, last_layer, selection
+from d3mjax.runtime import hosts
+from d3mjax.unlearning import edits
+from experiments.bias import bias_tasks, fmd
+from experiments.bias.bias_tasks import BiasTask, Loaded
+from experiments.d3m import engine
 
 SGD: dict[str, Any] = {"hidden": (32,), "steps": 800, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
 ADULT = bias_tasks.adult_task("sex", "Male", "Female", train=4000, **SGD)
@@ -41,25 +43,27 @@ def make_more(task: BiasTask, config: Config) -> fmd.More:
     """D3M, removal by influence on bias, and controls, each trained again; DFR on the targets."""
     base, model = task.task, engine.network(task.task)
     source = engine.SMOKE[engine.Trak] if config.smoke else config.source
-    columns = engine.make_trak_columns(base, mesh.local_mesh(), source, (source.damping,))
+    columns = engine.make_trak_columns(base, hosts.local_mesh(), source, (source.damping,))
     num_classes, num_groups = len(base.class_names), len(base.group_names)
     options = {"inverse": influence.by_cg(rtol=1e-3, max_steps=300), "microbatch": 1000}
 
     @jax.jit
     def on_bias(variables, split, reference):
         place = (variables, split, reference)
-        measures = (unlearning.counterfactual_bias, unlearning.signed_bias)
-        found = [unlearning.influence_on(model, measure, *place, **options)[0] for measure in measures]
-        return *found, unlearning.signed_bias(model, variables, reference)
+        measures = (edits.counterfactual_bias, edits.signed_bias)
+        found = [edits.influence_on(model, measure, *place, **options)[0] for measure in measures]
+        return *found, edits.signed_bias(model, variables, reference)
 
     @jax.jit
     def dfr(variables, key, data):
-        path = heads.find(variables["params"], num_classes)
-        train, target = (heads.features(model, variables, s.x, path, microbatch=500) for s in (data.train, data.target))
-        subsets = heads.balanced_subsets(key, data.target.group, num_groups, num_subsets=20)
-        scale = heads.scale_of(train)
-        head = heads.average_fits(heads.standardise(target, scale), data.target.y, num_classes, subsets)
-        return heads.with_head(variables, path, head, scale)
+        path = last_layer.find(variables["params"], num_classes)
+        train, target = (
+            last_layer.features(model, variables, s.x, path, microbatch=500) for s in (data.train, data.target)
+        )
+        subsets = last_layer.balanced_subsets(key, data.target.group, num_groups, num_subsets=20)
+        scale = last_layer.scale_of(train)
+        head = last_layer.average_fits(last_layer.standardise(target, scale), data.target.y, num_classes, subsets)
+        return last_layer.with_head(variables, path, head, scale)
 
     @jax.jit
     def group_losses(variables, target):
@@ -70,11 +74,11 @@ def make_more(task: BiasTask, config: Config) -> fmd.More:
         group, n = jnp.asarray(data.train.group), len(data.train.y)
         (reading, *_), _, _ = columns(data, key(COLUMNS), lambda count: None)
         losses = group_losses(variables, data.target)
-        alignment.check_scores(reading, losses)
-        scores = alignment.scores(reading, alignment.softmax_weights(losses))
+        group_weighting.check_scores(reading, losses)
+        scores = group_weighting.scores(reading, group_weighting.softmax_weights(losses))
         negative = selection.guard(scores, selection.drop_negative(scores), data.train.y, num_classes)[0]
         by_bias, by_signed, signed = on_bias(variables, data.train, loaded.pairs.reference)
-        few = unlearning.removal_count(by_bias, by_signed, signed)
+        few = edits.removal_count(by_bias, by_signed, signed)
         keep = {
             "D3M": negative,
             "D3M, 10 % removed": selection.drop_lowest(scores, n // 10),

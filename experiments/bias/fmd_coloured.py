@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments import bias_tasks, fmd
+from experiments.bias import bias_tasks, fmd
 
 TASKS = bias_tasks.FASHION
 

@@ -21,16 +21,21 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import gradients, influence, outputs, projections, trak
-from d3mjax.debiasing import selection, unlearning
-from d3mjax.runtime import mesh
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.debiasing import selection
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Model, Pairs, Split
-from experiments import bias_tasks, engine, plots, report, units
-from experiments.bias_tasks import BiasTask
+from d3mjax.unlearning import edits
+from experiments import study
+from experiments.bias import bias_tasks
+from experiments.bias.bias_tasks import BiasTask
+from experiments.d3m import engine
 
 CHECKPOINTS, RETRAIN, DRAW, PROJECTIONS = range(4)  # families of keys
-MEASURES = (unlearning.counterfactual_bias, unlearning.signed_bias)
+MEASURES = (edits.counterfactual_bias, edits.signed_bias)
 ADULT = bias_tasks.adult_task("sex", "Male", "Female", train=4000, steps=200)
 FASHION = bias_tasks.fashion_task(0.95, train=4000, steps=1000)
 TASKS = {task.name: task for task in (ADULT, FASHION)}
@@ -65,14 +70,14 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
         "microbatch": 1000,
     }
     kinds = {"whole network": None, "last layer": lambda path: last in path}
-    mapped = lambda one: partial(ensemble.map_models, one, width=models_at_once(), mesh=mesh.local_mesh())()
+    mapped = lambda one: partial(ensemble.map_models, one, width=models_at_once(), mesh=hosts.local_mesh())()
 
     @jax.jit
     def train(split: Split, test: Split, report: Pairs, keys, weights):
         def one(key, weight):
             state, info = run.run(run.init(key, split.x[:1]), split, weight, base.steps)
             right = outputs.hard_margins(model, state.variables, test, microbatch=4096) > 0
-            return state.variables, unlearning.measure(model, state.variables, report), right.mean(), info.loss
+            return state.variables, edits.measure(model, state.variables, report), right.mean(), info.loss
 
         return mapped(one)(keys, weights)
 
@@ -82,11 +87,11 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
             found = {"TRAK": by_trak(key, model, variables, split, reference, size=config.size)}
             residual = {}
             for kind, keep in kinds.items():
-                grads = [unlearning.bias_gradient(model, m, variables, reference, keep=keep) for m in MEASURES]
+                grads = [edits.bias_gradient(model, m, variables, reference, keep=keep) for m in MEASURES]
                 grads = jax.tree.map(lambda *a: jnp.stack(a), *grads)
                 found[kind], info = influence.along(model, variables, split, grads, keep=keep, **options)
                 residual[kind] = info.residual.max()
-            return found, residual, unlearning.signed_bias(model, variables, reference)
+            return found, residual, edits.signed_bias(model, variables, reference)
 
         return mapped(one)(keys, variables)
 
@@ -96,9 +101,9 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
             found = {}
             for kind, keep in kinds.items():
                 problem = influence.problem_of(model, variables, split, keep=keep, **options)
-                after = unlearning.merged(variables, unlearning.remove(problem, options["inverse"], rows).params)
+                after = edits.merged(variables, edits.remove(problem, options["inverse"], rows).params)
                 right = outputs.hard_margins(model, after, test, microbatch=4096) > 0
-                found[kind] = unlearning.measure(model, after, report), right.mean()
+                found[kind] = edits.measure(model, after, report), right.mean()
             return found
 
         return mapped(one)(variables)
@@ -115,12 +120,12 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
         def advance(removed, _):
             def one(variables):
                 problem = influence.problem_of(model, variables, split, **options)
-                after = unlearning.merged(variables, unlearning.remove(problem, options["inverse"], removed).params)
-                left = unlearning.measure(model, after, choosing)
+                after = edits.merged(variables, edits.remove(problem, options["inverse"], removed).params)
+                left = edits.measure(model, after, choosing)
                 if not anew:
                     return scores, left
-                place = (model, unlearning.counterfactual_bias, after, split, reference)
-                return unlearning.influence_on(*place, weights=1.0 - removed, **options)[0], left
+                place = (model, edits.counterfactual_bias, after, split, reference)
+                return edits.influence_on(*place, weights=1.0 - removed, **options)[0], left
 
             on_bias, left = mapped(one)(variables)
             _, highest = jax.lax.top_k(jnp.where(removed, -jnp.inf, on_bias.mean(0)), size)
@@ -139,7 +144,7 @@ def probability_output(model: Model, variables) -> Callable:
 
 def by_trak(key, model: Model, variables, train: Split, pairs: Pairs, *, size: int) -> jax.Array:
     """``d measure / d w_i`` of the absolute and the signed bias by TRAK, ``[n 2]``: differences of means over sides."""
-    favoured = unlearning.differences(model, variables, pairs) >= 0
+    favoured = edits.differences(model, variables, pairs) >= 0
     count = len(pairs.y)
     # Each bias is the mean of the sides it counts up, less that of the others; the absolute one swaps some pairs.
     sides = [jnp.where(favoured, 0, 1), jnp.where(favoured, 1, 0), jnp.full(count, 2), jnp.full(count, 3)]
@@ -167,7 +172,7 @@ def removals(task: BiasTask, split: Split, scores: dict[str, np.ndarray], few: i
     return keep
 
 
-def measure(task: BiasTask, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:
+def measure(task: BiasTask, config: Config, programs: dict, seed: int, progress: Callable) -> study.Unit:
     """Every removal on one draw: bias on the report pairs after retraining, and after one step instead."""
     loaded, root = task.load(seed, smoke=config.smoke), jax.random.key(seed)
     split, test, pairs = loaded.data.train, loaded.data.test, loaded.pairs
@@ -190,7 +195,7 @@ def measure(task: BiasTask, config: Config, programs: dict, seed: int, progress:
     found, residual, signed = jax.device_get(programs["attribute"](split, pairs.reference, projected, variables))
     columns = {kind: columns.mean(0) for kind, columns in found.items()}
     on_signed = columns["whole network"][:, 1]
-    few = int(unlearning.removal_count(columns["whole network"][:, 0], on_signed, jnp.asarray(signed.mean())))
+    few = int(edits.removal_count(columns["whole network"][:, 0], on_signed, jnp.asarray(signed.mean())))
     progress(config.checkpoints)
 
     scores = {kind: on[:, 0] for kind, on in columns.items()}
@@ -217,7 +222,7 @@ def measure(task: BiasTask, config: Config, programs: dict, seed: int, progress:
     return facts, {"id": np.asarray(split.id), **{f"on_bias/{k}": np.asarray(v) for k, v in scores.items()}}
 
 
-def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a removal; predicted against actual change of the signed bias."""
     facts = [facts for facts, _ in found]
     names = [name for name in facts[0] if name != "residual"]
@@ -249,7 +254,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Measure all removals, print a table for each task, and write ``results/influence_on_bias/<run>``."""
     if config.smoke:
         config = replace(config, seeds=1, checkpoints=2, retrains=2, max_steps=50)
-    return units.run_experiment(
+    return study.run_experiment(
         "influence_on_bias", config, TASKS, prepare, describe, models=config.checkpoints, results=results, run=run
     )
 

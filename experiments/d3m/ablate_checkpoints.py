@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import tyro
 
 from d3mjax.attribution import trak
-from experiments import ablations, engine, plots
-from experiments.ablations import Variant
+from d3mjax.reports import plots
+from experiments.d3m import ablations, engine
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import tyro
 
 from d3mjax.attribution import projections, trak
-from experiments import ablations, plots
-from experiments.ablations import Variant
+from d3mjax.reports import plots
+from experiments.d3m import ablations
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 KINDS = {"Rademacher": (projections.rademacher, 500), "tensor sketch": (projections.tensor_sketch, 500)}

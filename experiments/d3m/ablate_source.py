@@ -19,9 +19,10 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import trak
-from d3mjax.runtime import mesh
-from experiments import ablations, engine, plots
-from experiments.ablations import Variant
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts
+from experiments.d3m import ablations, engine
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 
@@ -38,7 +39,7 @@ class Config(ablations.Config):
 
 def make(task: Task, config: Config) -> Callable:
     """Every source on the same data; each but datamodels is run once before it is timed."""
-    train, devices = ablations.make_checkpoints(task), mesh.local_mesh()
+    train, devices = ablations.make_checkpoints(task), hosts.local_mesh()
     attributes = {
         "TRAK": ablations.make_columns(task, config.source),
         "TRAK of the last layer": ablations.make_columns(task, config.source._replace(last_layer=True)),

@@ -16,8 +16,9 @@ import tyro
 
 from d3mjax.attribution import trak
 from d3mjax.debiasing import baselines, selection
-from experiments import ablations, plots
-from experiments.ablations import Variant
+from d3mjax.reports import plots
+from experiments.d3m import ablations
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 METHODS = ("D3M", "RWG on the targets alone")

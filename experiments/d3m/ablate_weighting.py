@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import tyro
 
 from d3mjax.attribution import gradients, trak
-from d3mjax.debiasing import alignment
-from experiments import ablations, plots
-from experiments.ablations import Variant
+from d3mjax.debiasing import group_weighting
+from d3mjax.reports import plots
+from experiments.d3m import ablations
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 OUTPUTS = {"margin": gradients.margin_output, "minus loss": gradients.negative_loss_output}
 OTHERS = {
-    "uniform": alignment.uniform_weights,
-    "losses": alignment.loss_weights,
-    "worst group": alignment.worst_weights,
+    "uniform": group_weighting.uniform_weights,
+    "losses": group_weighting.loss_weights,
+    "worst group": group_weighting.worst_weights,
 }
 
 
@@ -48,7 +49,7 @@ def make(task: Task, config: Config) -> Callable:
     def variants(data, seed, progress):
         found = train(data, ablations.keys(seed, config.source.models))
         keys, losses = ablations.keys(seed, config.source.models, ablations.COLUMNS), found.losses.mean(0)
-        weights = {f"beta = {beta:g}": alignment.softmax_weights(losses, beta=beta) for beta in config.betas}
+        weights = {f"beta = {beta:g}": group_weighting.softmax_weights(losses, beta=beta) for beta in config.betas}
         weights |= {name: weigh(losses) for name, weigh in OTHERS.items()}
         keep = {}
         for output, columns in programs.items():

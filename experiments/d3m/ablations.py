@@ -31,12 +31,14 @@ import numpy as np
 
 from d3mjax import metrics
 from d3mjax.attribution import outputs, trak
-from d3mjax.debiasing import alignment, baselines, selection
-from d3mjax.runtime import mesh
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.debiasing import baselines, group_weighting, selection
+from d3mjax.reports import page as report
+from d3mjax.runtime import hosts
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
-from experiments import engine, report, units
+from experiments import study
+from experiments.d3m import engine
 from experiments.tasks import TASKS, Task
 
 CHECKPOINTS, COLUMNS, DRAW, REPORT, OTHER = range(300, 305)  # families of keys
@@ -89,7 +91,7 @@ def make_checkpoints(task: Task) -> Callable[..., Checkpoints]:
             losses = outputs.losses(model, state.variables, data.target)
             return state.variables, metrics.group_accuracies(losses, data.target.group, num_groups), info.loss
 
-        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh())(keys)
+        return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh())(keys)
 
     def checked(data: Data, keys) -> Checkpoints:
         variables, losses, curve = train(data, keys)
@@ -113,7 +115,7 @@ def make_columns(task: Task, source: engine.Trak, **options: Any) -> Callable:
             place = (key, model, variables, data.train, data.target, num_groups)
             return trak.group_columns(*place, **{**defaults, **options})[:2]
 
-        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh())(keys, variables)
+        return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh())(keys, variables)
 
     return lambda data, keys, variables: jax.device_get(columns(data, keys, variables))
 
@@ -125,15 +127,15 @@ def make_influence(task: Task, source: engine.Influence) -> Callable:
     @jax.jit
     def columns(data: Data, keys, variables):
         each = lambda key, variables: one(key, variables, data)[:2]
-        return ensemble.map_models(each, width=models_at_once(), mesh=mesh.local_mesh())(keys, variables)
+        return ensemble.map_models(each, width=models_at_once(), mesh=hosts.local_mesh())(keys, variables)
 
     return lambda data, keys, variables: jax.device_get(columns(data, keys, variables))
 
 
 def keep(task: Task, data: Data, columns, losses, *, beta: float = 1.0, weights=None) -> np.ndarray:
     """D3M's rule, drop negative and guard, for columns ``[n G]`` and group losses or group weights ``[G]``."""
-    weights = alignment.softmax_weights(jnp.asarray(losses), beta=beta) if weights is None else weights
-    return kept(task, data, alignment.scores(jnp.asarray(columns), weights))
+    weights = group_weighting.softmax_weights(jnp.asarray(losses), beta=beta) if weights is None else weights
+    return kept(task, data, group_weighting.scores(jnp.asarray(columns), weights))
 
 
 def kept(task: Task, data: Data, scores) -> np.ndarray:
@@ -142,7 +144,7 @@ def kept(task: Task, data: Data, scores) -> np.ndarray:
     return np.asarray(selection.guard(jnp.asarray(scores), rule, data.train.y, len(task.class_names))[0])
 
 
-def measure(task: Task, config: Config, variants: Callable, fits: dict, seed: int, progress: Callable) -> units.Unit:
+def measure(task: Task, config: Config, variants: Callable, fits: dict, seed: int, progress: Callable) -> study.Unit:
     """Every variant on one data seed, judged by retraining."""
     data, runs = task.read(seed, smoke=config.smoke), config.retrains
     group, n = jnp.asarray(data.train.group), len(data.train.y)
@@ -167,12 +169,12 @@ def measure(task: Task, config: Config, variants: Callable, fits: dict, seed: in
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def worst(found: list[units.Unit], name: str) -> np.ndarray:
+def worst(found: list[study.Unit], name: str) -> np.ndarray:
     """Worst-group accuracy of a variant, one figure a seed."""
     return np.array([arrays[f"test/{name}"].min(-1).mean() for _, arrays in found])
 
 
-def rows_of(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
+def rows_of(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
     """One row a variant."""
     erm, subg, rows = worst(found, "ERM"), worst(found, "SUBG"), []
     gap = subg.mean() - erm.mean()
@@ -187,12 +189,12 @@ def rows_of(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
     return rows
 
 
-def curve(found: list[units.Unit], names: Mapping[Any, str]) -> tuple[list[float], np.ndarray]:
+def curve(found: list[study.Unit], names: Mapping[Any, str]) -> tuple[list[float], np.ndarray]:
     """A line for `plots.curves`: worst-group accuracy ``[seeds x]`` of the variants at each x."""
     return list(names), np.stack([worst(found, name) for name in names.values()], 1)
 
 
-def yardsticks(found: list[units.Unit], at: Iterable[Any]) -> dict[str, tuple[list[float], np.ndarray]]:
+def yardsticks(found: list[study.Unit], at: Iterable[Any]) -> dict[str, tuple[list[float], np.ndarray]]:
     """The flat lines of ERM and SUBG over the same x."""
     return {name: curve(found, dict.fromkeys(at, name)) for name in ("ERM", "SUBG")}
 
@@ -221,12 +223,12 @@ def run(
     def prepare(task: Task, config: Config) -> Callable:
         task = replace(task, steps=50) if config.smoke else task
         samplers = {"plain": sampling.shuffled(), "resampled": sampling.resampled(), "targets": sampling.resampled()}
-        fits = {fit: engine.make_fit(task, mesh.local_mesh(), s, steps=task.steps) for fit, s in samplers.items()}
+        fits = {fit: engine.make_fit(task, hosts.local_mesh(), s, steps=task.steps) for fit, s in samplers.items()}
         return partial(measure, task, config, make(task, config), fits)
 
-    def describe(task: Task, config: Config, found: list[units.Unit]):
+    def describe(task: Task, config: Config, found: list[study.Unit]):
         text = f"{task.about} {about} Gap closed is the gain over ERM as a share of SUBG's."
         return rows(task, found), report.Section(text, figures(task, config, found))
 
     models = config.source.models
-    return units.run_experiment(name, config, tasks, prepare, describe, models=models, results=results, run=run)
+    return study.run_experiment(name, config, tasks, prepare, describe, models=models, results=results, run=run)

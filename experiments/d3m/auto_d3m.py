@@ -23,12 +23,13 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import outputs, projections, trak, trak_checks
-from d3mjax.debiasing import alignment, baselines, pseudo_groups, selection
-from d3mjax.runtime import mesh
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.debiasing import baselines, group_weighting, pseudo_groups, selection
+from d3mjax.runtime import hosts
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
-from experiments import auto_report, engine, tasks, units
+from experiments import study, tasks
+from experiments.d3m import auto_report, engine
 
 CHECKPOINTS, COLUMNS, DRAW, REPORT = range(4)  # families of keys
 
@@ -72,7 +73,7 @@ class Attributed(NamedTuple):
 def make_attribute(task: tasks.Task, config: Config) -> Callable[[Data, jax.Array], Attributed]:
     """``attribute(data, key)``: train checkpoints on everything, and attribute every single target."""
     model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
-    source, spread = config.source, mesh.local_mesh()
+    source, spread = config.source, hosts.local_mesh()
 
     @jax.jit
     def train(data: Data, keys):
@@ -135,13 +136,13 @@ def keep_mask(found: Attributed, group, y, num_classes: int, beta: float) -> np.
         member = member / member.sum(0)
         losses = np.logaddexp(0, -found.margins).mean(0) @ member
     columns = np.where(np.isnan(losses), 0, found.tau.T @ np.nan_to_num(member))
-    scores = alignment.scores(columns, alignment.softmax_weights(losses, beta=beta))
+    scores = group_weighting.scores(columns, group_weighting.softmax_weights(losses, beta=beta))
     return np.asarray(selection.guard(scores, selection.drop_negative(scores), y, num_classes)[0])
 
 
 def measure(
     case: Case, config: Config, attribute: Callable, fit: Callable, seed: int, progress: Callable[[int], object]
-) -> units.Unit:
+) -> study.Unit:
     """Every grouping on one split of one task: what it found, and what D3M made of it."""
     task, root = case.task, jax.random.key(seed)
     data = fewer_targets(task.read(seed, smoke=config.smoke), case.minority)
@@ -195,7 +196,7 @@ def prepare(case: Case, config: Config) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
     task = replace(case.task, steps=50) if config.smoke else case.task
     case = case._replace(task=task)
-    fit = engine.make_fit(task, mesh.local_mesh(), sampling.shuffled(), steps=task.steps)
+    fit = engine.make_fit(task, hosts.local_mesh(), sampling.shuffled(), steps=task.steps)
     return partial(measure, case, config, make_attribute(task, config), fit)
 
 
@@ -203,7 +204,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Run all tasks, print a table for each, and leave everything in ``results/auto_d3m/<run>``; rerun to resume."""
     if config.smoke:
         config = replace(config, seeds=2, retrains=2, source=engine.Trak(models=2, size=32))
-    return units.run_experiment(
+    return study.run_experiment(
         "auto_d3m",
         config,
         CASES,

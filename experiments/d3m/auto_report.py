@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import plots, report, units
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from experiments import study
 
 ORACLES = {"ERM": "none", "D3M, true groups": "validation groups", "SUBG": "training groups"}
 FOUND = ("refused", "attribute_auc", "explained", "separation", "loss_share")
 
 
-def describe(case: Any, _config: Any, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(case: Any, _config: Any, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """Rows and what the page shows of one task and mix of targets."""
     rows = []
     for method in found[0][0]:
@@ -31,7 +33,7 @@ def describe(case: Any, _config: Any, found: list[units.Unit]) -> tuple[list[dic
     return rows, report.Section(text(case, found), figures(case, found))
 
 
-def text(case: Any, found: list[units.Unit]) -> str:
+def text(case: Any, found: list[study.Unit]) -> str:
     """What was asked, and the column names that need words."""
     few = (
         "" if case.minority is None else f" At most {case.minority} targets of each of the two rarest groups are left."
@@ -45,7 +47,7 @@ def text(case: Any, found: list[units.Unit]) -> str:
     )
 
 
-def figures(case: Any, found: list[units.Unit]) -> dict[str, Figure]:
+def figures(case: Any, found: list[study.Unit]) -> dict[str, Figure]:
     """Accuracy of every group, and the scores that were split."""
     methods = ("ERM", "AUTO-D3M as published", "AUTO-D3M", "D3M, true groups")
     return {

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.debiasing import alignment, baselines, selection
-from d3mjax.runtime import mesh
+from d3mjax.debiasing import baselines, group_weighting, selection
+from d3mjax.runtime import hosts
 from d3mjax.training import ensemble
-from experiments import d3m_report, engine, units
+from experiments import study
+from experiments.d3m import d3m_report, engine
 from experiments.tasks import TASKS, Task
 
 GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set that the curve shows
@@ -45,10 +46,10 @@ class Config:
     smoke: bool = False  # tiny data and few models: does it run?
 
 
-def debias(task: Task, config: Config, programs: engine.Programs, seed: int, progress: Callable) -> units.Unit:
+def debias(task: Task, config: Config, programs: engine.Programs, seed: int, progress: Callable) -> study.Unit:
     """Every method on one split of one task: facts for JSON, and arrays; rows of train examples go by ``id``."""
     data = task.read(seed, smoke=config.smoke)
-    here = mesh.place(data, mesh.local_mesh())  # once for all programs
+    here = hosts.place(data, hosts.local_mesh())  # once for all programs
     train, (n, runs) = data.train, (len(data.train.y), config.retrains)
     root = jax.random.key(seed)
 
@@ -62,10 +63,10 @@ def debias(task: Task, config: Config, programs: engine.Programs, seed: int, pro
 
     losses = retrain({"ERM": jnp.ones(n)}, SCORE)["ERM"].losses.mean(0)
     columns, facts, checkpoints = programs.columns(here, jax.random.fold_in(root, COLUMNS), progress)
-    group_weights = alignment.softmax_weights(losses, beta=config.beta)
+    group_weights = group_weighting.softmax_weights(losses, beta=config.beta)
     for reading in columns:
-        alignment.check_scores(reading, losses)
-    readings = [alignment.scores(reading, group_weights) for reading in columns]
+        group_weighting.check_scores(reading, losses)
+    readings = [group_weighting.scores(reading, group_weights) for reading in columns]
     scores, tried = readings[0], {}
     rule, guarded = selection.guard(scores, selection.drop_negative(scores), train.y, len(task.class_names))
     for name, reading in zip(names(config.others), readings, strict=False):
@@ -138,7 +139,7 @@ def scrutiny(checkpoints: engine.Checkpoints, group_weights, suspect, keep: Mapp
     shares = {name: selection.share_of_removed(suspect, rows) for name, rows in keep.items() if not np.all(rows)}
     return {
         "checkpoints": len(checkpoints.kernel),
-        "effective_checkpoints": alignment.effective_checkpoints(checkpoints.kernel, group_weights),
+        "effective_checkpoints": group_weighting.effective_checkpoints(checkpoints.kernel, group_weights),
         "suspects": suspect.mean(),
         "suspects_removed": shares,
     }
@@ -172,7 +173,7 @@ def others(task: Task, data, scores, rule, key, runs: int) -> dict[str, jax.Arra
 def prepare(task: Task, config: Config) -> Callable:
     """`debias` of one task, compiled once for all seeds."""
     task = replace(task, steps=50) if config.smoke else task
-    programs = engine.make_programs(task, mesh.local_mesh(), config.source, others=config.others)
+    programs = engine.make_programs(task, hosts.local_mesh(), config.source, others=config.others)
     return partial(debias, task, config, programs)
 
 
@@ -181,7 +182,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if config.smoke:
         config = replace(config, seeds=2, retrains=2, source=engine.SMOKE[type(config.source)])
     models = config.source.models
-    return units.run_experiment(
+    return study.run_experiment(
         "d3m", config, TASKS, prepare, d3m_report.describe, models=models, results=results, run=run
     )
 

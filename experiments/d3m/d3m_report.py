@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plots, report, units
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from experiments import study
 from experiments.tasks import Task
 
 INFORMATION = {
@@ -27,12 +29,12 @@ INFORMATION = {
 """The methods of the table, in its order, and the group labels each one needs."""
 
 
-def describe(task: Task, _config: Any, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, _config: Any, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """Rows and what the page shows of a task."""
     return rows_of(task.name, found), section(task, found)
 
 
-def rows_of(task: str, seeds: list[units.Unit], *, methods: Mapping[str, str] = INFORMATION) -> list[dict[str, Any]]:
+def rows_of(task: str, seeds: list[study.Unit], *, methods: Mapping[str, str] = INFORMATION) -> list[dict[str, Any]]:
     """One row a method: a seed's number is the mean over its retrained models of their worst group's accuracy."""
     facts = [facts for facts, _ in seeds]
     rows = []

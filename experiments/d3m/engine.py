@@ -18,9 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, influence, outputs, projections, trak, trak_checks
 from d3mjax.linalg import iterative
-from d3mjax.runtime.mesh import models_at_once, place
+from d3mjax.networks import dense
+from d3mjax.runtime.hosts import models_at_once, place
 from d3mjax.runtime.sweep import sweep
-from d3mjax.training import ensemble, masks, models, objectives, sampling, train
+from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import AnyArray, Data, Model, Sampler, Split, Trainer
 from experiments.tasks import Task
 
@@ -36,7 +38,7 @@ class Evaluation(NamedTuple):
 
 def network(task: Task) -> Model:
     """The task's own model, or its MLP."""
-    return task.model or models.mlp(task.hidden, len(task.class_names))
+    return task.model or dense.mlp(task.hidden, len(task.class_names))
 
 
 def trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
@@ -44,7 +46,7 @@ def trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
     rate = optax.linear_schedule(task.rate, 0.0, steps)
     step = optax.adam(rate) if task.adam else optax.sgd(rate, task.momentum)
     tx = optax.chain(optax.add_decayed_weights(task.decay), step)
-    return train.make_trainer(network(task), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
+    return make_trainer(network(task), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
 
 
 def evaluate(task: Task, variables: Any, data: Data) -> Evaluation:

@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import applications, gradients, trak
-from d3mjax.debiasing import alignment, selection
-from experiments import ablations, plots, report, units
-from experiments.ablations import Variant
+from d3mjax.attribution import effects, gradients, trak
+from d3mjax.debiasing import group_weighting, selection
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from experiments import study
+from experiments.d3m import ablations
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 KINDS = ("lowest scores", "highest scores", "random")
@@ -51,7 +54,7 @@ def make(task: Task, config: Config) -> Callable:
         keys = ablations.keys(seed, config.source.models, ablations.COLUMNS)
         mean = trak.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
         progress(config.source.models)
-        scores = alignment.scores(mean, alignment.softmax_weights(found.losses.mean(0), beta=config.beta))
+        scores = group_weighting.scores(mean, group_weighting.softmax_weights(found.losses.mean(0), beta=config.beta))
         noise = np.random.default_rng(seed).random(len(scores)).astype(np.float32)
         results = {}
         for kind, by in zip(KINDS, (scores, -scores, noise), strict=True):
@@ -65,7 +68,7 @@ def make(task: Task, config: Config) -> Callable:
     return variants
 
 
-def changes(task: Task, config: Config, unit: units.Unit, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def changes(task: Task, config: Config, unit: study.Unit, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and actual change of loss ``[shares G]``."""
     facts, arrays = unit
     names = [named(kind, share) for share in config.shares]
@@ -77,10 +80,10 @@ def changes(task: Task, config: Config, unit: units.Unit, kind: str) -> tuple[np
 def make_rows(config: Config) -> Callable:
     """One row a kind of removal: how predicted and actual changes agree over sizes and groups."""
 
-    def rows(task: Task, found: list[units.Unit]) -> list[dict[str, Any]]:
+    def rows(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
         made = []
         for kind in KINDS:
-            agreements = [applications.agreement(*changes(task, config, unit, kind)) for unit in found]
+            agreements = [effects.agreement(*changes(task, config, unit, kind)) for unit in found]
             per_seed = {name: [getattr(a, name) for a in agreements] for name in ("pearson", "spearman", "slope")}
             made.append(report.row(task.name, f"{kind} removed", per_seed, information="validation groups"))
         return made

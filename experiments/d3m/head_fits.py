@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from d3mjax.data import splits
-from d3mjax.debiasing import baselines, heads
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.debiasing import baselines, last_layer
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data, Split
-from experiments import engine, smote
-from experiments.baselines import Judged, Outcome, Setting, judge, plain, worst_group
+from experiments.d3m import engine, smote
+from experiments.d3m.tuned_methods import Judged, Outcome, Setting, judge, plain, worst_group
 from experiments.tasks import Task
 
 
@@ -35,8 +35,8 @@ def make_programs(task: Task, mesh: Mesh) -> Programs:
         def one(key):
             weights = baselines.erm_weights(len(data.train.y))
             variables, losses, _ = plain(task, sampling.shuffled(), key, data.train, weights, setting)
-            path = heads.find(variables["params"], num_classes)
-            seen = [heads.features(model, variables, rows.x, path, microbatch=500) for rows in data[:3]]
+            path = last_layer.find(variables["params"], num_classes)
+            seen = [last_layer.features(model, variables, rows.x, path, microbatch=500) for rows in data[:3]]
             return variables, seen, losses
 
         return ensemble.map_models(one, width=models_at_once(), mesh=mesh)(keys)
@@ -49,15 +49,15 @@ def make_programs(task: Task, mesh: Mesh) -> Programs:
     @partial(jax.jit, static_argnames="max_size")
     def refit(data: Data, variables, train_features, features, y, subsets, strengths, max_size):
         def one(variables, train_features, features, y, subsets):
-            scale = heads.scale_of(train_features)
-            standard = heads.standardise(features, scale)
+            scale = last_layer.scale_of(train_features)
+            standard = last_layer.standardise(features, scale)
 
             def at(strength):
-                head = heads.average_fits(
+                head = last_layer.average_fits(
                     standard, y, num_classes, subsets, inverse_strength=strength, max_size=max_size
                 )
-                path = heads.find(variables["params"], num_classes)
-                return judge(task, heads.with_head(variables, path, head, scale), data, {})
+                path = last_layer.find(variables["params"], num_classes)
+                return judge(task, last_layer.with_head(variables, path, head, scale), data, {})
 
             return jax.lax.map(at, strengths)
 
@@ -94,12 +94,12 @@ def _validation(num_groups: int, key, data: Data, features, final: bool):
     """Targets while tuning, so that selection judges; both in the end, as the method prescribes."""
     rows: Split = splits.concatenate(data.target, data.selection)
     used = rows.group if final else data.target.group
-    subsets = np.asarray(heads.balanced_subsets(key, used, num_groups, num_subsets=20))
+    subsets = np.asarray(last_layer.balanced_subsets(key, used, num_groups, num_subsets=20))
     return np.concatenate(features[1:]), rows.y, np.pad(subsets, ((0, 0), (0, len(rows.y) - len(used))))
 
 
 def _train(num_groups: int, key, data: Data, features, _final: bool):
-    return features[0], data.train.y, heads.balanced_subsets(key, data.train.group, num_groups, num_subsets=10)
+    return features[0], data.train.y, last_layer.balanced_subsets(key, data.train.group, num_groups, num_subsets=10)
 
 
 def _synthetic(num_classes: int, key, data: Data, features, _final: bool):

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import applications, trak
-from d3mjax.debiasing import alignment, selection
-from experiments import ablations, main_table, plots
-from experiments.ablations import Variant
+from d3mjax.attribution import effects, trak
+from d3mjax.debiasing import group_weighting, selection
+from d3mjax.reports import plots
+from experiments.d3m import ablations, main_table
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 
@@ -49,13 +50,13 @@ def make(task: Task, config: Config) -> Callable:
         keys = ablations.keys(seed, config.source.models, ablations.COLUMNS)
         mean = trak.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
         progress(config.source.models)
-        scores = alignment.scores(mean, alignment.softmax_weights(found.losses.mean(0), beta=config.beta))
+        scores = group_weighting.scores(mean, group_weighting.softmax_weights(found.losses.mean(0), beta=config.beta))
         losses, influence = rank(data, seed_keys)
         noise = np.random.default_rng(seed).random(len(scores)).astype(np.float32)
         wrong = np.isin(data.train.id, task.wrong(seed, smoke=config.smoke))
         results = {}
         for ranking, by in zip(RANKINGS, (scores, -losses, -influence, noise), strict=True):
-            quality = float(applications.retrieval(-jnp.asarray(by), wrong).average_precision)
+            quality = float(effects.retrieval(-jnp.asarray(by), wrong).average_precision)
             for share in config.shares:
                 keep = selection.drop_lowest(by, int(share * len(noise)))
                 precision = float(selection.share_of_removed(jnp.asarray(wrong), keep))

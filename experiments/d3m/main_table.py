@@ -20,12 +20,15 @@ import tyro
 
 from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.debiasing import baselines, selection
-from d3mjax.runtime import mesh
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
-from experiments import baselines as tuning
-from experiments import d3m, d3m_report, engine, head_fits, plots, report, units
+from experiments import study
+from experiments.d3m import d3m, d3m_report, engine, head_fits
+from experiments.d3m import tuned_methods as tuning
 from experiments.tasks import TASKS, Task
 
 YARDSTICKS = ("SUBG", "RWG", "GroupDRO")
@@ -54,12 +57,12 @@ class Config:
 
 def measure(
     task: Task, config: Config, programs: dict[str, Any], seed: int, progress: Callable[[int], object]
-) -> units.Unit:
+) -> study.Unit:
     """One data seed: what `d3m.debias` measures, then the other controls and every tuned method beside it."""
     same = d3m.Config(retrains=config.retrains, source=config.source, others=config.others, smoke=config.smoke)
     facts, arrays = d3m.debias(task, same, programs["d3m"], seed, progress)
     data, root = task.read(seed, smoke=config.smoke), jax.random.key(seed)
-    here = mesh.place(data, mesh.local_mesh())  # once for all programs
+    here = hosts.place(data, hosts.local_mesh())  # once for all programs
     select, final = (
         ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(config.retrains))
         for family in (d3m.SELECT, d3m.REPORT)
@@ -105,7 +108,7 @@ def make_rank(task: Task, source: engine.Trak) -> Callable:
             return outputs.losses(model, state.variables, data.train), kernel, factor
 
         losses, kernel, factor = ensemble.map_models(
-            one, width=models_at_once(), mesh=mesh.local_mesh(), shared=(data,)
+            one, width=models_at_once(), mesh=hosts.local_mesh(), shared=(data,)
         )(keys)
         return losses.mean(0), kernel.mean(0) * factor.mean(0)
 
@@ -137,7 +140,7 @@ def note(facts: dict, arrays: dict, name: str, outcome: tuning.Outcome, uses: tu
     facts["tuned"][name] = {**chosen, "selection_score": outcome.score, **notes}
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a method with the gap it closes, and the accuracy of every group under the main ones."""
     tuned = found[0][0]["tuned"]
     known = {name: information(task, name) for name in tuned}
@@ -164,7 +167,7 @@ def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[
 
 def information(task: Task, name: str) -> str:
     """Whose groups a tuned method was given."""
-    networks, heads = tuning.methods(task, mesh.local_mesh()), head_fits.methods(task)
+    networks, heads = tuning.methods(task, hosts.local_mesh()), head_fits.methods(task)
     return networks[name].information if name in networks else heads[name].information
 
 
@@ -182,7 +185,7 @@ def with_gap(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def prepare(task: Task, config: Config) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    task, devices = replace(task, steps=50) if config.smoke else task, mesh.local_mesh()
+    task, devices = replace(task, steps=50) if config.smoke else task, hosts.local_mesh()
     programs = {
         "d3m": engine.make_programs(task, devices, config.source, others=config.others),
         "rank": make_rank(task, config.source),
@@ -196,7 +199,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Run all tasks, print a table for each, and leave everything in ``results/main_table/<run>``; rerun to resume."""
     if config.smoke:
         config = replace(config, seeds=1, retrains=2, budget=2, source=engine.SMOKE[engine.Trak])
-    return units.run_experiment(
+    return study.run_experiment(
         "main_table", config, TASKS, prepare, describe, models=config.source.models + 13, results=results, run=run
     )
 

@@ -21,12 +21,15 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import outputs, projections, trak, uncertainty
-from d3mjax.debiasing import alignment, baselines, loop, selection
-from d3mjax.runtime import mesh
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.debiasing import baselines, group_weighting, loop, selection
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
-from experiments import d3m, engine, plots, report, units
+from experiments import study
+from experiments.d3m import d3m, engine
 from experiments.tasks import TASKS, Task
 
 SCORE, SELECT, REPORT, DRAW = range(4)  # families of keys: no model that selects is one that reports
@@ -52,7 +55,7 @@ class Config:
 def make_attribute(task: Task, source: engine.Trak) -> Callable:
     """``attribute(key, data, weights, damping) -> (kernel [c n G], q [c n], right [c n], group losses [G])``."""
     model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
-    num_groups, spread = len(task.group_names), mesh.local_mesh()
+    num_groups, spread = len(task.group_names), hosts.local_mesh()
 
     @jax.jit
     def compiled(keys, data: Data, weights, damping):
@@ -75,7 +78,7 @@ def make_attribute(task: Task, source: engine.Trak) -> Callable:
         found, curve = jax.device_get(compiled(keys, data, jnp.asarray(weights, jnp.float32), jnp.float32(damping)))
         ensemble.check_losses(curve, np.arange(source.models))
         found = jax.tree.map(jnp.asarray, found)
-        alignment.check_scores(trak.combine(*found[:2]), found[3])
+        group_weighting.check_scores(trak.combine(*found[:2]), found[3])
         return found
 
     return attribute
@@ -84,13 +87,13 @@ def make_attribute(task: Task, source: engine.Trak) -> Callable:
 def score(found, beta: float) -> jax.Array:
     """Alignment ``[n]`` from what `make_attribute` found."""
     kernel, factor, _, losses = found
-    return alignment.scores(trak.combine(kernel, factor), alignment.softmax_weights(losses, beta=beta))
+    return group_weighting.scores(trak.combine(kernel, factor), group_weighting.softmax_weights(losses, beta=beta))
 
 
 def rules(found, y, num_classes: int, config: Config) -> dict[str, jax.Array]:
     """Training weights ``[n]`` by rule."""
     scores, k = score(found, config.beta), int(config.share * len(y))
-    mean, error = uncertainty.checkpoint_error(found[0], alignment.softmax_weights(found[3], beta=config.beta))
+    mean, error = uncertainty.checkpoint_error(found[0], group_weighting.softmax_weights(found[3], beta=config.beta))
     lowest, negative = selection.drop_lowest(scores, k), selection.drop_negative(scores)
     guarded = partial(selection.guard, scores, y=y, num_classes=num_classes)
     found_rules = {
@@ -124,7 +127,7 @@ def in_rounds(key, data: Data, attribute: Callable, config: Config) -> jax.Array
 
 def measure(
     task: Task, config: Config, attribute: Callable, fits: tuple[Callable, Callable], seed: int, progress: Callable
-) -> units.Unit:
+) -> study.Unit:
     """Every rule on one split of one task."""
     data, root, runs = task.read(seed, smoke=config.smoke), jax.random.key(seed), config.retrains
     train, fit, resample = data.train, *fits
@@ -171,7 +174,7 @@ def measure(
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """Rows and what the page shows of a task."""
     worst = {name: np.array([a[f"test/{name}"].min(-1).mean() for _, a in found]) for name in found[0][0]}
     gap = np.maximum(worst["SUBG"].mean(), worst["RWG"].mean()) - worst["ERM"].mean()
@@ -203,7 +206,7 @@ def prepare(task: Task, config: Config) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
     task = replace(task, steps=50) if config.smoke else task
     samplers = (sampling.shuffled(), sampling.resampled())
-    plain, resampled = (engine.make_fit(task, mesh.local_mesh(), s, steps=task.steps) for s in samplers)
+    plain, resampled = (engine.make_fit(task, hosts.local_mesh(), s, steps=task.steps) for s in samplers)
     return partial(measure, task, config, make_attribute(task, config.source), (plain, resampled))
 
 
@@ -212,7 +215,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if config.smoke:
         config = replace(config, seeds=2, retrains=2, rounds=2, source=engine.Trak(models=2, size=32))
     models = config.source.models
-    return units.run_experiment(
+    return study.run_experiment(
         "removal_rules", config, TASKS, prepare, describe, models=models, results=results, run=run
     )
 

@@ -15,8 +15,9 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import trak
-from experiments import ablations, plots
-from experiments.ablations import Variant
+from d3mjax.reports import plots
+from experiments.d3m import ablations
+from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
 
 SOURCES = ("all targets", "other checkpoints", "one half of the targets", "the other half of the targets")

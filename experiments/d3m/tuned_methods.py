@@ -17,12 +17,14 @@ from jaxtyping import Array, Float
 
 from d3mjax import metrics
 from d3mjax.attribution import outputs
-from d3mjax.data import adult, splits
+from d3mjax.data import splits
+from d3mjax.data.sets import adult
 from d3mjax.debiasing import baselines
-from d3mjax.runtime.mesh import local_mesh, models_at_once, place
-from d3mjax.training import ensemble, masks, objectives, sampling, train
+from d3mjax.runtime.hosts import local_mesh, models_at_once, place
+from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Data, Objective, Sampler, Split
-from experiments import engine, smote
+from experiments.d3m import engine, smote
 from experiments.tasks import Task
 
 CATEGORICAL = {"adult": [s for s in adult.COLUMNS.values() if s.stop - s.start > 1]}  # one-hot columns of a task
@@ -90,7 +92,7 @@ def descend(task: Task, sampler: Sampler, objective: Objective, key, split: Spli
     length = setting.share * task.steps
     rate = lambda step: setting.rate * jnp.maximum(1 - step / length, 0.0)
     tx = optax.chain(optax.add_decayed_weights(setting.decay), optax.sgd(rate, task.momentum))
-    run = train.make_trainer(engine.network(task), objective, tx, sampler, batch_size=task.batch)
+    run = make_trainer(engine.network(task), objective, tx, sampler, batch_size=task.batch)
     state, info = run.run(run.init(key, split.x[:1]), split, weights, task.steps)
     return state.variables, info.loss
 

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax.attribution import datamodels, outputs
-from d3mjax.runtime import bank, mesh, record
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.runtime import bank, hosts, runs, store
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import AnyArray, Data, Linear, Split
-from experiments import engine
+from experiments.d3m import engine
 from experiments.tasks import Task
 
 BANK, BASE, RETRAIN, DRAW = range(100, 104)  # families of keys
@@ -97,7 +97,7 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
             both = [margin(logits, data.target.y) for margin in (outputs.hard_margin, outputs.soft_margin)]
             return jnp.concatenate(both), losses
 
-        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh(), shared=(data,))(keys, subsets)
+        return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh(), shared=(data,))(keys, subsets)
 
     def datamodels_of(seed: int, progress: Callable) -> Found:
         data, source = with_duplicates(task.read(seed, smoke=smoke), seed, recipe)
@@ -108,7 +108,7 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
         manifest = bank.manifest(key, subsets, inputs, _described(task, recipe), num_targets=2 * t)
         directory = directory_of(banks, task, seed, manifest)
 
-        here = mesh.place(data, mesh.local_mesh())  # once for all blocks
+        here = hosts.place(data, hosts.local_mesh())  # once for all blocks
 
         def trained(ids, chosen):
             return run(here, ensemble.model_keys(jax.random.fold_in(key, 1), ids), chosen)
@@ -125,7 +125,7 @@ def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> 
                 return facts, linear._asdict()
 
             fits = directory.with_name(f"{directory.name}-datamodels")
-            return record.unit(fits, f"lasso-{recipe.models}-{recipe.lambdas}{name}", compute)
+            return runs.unit(fits, f"lasso-{recipe.models}-{recipe.lambdas}{name}", compute)
 
         def halves():
             parts = [regress(f"-{i}", ids[i::2], fit_half)[1]["weight"] for i in range(2)]
@@ -148,12 +148,12 @@ def make_retrain(task: Task) -> Callable[..., np.ndarray]:
     @jax.jit
     def run(data: Data, keys, weights, labels):
         shared = (data.train, data.target)
-        return ensemble.map_models(train, width=models_at_once(), mesh=mesh.local_mesh(), shared=shared)(
+        return ensemble.map_models(train, width=models_at_once(), mesh=hosts.local_mesh(), shared=shared)(
             keys, weights, labels
         )
 
     def retrain(data: Data, key, weights, *, repeats: int, labels=None, progress=lambda count: None) -> np.ndarray:
-        here, weights = mesh.place(data, mesh.local_mesh()), np.asarray(weights)
+        here, weights = hosts.place(data, hosts.local_mesh()), np.asarray(weights)
         labels = np.broadcast_to(data.train.y, weights.shape) if labels is None else np.asarray(labels)
 
         def block(ids):
@@ -202,7 +202,7 @@ def recipe_of(task: Task) -> dict[str, Any]:
 
 def directory_of(banks: Path, task: Task, seed: int, manifest: Mapping[str, Any]) -> Path:
     """Where a bank is kept: another manifest, another place."""
-    text = record.json_text(manifest, sort_keys=True)
+    text = store.json_text(manifest, sort_keys=True)
     return banks / f"{task.name}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 

@@ -18,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import applications
+from d3mjax.attribution import effects
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
 from d3mjax.types import Data
-from experiments import bank_tasks, plots, report, units
-from experiments.bank_tasks import BASE, DRAW, RETRAIN
+from experiments import study
+from experiments.datamodels import bank_tasks
+from experiments.datamodels.bank_tasks import BASE, DRAW, RETRAIN
 from experiments.tasks import LDS_TASKS, Task
 
 METHODS = ("datamodel, removed", "datamodel, relabelled", "nearest by pixels, removed", "random, removed")
@@ -44,7 +47,7 @@ def prepare(banks: Path, task: Task, config: Config) -> Callable:
     return partial(measure, config, make, bank_tasks.make_retrain(task))
 
 
-def measure(config: Config, make: Callable, retrain: Callable, seed: int, progress: Callable) -> units.Unit:
+def measure(config: Config, make: Callable, retrain: Callable, seed: int, progress: Callable) -> study.Unit:
     """Estimated supports of all targets, and whether some flip: at the estimates, and at fixed numbers of examples."""
     found, root = make(seed, progress), jax.random.key(seed)
     data, tau = bank_tasks.without_duplicates(found.data, found), jnp.asarray(found.real.weight)
@@ -53,25 +56,25 @@ def measure(config: Config, make: Callable, retrain: Callable, seed: int, progre
     margins = bank_tasks.margins_of(base, data.target.y).mean(0)
     halves, inflate = found.halves(), config.inflate
     estimates = [
-        applications.crossed_support_sizes(halves, margins),
-        applications.crossed_support_sizes(halves, margins, inflate=inflate),
-        applications.support_sizes(tau, margins),
-        applications.support_sizes(tau, margins, inflate=inflate),
+        effects.crossed_support_sizes(halves, margins),
+        effects.crossed_support_sizes(halves, margins, inflate=inflate),
+        effects.support_sizes(tau, margins),
+        effects.support_sizes(tau, margins, inflate=inflate),
     ]
     sizes = np.stack(estimates, 1)  # [t estimates]
 
     right = np.flatnonzero(margins > 0)
     pick = np.random.default_rng((seed, DRAW)).permutation(right)[: config.targets]
     data = data._replace(target=jax.tree.map(lambda a: a[pick], data.target))
-    rival = applications.runner_up(base.mean(0)[pick], data.target.y)
+    rival = effects.runner_up(base.mean(0)[pick], data.target.y)
     key = jax.random.fold_in(root, RETRAIN)
     verdicts = partial(flips, config, retrain, data, key, progress)
-    at_size = [applications.largest(tau[pick], size) for size in sizes[pick].T]
+    at_size = [effects.largest(tau[pick], size) for size in sizes[pick].T]
     verified = verdicts(at_size) & (sizes[pick] > 0)
 
     noise = jax.random.uniform(jax.random.fold_in(root, DRAW), (len(pick), tau.shape[1]))
     cosine = bank_tasks.cosines(data.target, data.train)
-    fixed = [[applications.largest(scores, k) for k in config.counts] for scores in (tau[pick], cosine, noise)]
+    fixed = [[effects.largest(scores, k) for k in config.counts] for scores in (tau[pick], cosine, noise)]
     ours, pixels, chance = map(verdicts, fixed)
     curves = np.stack([ours, verdicts(fixed[0], rival), pixels, chance])  # [methods t k]
     arrays = {"id": data.target.id, "margins": margins, "sizes": sizes, "picked": pick, "verified": verified}
@@ -87,7 +90,7 @@ def flips(config: Config, retrain: Callable, data: Data, key, progress: Callable
     t, k, n = chosen.shape
     labels = None
     if label is not None:
-        labels = np.stack([applications.relabelled(data.train.y, chosen[:, i], label) for i in range(k)], 1)
+        labels = np.stack([effects.relabelled(data.train.y, chosen[:, i], label) for i in range(k)], 1)
         labels = labels.reshape(-1, n)
     weights = np.ones((t * k, n)) if label is not None else ~chosen.reshape(-1, n)
     logits = retrain(data, key, weights, repeats=config.repeats, labels=labels, progress=progress)
@@ -95,7 +98,7 @@ def flips(config: Config, retrain: Callable, data: Data, key, progress: Callable
     return np.diagonal(mean, axis1=0, axis2=2).T < 0
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """Rows of the estimates and of every method at every number of examples, and their curves."""
     arrays = [arrays for _, arrays in found]
     settings = {"heldout": [facts for facts, _ in found]}
@@ -136,7 +139,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         config = replace(config, seeds=1, bank=bank_tasks.SMOKE, targets=3, counts=(20, 200), repeats=2, base=4)
     retrains = config.targets * (4 + len(METHODS) * len(config.counts)) * config.repeats
     models, go = config.bank.models + config.base + retrains, partial(prepare, results / "banks")
-    return units.run_experiment(
+    return study.run_experiment(
         "brittleness", config, LDS_TASKS, go, describe, models=models, results=results, run=run, together=True
     )
 

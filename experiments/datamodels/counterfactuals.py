@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import applications
-from experiments import bank_tasks, plots, report, units
-from experiments.bank_tasks import BASE, DRAW, RETRAIN
+from d3mjax.attribution import effects
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from experiments import study
+from experiments.datamodels import bank_tasks
+from experiments.datamodels.bank_tasks import BASE, DRAW, RETRAIN
 from experiments.tasks import LDS_TASKS, Task
 
 OWN = ("most helpful", "most harmful", "nearest by pixels")  # removals that differ from target to target
@@ -45,7 +48,7 @@ def prepare(banks: Path, task: Task, config: Config) -> Callable:
     return partial(measure, config, make, bank_tasks.make_retrain(task))
 
 
-def measure(config: Config, make: Callable, retrain: Callable, seed: int, progress: Callable) -> units.Unit:
+def measure(config: Config, make: Callable, retrain: Callable, seed: int, progress: Callable) -> study.Unit:
     """Predicted and actual effects ``[kinds t k]`` of removing the ``k`` first examples of each ranking."""
     found, root = make(seed, progress), jax.random.key(seed)
     data = bank_tasks.without_duplicates(found.data, found)
@@ -54,11 +57,11 @@ def measure(config: Config, make: Callable, retrain: Callable, seed: int, progre
     tau = jnp.asarray(found.real.weight[pick])
 
     scores = dict(zip(OWN, (tau, -tau, bank_tasks.cosines(data.target, data.train)), strict=True))
-    removed = jnp.stack([applications.largest(s, k) for s in scores.values() for k in config.counts], 1)
+    removed = jnp.stack([effects.largest(s, k) for s in scores.values() for k in config.counts], 1)
     noise = jax.random.uniform(jax.random.fold_in(root, DRAW), (config.random_sets, tau.shape[1]))
-    common = jnp.concatenate([applications.largest(noise, k) for k in config.random_counts])
+    common = jnp.concatenate([effects.largest(noise, k) for k in config.random_counts])
     chosen = {"own": removed, "random": jnp.broadcast_to(common, (len(pick), *common.shape))}
-    predicted = {name: applications.predicted_effects(tau, sets) for name, sets in chosen.items()}
+    predicted = {name: effects.predicted_effects(tau, sets) for name, sets in chosen.items()}
 
     everything = np.ones((1, len(data.train.y)))
     base = retrain(data, jax.random.fold_in(root, BASE), everything, repeats=config.base, progress=progress)
@@ -86,12 +89,12 @@ def by_kind(config: Config, arrays: Mapping[str, np.ndarray], what: str) -> dict
     return {**{kind: own[:, i] for i, kind in enumerate(OWN)}, "random": random.transpose(0, 2, 1)}
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a kind of removal, and scatter plots of the first seed."""
     rows = []
     predicted, actual, noise = ([by_kind(config, a, w) for _, a in found] for w in ("predicted", "actual", "noise"))
     for kind in KINDS:
-        agreements = [applications.agreement(p[kind], a[kind]) for p, a in zip(predicted, actual, strict=True)]
+        agreements = [effects.agreement(p[kind], a[kind]) for p, a in zip(predicted, actual, strict=True)]
         per_seed = {
             "pearson": [a.pearson for a in agreements],
             "spearman": [a.spearman for a in agreements],
@@ -136,7 +139,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     models = config.bank.models + config.base + config.targets * len(OWN) * len(config.counts) * config.repeats
     models += len(config.random_counts) * config.random_sets * config.random_repeats
     go = partial(prepare, results / "banks")
-    return units.run_experiment(
+    return study.run_experiment(
         "counterfactuals", config, LDS_TASKS, go, describe, models=models, results=results, run=run, together=True
     )
 

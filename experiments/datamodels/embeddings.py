@@ -21,11 +21,15 @@ from sklearn.cluster import SpectralClustering
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import kneighbors_graph
 
-from d3mjax.attribution import applications
+from d3mjax.attribution import effects
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
 from d3mjax.training import sampling
 from d3mjax.types import Data
-from experiments import bank_tasks, engine, plots, report, units
-from experiments.bank_tasks import BASE, RETRAIN
+from experiments import study
+from experiments.d3m import engine
+from experiments.datamodels import bank_tasks
+from experiments.datamodels.bank_tasks import BASE, RETRAIN
 from experiments.tasks import LDS_TASKS, Task
 
 ENDS = 6  # targets shown at each end of a component
@@ -53,12 +57,12 @@ def prepare(banks: Path, task: Task, config: Config) -> Callable:
 
 def measure(
     task: Task, config: Config, makes: list[Callable], retrain: Callable, seed: int, progress: Callable
-) -> units.Unit:
+) -> study.Unit:
     """Components and what removing their ends does, clusters of three kinds of features, differences of learners."""
     found, other = (make(seed, progress) for make in makes)
     data = bank_tasks.without_duplicates(found.data, found)
-    rows = applications.normalised(found.real.weight)
-    parts = applications.pca(rows, num=config.components)
+    rows = effects.normalised(found.real.weight)
+    parts = effects.pca(rows, num=config.components)
     facts: dict[str, Any] = {"heldout": [found.facts, other.facts]}
     facts["ends"] = remove_ends(config, retrain, data, parts, jax.random.key(seed), progress)
 
@@ -68,23 +72,23 @@ def measure(
     arrays = {"id": data.target.id, "explained": parts.explained, "coordinate": parts.coordinate}
     weights = (found.real.weight, other.real.weight)
     for name, pair in zip(LEARNERS, (weights, weights[::-1]), strict=True):
-        apart = applications.difference(*pair, num=config.components)
+        apart = effects.difference(*pair, num=config.components)
         facts[name] = {"in first": float(apart.in_first[0]), "in second": float(apart.in_second[0])}
         arrays |= {f"{name}/first": apart.in_first, f"{name}/second": apart.in_second}
         arrays |= pictures(task, data, apart.components, name)
-    cosine = (applications.normalised(weights[0]) * applications.normalised(weights[1])).sum(1)
+    cosine = (effects.normalised(weights[0]) * effects.normalised(weights[1])).sum(1)
     facts["cosine of learners"] = float(cosine.mean())
     return facts, jax.device_get(arrays | pictures(task, data, parts, "components"))
 
 
-def remove_ends(config: Config, retrain: Callable, data: Data, parts: applications.Components, key, progress) -> dict:
+def remove_ends(config: Config, retrain: Callable, data: Data, parts: effects.Components, key, progress) -> dict:
     """Correlation over targets of their coordinates with the effects of removing either end of a component.
 
     What the training examples of largest entries help, targets of large coordinates, their removal harms: the first
     correlation should be negative, the second, of the other end, positive.
     """
     direction = parts.direction[: config.tested]
-    removed = jnp.stack([applications.largest(sign * direction, config.removed) for sign in (1, -1)], 1)
+    removed = jnp.stack([effects.largest(sign * direction, config.removed) for sign in (1, -1)], 1)
     weights = ~np.asarray(removed).reshape(-1, direction.shape[1])
     options = {"repeats": config.repeats, "progress": progress}
     logits = retrain(data, jax.random.fold_in(key, RETRAIN), weights, **options)
@@ -92,7 +96,7 @@ def remove_ends(config: Config, retrain: Callable, data: Data, parts: applicatio
     margins = [bank_tasks.margins_of(a, data.target.y).mean(1) for a in (logits, base)]
     changes = (margins[0] - margins[1]).reshape(len(direction), 2, -1)
     pairs = [(parts.coordinate[:, r], changes[r, end]) for r in range(len(direction)) for end in (0, 1)]
-    found = np.array([applications.agreement(*pair).pearson for pair in pairs]).reshape(-1, 2)
+    found = np.array([effects.agreement(*pair).pearson for pair in pairs]).reshape(-1, 2)
     return {"largest": found[:, 0].tolist(), "smallest": found[:, 1].tolist()}
 
 
@@ -110,24 +114,24 @@ def hidden(task: Task, data: Data, seed: int) -> np.ndarray:
 
 def clustered(config: Config, features, data: Data, seed: int) -> dict[str, float]:
     """Normalised mutual information of groups with spectral clusters (cosine similarity, nearest neighbours)."""
-    x = np.asarray(applications.normalised(features), np.float64)
+    x = np.asarray(effects.normalised(features), np.float64)
     graph = kneighbors_graph(x, config.neighbours).toarray()
     affinity = (graph + graph.T) / 2 + 1e-4  # connected, whatever the neighbours
     labels = SpectralClustering(config.clusters, affinity="precomputed", random_state=seed).fit_predict(affinity)
     return {"groups found (NMI)": float(normalized_mutual_info_score(data.target.group, labels))}
 
 
-def pictures(task: Task, data: Data, parts: applications.Components, name: str) -> dict[str, np.ndarray]:
+def pictures(task: Task, data: Data, parts: effects.Components, name: str) -> dict[str, np.ndarray]:
     """Targets at both ends of the first three components, as images."""
     if not task.image:
         return {}
-    index = applications.neighbours(parts.coordinate.T[:3], np.arange(len(data.target.y)), num=ENDS)
+    index = effects.neighbours(parts.coordinate.T[:3], np.arange(len(data.target.y)), num=ENDS)
     index = np.concatenate([np.asarray(end.id) for end in index], axis=1)
     images = np.asarray(data.target.x)[index].reshape(*index.shape, *task.image)
     return {f"{name}/images": images, f"{name}/classes": np.asarray(data.target.y)[index]}
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """Rows on components, clusters and learners; explained variance, and targets at the ends of components."""
     facts, arrays = [facts for facts, _ in found], found[0][1]
     rows = []
@@ -175,7 +179,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         config = replace(config, seeds=1, bank=bank_tasks.SMOKE, **small)
     models = 2 * config.bank.models + (2 * config.tested + 1) * config.repeats
     go = partial(prepare, results / "banks")
-    return units.run_experiment(
+    return study.run_experiment(
         "embeddings", config, LDS_TASKS, go, describe, models=models, results=results, run=run, together=True
     )
 

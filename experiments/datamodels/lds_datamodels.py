@@ -19,12 +19,16 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, outputs
-from d3mjax.runtime import bank, mesh
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import bank, hosts
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
-from experiments import bank_tasks, engine, lds_trak, plots, report, units
+from experiments import study
+from experiments.d3m import engine
+from experiments.datamodels import bank_tasks, lds_trak
 from experiments.tasks import LDS_TASKS, Task
 
 TRUTH, BANKS, INTERVALS = range(200, 203)  # families of keys
@@ -74,7 +78,7 @@ def make_bank(task: Task, banks: Path) -> Callable[..., bank.Bank]:
             state, info = run.run(run.init(key, data.train.x[:1]), data.train, mask.astype(jnp.float32), task.steps)
             return outputs.soft_margins(model, state.variables, data.target), info.loss
 
-        return ensemble.map_models(one, width=models_at_once(), mesh=mesh.local_mesh(), shared=(data,))(keys, chosen)
+        return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh(), shared=(data,))(keys, chosen)
 
     def fill(data: Data, seed: int, subsets: Subsets, models: int, progress: Callable) -> bank.Bank:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), BANKS), subsets.repeats)
@@ -85,7 +89,7 @@ def make_bank(task: Task, banks: Path) -> Callable[..., bank.Bank]:
         inputs = {"train": data.train, "target": data.target}
         manifest = bank.manifest(key, draw, inputs, recipe, num_targets=len(data.target.y), repeats=subsets.repeats)
         directory = bank_tasks.directory_of(banks, task, seed, manifest)
-        here = mesh.place(data, mesh.local_mesh())  # once for all blocks
+        here = hosts.place(data, hosts.local_mesh())  # once for all blocks
         train = lambda ids, chosen: trained(here, ensemble.model_keys(jax.random.fold_in(key, 1), ids), chosen)
         return bank.fill(directory, manifest, draw, train, np.arange(models), block=min(250, models), progress=progress)
 
@@ -110,7 +114,7 @@ def prepare(task: Task, config: Config, banks: Path) -> Callable:
     return partial(measure, task, config, {"truth": truth, "bank": make_bank(task, banks)})
 
 
-def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:
+def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> study.Unit:
     """LDS of every setting and method on one data seed: mean and interval."""
     data, key = task.read(seed, smoke=config.smoke), jax.random.key(seed)
     margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), config.subsets, progress)
@@ -138,7 +142,7 @@ def named(subsets: Subsets, models: int, method: str) -> str:
     return f"{subsets.share}/{subsets.repeats}/{models}/{method}"
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """Rows and what the page shows of a task; bands are standard deviations over data seeds."""
     facts, rows = [facts for facts, _ in found], []
     for subsets, models in settings(config):
@@ -182,7 +186,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         config = replace(config, seeds=2, subsets=10, truth_repeats=2, **small)
     models = config.subsets * config.truth_repeats + sum(models for _, models in settings(config))
     with_banks = partial(prepare, banks=results / "banks")
-    return units.run_experiment(
+    return study.run_experiment(
         "lds_datamodels",
         config,
         LDS_TASKS,

@@ -20,10 +20,14 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
 from d3mjax.training import ensemble
 from d3mjax.types import Data, Model, Split
-from experiments import engine, lds_trak, plots, report, units
-from experiments.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
+from experiments import study
+from experiments.bias.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
+from experiments.d3m import engine
+from experiments.datamodels import lds_trak
 
 RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
 ADULT = adult_task("sex", "Male", "Female", hidden=(32,), **RECIPE)
@@ -131,7 +135,7 @@ def prepare(task: BiasTask, config: Config) -> Callable:
 
 def measure(
     task: BiasTask, config: Config, programs: dict, truth: Callable, train: Callable, seed: int, progress: Callable
-) -> units.Unit:
+) -> study.Unit:
     """LDS of the groups' mean margins and of the signed bias, with the first of the checkpoints and with more."""
     groups, key = len(task.task.group_names), jax.random.key(seed)
     data = with_pairs(task.load(seed, smoke=config.smoke), groups)
@@ -166,7 +170,7 @@ def named(source: str, checkpoints: int) -> str:
     return f"{source}, {lds_trak.counted_as(checkpoints)}"
 
 
-def describe(task: BiasTask, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a source and number of checkpoints; LDS against damping."""
     facts = [facts for facts, _ in found]
     rows = []
@@ -199,7 +203,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         small = {"checkpoints": (1, 2), "dampings": (0.01, 0.1), "size": 32, "controls": False}
         config = replace(config, seeds=1, subsets=20, repeats=2, **small)
     models = config.subsets * config.repeats
-    return units.run_experiment(
+    return study.run_experiment(
         "lds_influence", config, TASKS, prepare, describe, models=models, results=results, run=run
     )
 

@@ -20,12 +20,15 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import gradients, outputs, projections, trak
-from d3mjax.runtime import mesh
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
-from experiments import engine, plots, report, units
+from experiments import study
+from experiments.d3m import engine
 from experiments.tasks import LDS_TASKS, Task
 
 TRUTH, CHECKPOINTS, PROJECTIONS, INTERVALS = range(4)  # families of keys
@@ -101,7 +104,7 @@ def make_truth(task: Task, repeats: int, *, sweep: Callable = sweep) -> Callable
             keys = ensemble.model_keys(jax.random.fold_in(key, 1), ids)
             return train(here, keys, half_subsets(key, ids // repeats, len(data.train.y)))
 
-        here = mesh.place(data, mesh.local_mesh())  # once for all blocks
+        here = hosts.place(data, hosts.local_mesh())  # once for all blocks
         ids = np.arange(subsets * repeats)
         found = sweep(block, ids, block=min(len(ids), 200), progress=progress)
         return found.reshape(-1, repeats, len(data.target.y))
@@ -140,11 +143,11 @@ def mapped(one: Callable) -> Callable:
 
     The data are copied to every device, unless they lie there already.
     """
-    devices = mesh.local_mesh()
+    devices = hosts.local_mesh()
     spread = jax.jit(
         lambda data, *a: ensemble.map_models(one, width=models_at_once(), mesh=devices, shared=(data,))(*a)
     )
-    return lambda data, *a: spread(mesh.place(data, devices), *a)
+    return lambda data, *a: spread(hosts.place(data, devices), *a)
 
 
 def settings(config: Config) -> list[Setting]:
@@ -165,9 +168,9 @@ def prepare(task: Task, config: Config) -> Callable:
     return partial(measure, task, config, programs)
 
 
-def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> units.Unit:
+def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> study.Unit:
     """LDS of every setting on one data seed: mean and interval for JSON, and the LDS of every target."""
-    data, key = mesh.place(task.read(seed, smoke=config.smoke), mesh.local_mesh()), jax.random.key(seed)
+    data, key = hosts.place(task.read(seed, smoke=config.smoke), hosts.local_mesh()), jax.random.key(seed)
     n, most = len(data.train.y), max(config.checkpoints)
     margins = programs["truth"](data, jax.random.fold_in(key, TRUTH), config.subsets, progress)
     truth = jnp.asarray(margins.mean(1))
@@ -212,7 +215,7 @@ def ceiling(margins: np.ndarray) -> float:
     return float(np.sqrt(max(margins.shape[1] * single / (1 + (margins.shape[1] - 1) * single), 0.0)))
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """Rows and what the page shows of a task."""
     facts = [facts for facts, _ in found]
     return rows_of(task.name, config, facts), section(task, config, facts)
@@ -275,7 +278,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
         small |= {"dense": (), "sketch": (32,), "curvature": (32,)}
         config = replace(config, seeds=2, subsets=10, repeats=2, **small)
     models = config.subsets * config.repeats
-    return units.run_experiment(
+    return study.run_experiment(
         "lds_trak", config, LDS_TASKS, prepare, describe, models=models, results=results, run=run
     )
 

@@ -17,8 +17,11 @@ import jax
 import numpy as np
 import tyro
 
-from d3mjax.attribution import applications
-from experiments import bank_tasks, plots, report, units
+from d3mjax.attribution import effects
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from experiments import study
+from experiments.datamodels import bank_tasks
 from experiments.tasks import LDS_TASKS, Task
 
 # Where an example has few others like it, it is seen to matter to its copy.
@@ -39,13 +42,13 @@ def prepare(banks: Path, task: Task, config: Config) -> Callable:
     return partial(measure, task, config, make)
 
 
-def measure(task: Task, config: Config, make: Callable, seed: int, progress: Callable) -> units.Unit:
+def measure(task: Task, config: Config, make: Callable, seed: int, progress: Callable) -> study.Unit:
     """Scores of every target, the planted ones last, and how well each finds what was planted."""
     found = make(seed, progress)
     data, tau = found.data, found.linear.weight
     planted = np.arange(len(tau)) >= len(tau) - len(found.source)
-    specific = applications.specific(tau)
-    raw, leak = applications.leakage(tau), applications.leakage(specific)
+    specific = effects.specific(tau)
+    raw, leak = effects.leakage(tau), effects.leakage(specific)
     cosine = bank_tasks.cosines(data.target, data.train)
     rankings = {
         "lead of the largest specific weight": (leak.lead, specific),
@@ -56,9 +59,9 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
     }
     facts, arrays = dict(found.facts), {"planted": planted, "id": data.target.id}
     for name, (score, similarity) in rankings.items():
-        similar, _ = applications.neighbours(similarity[planted], np.arange(len(data.train.y)), num=5)
+        similar, _ = effects.neighbours(similarity[planted], np.arange(len(data.train.y)), num=5)
         hits = np.asarray(similar.id) == found.source[:, None]
-        result = applications.retrieval(np.asarray(score), planted)
+        result = effects.retrieval(np.asarray(score), planted)
         facts[name] = {
             "average precision": float(result.average_precision),
             "precision at the number planted": float(result.precision[planted.sum() - 1]),
@@ -73,7 +76,7 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
     return facts, jax.device_get(arrays)
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a ranking, precision against recall, and the first suspects beside their training examples."""
     names = [name for name, value in found[0][0].items() if isinstance(value, dict)]
     rows = [
@@ -106,7 +109,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Measure all tasks, print a table for each, and write ``results/leakage/<run>``; rerun to resume."""
     config = replace(config, seeds=1, bank=bank_tasks.SMOKE) if config.smoke else config
     go = partial(prepare, results / "banks")
-    return units.run_experiment(
+    return study.run_experiment(
         "leakage", config, LDS_TASKS, go, describe, models=config.bank.models, results=results, run=run, together=True
     )
 

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from d3mjax.attribution import applications
-from experiments import bank_tasks, plots, report, units
-from experiments.bank_tasks import DRAW
+from d3mjax.attribution import effects
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from experiments import study
+from experiments.datamodels import bank_tasks
+from experiments.datamodels.bank_tasks import DRAW
 from experiments.tasks import LDS_TASKS, Task
 
 NUM = 5  # similar and opposed examples of each target
@@ -37,7 +40,7 @@ def prepare(banks: Path, task: Task, config: Config) -> Callable:
     return partial(measure, task, config, make)
 
 
-def measure(task: Task, config: Config, make: Callable, seed: int, progress: Callable) -> units.Unit:
+def measure(task: Task, config: Config, make: Callable, seed: int, progress: Callable) -> study.Unit:
     """Ids and weights of the most similar and most opposed examples, and how often they share class and group."""
     found = make(seed, progress)
     data = bank_tasks.without_duplicates(found.data, found)
@@ -47,7 +50,7 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
     arrays: dict[str, Any] = {"id": target.id}
     cosine = bank_tasks.cosines(target, train)
     for name, similarity in {"datamodel": np.asarray(found.real.weight), "pixels": cosine}.items():
-        for kind, near in zip(("similar", "opposed"), applications.neighbours(similarity, rows, num=NUM), strict=True):
+        for kind, near in zip(("similar", "opposed"), effects.neighbours(similarity, rows, num=NUM), strict=True):
             index = np.asarray(near.id)
             same = {"class": train.y[index] == target.y[:, None], "group": train.group[index] == target.group[:, None]}
             facts[f"{name}, {kind}"] = {f"same {what}": share.mean() for what, share in same.items()}
@@ -60,7 +63,7 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
     return facts, arrays
 
 
-def describe(task: Task, config: Config, found: list[units.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a method and end, and a grid of targets between their similar and opposed examples."""
     facts = [facts for facts, _ in found]
     names = [f"{method}, {kind}" for method in ("datamodel", "pixels") for kind in ("similar", "opposed")]
@@ -88,7 +91,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Measure all tasks, print a table for each, and write ``results/similar_examples/<run>``; rerun to resume."""
     config = replace(config, seeds=1, bank=bank_tasks.SMOKE) if config.smoke else config
     go = partial(prepare, results / "banks")
-    return units.run_experiment(
+    return study.run_experiment(
         "similar_examples",
         config,
         LDS_TASKS,

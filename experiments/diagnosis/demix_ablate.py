@@ -23,14 +23,17 @@ from jax.sharding import Mesh
 
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
 from d3mjax.data import tables
-from d3mjax.diagnosis import classifier, detection, losses, set_transformer, statistics, vectors
-from d3mjax.runtime import mesh, preemption, record
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.diagnosis import claim_metrics, network_losses, row_features, set_network, set_transformer, vectors
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts, preemption, runs
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble
-from experiments import demix_corpus, demix_diagnose, demix_report, plots, report, units
-from experiments.demix_cells import MLP2, NETWORKS, Network, plan, trainer_of
-from experiments.demix_corpus import Stored, kind_of
-from experiments.demix_tables import TABLES, TableTask, divide
+from experiments import study
+from experiments.diagnosis import demix_corpus, demix_diagnose, demix_report
+from experiments.diagnosis.demix_cells import MLP2, NETWORKS, Network, plan, trainer_of
+from experiments.diagnosis.demix_corpus import Stored, kind_of
+from experiments.diagnosis.demix_tables import TABLES, TableTask, divide
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,21 @@ NEW, UNSEEN_RULE, UNSEEN_MODEL = "new draw", "unseen balanced rule", "unseen tas
 CHANNELS = ("cosine", "product", "curvature", "TRAK")
 """Channel 0 as published; not normalised; with the inverse of EK-FAC between; TRAK's of one checkpoint."""
 DIAGNOSERS: dict[str, tuple[Any, Callable[[int], Callable]]] = {
-    "set transformer": (set_transformer.SetTransformer(), losses.demix),
-    "set transformer, as coded": (set_transformer.SetTransformer(as_coded=True), losses.demix),
+    "set transformer": (set_transformer.SetTransformer(), network_losses.demix),
+    "set transformer, as coded": (set_transformer.SetTransformer(as_coded=True), network_losses.demix),
     "set transformer, no contrast": (
         set_transformer.SetTransformer(),
-        partial(losses.demix, contrast_weight=0.0),
+        partial(network_losses.demix, contrast_weight=0.0),
     ),
     "set transformer, models not tied": (
         set_transformer.SetTransformer(),
-        partial(losses.demix, invariance_weight=0.0),
+        partial(network_losses.demix, invariance_weight=0.0),
     ),
-    "set transformer, V-REx": (set_transformer.SetTransformer(), partial(losses.demix, invariance=losses.vrex)),
-    "mean pool": (set_transformer.MeanPool(), losses.demix),
+    "set transformer, V-REx": (
+        set_transformer.SetTransformer(),
+        partial(network_losses.demix, invariance=network_losses.vrex),
+    ),
+    "mean pool": (set_transformer.MeanPool(), network_losses.demix),
 }
 
 
@@ -115,13 +121,13 @@ def make_channels(task: TableTask, network: Network, columns: Any, devices: Mesh
     return channels
 
 
-def collect(task: TableTask, config: Config, seed: int, progress) -> units.Unit:
+def collect(task: TableTask, config: Config, seed: int, progress) -> study.Unit:
     """Features of every variant at every cell of one draw."""
     parts = divide(task)
     columns = list(tables.slices(parts.train[0]).values())
     cells = [(k, clean) for k in demix_corpus.chosen(task, config.rules) for clean in config.cleans]
     planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
-    key, splits, devices = jax.random.key(seed), [p.splits for p in planned], mesh.local_mesh()
+    key, splits, devices = jax.random.key(seed), [p.splits for p in planned], hosts.local_mesh()
     tensors, forms = make_channels(task, MLP2, columns, devices, forms=True)(key, splits)
     each = [
         make_channels(task, NETWORKS[name], columns, devices, forms=False)(key, splits)[0] for name in config.models
@@ -129,7 +135,7 @@ def collect(task: TableTask, config: Config, seed: int, progress) -> units.Unit:
     first = np.stack(each, axis=1)[..., : config.sizes[0]]  # [m models n 4 t]
     arrays: dict[str, list[np.ndarray]] = {}
     for p, tensor, channel, of_models in zip(planned, tensors, forms, first, strict=True):
-        described = partial(statistics.order_statistics, y=p.train.labels, num_classes=task.num_classes)
+        described = partial(row_features.order_statistics, y=p.train.labels, num_classes=task.num_classes)
         for name, form in zip(CHANNELS, channel, strict=True):
             arrays.setdefault(name, []).append(np.asarray(described(np.concatenate([form[:, None], tensor[:, 1:]], 1))))
         for t in config.sizes:
@@ -142,7 +148,7 @@ def collect(task: TableTask, config: Config, seed: int, progress) -> units.Unit:
     return facts, {name: np.stack(each) for name, each in arrays.items()}
 
 
-def cells_of(task: TableTask, seed: int, unit: units.Unit, variant: str) -> list[Stored]:
+def cells_of(task: TableTask, seed: int, unit: study.Unit, variant: str) -> list[Stored]:
     """The cells of a draw, with the features of a variant."""
     facts, arrays = unit
     parts = zip(facts["rules"], facts["cleans"], facts["kinds"], arrays[variant], arrays["flags"], strict=True)
@@ -151,7 +157,7 @@ def cells_of(task: TableTask, seed: int, unit: units.Unit, variant: str) -> list
 
 def selected(variant: str) -> dict[str, np.ndarray]:
     """Which features the trees of a variant are given."""
-    names = np.array(statistics.feature_names())
+    names = np.array(row_features.feature_names())
     channel = np.array([name.startswith("influence") for name in names])
     loss, ranked = names == "loss", np.isin(names, ["loss in the cell", "loss in the class"])
     everything = np.ones(len(names), bool)
@@ -183,16 +189,16 @@ def network_tells(name: str, config: Config, train: Sequence[Sequence[Stored]], 
     stacked = np.concatenate([c.features for cells in train for c in cells])
     flags = np.concatenate([c.flags for cells in train for c in cells])
     ids = np.repeat(np.arange(len(train), dtype=np.int32), [sum(len(c.flags) for c in cells) for cells in train])
-    fit = partial(classifier.fit, network=network, objective=objective(len(train)), epochs=config.epochs)
+    fit = partial(set_network.fit, network=network, objective=objective(len(train)), epochs=config.epochs)
     run = jax.jit(lambda key, v, f, m: fit(key, vectors=v, flags=f, model_ids=m))
     fitted = run(jax.random.key(seed), stacked, flags, ids)
     ensemble.check_losses(fitted.loss[None], np.array([seed]))
     d = fitted.diagnoser
-    found = [np.asarray(classifier.predict(network, d, c.features)) for c in tests]
-    return found, [np.asarray(detection.flag(p, d.thresholds)) for p in found]
+    found = [np.asarray(set_network.predict(network, d, c.features)) for c in tests]
+    return found, [np.asarray(claim_metrics.flag(p, d.thresholds)) for p in found]
 
 
-def beside_networks(task: TableTask, config: Config, stored: dict[int, units.Unit], seed: int):
+def beside_networks(task: TableTask, config: Config, stored: dict[int, study.Unit], seed: int):
     """``(split, method, (probabilities, flags), cells)``: trees and networks fitted on the same rows."""
     described, raw = (
         {s: cells_of(task, s, unit, form) for s, unit in stored.items()} for form in ("described", "vectors")
@@ -213,7 +219,7 @@ def beside_networks(task: TableTask, config: Config, stored: dict[int, units.Uni
             yield split, f"{name}: the same", (found[part], claimed[part]), cells
 
 
-def measure_draw(task: TableTask, config: Config, stored: dict[int, units.Unit], seed: int, progress) -> units.Unit:
+def measure_draw(task: TableTask, config: Config, stored: dict[int, study.Unit], seed: int, progress) -> study.Unit:
     """``split -> method -> clean ratio -> figures`` at one draw, fitted on the others."""
     options = demix_diagnose.Config(cleans=config.cleans, fitted=config.rows, rounds=config.rounds)
     found: dict[str, Any] = {}
@@ -255,17 +261,17 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if len(config.models) < 2:
         raise ValueError(f"models: found {config.models}, expected two at least: the last is never seen")
     begin = perf_counter()
-    mesh.start()
+    hosts.start()
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     with preemption.at_once():
-        directory = record.open_run(results, "demix_ablate", asdict(config), run)
+        directory = runs.open_run(results, "demix_ablate", asdict(config), run)
         rows, sections = [], {}
         for name in config.tasks:
             task = demix_corpus.small(TABLES[name], smoke=config.smoke)._replace(train=config.train)
             count = len(demix_corpus.chosen(task, config.rules)) * len(config.cleans)
-            made = units.run_units(directory, f"cells-{name}", seeds, partial(collect, task, config), models=count)
+            made = study.run_units(directory, f"cells-{name}", seeds, partial(collect, task, config), models=count)
             stored = dict(zip(seeds, made, strict=True))
-            found = units.run_units(directory, name, seeds, partial(measure_draw, task, config, stored), models=1)
+            found = study.run_units(directory, name, seeds, partial(measure_draw, task, config, stored), models=1)
             own = demix_report.rows_of(name, [facts for facts, _ in found])
             for part in dict.fromkeys(row["task"] for row in own):
                 of = lambda row, kind: row["metrics"][f"{kind}_auprc"]["per_seed"]

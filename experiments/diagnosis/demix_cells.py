@@ -16,17 +16,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from d3mjax.attribution import outputs
-from d3mjax.data import mixed_errors, tables
-from d3mjax.data.corrupt import Break, outlier, scale
-from d3mjax.data.mixed_errors import Errors, Rule
-from d3mjax.diagnosis import atypical, statistics, vectors
-from d3mjax.runtime.mesh import models_at_once
-from d3mjax.training import ensemble, models, objectives, sampling, train, transformers
+from d3mjax.data import tables
+from d3mjax.data.planted import mixed_errors
+from d3mjax.data.planted.corruptions import Break, outlier, scale
+from d3mjax.data.planted.mixed_errors import Errors, Rule
+from d3mjax.diagnosis import oddity, row_features, vectors
+from d3mjax.networks import dense, ft_transformer
+from d3mjax.runtime.hosts import models_at_once
+from d3mjax.training import ensemble, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Model, Split, Table, Trainer
-from experiments.demix_tables import Parts, TableTask
+from experiments.diagnosis.demix_tables import Parts, TableTask
 
 FOLDS = 3
-EXTRAS = ("norm", "path", "left out", "left out margin", *atypical.NAMES)
+EXTRAS = ("norm", "path", "left out", "left out margin", *oddity.NAMES)
 
 
 class Network(NamedTuple):
@@ -40,13 +43,13 @@ class Network(NamedTuple):
 
 
 def _mlp(*hidden: int) -> Callable:
-    return lambda columns, num_classes: models.mlp(hidden, num_classes)
+    return lambda columns, num_classes: dense.mlp(hidden, num_classes)
 
 
 MLP2 = Network("mlp 64-32", _mlp(64, 32), optax.adam(1e-3), 200)
 MLP1 = Network("mlp 256-128-64", _mlp(256, 128, 64), optax.adam(1e-3), 200)
 DEEP = Network("over-fitted mlp 128-128-128", _mlp(128, 128, 128), optax.adam(3e-3), 400)
-FTT = Network("FT-transformer", transformers.ft_transformer, optax.adamw(1e-3), 200, batch=256)
+FTT = Network("FT-transformer", ft_transformer.ft_transformer, optax.adamw(1e-3), 200, batch=256)
 NETWORKS = {network.name: network for network in (MLP2, MLP1, DEEP, FTT)}
 
 
@@ -102,7 +105,7 @@ def labelled(encoder: tables.Encoder, table: Table, labels: Any) -> Split:
 def trainer_of(model: Model, network: Network, num_rows: int) -> Trainer:
     """Training as the network asks for it, under weights."""
     batch = min(network.batch or num_rows, num_rows)
-    return train.make_trainer(model, objectives.cross_entropy(), network.tx, sampling.shuffled(), batch_size=batch)
+    return make_trainer(model, objectives.cross_entropy(), network.tx, sampling.shuffled(), batch_size=batch)
 
 
 def make_vectors(network: Network, columns: Sequence[slice], num_classes: int, num_rows: int, mesh: Mesh) -> Callable:
@@ -136,7 +139,7 @@ def make_vectors(network: Network, columns: Sequence[slice], num_classes: int, n
         found = jax.device_get(compiled(key, np.arange(len(splits)), *stacked))
         made = []
         for v, extras, *more, table in zip(*found, raw, strict=True):
-            rows = np.concatenate([extras, atypical.scores(table)], 1).astype(np.float32)
+            rows = np.concatenate([extras, oddity.scores(table)], 1).astype(np.float32)
             made.append(Cell(v, rows, *more))
         return made
 
@@ -145,10 +148,10 @@ def make_vectors(network: Network, columns: Sequence[slice], num_classes: int, n
 
 def features(cell: Cell, y: Any, num_classes: int) -> Float[np.ndarray, "n f"]:
     """What trees are given, in the order of `FEATURES`."""
-    return np.asarray(statistics.order_statistics(cell.vectors, y, num_classes, rows=cell.extras))
+    return np.asarray(row_features.order_statistics(cell.vectors, y, num_classes, rows=cell.extras))
 
 
-FEATURES = statistics.feature_names(rows=EXTRAS)
+FEATURES = row_features.feature_names(rows=EXTRAS)
 
 
 def left_out(key, model: Model, trainer: Trainer, steps: int, split: Split) -> Float[Array, "n C"]:

@@ -18,12 +18,22 @@ from threadpoolctl import threadpool_limits
 
 from d3mjax.attribution import outputs
 from d3mjax.data import tables
-from d3mjax.data.mixed_errors import minority
-from d3mjax.diagnosis import rivals
-from d3mjax.runtime import mesh, record
-from experiments import units
-from experiments.demix_cells import EXTRAS, FEATURES, MLP2, Cell, Network, Planned, features, make_vectors, plan
-from experiments.demix_tables import TableTask, divide
+from d3mjax.data.planted.mixed_errors import minority
+from d3mjax.diagnosis import baseline_scores
+from d3mjax.runtime import hosts, runs
+from experiments import study
+from experiments.diagnosis.demix_cells import (
+    EXTRAS,
+    FEATURES,
+    MLP2,
+    Cell,
+    Network,
+    Planned,
+    features,
+    make_vectors,
+    plan,
+)
+from experiments.diagnosis.demix_tables import TableTask, divide
 
 LABEL = ("loss", "margin", "path of margins", "left-out loss", "neighbours' labels", "confident learning", "CNCI")
 FEATURE = ("largest z", "PCID", "surprise", "far")
@@ -74,9 +84,9 @@ def gather(
         sizes = {"train": task.train, "validation": task.validation, "rules": [rule.name for rule in task.rules]}
         facts = {"task": name, **sizes, "network": network.name, "cleans": list(cleans), "rows": rows}
         facts |= {"features": list(FEATURES), "signals": list(SIGNALS)}  # a cell of other ones is another cell
-        directory = record.open_run(results, "demix_cells", facts, None)
-        measure = collect(task, network, cleans, rows, mesh.local_mesh())
-        found = units.run_units(directory, name, seeds, measure, models=len(task.rules) * len(cleans))
+        directory = runs.open_run(results, "demix_cells", facts, None)
+        measure = collect(task, network, cleans, rows, hosts.local_mesh())
+        found = study.run_units(directory, name, seeds, measure, models=len(task.rules) * len(cleans))
         corpus[name] = [cell for seed, unit in zip(seeds, found, strict=True) for cell in read(task, seed, unit)]
     return corpus
 
@@ -101,14 +111,14 @@ def small(task: TableTask, *, smoke: bool) -> TableTask:
 
 def collect(
     task: TableTask, network: Network, cleans: Sequence[float], rows: int, devices: Mesh
-) -> Callable[[int, Callable[[int], object]], units.Unit]:
+) -> Callable[[int, Callable[[int], object]], study.Unit]:
     """``(seed, progress) -> unit`` of a table."""
     parts = divide(task)
     columns = list(tables.slices(parts.train[0]).values())
     make = make_vectors(network, columns, task.num_classes, task.train, devices)
     cells = [(k, clean) for k in range(len(task.rules)) for clean in cleans]
 
-    def measure(seed: int, progress: Callable[[int], object]) -> units.Unit:
+    def measure(seed: int, progress: Callable[[int], object]) -> study.Unit:
         # The draw of a rule is the same at all clean ratios, so that they can be compared.
         planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
         made = make(jax.random.key(seed), [p.splits for p in planned], [p.train.table for p in planned])
@@ -125,7 +135,7 @@ def collect(
     return measure
 
 
-def read(task: TableTask, seed: int, unit: units.Unit) -> list[Stored]:
+def read(task: TableTask, seed: int, unit: study.Unit) -> list[Stored]:
     """The cells of a unit."""
     facts, arrays = unit
     cells = []
@@ -169,15 +179,22 @@ def signals(task: TableTask, planned: Planned, cell: Cell, y, x, validation_y) -
     flat = np.concatenate([np.zeros((len(y), 1), np.float32), *(x[:, span] for span in numbers)], axis=1)
     softmax = np.asarray(jax.nn.softmax(cell.left_out, axis=1))
     of = lambda labels: np.take_along_axis(cell.by_class, np.asarray(labels)[:, None, None], 1)[:, 0].astype(np.float32)
-    glitches = rivals.glitches(of, y, validation_y, task.num_classes)
+    glitches = baseline_scores.glitches(of, y, validation_y, task.num_classes)
     extra = dict(zip(EXTRAS, cell.extras.T, strict=True))
     loss = cell.vectors[:, 3, 0].astype(np.float32)
     margin = outputs.hard_margin(jnp.asarray(cell.logits), y)
-    label = (loss, -margin, -extra["path"], extra["left out"], rivals.knn_disagreement(x, y))
-    label = (*label, rivals.confident_learning(softmax, y), glitches.cnci)
-    feature = (rivals.outliers(flat), glitches.pcid, extra["surprise"], extra["far"])
-    rare = (rivals.rare_class(y, task.num_classes), rivals.jtt_errors(cell.logits, y), extra["norm"], extra["left out"])
-    return np.stack([np.asarray(rivals.loss_rank(np.asarray(a, np.float32))) for a in (*label, *feature, *rare)], 1)
+    label = (loss, -margin, -extra["path"], extra["left out"], baseline_scores.knn_disagreement(x, y))
+    label = (*label, baseline_scores.confident_learning(softmax, y), glitches.cnci)
+    feature = (baseline_scores.outliers(flat), glitches.pcid, extra["surprise"], extra["far"])
+    rare = (
+        baseline_scores.rare_class(y, task.num_classes),
+        baseline_scores.jtt_errors(cell.logits, y),
+        extra["norm"],
+        extra["left out"],
+    )
+    return np.stack(
+        [np.asarray(baseline_scores.loss_rank(np.asarray(a, np.float32))) for a in (*label, *feature, *rare)], 1
+    )
 
 
 def _halves(x, y, flag) -> float:

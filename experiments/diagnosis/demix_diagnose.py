@@ -19,12 +19,14 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float
 
-from d3mjax.diagnosis import detection, trees
-from d3mjax.runtime import mesh, preemption, record
-from experiments import demix_corpus, demix_report, report, units
-from experiments.demix_cells import EXTRAS, FEATURES
-from experiments.demix_corpus import BREAKS, SIGNALS, Stored
-from experiments.demix_tables import TABLES
+from d3mjax.diagnosis import claim_metrics, trees
+from d3mjax.reports import page as report
+from d3mjax.runtime import hosts, preemption, runs
+from experiments import study
+from experiments.diagnosis import demix_corpus, demix_report
+from experiments.diagnosis.demix_cells import EXTRAS, FEATURES
+from experiments.diagnosis.demix_corpus import BREAKS, SIGNALS, Stored
+from experiments.diagnosis.demix_tables import TABLES
 
 
 @dataclass(frozen=True)
@@ -105,19 +107,22 @@ def told(
 
 def measured(cell: Stored, values: Float[np.ndarray, "r 3"], claimed: Bool[np.ndarray, "r 3"]) -> dict[str, float]:
     """Figures of one cell."""
-    f1 = np.asarray(detection.scores(claimed, cell.flags).f1)
+    f1 = np.asarray(claim_metrics.scores(claimed, cell.flags).f1)
     precision = {
-        name: float(detection.average_precision(v, f)) for name, v, f in zip(TYPES, values.T, cell.flags.T, strict=True)
+        name: float(claim_metrics.average_precision(v, f))
+        for name, v, f in zip(TYPES, values.T, cell.flags.T, strict=True)
     }
     figures = {"macro_f1": float(np.nanmean(f1))}
     figures |= {f"{name}_f1": float(v) for name, v in zip(TYPES[:2], f1, strict=False)}
     figures["minority_f1_balanced" if cell.balanced else "minority_f1_published"] = float(f1[2])
     figures |= {f"{name}_auprc": value for name, value in precision.items()}
     figures[f"{cell.kind}_auprc"] = precision["feature"]
-    figures["exact_match"] = float(detection.exact_match(claimed, cell.flags))
-    figures["clean_rows_flagged"] = float(detection.clean_false_positives(claimed, cell.flags))
+    figures["exact_match"] = float(claim_metrics.exact_match(claimed, cell.flags))
+    figures["clean_rows_flagged"] = float(claim_metrics.clean_false_positives(claimed, cell.flags))
     figures["calibration_error"] = float(
-        np.mean([detection.calibration_error(np.clip(v, 0, 1), f) for v, f in zip(values.T, cell.flags.T, strict=True)])
+        np.mean(
+            [claim_metrics.calibration_error(np.clip(v, 0, 1), f) for v, f in zip(values.T, cell.flags.T, strict=True)]
+        )
     )
     return figures
 
@@ -135,8 +140,8 @@ def rivals(train: Sequence[Stored], test: Sequence[Stored]) -> dict[str, list[tu
     chosen, thresholds = [], np.zeros(len(SIGNALS), np.float32)
     for k, kind in enumerate("LFS"):
         each = np.repeat(flags[:, k : k + 1], len(of[kind]), axis=1)
-        cuts = np.asarray(detection.best_thresholds(ranks[:, of[kind]], each))
-        f1 = np.asarray(detection.scores(ranks[:, of[kind]] >= cuts[None], each).f1)
+        cuts = np.asarray(claim_metrics.best_thresholds(ranks[:, of[kind]], each))
+        f1 = np.asarray(claim_metrics.scores(ranks[:, of[kind]] >= cuts[None], each).f1)
         thresholds[of[kind]] = cuts
         chosen.append(of[kind][int(np.argmax(f1))])
     joined = lambda cell, at: (scores_of(cell)[:, at], scores_of(cell)[:, at] >= thresholds[None, at])
@@ -242,22 +247,22 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if config.seeds < 3:
         raise ValueError(f"seeds: found {config.seeds}, expected at least 3: one to try on, others to fit on")
     begin = perf_counter()
-    mesh.start()
+    hosts.start()
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     tasks = {name: demix_corpus.small(TABLES[name], smoke=config.smoke) for name in config.tasks}
     with preemption.at_once():
-        directory = record.open_run(results, "demix_diagnose", asdict(config), run)
+        directory = runs.open_run(results, "demix_diagnose", asdict(config), run)
         corpus = demix_corpus.gather(results, tasks, config.cleans, config.rows, seeds)
         rows, sections = [], {}
         for name, task in tasks.items():
-            found = units.run_units(directory, name, seeds, partial(_measure, config, corpus, name), models=1)
+            found = study.run_units(directory, name, seeds, partial(_measure, config, corpus, name), models=1)
             own = demix_report.rows_of(name, [facts for facts, _ in found])
             rows, sections = rows + own, sections | demix_report.sections_of(task, own)
         report.finish(directory, "demix_diagnose", asdict(config), rows, sections, perf_counter() - begin)
     return directory
 
 
-def _measure(config: Config, corpus, name: str, seed: int, progress: Callable[[int], object]) -> units.Unit:
+def _measure(config: Config, corpus, name: str, seed: int, progress: Callable[[int], object]) -> study.Unit:
     found = splits_of(config, corpus, name, seed)
     progress(1)
     return found, {}

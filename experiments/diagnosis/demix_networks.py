@@ -15,11 +15,14 @@ from time import perf_counter
 import numpy as np
 import tyro
 
-from d3mjax.runtime import mesh, preemption, record
-from experiments import demix_corpus, demix_diagnose, demix_report, plots, report, units
-from experiments.demix_cells import NETWORKS
-from experiments.demix_corpus import Stored
-from experiments.demix_tables import TABLES
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts, preemption, runs
+from experiments import study
+from experiments.diagnosis import demix_corpus, demix_diagnose, demix_report
+from experiments.diagnosis.demix_cells import NETWORKS
+from experiments.diagnosis.demix_corpus import Stored
+from experiments.diagnosis.demix_tables import TABLES
 
 SPLITS = {
     "seen alone": "Fitted on this network's cells of other draws.",
@@ -51,7 +54,7 @@ class Config:
     smoke: bool = False
 
 
-def splits_of(config: Config, corpus: dict[str, list[Stored]], seed: int, progress: Callable) -> units.Unit:
+def splits_of(config: Config, corpus: dict[str, list[Stored]], seed: int, progress: Callable) -> study.Unit:
     """``network -> split -> method -> clean ratio -> figures`` at one draw, fitted on the others."""
     options = demix_diagnose.Config(cleans=config.cleans, fitted=config.fitted, rounds=config.rounds)
     figures = partial(demix_diagnose.split_figures, config=options, methods=METHODS)
@@ -111,12 +114,12 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if config.seeds < 3:
         raise ValueError(f"seeds: found {config.seeds}, expected at least 3: one to try on, others to fit on")
     begin = perf_counter()
-    mesh.start()
+    hosts.start()
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     with preemption.at_once():
-        directory = record.open_run(results, "demix_networks", asdict(config), run)
+        directory = runs.open_run(results, "demix_networks", asdict(config), run)
         corpus = gather(config, results, seeds)
-        found = units.run_units(directory, config.task, seeds, partial(splits_of, config, corpus), models=1)
+        found = study.run_units(directory, config.task, seeds, partial(splits_of, config, corpus), models=1)
         rows = [
             row
             for name in config.networks

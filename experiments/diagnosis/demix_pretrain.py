@@ -18,12 +18,14 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, Shaped
 
-from d3mjax.data.mixed_errors import KINDS
-from d3mjax.diagnosis import detection, trees
-from d3mjax.runtime import diagnoser, mesh, preemption, record
-from experiments import demix_corpus, plots, report
-from experiments.demix_cells import FEATURES, MLP2
-from experiments.demix_tables import TABLES, TableTask
+from d3mjax.data.planted.mixed_errors import KINDS
+from d3mjax.diagnosis import claim_metrics, trees
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import diagnoser, hosts, preemption, runs
+from experiments.diagnosis import demix_corpus
+from experiments.diagnosis.demix_cells import FEATURES, MLP2
+from experiments.diagnosis.demix_tables import TABLES, TableTask
 
 TRIVIAL = {"L: loss": "the largest losses", "F: largest z": "the largest z-scores", "S: SC = y": "the rarest class"}
 """For each of `KINDS` what anybody would try first, by its name in `demix_corpus.SIGNALS`."""
@@ -59,7 +61,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
       ValueError: an unknown table, fewer than three, or one whose package is not installed.
     """
     begin = time.perf_counter()
-    mesh.start()
+    hosts.start()
     path = place(config, results, run)
     config = _smaller(config)
     if finished(path):
@@ -108,7 +110,7 @@ def place(config: Config, results: Path, run: str | None) -> Path:
     if len(set(config.tasks)) < 3:
         raise ValueError(f"tasks: found {list(config.tasks)}, expected three tables or more, for some to be left out")
     facts = asdict(_smaller(config)) | {"network": MLP2.name, "features": list(FEATURES)}
-    return record.open_run(results, "demix_pretrain", facts, run) / "diagnoser.npz"
+    return runs.open_run(results, "demix_pretrain", facts, run) / "diagnoser.npz"
 
 
 def finished(path: Path) -> bool:
@@ -237,9 +239,9 @@ def _as_many(signals: Float[np.ndarray, "n e"], counts) -> Bool[np.ndarray, "n e
 
 def _measures(claimed, flags, ranked) -> dict[str, float | None]:
     """Figures of each kind by name; None where there is none."""
-    scores = detection.scores(claimed, flags)._asdict()
+    scores = claim_metrics.scores(claimed, flags)._asdict()
     if ranked is not None:
-        scores["AUPRC"] = [detection.average_precision(p, f) for p, f in zip(ranked.T, flags.T, strict=True)]
+        scores["AUPRC"] = [claim_metrics.average_precision(p, f) for p, f in zip(ranked.T, flags.T, strict=True)]
     named = {"f1": "F1"}
     each = {f"{kind} {named.get(name, name)}": a[i] for i, kind in enumerate(KINDS) for name, a in scores.items()}
     return {name: None if np.isnan(value) else float(value) for name, value in each.items()}

@@ -23,15 +23,19 @@ from jax.sharding import Mesh
 
 from d3mjax import metrics
 from d3mjax.attribution import outputs
-from d3mjax.data import mixed_errors, tables
+from d3mjax.data import tables
+from d3mjax.data.planted import mixed_errors
 from d3mjax.diagnosis import repair, trees
 from d3mjax.diagnosis.repair import Repaired
-from d3mjax.runtime import mesh, preemption, record
-from d3mjax.runtime.mesh import models_at_once
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import hosts, preemption, runs
+from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble
-from experiments import demix_corpus, demix_diagnose, plots, report, units
-from experiments.demix_cells import MLP2, Planned, features, labelled, make_vectors, plan, trainer_of
-from experiments.demix_tables import TABLES, Labelled, TableTask, divide
+from experiments import study
+from experiments.diagnosis import demix_corpus, demix_diagnose
+from experiments.diagnosis.demix_cells import MLP2, Planned, features, labelled, make_vectors, plan, trainer_of
+from experiments.diagnosis.demix_tables import TABLES, Labelled, TableTask, divide
 
 
 @dataclass(frozen=True)
@@ -127,16 +131,16 @@ def make_evaluate(task: TableTask, columns: Any, num_test: int, devices: Mesh) -
 
 def measure_table(
     task: TableTask, config: Config, corpus: list[demix_corpus.Stored], seed: int, progress
-) -> units.Unit:
+) -> study.Unit:
     """Every variant at every rule and clean ratio of one draw."""
     parts = divide(task)
     columns = list(tables.slices(parts.train[0]).values())
     chosen = demix_corpus.chosen(task, config.rules)
     cells = [(k, clean) for k in chosen for clean in config.cleans]
     planned = [plan(task, parts, task.rules[k], clean, 100 * seed + k) for k, clean in cells]
-    make = make_vectors(MLP2, columns, task.num_classes, task.train, mesh.local_mesh())
+    make = make_vectors(MLP2, columns, task.num_classes, task.train, hosts.local_mesh())
     made = make(jax.random.key(seed), [p.splits for p in planned], [p.train.table for p in planned])
-    evaluate = make_evaluate(task, columns, config.test, mesh.local_mesh())
+    evaluate = make_evaluate(task, columns, config.test, hosts.local_mesh())
     fitted = {
         k: demix_diagnose.fit(
             [c for c in corpus if c.rule != k and c.seed != seed],
@@ -210,17 +214,17 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     if unknown := set(config.tasks) - TABLES.keys():
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(TABLES)}")
     begin = perf_counter()
-    mesh.start()
+    hosts.start()
     tasks = {name: demix_corpus.small(TABLES[name], smoke=config.smoke) for name in config.tasks}
     with preemption.at_once():
-        directory = record.open_run(results, "demix_repair", asdict(config), run)
+        directory = runs.open_run(results, "demix_repair", asdict(config), run)
         corpus = demix_corpus.gather(results, tasks, config.cleans, config.rows, range(config.draws))
         seeds = range(config.first_seed, config.first_seed + config.seeds)
         rows, sections = [], {}
         for name, task in tasks.items():
             count = len(demix_corpus.chosen(task, config.rules)) * len(config.cleans)
             measure = partial(measure_table, task, config, corpus[name])
-            found = [facts for facts, _ in units.run_units(directory, name, seeds, measure, models=count)]
+            found = [facts for facts, _ in study.run_units(directory, name, seeds, measure, models=count)]
             own = rows_of(name, found)
             rows += own
             for part in dict.fromkeys(row["task"] for row in own):

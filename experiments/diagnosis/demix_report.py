@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import plots, report
-from experiments.demix_tables import TableTask
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from experiments.diagnosis.demix_tables import TableTask
 
 
 def rows_of(task: str, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

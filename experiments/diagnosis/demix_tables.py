@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from d3mjax.data import adult, tables
-from d3mjax.data.mixed_errors import Rule
+from d3mjax.data import tables
+from d3mjax.data.planted.mixed_errors import Rule
+from d3mjax.data.sets import adult
 from d3mjax.types import Table
 
 Labelled = tuple[Table, Int[np.ndarray, " n"]]

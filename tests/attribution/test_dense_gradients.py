@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import linen
 
-from d3mjax.attribution import factors, gradients, projections, trak
-from d3mjax.training import models
+from d3mjax.attribution import dense_gradients, gradients, projections, trak
+from d3mjax.networks import adapt, dense
 from d3mjax.types import Split
 
 KEY = jax.random.key(3)
@@ -32,10 +32,10 @@ def _split(x):
 
 RNG = np.random.default_rng(0)
 CASES = {
-    "MLP": (models.mlp((7, 5), 3), _split(RNG.normal(size=(13, 6)).astype(np.float32)), 3),
-    "tokens": (models.from_linen(_Tokens()), _split(RNG.integers(9, size=(13, 5))), 2),
+    "MLP": (dense.mlp((7, 5), 3), _split(RNG.normal(size=(13, 6)).astype(np.float32)), 3),
+    "tokens": (adapt.from_linen(_Tokens()), _split(RNG.integers(9, size=(13, 5))), 2),
     "functions": (
-        models.from_functions(lambda key, x: jax.random.normal(key, (6, 3)), lambda w, x: x @ w),
+        adapt.from_functions(lambda key, x: jax.random.normal(key, (6, 3)), lambda w, x: x @ w),
         _split(RNG.normal(size=(13, 6)).astype(np.float32)),
         0,
     ),
@@ -47,12 +47,14 @@ def test_factors_multiply_out_to_the_gradients(case):
     model, split, num_factored = CASES[case]
     variables = model.init(KEY, split.x[:1])
     output, params = gradients.margin_output(model, variables), variables["params"]
-    values, found = jax.jit(lambda p, s: factors.value_and_factors(output, p, s))(params, split)
+    values, found = jax.jit(lambda p, s: dense_gradients.value_and_factors(output, p, s))(params, split)
     exact = gradients.per_example(output, params, split)
     np.testing.assert_allclose(values, jax.vmap(output, (None, 0))(params, split), rtol=1e-5, atol=1e-6)
-    kernels = [leaf for leaf in factors.leaves(found) if isinstance(leaf, factors.Factors)]
+    kernels = [leaf for leaf in dense_gradients.leaves(found) if isinstance(leaf, dense_gradients.Factors)]
     assert len(kernels) == num_factored
-    whole = [leaf.matrix() if isinstance(leaf, factors.Factors) else leaf for leaf in factors.leaves(found)]
+    whole = [
+        leaf.matrix() if isinstance(leaf, dense_gradients.Factors) else leaf for leaf in dense_gradients.leaves(found)
+    ]
     for ours, theirs in zip(whole, jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -63,9 +65,9 @@ def test_only_the_parameters_that_are_attributed_are_factored():
     output, chosen = gradients.subset(
         gradients.margin_output(model, variables), variables["params"], lambda path: "Dense_1" in path
     )
-    _, found = factors.value_and_factors(output, chosen, split)
-    assert [type(leaf) is factors.Factors for leaf in factors.leaves(found)] == [False, True]
-    assert factors.leaves(found)[1].inputs.shape == (13, 1, 7)
+    _, found = dense_gradients.value_and_factors(output, chosen, split)
+    assert [type(leaf) is dense_gradients.Factors for leaf in dense_gradients.leaves(found)] == [False, True]
+    assert dense_gradients.leaves(found)[1].inputs.shape == (13, 1, 7)
 
 
 def test_trak_never_forms_the_gradients_and_scores_the_same():

@@ -7,13 +7,13 @@ import pytest
 from flax import linen
 
 from d3mjax.attribution import gradients, outputs
-from d3mjax.training import models
+from d3mjax.networks import adapt, dense
 from d3mjax.types import Model, Split
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 4)).astype(np.float32)
 SPLIT = jax.tree.map(jnp.asarray, Split(X, np.arange(7) % 3, np.arange(7) % 2, np.arange(7)))
-MODEL = models.mlp((5,), 3)
+MODEL = dense.mlp((5,), 3)
 VARIABLES = MODEL.init(jax.random.key(0), X)
 PARAMS = VARIABLES["params"]
 OUTPUT = gradients.margin_output(MODEL, VARIABLES)
@@ -72,7 +72,7 @@ def test_batch_statistics_are_frozen():
         def __call__(self, x, train):
             return linen.Dense(3)(linen.BatchNorm(use_running_average=not train)(x))
 
-    model = models.from_linen(Net())
+    model = adapt.from_linen(Net())
     variables = model.init(jax.random.key(0), X)
     shifted = {**variables, "batch_stats": jax.tree.map(lambda a: a + 0.5, variables["batch_stats"])}
     for v in (variables, shifted):

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.stats import rankdata
 
 from d3mjax.attribution import ekfac, gradients, influence
-from d3mjax.training import models
+from d3mjax.networks import dense
 from d3mjax.types import Split
 
 close = np.testing.assert_allclose
@@ -34,7 +34,7 @@ WEIGHTS = np.array([1.0, 0.0, 2.0, 0.5] * 5 + [1.0] * 3)
 
 
 def network(hidden=(5,), classes=3):
-    model = models.mlp(hidden, classes)
+    model = dense.mlp(hidden, classes)
     variables = model.init(jax.random.key(0), TRAIN.x[:1])
     return model, jax.tree.map(lambda a: a.astype(float), variables)
 

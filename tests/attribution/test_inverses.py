@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from d3mjax.attribution import influence
-from d3mjax.attribution.last_layer import by_last_layer, curvature
-from d3mjax.training import models
+from d3mjax.attribution.inverses import by_last_layer, curvature
+from d3mjax.networks import dense
 from d3mjax.types import Split
 
 N, P, C = 40, 3, 4
@@ -17,7 +17,7 @@ def make(**options):
     rng = np.random.default_rng(0)
     y = rng.integers(0, C, N)
     train = Split(rng.normal(size=(N, P)), y, y, np.arange(N))
-    model = models.linear(C)
+    model = dense.linear(C)
     variables = jax.tree.map(
         lambda a: jnp.asarray(rng.normal(size=a.shape)), model.init(jax.random.key(0), train.x[:1])
     )

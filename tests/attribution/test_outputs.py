@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d3mjax.attribution import outputs
-from d3mjax.training import models
+from d3mjax.networks import dense
 from d3mjax.types import Split
 
 RNG = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_half_precision_logits_are_computed_in_float32_and_leading_axes_map():
     np.testing.assert_array_equal(got[1], got[0][::-1])
 
 
-MODEL = models.mlp((5,), 3)
+MODEL = dense.mlp((5,), 3)
 SPLIT = Split(RNG.normal(size=(7, 4)).astype(np.float32), Y, np.zeros(7, int), np.arange(7))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax.attribution import factors
+from d3mjax.attribution import dense_gradients
 from d3mjax.attribution.projections import (
     default_size,
     gaussian,
@@ -131,7 +131,7 @@ def test_sjlt_keeps_structured_inner_products_as_independent_buckets_would(nonze
 def test_tensor_sketch_of_factors_is_that_of_the_gradients(p):
     params = {"w": jnp.zeros((12, 7)), "b": jnp.zeros(7)}
     rng = np.random.default_rng(11)
-    pair = factors.Factors(jnp.asarray(rng.normal(size=(4, 3, 12))), jnp.asarray(rng.normal(size=(4, 3, 7))))
+    pair = dense_gradients.Factors(jnp.asarray(rng.normal(size=(4, 3, 12))), jnp.asarray(rng.normal(size=(4, 3, 7))))
     g = {"w": pair.matrix(), "b": pair.deltas.sum(1)}
     projection = tensor_sketch(p)(KEY, params)
     np.testing.assert_allclose(projection.project({**g, "w": pair}), projection.project(g), rtol=1e-5, atol=1e-5)
@@ -141,7 +141,9 @@ def test_tensor_sketch_of_outer_products_spreads_like_1_over_p():
     params, num_keys, p = {"w": jnp.zeros((12, 10))}, 4000, 16
     rng = np.random.default_rng(7)
     (a, b), (c, d) = ((1 + rng.random((2, 12))), (1 + rng.random((2, 10))))
-    both = {"w": factors.Factors(jnp.asarray(np.stack([a, b]))[:, None], jnp.asarray(np.stack([c, d]))[:, None])}
+    both = {
+        "w": dense_gradients.Factors(jnp.asarray(np.stack([a, b]))[:, None], jnp.asarray(np.stack([c, d]))[:, None])
+    }
     phi = np.asarray(jax.vmap(lambda k: tensor_sketch(p)(k, params).project(both))(jax.random.split(KEY, num_keys)))
     inner = (phi[:, 0] * phi[:, 1]).sum(-1)
     exact = (a @ b) * (c @ d)

@@ -11,12 +11,12 @@ from scipy.special import expit
 
 from d3mjax.attribution import gradients, trak, trak_checks
 from d3mjax.attribution.projections import identity, rademacher, sjlt
-from d3mjax.training import models
+from d3mjax.networks import dense
 from d3mjax.types import Model, Split
 
 KEY = jax.random.key(0)
 FLAT, ROUGH = identity(), rademacher(7)  # made once: compiled functions are cached by them
-MODEL = models.mlp((4,), 3)
+MODEL = dense.mlp((4,), 3)
 LINEAR = Model(lambda key, x: {}, lambda v, x, *, train=False: ((x @ v["params"])[:, None], v))
 
 
@@ -274,7 +274,7 @@ def test_wrong_arguments_are_named():
         run(TARGET, 1)
     with pytest.raises(ValueError, match="default_size"):
         trak.scores(KEY, MODEL, CHECKPOINTS, TRAIN, TARGET, projection=sjlt(40), damping=0.0)
-    other = models.mlp((5,), 3).init(KEY, TRAIN.x)
+    other = dense.mlp((5,), 3).init(KEY, TRAIN.x)
     with pytest.raises(ValueError, match=r"number 1 differs from number 0 .*Dense_0"):
         trak_checks.stack_checkpoints([MODEL.init(KEY, TRAIN.x), other])
     with pytest.raises(ValueError, match="leading axes"):

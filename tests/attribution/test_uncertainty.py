@@ -7,7 +7,7 @@ import pytest
 
 from d3mjax.attribution import trak, trak_checks, uncertainty
 from d3mjax.attribution.projections import identity
-from d3mjax.training import models
+from d3mjax.networks import dense
 from d3mjax.types import Split
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def test_folds_split_groups_evenly_whatever_the_order():
 
 
 def test_merged_folds_of_trak_are_its_groups():
-    model = models.mlp((4,), 3)
+    model = dense.mlp((4,), 3)
     checkpoints = trak_checks.stack_checkpoints([model.init(jax.random.key(j), TRAIN.x) for j in range(2)])
     folded = uncertainty.fold_groups(TARGET.group, TARGET.id, 3)  # one fold of the smaller group is empty
 

@@ -3,12 +3,12 @@
 import numpy as np
 from planted_files import write_csv
 
-from d3mjax.data.mixed_errors import KINDS
+from d3mjax.commands.diagnose_data import Files
+from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import trees
-from experiments import demix_pretrain
-from experiments.demix_cells import FEATURES
-from experiments.demix_corpus import SIGNALS
-from experiments.diagnose_data import Files
+from experiments.diagnosis import demix_pretrain
+from experiments.diagnosis.demix_cells import FEATURES
+from experiments.diagnosis.demix_corpus import SIGNALS
 
 TOLD_BY = ("left out in the cell", "far", "norm in the cell")
 CUTS = (1.0, 6.0, 1.5)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.debias_data import Files
+from d3mjax.commands.debias_data import Files
 
 QUICK: dict[str, Any] = {"steps": 200, "checkpoints": 4, "seeds": 2, "retrains": 1}
 

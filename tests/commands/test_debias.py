@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted
 
-from d3mjax.runtime import record
-from experiments import debias, debias_report, engine, report
+from d3mjax.commands import debias, debias_report
+from d3mjax.reports import page as report
+from d3mjax.runtime import runs, store
+from experiments.d3m import engine
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,8 @@ def read_lines(run):
 
 def test_the_shortcut_is_found_and_everything_is_left_behind(finished):
     _, _, run = finished
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     wga = {row["method"]: row["metrics"]["worst_group_accuracy"]["mean"] for row in document["rows"]}
     assert list(wga) == list(debias_report.METHODS)
     assert wga["D3M, by selection"] > wga["ERM"] + 0.1
@@ -62,13 +64,13 @@ def test_the_list_goes_by_the_users_ids_lowest_scores_first(finished):
 
 def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch):
     config, path, run = finished
-    before = record.read_json(run / "metrics.json")["rows"], (run / "examples.csv").read_bytes()
+    before = store.read_json(run / "metrics.json")["rows"], (run / "examples.csv").read_bytes()
     (run / "units" / "train-1.npz").unlink()
     computed = []
     monkeypatch.setattr(debias, "debias", lambda *a, original=debias.debias: (computed.append(a[4]), original(*a))[1])
     assert debias.main(config, path / "results") == run
     assert computed == [1]
-    assert (record.read_json(run / "metrics.json")["rows"], (run / "examples.csv").read_bytes()) == before
+    assert (store.read_json(run / "metrics.json")["rows"], (run / "examples.csv").read_bytes()) == before
 
 
 def test_other_contents_of_a_file_are_another_run(finished, tmp_path):

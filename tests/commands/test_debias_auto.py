@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted, write_csv
 
+from d3mjax.commands import debias, debias_auto, debias_data, debias_report
+from d3mjax.commands.debias_data import Own
 from d3mjax.debiasing import pseudo_groups
-from d3mjax.runtime import mesh
+from d3mjax.runtime import hosts
 from d3mjax.types import Split
-from experiments import debias, debias_auto, debias_data, debias_report, engine
-from experiments.debias_data import Own
+from experiments.d3m import engine
 
 
 def weak_feature(seed, n, aligned):
@@ -75,7 +76,7 @@ def test_the_minority_is_found_without_its_labels(tmp_path):
     files = make_auto_files(tmp_path)
     task = debias.task_of(debias.Config(files, **QUICK), debias_data.read(files))
     task = replace(task, hidden=(8,), steps=100)
-    auto = debias_auto.make(task, mesh.local_mesh(), engine.Trak(models=2, size=32))
+    auto = debias_auto.make(task, hosts.local_mesh(), engine.Trak(models=2, size=32))
     data = task.read(0)
     pseudo = auto.split(data, jax.random.key(0))
     columns = weak_feature(1, 400, 0.75)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted, write_csv
 
-from d3mjax.data import arrays, fashion_spurious
-from experiments import debias, debias_data
-from experiments.debias_data import Files
+from d3mjax.commands import debias, debias_data
+from d3mjax.commands.debias_data import Files
+from d3mjax.data import files as readers
+from d3mjax.data.sets import fashion_cues
 
 
 def test_groups_are_crossed_in_the_order_of_their_columns(tmp_path):
@@ -74,10 +75,10 @@ def test_features_are_standardised_as_in_training_and_text_is_the_same_in_all_fi
 
 
 def test_tfds_by_name(tmp_path, monkeypatch):
-    spec = fashion_spurious.Task(train=40, targets=(9, 9, 9, 9), selection=40, test=40)
-    fashion_spurious.load_fashion_spurious(spec, data_dir=tmp_path)
-    monkeypatch.setattr(arrays, "read_tfds", partial(arrays.read_tfds, data_dir=tmp_path))
-    name = f"tfds:fashion_spurious/{fashion_spurious.config(spec).name}"
+    spec = fashion_cues.Task(train=40, targets=(9, 9, 9, 9), selection=40, test=40)
+    fashion_cues.load_fashion_spurious(spec, data_dir=tmp_path)
+    monkeypatch.setattr(readers, "read_tfds", partial(readers.read_tfds, data_dir=tmp_path))
+    name = f"tfds:fashion_spurious/{fashion_cues.config(spec).name}"
     own = debias_data.read(Files(f"{name}:train", f"{name}:target", "y", group="group", feature="image"))
     assert own.train.x.shape == (40, 14, 14, 1)
     assert np.bincount(own.target.group).tolist() == [9] * 4

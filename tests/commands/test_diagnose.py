@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from planted_diagnoser import made_diagnoser, make_files, planted
 
-from d3mjax.data.mixed_errors import KINDS
-from d3mjax.runtime import diagnoser, record
-from experiments import demix_pretrain, diagnose, diagnose_report, report
-from experiments.demix_cells import FEATURES, MLP2
+from d3mjax.commands import diagnose, diagnose_report
+from d3mjax.data.planted.mixed_errors import KINDS
+from d3mjax.reports import page as report
+from d3mjax.runtime import diagnoser, runs, store
+from experiments.diagnosis import demix_pretrain
+from experiments.diagnosis.demix_cells import FEATURES, MLP2
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,8 @@ def lines_of(path):
 
 def test_everything_is_left_behind(finished):
     _, _, run = finished
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     methods = {row["method"]: row["metrics"] for row in document["rows"]}
     assert list(methods) == ["diagnosis, each network alone", diagnose_report.BEFORE, diagnose_report.AFTER]
     assert all(len(methods[m]["average_accuracy"]["per_seed"]) == 2 for m in list(methods)[1:])
@@ -95,11 +97,11 @@ def test_the_repaired_table_is_the_users_but_for_what_is_proposed(finished):
 def test_the_same_command_reads_what_is_there(finished, monkeypatch):
     config, path, run = finished
     files = ("suspects.csv", "repaired.csv", "advice.txt")
-    before = [(run / name).read_bytes() for name in files], record.read_json(run / "metrics.json")["rows"]
+    before = [(run / name).read_bytes() for name in files], store.read_json(run / "metrics.json")["rows"]
     for name in ("look", "compare"):
         monkeypatch.setattr(diagnose, name, lambda *a, **options: pytest.fail("computed again"))
     assert diagnose.main(config, path / "results") == run
-    assert ([(run / name).read_bytes() for name in files], record.read_json(run / "metrics.json")["rows"]) == before
+    assert ([(run / name).read_bytes() for name in files], store.read_json(run / "metrics.json")["rows"]) == before
 
 
 def test_other_contents_or_another_diagnoser_are_another_run(finished, made, tmp_path):
@@ -168,7 +170,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*line, "incom", "--drop", "same", "none"])
     with pytest.raises(SystemExit, match=r"^d3mjax-diagnose: --label: found no 'incom' .* Did you mean income\?"):
         diagnose.cli()
-    assert 'd3mjax-diagnose = "experiments.diagnose:cli"' in Path("pyproject.toml").read_text()
+    assert 'd3mjax-diagnose = "d3mjax.commands.diagnose:cli"' in Path("pyproject.toml").read_text()
 
 
 def told(precision, simple=0.3, every=0.2):
@@ -217,7 +219,7 @@ def test_parquet_comes_back_with_its_types(finished, tmp_path):
 
     config, path, _ = finished
     ready = diagnose.prepare(config, path / "results")
-    found = [unit for s in range(2) if (unit := record.read_unit(ready.directory, f"network-{s}"))]
+    found = [unit for s in range(2) if (unit := runs.read_unit(ready.directory, f"network-{s}"))]
     diagnosis = diagnose.decide(config, ready.own, ready.fitted, found)
     n = len(ready.own.y)
     raw = dict(ready.own.raw) | {

@@ -8,9 +8,9 @@ import pytest
 from planted_diagnoser import make_files, planted
 from planted_files import write_csv
 
-from d3mjax.data import arrays
-from experiments import diagnose_data
-from experiments.diagnose_data import Files
+from d3mjax.commands import diagnose_data
+from d3mjax.commands.diagnose_data import Files
+from d3mjax.data import files as readers
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_npz_and_parquet_give_the_same_table(files, tmp_path):
         for name, a in want.train.columns.items():
             np.testing.assert_array_equal(own.train.columns[name], a)
     with pytest.raises(ValueError, match="nulls, expected none"):
-        arrays.read_parquet(tmp_path / "train.parquet")
+        readers.read_parquet(tmp_path / "train.parquet")
 
 
 def change(which="train", n=None, **columns):

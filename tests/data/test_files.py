@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import d3mjax.data.fashion_spurious as tasks
-from d3mjax.data.arrays import csv_levels, from_csv, from_npz, from_parquet, from_tfds
+import d3mjax.data.sets.fashion_cues as tasks
+from d3mjax.data.files import csv_levels, from_csv, from_npz, from_parquet, from_tfds
 
 CSV = """age, job, sex, income, row
 30, cook, F, low, 7

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from d3mjax.data import adult, pairs, spurious
+from d3mjax.data import pairs
+from d3mjax.data.planted import cues
+from d3mjax.data.sets import adult
 from d3mjax.types import Pairs, Split
 
 close = np.testing.assert_array_equal
@@ -115,7 +117,7 @@ def test_recolour_by_hand():
     images = np.full((3000, 1, 2, 1), 255, np.uint8)
     images[:, 0, 1] = 0
     y = np.arange(3000) % 5
-    cue = spurious.InkColour(((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    cue = cues.InkColour(((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     found = pairs.recolour(images, y, cue, seed=1, flat=False)
     assert found.x.shape == found.flipped.shape == (3000, 1, 2, 3)
     assert found.x.dtype == found.flipped.dtype == np.float32
@@ -130,12 +132,12 @@ def test_recolour_by_hand():
     close(flat.flipped, found.flipped.reshape(3000, 6))
     assert (pairs.recolour(images, y, cue, seed=2).flipped != flat.flipped).any()
     with pytest.raises(ValueError, match="cue: found 1 attributes, expected 2 or more"):
-        pairs.recolour(images, y, spurious.NoCue(), seed=0)
+        pairs.recolour(images, y, cues.NoCue(), seed=0)
 
 
 def test_recoloured_sets_share_no_image():
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
-    white = spurious.InkColour(((255, 255, 255), (255, 255, 255)))
+    white = cues.InkColour(((255, 255, 255), (255, 255, 255)))
     ids, exclude = 1000 + np.arange(100), np.array([1003, 1050, 7])
     draw = lambda sizes: pairs.draw_recoloured(
         images, np.zeros(100, int), ids, white, seed=0, sizes=sizes, exclude=exclude

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from d3mjax.data import adult, tables
+from d3mjax.data import tables
+from d3mjax.data.sets import adult
 
 
 def made():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax.debiasing import alignment
+from d3mjax.debiasing import group_weighting
 
 RNG = np.random.default_rng(0)
 N, G = 11, 3
@@ -13,10 +13,10 @@ LOSSES = jnp.array([0.3, 1.7, 0.9])
 COLUMNS = jnp.asarray(RNG.normal(size=(N, G)) * [1, 2, 3] + [0.5, -1, 2], jnp.float32)
 
 WEIGHTINGS = {
-    "softmax": alignment.softmax_weights,
-    "loss": alignment.loss_weights,
-    "uniform": alignment.uniform_weights,
-    "worst": alignment.worst_weights,
+    "softmax": group_weighting.softmax_weights,
+    "loss": group_weighting.loss_weights,
+    "uniform": group_weighting.uniform_weights,
+    "worst": group_weighting.worst_weights,
 }
 
 
@@ -29,11 +29,11 @@ def _toy_losses(weight):
 
 
 POTENTIALS = {
-    "softmax 0.5": (lambda v: alignment.softmax_weights(v, beta=0.5), lambda v: jax.nn.logsumexp(0.5 * v) / 0.5),
-    "softmax 3": (lambda v: alignment.softmax_weights(v, beta=3.0), lambda v: jax.nn.logsumexp(3 * v) / 3),
-    "loss": (alignment.loss_weights, lambda v: (v**2).sum() / (2 * G)),
-    "uniform": (alignment.uniform_weights, lambda v: v.mean()),
-    "worst": (alignment.worst_weights, lambda v: v.max()),
+    "softmax 0.5": (lambda v: group_weighting.softmax_weights(v, beta=0.5), lambda v: jax.nn.logsumexp(0.5 * v) / 0.5),
+    "softmax 3": (lambda v: group_weighting.softmax_weights(v, beta=3.0), lambda v: jax.nn.logsumexp(3 * v) / 3),
+    "loss": (group_weighting.loss_weights, lambda v: (v**2).sum() / (2 * G)),
+    "uniform": (group_weighting.uniform_weights, lambda v: v.mean()),
+    "worst": (group_weighting.worst_weights, lambda v: v.max()),
 }
 
 
@@ -42,7 +42,7 @@ def test_scores_are_minus_the_gradient_of_what_the_weighting_descends(name):
     weighting, potential = POTENTIALS[name]
     weight = jnp.asarray(np.random.default_rng(2).uniform(0, 0.5, N), jnp.float32)
     columns = -jax.jacobian(_toy_losses)(weight).T  # output = negative loss: B[i, g] = -d loss_g / d weight_i
-    got = alignment.scores(columns, weighting(_toy_losses(weight)))
+    got = group_weighting.scores(columns, weighting(_toy_losses(weight)))
     expected = -jax.grad(lambda w: potential(_toy_losses(w)))(weight)
     assert np.abs(expected).max() > 0.05
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
@@ -50,15 +50,15 @@ def test_scores_are_minus_the_gradient_of_what_the_weighting_descends(name):
 
 def test_weights_by_hand():
     e = np.exp(2 * np.array([0.3, 1.7, 0.9]))
-    np.testing.assert_allclose(alignment.softmax_weights(LOSSES, beta=2.0), e / e.sum(), rtol=1e-5)
-    np.testing.assert_allclose(alignment.loss_weights(LOSSES), [0.1, 1.7 / 3, 0.3], rtol=1e-5)
-    np.testing.assert_allclose(alignment.uniform_weights(LOSSES), [1 / 3] * 3, rtol=1e-6)
-    np.testing.assert_array_equal(alignment.worst_weights(LOSSES), [0, 1, 0])
-    np.testing.assert_array_equal(alignment.worst_weights(jnp.array([1.0, 2, 2])), [0, 1, 0])
+    np.testing.assert_allclose(group_weighting.softmax_weights(LOSSES, beta=2.0), e / e.sum(), rtol=1e-5)
+    np.testing.assert_allclose(group_weighting.loss_weights(LOSSES), [0.1, 1.7 / 3, 0.3], rtol=1e-5)
+    np.testing.assert_allclose(group_weighting.uniform_weights(LOSSES), [1 / 3] * 3, rtol=1e-6)
+    np.testing.assert_array_equal(group_weighting.worst_weights(LOSSES), [0, 1, 0])
+    np.testing.assert_array_equal(group_weighting.worst_weights(jnp.array([1.0, 2, 2])), [0, 1, 0])
 
 
 def test_beta_runs_from_the_mean_to_the_worst_column():
-    at = lambda beta: alignment.scores(COLUMNS, alignment.softmax_weights(LOSSES, beta=beta))
+    at = lambda beta: group_weighting.scores(COLUMNS, group_weighting.softmax_weights(LOSSES, beta=beta))
     np.testing.assert_allclose(at(0.0), COLUMNS.mean(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(at(1e3), COLUMNS[:, 1], rtol=1e-6)
     assert np.abs(at(1.0) - COLUMNS.mean(1)).max() > 0.1
@@ -66,17 +66,19 @@ def test_beta_runs_from_the_mean_to_the_worst_column():
 
 def test_softmax_does_not_see_the_level_of_the_losses_but_loss_does():
     shifted = LOSSES + 5
-    np.testing.assert_allclose(alignment.softmax_weights(shifted), alignment.softmax_weights(LOSSES), rtol=1e-5)
-    assert np.abs(alignment.loss_weights(shifted) - alignment.loss_weights(LOSSES)).max() > 1
+    np.testing.assert_allclose(
+        group_weighting.softmax_weights(shifted), group_weighting.softmax_weights(LOSSES), rtol=1e-5
+    )
+    assert np.abs(group_weighting.loss_weights(shifted) - group_weighting.loss_weights(LOSSES)).max() > 1
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_swapping_groups_changes_nothing_and_permuting_train_permutes(name):
-    a = alignment.scores(COLUMNS, WEIGHTINGS[name](LOSSES))
+    a = group_weighting.scores(COLUMNS, WEIGHTINGS[name](LOSSES))
     groups, order = jnp.array([2, 0, 1]), jnp.asarray(RNG.permutation(N))
-    swapped = alignment.scores(COLUMNS[:, groups], WEIGHTINGS[name](LOSSES[groups]))
+    swapped = group_weighting.scores(COLUMNS[:, groups], WEIGHTINGS[name](LOSSES[groups]))
     np.testing.assert_allclose(swapped, a, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(alignment.scores(COLUMNS[order], WEIGHTINGS[name](LOSSES)), a[order], rtol=1e-6)
+    np.testing.assert_allclose(group_weighting.scores(COLUMNS[order], WEIGHTINGS[name](LOSSES)), a[order], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
@@ -86,8 +88,8 @@ def test_an_empty_pseudo_group_counts_nowhere(name):
     assert weights[1] == 0
     np.testing.assert_allclose(jnp.delete(weights, 1), WEIGHTINGS[name](LOSSES), rtol=1e-6)
     columns = jnp.insert(COLUMNS, 1, jnp.nan, axis=1)  # a mean over no targets
-    expected = alignment.scores(COLUMNS, WEIGHTINGS[name](LOSSES))
-    np.testing.assert_allclose(alignment.scores(columns, weights), expected, rtol=1e-5, atol=1e-6)
+    expected = group_weighting.scores(COLUMNS, WEIGHTINGS[name](LOSSES))
+    np.testing.assert_allclose(group_weighting.scores(columns, weights), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_beta_and_losses_do_not_retrace():
@@ -96,7 +98,7 @@ def test_weights_beta_and_losses_do_not_retrace():
     @jax.jit
     def fn(b, losses, beta):
         traces.append(None)
-        return alignment.scores(b, alignment.softmax_weights(losses, beta=beta))
+        return group_weighting.scores(b, group_weighting.softmax_weights(losses, beta=beta))
 
     for beta in (0.0, 1.0, 30.0):
         fn(COLUMNS * beta, LOSSES + beta, beta)
@@ -105,21 +107,23 @@ def test_weights_beta_and_losses_do_not_retrace():
 
 def test_scores_map_over_many_weightings():
     betas = jnp.array([0.0, 1.0, 10.0])
-    many = jax.vmap(lambda beta: alignment.scores(COLUMNS, alignment.softmax_weights(LOSSES, beta=beta)))(betas)
+    many = jax.vmap(lambda beta: group_weighting.scores(COLUMNS, group_weighting.softmax_weights(LOSSES, beta=beta)))(
+        betas
+    )
     for beta, row in zip(betas, many, strict=True):
-        expected = alignment.scores(COLUMNS, alignment.softmax_weights(LOSSES, beta=float(beta)))
+        expected = group_weighting.scores(COLUMNS, group_weighting.softmax_weights(LOSSES, beta=float(beta)))
         np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_check_scores_names_groups_and_counts_examples():
-    alignment.check_scores(COLUMNS, LOSSES)
+    group_weighting.check_scores(COLUMNS, LOSSES)
     with pytest.raises(FloatingPointError, match=r"losses: .* groups \[0, 2\]"):
-        alignment.check_scores(COLUMNS, jnp.array([jnp.nan, 1, jnp.inf]))
+        group_weighting.check_scores(COLUMNS, jnp.array([jnp.nan, 1, jnp.inf]))
     bad = np.array(COLUMNS)
     bad[[2, 5], 1] = np.nan
     bad[5, 2] = -np.inf
     with pytest.raises(FloatingPointError, match=r"group_columns: found 2 train examples .* in groups \[1, 2\]"):
-        alignment.check_scores(bad, np.asarray(LOSSES))
+        group_weighting.check_scores(bad, np.asarray(LOSSES))
 
 
 def test_effective_checkpoints_runs_from_one_to_all():
@@ -127,7 +131,7 @@ def test_effective_checkpoints_runs_from_one_to_all():
     # A level that all examples share is no spread, and a group of weight 0 does not count.
     level = np.array([[[3, 3, np.nan]]], np.float32)
     walsh = np.array([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], np.float32)  # unrelated
-    count = jax.jit(alignment.effective_checkpoints)
+    count = jax.jit(group_weighting.effective_checkpoints)
     for kappa, expected in (
         (walsh, 3.0),
         (walsh[[0, 0, 0]], 1.0),
@@ -142,5 +146,5 @@ def test_effective_checkpoints_counts_what_two_have_in_common():
     rng = np.random.default_rng(3)
     c, n = 8, 4000
     kernel = rng.normal(size=(1, n, 1)) + 2 * rng.normal(size=(c, n, 1))  # r = 1 / (1 + 4)
-    got = alignment.effective_checkpoints(kernel.astype(np.float32), np.ones(1, np.float32))
+    got = group_weighting.effective_checkpoints(kernel.astype(np.float32), np.ones(1, np.float32))
     np.testing.assert_allclose(got, c / (1 + (c - 1) / 5), rtol=0.05)

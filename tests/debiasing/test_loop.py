@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from d3mjax.debiasing import alignment, loop, selection
-from d3mjax.training import models, objectives, sampling, train
+from d3mjax.debiasing import group_weighting, loop, selection
+from d3mjax.networks import dense
+from d3mjax.training import objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
 
 
@@ -23,8 +25,8 @@ def _shortcut(seed, majority, minority):
 
 TRAIN, TARGET, TEST = _shortcut(0, 120, 30), _shortcut(1, 100, 100), _shortcut(2, 1000, 1000)
 N = 150
-MODEL = models.linear(2)
-TRAINER = train.make_trainer(
+MODEL = dense.linear(2)
+TRAINER = make_trainer(
     MODEL, objectives.cross_entropy(), optax.sgd(0.2, momentum=0.9), sampling.shuffled(), batch_size=30
 )
 
@@ -55,7 +57,7 @@ def d3m_score(key, variables, weights):
     own = jax.jacrev(lambda v: _losses(v, TRAIN))(variables)
     products = jax.tree.map(lambda a, b: a.reshape(N, -1) @ b.reshape(2, -1).T, own, group)
     losses = _group_mean(_losses(variables, TARGET), TARGET)
-    return alignment.scores(jax.tree.reduce(jnp.add, products), alignment.softmax_weights(losses, beta=3.0))
+    return group_weighting.scores(jax.tree.reduce(jnp.add, products), group_weighting.softmax_weights(losses, beta=3.0))
 
 
 def keep_all(scores):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from d3mjax.debiasing import alignment, pseudo_groups
+from d3mjax.debiasing import group_weighting, pseudo_groups
 
 
 def planted(cosine, share, major, minor, *, seed, t=80, n=300):
@@ -182,7 +182,7 @@ def test_swapping_bits_changes_no_alignment():
     def aligned(group):
         member = np.eye(4)[group]
         columns = tau.T @ member / member.sum(0)
-        return alignment.scores(columns, alignment.softmax_weights(losses @ member / member.sum(0)))
+        return group_weighting.scores(columns, group_weighting.softmax_weights(losses @ member / member.sum(0)))
 
     np.testing.assert_allclose(aligned(group), aligned(group ^ 1), atol=1e-6)
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
-from d3mjax.diagnosis import detection, rivals
+from d3mjax.diagnosis import baseline_scores, claim_metrics
 
 
 def planted(n=60, t=40, *, classes=3, seed=0):
@@ -19,15 +19,17 @@ def planted(n=60, t=40, *, classes=3, seed=0):
 def test_ranks_are_shares_of_rows_below():
     values = np.array([3, 1, 1, 2], np.float32)
     expected = (stats.rankdata(values) - 0.5) / 4
-    np.testing.assert_allclose(rivals.loss_rank(values), expected)
-    np.testing.assert_allclose(rivals.self_influence_rank(values), expected)
-    np.testing.assert_allclose(rivals.margin_rank(-values), expected)
+    np.testing.assert_allclose(baseline_scores.loss_rank(values), expected)
+    np.testing.assert_allclose(baseline_scores.self_influence_rank(values), expected)
+    np.testing.assert_allclose(baseline_scores.margin_rank(-values), expected)
 
 
 def test_the_rare_class_is_suspected_of_minority():
-    np.testing.assert_array_equal(rivals.rare_class(np.array([0, 1, 0, 0]), 2), [0, 1, 0, 0])
-    np.testing.assert_array_equal(rivals.rare_class(np.array([1, 0, 1, 1]), 3), [0, 1, 0, 0])  # class 2 does not occur
-    np.testing.assert_array_equal(rivals.rare_class(np.array([1, 0]), 2), [1, 0])
+    np.testing.assert_array_equal(baseline_scores.rare_class(np.array([0, 1, 0, 0]), 2), [0, 1, 0, 0])
+    np.testing.assert_array_equal(
+        baseline_scores.rare_class(np.array([1, 0, 1, 1]), 3), [0, 1, 0, 0]
+    )  # class 2 does not occur
+    np.testing.assert_array_equal(baseline_scores.rare_class(np.array([1, 0]), 2), [1, 0])
 
 
 @pytest.mark.parametrize("neighbours", [1, 4])
@@ -37,25 +39,27 @@ def test_disagreement_with_neighbours_is_that_of_scikit_learn(neighbours):
     near = NearestNeighbors(n_neighbors=neighbours).fit(x).kneighbors(return_distance=False)
     expected = (y[near] != y[:, None]).mean(1)
     for microbatch in (None, 7):
-        got = rivals.knn_disagreement(x, y, neighbours=neighbours, microbatch=microbatch)
+        got = baseline_scores.knn_disagreement(x, y, neighbours=neighbours, microbatch=microbatch)
         np.testing.assert_allclose(got, expected, rtol=1e-6)
     order = rng.permutation(60)
-    got = rivals.knn_disagreement(x[order], y[order], neighbours=neighbours)
+    got = baseline_scores.knn_disagreement(x[order], y[order], neighbours=neighbours)
     np.testing.assert_allclose(got, expected[order], rtol=1e-6)
     with pytest.raises(ValueError, match="neighbours"):
-        rivals.knn_disagreement(x, y, neighbours=60)
+        baseline_scores.knn_disagreement(x, y, neighbours=60)
 
 
 def test_equally_near_rows_all_count():
     x = np.array([[0], [1], [-1], [5]], np.float32)
-    np.testing.assert_allclose(rivals.knn_disagreement(x, np.array([0, 0, 1, 1]), neighbours=1), [1 / 2, 0, 1, 1])
+    np.testing.assert_allclose(
+        baseline_scores.knn_disagreement(x, np.array([0, 0, 1, 1]), neighbours=1), [1 / 2, 0, 1, 1]
+    )
 
 
 def test_outliers_are_the_largest_z_over_columns():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4)).astype(np.float32)
     x[3, 1], x[:, 2], x[7, 0] = 30, 2, np.nan
-    got = np.asarray(rivals.outliers(x))
+    got = np.asarray(baseline_scores.outliers(x))
     with np.errstate(invalid="ignore"):
         z = np.abs(x - np.nanmean(x, 0)) / np.nanstd(x, 0)
     np.testing.assert_allclose(got, np.nanmax(z, 1), rtol=1e-5)
@@ -64,13 +68,13 @@ def test_outliers_are_the_largest_z_over_columns():
 
 def test_errors_of_a_model():
     logits = np.array([[2, 1], [0, 1], [3, 0]], np.float32)
-    np.testing.assert_array_equal(rivals.jtt_errors(logits, np.array([0, 0, 1])), [0, 1, 1])
+    np.testing.assert_array_equal(baseline_scores.jtt_errors(logits, np.array([0, 0, 1])), [0, 1, 1])
 
 
 @pytest.mark.parametrize(("classes", "seed"), [(2, 1), (2, 2), (4, 3), (4, 4)])
 def test_confident_errors_are_those_of_a_loop_and_of_cleanlab(classes, seed):
     y, _, p, _ = planted(200, classes=classes, seed=seed)
-    got = np.asarray(rivals.confident_errors(p, y))
+    got = np.asarray(baseline_scores.confident_errors(p, y))
     thresholds = [p[y == k, k].mean() for k in range(classes)]
     for i in range(len(y)):
         counted = [k for k in range(classes) if p[i, k] >= thresholds[k]]
@@ -85,15 +89,15 @@ def test_confident_learning_ranks_suspects_first_then_margins():
     y, _, p, rng = planted(200, classes=3)
     wrong = rng.random(200) < 0.2
     y = np.where(wrong, (y + 1) % 3, y)
-    score = np.asarray(rivals.confident_learning(p, y))
-    suspects = np.asarray(rivals.confident_errors(p, y))
+    score = np.asarray(baseline_scores.confident_learning(p, y))
+    suspects = np.asarray(baseline_scores.confident_errors(p, y))
     np.testing.assert_array_equal(score > 1, suspects)
     own = p[np.arange(200), y]
     others = np.where(np.eye(3, dtype=bool)[y], -1, p).max(1)
     for some in (suspects, ~suspects):
         np.testing.assert_allclose(stats.rankdata(score[some]), stats.rankdata((others - own)[some]), atol=0.51)
-    assert detection.average_precision(score, wrong) > 0.9
-    missing = rivals.confident_errors(np.pad(p, ((0, 0), (0, 1))), y)  # a class without rows is nobody's
+    assert claim_metrics.average_precision(score, wrong) > 0.9
+    missing = baseline_scores.confident_errors(np.pad(p, ((0, 0), (0, 1))), y)  # a class without rows is nobody's
     np.testing.assert_array_equal(missing, suspects)
 
 
@@ -125,15 +129,17 @@ def test_glitch_signals_are_those_of_a_loop(classes):
     pcid = 1 / np.maximum(pcid, 1e-30)
     every = jax.numpy.stack([influence(np.full(30, c)) for c in range(classes)])
     looked_up = lambda labels: every[labels, np.arange(30)]  # NumPy cannot be traced
-    got = jax.jit(rivals.glitches, static_argnums=(0, 3))(looked_up, y, validation_y, classes)
+    got = jax.jit(baseline_scores.glitches, static_argnums=(0, 3))(looked_up, y, validation_y, classes)
     np.testing.assert_allclose(got.cnci, cnci, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.minimum(got.pcid, 1e30), pcid, rtol=1e-4)
     label, feature = ((stats.rankdata(signal) - 0.5) / len(y) for signal in (cnci, pcid))
     expected = np.stack([np.where(label >= feature, label, 0), np.where(label < feature, feature, 0)], 1)
     np.testing.assert_allclose(got.cfrank, expected, rtol=1e-6)
     own = [harmed(row)[y[i]] for i, row in enumerate(dirty)]
-    np.testing.assert_allclose(rivals.own_class_harm(dirty, y, validation_y, classes), own, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(rivals.mean_harm(dirty), -dirty.mean(1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        baseline_scores.own_class_harm(dirty, y, validation_y, classes), own, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(baseline_scores.mean_harm(dirty), -dirty.mean(1), rtol=1e-4, atol=1e-6)
 
 
 def test_with_two_classes_and_unit_gradients_another_label_is_another_sign():
@@ -142,7 +148,9 @@ def test_with_two_classes_and_unit_gradients_another_label_is_another_sign():
     kernel = rng.uniform(0, 1, (20, 15)).astype(np.float32)
     influence = lambda labels: kernel * np.where(np.asarray(labels)[:, None] == validation_y[None], 1, -1)
     np.testing.assert_array_equal(influence(1 - y), -influence(y))
-    np.testing.assert_array_equal(rivals.own_class_harm(influence(y), y, validation_y, 2), 0)  # nobody harms its own
+    np.testing.assert_array_equal(
+        baseline_scores.own_class_harm(influence(y), y, validation_y, 2), 0
+    )  # nobody harms its own
 
 
 def test_wrong_labels_are_suspected_by_influence():
@@ -154,5 +162,5 @@ def test_wrong_labels_are_suspected_by_influence():
     wrong = np.arange(30) < 6
     dirty = np.where(wrong, (y + 1) % 3, y)
     influence = linear(dirty, x.astype(np.float32), p.astype(np.float32), validation_y, z.astype(np.float32), q)
-    harm = rivals.mean_harm(np.asarray(influence(dirty), np.float32))
-    assert detection.average_precision(harm, wrong) > 0.6
+    harm = baseline_scores.mean_harm(np.asarray(influence(dirty), np.float32))
+    assert claim_metrics.average_precision(harm, wrong) > 0.6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from d3mjax.diagnosis import calibration, detection
+from d3mjax.diagnosis import calibration, claim_metrics
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +25,7 @@ def test_platt_minimises_its_objective_and_undoes_a_planted_distortion():
     loss = lambda ab: np.mean(np.logaddexp(0, ab[0] * x + ab[1]) - target * (ab[0] * x + ab[1]))
     np.testing.assert_allclose(found, minimize(loss, [1.0, 0.0], tol=1e-10).x, atol=1e-4)
     better = calibration.calibrated(p, found[None])
-    before, after = (detection.calibration_error(q[~rows, 0], truth[~rows]) for q in (p, better))
+    before, after = (claim_metrics.calibration_error(q[~rows, 0], truth[~rows]) for q in (p, better))
     assert before > 0.1
     assert after < 0.02  # its noise floor: 10 bins, mean |gap| sqrt(2 / pi) sum_b sqrt(n_b 0.17) / n, at most 0.013
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from d3mjax.diagnosis import detection
+from d3mjax.diagnosis import claim_metrics
 
 
 def planted(seed=0, n=200):
@@ -18,16 +18,18 @@ def planted(seed=0, n=200):
 def test_scores_are_those_of_scikit_learn():
     probabilities, truth = planted()
     claimed = probabilities > 0.45
-    got = jax.jit(detection.scores)(claimed, truth)
+    got = jax.jit(claim_metrics.scores)(claimed, truth)
     for type in range(3):
         precision, recall, f1, _ = oracle.precision_recall_fscore_support(
             truth[:, type], claimed[:, type], average="binary"
         )
         np.testing.assert_allclose([g[type] for g in got], [precision, recall, f1], rtol=1e-6)
     np.testing.assert_allclose(
-        detection.macro_f1(claimed, truth), oracle.f1_score(truth, claimed, average="macro"), rtol=1e-6
+        claim_metrics.macro_f1(claimed, truth), oracle.f1_score(truth, claimed, average="macro"), rtol=1e-6
     )
-    np.testing.assert_allclose(detection.exact_match(claimed, truth), oracle.accuracy_score(truth, claimed), rtol=1e-6)
+    np.testing.assert_allclose(
+        claim_metrics.exact_match(claimed, truth), oracle.accuracy_score(truth, claimed), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -35,41 +37,41 @@ def test_average_precision_is_that_of_scikit_learn_with_ties(seed):
     probabilities, truth = planted(seed)
     for values, flag in zip(probabilities.T, truth.T, strict=True):
         expected = oracle.average_precision_score(flag, values)
-        np.testing.assert_allclose(jax.jit(detection.average_precision)(values, flag), expected, rtol=1e-5)
-    constant = detection.average_precision(np.zeros(len(truth), np.float32), truth[:, 0])
+        np.testing.assert_allclose(jax.jit(claim_metrics.average_precision)(values, flag), expected, rtol=1e-5)
+    constant = claim_metrics.average_precision(np.zeros(len(truth), np.float32), truth[:, 0])
     np.testing.assert_allclose(constant, truth[:, 0].mean(), rtol=1e-6)
 
 
 def test_what_cannot_be_said_is_nan():
     claimed = np.array([[1, 0, 0], [0, 0, 1]], bool)
     truth = np.array([[1, 1, 0], [1, 0, 0]], bool)
-    got = detection.scores(claimed, truth)
+    got = claim_metrics.scores(claimed, truth)
     np.testing.assert_array_equal(got.precision, [1, np.nan, 0])
     np.testing.assert_array_equal(got.recall, [0.5, 0, np.nan])
     np.testing.assert_allclose(got.f1, [2 / 3, 0, np.nan], rtol=1e-6)
-    np.testing.assert_allclose(detection.macro_f1(claimed, truth), 1 / 3, rtol=1e-6)
-    assert np.isnan(detection.clean_false_positives(claimed, truth))
-    assert np.isnan(detection.average_precision(np.ones(2, np.float32), np.zeros(2, bool)))
+    np.testing.assert_allclose(claim_metrics.macro_f1(claimed, truth), 1 / 3, rtol=1e-6)
+    assert np.isnan(claim_metrics.clean_false_positives(claimed, truth))
+    assert np.isnan(claim_metrics.average_precision(np.ones(2, np.float32), np.zeros(2, bool)))
 
 
 def test_clean_rows_are_those_without_any_error():
     truth = np.array([[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], bool)
     claimed = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0]], bool)
-    np.testing.assert_allclose(detection.clean_false_positives(claimed, truth), 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(claim_metrics.clean_false_positives(claimed, truth), 2 / 3, rtol=1e-6)
 
 
 def test_calibration_error_by_hand():
     probabilities = np.array([0.0, 0.05, 0.62, 0.68, 1.0], np.float32)
     truth = np.array([0, 1, 1, 0, 1], bool)
     # bins [0, .1): |.05 - 1|, [.6, .7): |1.30 - 1|, the last: 0; over five rows
-    np.testing.assert_allclose(detection.calibration_error(probabilities, truth), (0.95 + 0.3) / 5, rtol=1e-5)
+    np.testing.assert_allclose(claim_metrics.calibration_error(probabilities, truth), (0.95 + 0.3) / 5, rtol=1e-5)
 
 
 def test_best_thresholds_are_those_of_a_loop():
     probabilities, truth = planted(4)
     truth[:, 2] = False
-    got = np.asarray(detection.best_thresholds(probabilities, truth))
-    levels = np.array(detection.CANDIDATES, np.float32)
+    got = np.asarray(claim_metrics.best_thresholds(probabilities, truth))
+    levels = np.array(claim_metrics.CANDIDATES, np.float32)
     for type in range(2):
         f1 = [oracle.f1_score(truth[:, type], probabilities[:, type] >= level) for level in levels]
         assert got[type] == levels[np.argmax(f1)]

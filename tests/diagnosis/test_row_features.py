@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from d3mjax.diagnosis import statistics
+from d3mjax.diagnosis import row_features
 
 
 def planted(n=23, t=37, *, classes=3, seed=0):
@@ -22,11 +22,11 @@ def planted(n=23, t=37, *, classes=3, seed=0):
 
 
 def by_name(vectors, y, **options):
-    got = statistics.order_statistics(vectors, y, 3, **options)
+    got = row_features.order_statistics(vectors, y, 3, **options)
     options.pop("microbatch", None)
     if "rows" in options:
         options["rows"] = ("a", "b")
-    names = statistics.feature_names(**options)
+    names = row_features.feature_names(**options)
     assert got.shape == (len(y), len(names))
     assert len(set(names)) == len(names)
     return dict(zip(names, np.asarray(got).T, strict=True))
@@ -35,7 +35,7 @@ def by_name(vectors, y, **options):
 def brute_force(vectors, y, quantiles, neighbours) -> dict[str, np.ndarray]:
     """The features of one row after the other, by NumPy."""
     vectors = vectors.astype(np.float64)
-    found: dict[str, Any] = {name: np.full(len(y), np.nan) for name in statistics.feature_names(quantiles=quantiles)}
+    found: dict[str, Any] = {name: np.full(len(y), np.nan) for name in row_features.feature_names(quantiles=quantiles)}
     for i, (influence, cosine, agreement, loss) in enumerate(vectors):
         own = agreement > 0.5
         for name, v, close in (("influence 0", influence, abs(influence)), ("cosine 1", cosine, cosine.clip(0))):
@@ -64,7 +64,7 @@ def brute_force(vectors, y, quantiles, neighbours) -> dict[str, np.ndarray]:
 def test_order_statistics_are_numpy_row_by_row(t):
     vectors, y = planted(t=t)
     got = by_name(vectors, y)
-    expected = brute_force(vectors, y, statistics.QUANTILES, statistics.NEIGHBOURS)
+    expected = brute_force(vectors, y, row_features.QUANTILES, row_features.NEIGHBOURS)
     assert list(got) == list(expected)
     for name in expected:
         np.testing.assert_allclose(got[name], expected[name], atol=3e-6, err_msg=name)
@@ -82,15 +82,17 @@ def test_a_class_that_no_validation_row_has_leaves_nothing_to_describe():
 def test_neither_the_order_of_validation_rows_nor_chunks_matter():
     vectors, y = planted()
     rng = np.random.default_rng(1)
-    whole = statistics.order_statistics(vectors, y, 3, microbatch=None)
+    whole = row_features.order_statistics(vectors, y, 3, microbatch=None)
     for microbatch in (1, 3, 512):
-        np.testing.assert_allclose(statistics.order_statistics(vectors, y, 3, microbatch=microbatch), whole, atol=1e-6)
+        np.testing.assert_allclose(
+            row_features.order_statistics(vectors, y, 3, microbatch=microbatch), whole, atol=1e-6
+        )
     shuffled = vectors[:, :, rng.permutation(vectors.shape[2])]
-    np.testing.assert_allclose(statistics.order_statistics(shuffled, y, 3), whole, atol=1e-6)
+    np.testing.assert_allclose(row_features.order_statistics(shuffled, y, 3), whole, atol=1e-6)
     doubled = np.tile(vectors, (1, 1, 2))  # shares and means stay, quantiles nearly
-    names = statistics.feature_names()
+    names = row_features.feature_names()
     same = [i for i, name in enumerate(names) if "quantile" not in name or " 0% " in name or "100%" in name]
-    got = np.asarray(statistics.order_statistics(doubled, y, 3))
+    got = np.asarray(row_features.order_statistics(doubled, y, 3))
     votes = [i for i in same if "nearest" not in names[i]]  # ceil(share t) need not double
     np.testing.assert_allclose(got[:, votes], np.asarray(whole)[:, votes], atol=1e-6)
 
@@ -98,14 +100,14 @@ def test_neither_the_order_of_validation_rows_nor_chunks_matter():
 def test_train_rows_move_with_their_features():
     vectors, y = planted()
     order = np.random.default_rng(2).permutation(len(y))
-    whole = np.asarray(statistics.order_statistics(vectors, y, 3))
-    np.testing.assert_array_equal(statistics.order_statistics(vectors[order], y[order], 3), whole[order])
+    whole = np.asarray(row_features.order_statistics(vectors, y, 3))
+    np.testing.assert_array_equal(row_features.order_statistics(vectors[order], y[order], 3), whole[order])
 
 
 def test_further_channels_and_numbers_of_each_row():
     vectors, y = planted()
     other, _ = planted(seed=5)
-    layout = statistics.Layout(influence=(0, 4))
+    layout = row_features.Layout(influence=(0, 4))
     rows = np.random.default_rng(3).normal(size=(len(y), 2)).astype(np.float32)
     got = by_name(np.concatenate([vectors, other[:, :1]], 1), y, layout=layout, rows=rows)
     alone = by_name(np.concatenate([other[:, :1], vectors[:, 1:]], 1), y)
@@ -119,27 +121,27 @@ def test_normal_scores_share_ties_and_leave_out_what_is_missing():
     x = np.array([[3, 1, 1, 2], [0, np.nan, 5, np.nan]], np.float32)
     ranks = np.array([[4, 1.5, 1.5, 3], [1, np.nan, 2, np.nan]])
     expected = stats.norm.ppf((ranks - 0.5) / np.array([[4], [2]]))
-    np.testing.assert_allclose(jax.jit(statistics.normal_scores)(x), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(row_features.normal_scores)(x), expected, atol=1e-6)
     large = np.random.default_rng(0).integers(0, 50, 1000).astype(np.float32)
     expected = stats.norm.ppf((stats.rankdata(large) - 0.5) / 1000)
-    np.testing.assert_allclose(statistics.normal_scores(large), expected, atol=1e-5)
+    np.testing.assert_allclose(row_features.normal_scores(large), expected, atol=1e-5)
 
 
 def test_nothing_is_compiled_twice():
     vectors, y = planted()
-    statistics.order_statistics(vectors, y, 3)
-    count = statistics._described._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    row_features.order_statistics(vectors, y, 3)
+    count = row_features._described._cache_size  # pyright: ignore[reportAttributeAccessIssue]
     size = count()
-    statistics.order_statistics(vectors[::-1].copy(), y, 3, quantiles=(*statistics.QUANTILES,))
-    statistics.order_statistics(jnp.asarray(vectors), y, 3, layout=statistics.Layout())
+    row_features.order_statistics(vectors[::-1].copy(), y, 3, quantiles=(*row_features.QUANTILES,))
+    row_features.order_statistics(jnp.asarray(vectors), y, 3, layout=row_features.Layout())
     assert count() <= size  # JAX may have made room
 
 
 def test_keys_order_as_floats_do_and_keep_half_precision():
     v = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     every = np.r_[v, v.astype(np.float16), -0.0, 0.0, np.inf, -np.inf, 65504, -6e-8].astype(np.float32)
-    key = np.asarray(statistics._key(jnp.asarray(every)))
+    key = np.asarray(row_features._key(jnp.asarray(every)))
     assert (np.diff(every[np.argsort(key, kind="stable")]) >= -2e-7).all()
     assert abs(key.astype(np.int64)).max() <= 2**30
-    np.testing.assert_allclose(statistics._value(jnp.asarray(key)), every, rtol=2e-7)
-    np.testing.assert_array_equal(statistics._value(jnp.asarray(key[1000:2000])), every[1000:2000])
+    np.testing.assert_allclose(row_features._value(jnp.asarray(key)), every, rtol=2e-7)
+    np.testing.assert_array_equal(row_features._value(jnp.asarray(key[1000:2000])), every[1000:2000])

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from d3mjax.diagnosis import calibration, classifier, detection, losses
+from d3mjax.diagnosis import calibration, claim_metrics, network_losses, set_network
 from d3mjax.diagnosis.set_transformer import MeanPool, SetTransformer
 
 SMALL = SetTransformer(width=16, num_inducing=4, num_heads=2, num_blocks=1, projection=8, dropout=0.1)
 MEAN = MeanPool(width=16, projection=8, dropout=0.1)
-VARIANT = losses.demix(
-    2, contrast=lambda s: losses.supervised_info_nce(s.anchors, s.views, s.flags), invariance=losses.vrex
+VARIANT = network_losses.demix(
+    2,
+    contrast=lambda s: network_losses.supervised_info_nce(s.anchors, s.views, s.flags),
+    invariance=network_losses.vrex,
 )
 QUICK = {"epochs": 24, "batch_size": 64, "learning_rate": 1e-2}
 
@@ -41,8 +43,8 @@ VECTORS, FLAGS, MODEL_IDS = _planted(0)
 
 
 def _fit(key, vectors, flags, model_ids, *, network=MEAN, objective=None, **options):
-    objective = objective or losses.demix(2)
-    return classifier.fit(key, network, vectors, flags, model_ids, objective, **{**QUICK, **options})
+    objective = objective or network_losses.demix(2)
+    return set_network.fit(key, network, vectors, flags, model_ids, objective, **{**QUICK, **options})
 
 
 TRACES = []
@@ -57,20 +59,20 @@ def fitted():
 @pytest.mark.parametrize(
     ("network", "objective", "t_batch"),
     [
-        (SMALL, losses.demix(2), None),
+        (SMALL, network_losses.demix(2), None),
         (MEAN, VARIANT, 6),
     ],
 )
 def test_planted_kinds_are_found_by_their_sign(network, objective, t_batch):
     fit = jax.jit(partial(_fit, network=network, objective=objective, t_batch=t_batch))
-    ask = jax.jit(partial(classifier.predict, network))
+    ask = jax.jit(partial(set_network.predict, network))
     found = fit(jax.random.key(0), VECTORS, FLAGS, MODEL_IDS)
     vectors, flags, _ = _planted(1)
     p = np.asarray(ask(found.diagnoser, vectors))
     assert ((p > 0) & (p < 1)).all()
     precision = [average_precision_score(flags[:, k], p[:, k]) for k in range(3)]
     assert min(precision) > 0.85, precision
-    scores = detection.scores(detection.flag(p, found.diagnoser.thresholds), flags).f1
+    scores = claim_metrics.scores(claim_metrics.flag(p, found.diagnoser.thresholds), flags).f1
     assert scores.min() > 0.75, scores
     assert found.loss[-10:].mean() < 0.5 * found.loss[:3].mean()
     q = np.asarray(ask(found.diagnoser, vectors * np.array([-1, 1, 1, 1], np.float16)[:, None]))
@@ -84,7 +86,7 @@ def test_permuted_flags_teach_nothing():
         jax.random.split(jax.random.key(5), 16), VECTORS[:240], FLAGS[np.stack(order)][:, :240], MODEL_IDS[:240]
     )
     vectors, flags, _ = _planted(1)
-    p = np.asarray(jax.jit(jax.vmap(partial(classifier.predict, MEAN), (0, None)))(fits.diagnoser, vectors))
+    p = np.asarray(jax.jit(jax.vmap(partial(set_network.predict, MEAN), (0, None)))(fits.diagnoser, vectors))
     areas = np.array([[roc_auc_score(flags[:, k], one[:, k]) for k in range(3)] for one in p])
     # A fit to noise may rank by what tells the kinds apart, either way round: seeds spread widely about one half.
     error = areas.std(0, ddof=1) / np.sqrt(16)
@@ -105,7 +107,7 @@ def test_epochs_and_keys_share_one_program(fitted):
 
     def objective(seen):
         traces.append(None)
-        return losses.demix(2)(seen)
+        return network_losses.demix(2)(seen)
 
     counts = []
     for epochs in (1, 5):
@@ -119,9 +121,9 @@ def test_epochs_and_keys_share_one_program(fitted):
 
 
 def test_training_in_two_calls_is_training_in_one():
-    data = classifier.as_split(VECTORS, FLAGS, MODEL_IDS, None)
+    data = set_network.as_split(VECTORS, FLAGS, MODEL_IDS, None)
     weights = jnp.ones(len(FLAGS))
-    trainer = classifier.make_trainer(MEAN, losses.demix(2), jnp.ones(3), 6, batch_size=64)
+    trainer = set_network.make_trainer(MEAN, network_losses.demix(2), jnp.ones(3), 6, batch_size=64)
     run = jax.jit(trainer.run, static_argnums=3)
     start = jax.jit(trainer.init)(jax.random.key(3), data.x)
     whole, info = run(start, data, weights, 6)
@@ -134,12 +136,12 @@ def test_training_in_two_calls_is_training_in_one():
 def test_held_out_rows_are_a_fifth_of_each_stratum_and_teach_nothing(fitted):
     held = np.asarray(fitted.held_out)
     np.testing.assert_array_equal([held[(flags == FLAGS).all(1)].sum() for flags in np.unique(FLAGS, axis=0)], [24] * 4)
-    np.testing.assert_array_equal(classifier.hold_out(jax.random.fold_in(jax.random.key(0), 0), FLAGS), held)
+    np.testing.assert_array_equal(set_network.hold_out(jax.random.fold_in(jax.random.key(0), 0), FLAGS), held)
     garbage = np.where(held[:, None, None], np.float16(7), VECTORS)
     other = FIT(jax.random.key(0), garbage, FLAGS, MODEL_IDS)
     jax.tree.map(np.testing.assert_array_equal, other.diagnoser.variables, fitted.diagnoser.variables)
     p = fitted.probabilities
-    thresholds = detection.best_thresholds(p[held], FLAGS[held], candidates=classifier.GRID)
+    thresholds = claim_metrics.best_thresholds(p[held], FLAGS[held], candidates=set_network.GRID)
     np.testing.assert_array_equal(fitted.diagnoser.thresholds, thresholds)
     np.testing.assert_allclose(fitted.diagnoser.calibration, calibration.platt(p[held], FLAGS[held]), rtol=1e-3)
 
@@ -148,7 +150,7 @@ def test_strata_of_uneven_size_are_rounded_to_the_nearest_number():
     flags = np.zeros((23, 3), bool)
     flags[:8, 0] = True  # 1.6 of 8, 0.4 of 2, 2.6 of 13
     flags[8:10, 1:] = True
-    held = np.asarray(classifier.hold_out(jax.random.key(0), flags))
+    held = np.asarray(set_network.hold_out(jax.random.key(0), flags))
     assert [held[:8].sum(), held[8:10].sum(), held[10:].sum()] == [2, 0, 3]
 
 
@@ -157,7 +159,7 @@ def test_views_are_subsets_of_what_a_row_has():
     values = jnp.broadcast_to(jnp.arange(t, dtype=jnp.float16), (300, 2, t))
     number = np.arange(300) % t + 1
     mask = np.random.default_rng(0).permuted(np.arange(t)[None] < number[:, None], axis=1)
-    found, anchor, view = classifier.two_views(jax.random.key(0), values, jnp.asarray(mask), t_batch=6)
+    found, anchor, view = set_network.two_views(jax.random.key(0), values, jnp.asarray(mask), t_batch=6)
     assert found.shape == (300, 2, 6)
     np.testing.assert_array_equal(found[:, 0], found[:, 1])
     np.testing.assert_array_equal(anchor.sum(1), np.minimum(number, 6))
@@ -178,11 +180,11 @@ def test_views_are_subsets_of_what_a_row_has():
 @pytest.mark.parametrize("microbatch", [1, 7, None])
 def test_predictions_do_not_depend_on_the_microbatch_or_on_padding(fitted, microbatch):
     vectors = VECTORS[:20]
-    expected = classifier.predict(MEAN, fitted.diagnoser, vectors)
+    expected = set_network.predict(MEAN, fitted.diagnoser, vectors)
     np.testing.assert_allclose(fitted.probabilities[:20], expected, atol=1e-6)
     longer = np.concatenate([vectors, np.full((20, 4, 3), -2, np.float16)], axis=2)
     mask = np.broadcast_to(np.arange(13) < 10, (20, 13))
-    found = classifier.predict(MEAN, fitted.diagnoser, longer, mask=mask, microbatch=microbatch)
+    found = set_network.predict(MEAN, fitted.diagnoser, longer, mask=mask, microbatch=microbatch)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

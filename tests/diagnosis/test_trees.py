@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from d3mjax.diagnosis import detection, trees
+from d3mjax.diagnosis import claim_metrics, trees
 
 SMALL: dict[str, Any] = {"rounds": 12, "leaves": 6}
 
@@ -61,12 +61,12 @@ def test_it_finds_what_is_planted_in_a_cell_it_has_not_seen():
     fitted = trees.fit(features[known], flags[known], cell[known], **SMALL)
     probability = np.asarray(trees.predict(fitted, features[~known]))
     for type in range(2):
-        right = detection.average_precision(probability[:, type], flags[~known, type])
-        turned = detection.average_precision(-probability[:, type], flags[~known, type])
+        right = claim_metrics.average_precision(probability[:, type], flags[~known, type])
+        turned = claim_metrics.average_precision(-probability[:, type], flags[~known, type])
         assert right > 0.6
         assert turned < 0.3
-        assert detection.calibration_error(probability[:, type], flags[~known, type]) < 0.15  # 150 rows
-    f1 = detection.scores(trees.claim(fitted, probability), flags[~known]).f1
+        assert claim_metrics.calibration_error(probability[:, type], flags[~known, type]) < 0.15  # 150 rows
+    f1 = claim_metrics.scores(trees.claim(fitted, probability), flags[~known]).f1
     assert (np.asarray(f1)[:2] > 0.5).all()
 
 
@@ -87,7 +87,7 @@ def test_a_cell_that_gives_itself_away_is_not_believed():
     flags = rng.random((360, 1)) < 0.3
     features = np.stack([10 * cell + np.where(flags[:, 0] ^ (cell % 2 == 0), 3, 0), rng.random(360)], 1)
     fitted = trees.fit(features.astype(np.float32), flags, cell, rounds=40, leaves=16)
-    assert detection.average_precision(trees.predict(fitted, features)[:, 0], flags[:, 0]) > 0.95
+    assert claim_metrics.average_precision(trees.predict(fitted, features)[:, 0], flags[:, 0]) > 0.95
     assert fitted.slope[0] < 0.5
 
 

@@ -8,14 +8,14 @@ from jax.flatten_util import ravel_pytree
 
 from d3mjax.attribution import gradients, influence
 from d3mjax.diagnosis import vectors
-from d3mjax.training import models, transformers
+from d3mjax.networks import dense, ft_transformer
 from d3mjax.types import Split
 
 COLUMNS = (slice(0, 1), slice(1, 4), slice(4, 9))
 MODELS = {
-    "linear": models.linear(3),
-    "mlp": models.mlp((7, 5), 3),
-    "ft": transformers.ft_transformer(COLUMNS, 3, width=8),
+    "linear": dense.linear(3),
+    "mlp": dense.mlp((7, 5), 3),
+    "ft": ft_transformer.ft_transformer(COLUMNS, 3, width=8),
 }
 
 
@@ -65,7 +65,7 @@ def test_the_tensor_has_all_channels_whatever_the_microbatch():
 
 
 def test_losses_of_numbers():
-    model, train, held = models.mlp((5,), 1), split(11, 0), split(4, 1)
+    model, train, held = dense.mlp((5,), 1), split(11, 0), split(4, 1)
     train, held = (s._replace(y=s.x[:, 0] * 2 + 1) for s in (train, held))
     variables = model.init(jax.random.key(3), train.x)
     a, b = (explicit(model, variables, rows, influence.squared_error) for rows in (train, held))
@@ -85,13 +85,13 @@ def test_a_row_and_its_copy():
 
 def test_of_two_classes_the_cosine_knows_the_label_and_not_how_well_it_fits():
     """measured: relabelling a row turns the sign of all its entries, exactly, and the sign is label agreement."""
-    model, train, held = models.mlp((7, 5), 2), split(40, 0, 2), split(15, 1, 2)
+    model, train, held = dense.mlp((7, 5), 2), split(40, 0, 2), split(15, 1, 2)
     variables = model.init(jax.random.key(5), train.x)
     found = vectors.gram(model, variables, train, held)
     flipped = vectors.gram(model, variables, train._replace(y=1 - train.y), held)
     np.testing.assert_allclose(flipped, -found, atol=2e-6)
     # The sign of the tangent kernel is one of the network, and positive for a linear one with non-negative features.
-    linear = models.linear(2)
+    linear = dense.linear(2)
     positive = [s._replace(x=np.abs(s.x)) for s in (train, held)]
     own = vectors.gram(linear, linear.init(jax.random.key(6), train.x), *positive)
     same = np.asarray(vectors.agreement(train.y, held.y)) > 0
@@ -100,7 +100,7 @@ def test_of_two_classes_the_cosine_knows_the_label_and_not_how_well_it_fits():
 
 def test_a_linear_model_adds_nothing_to_features_and_labels():
     """Its influence is the cosine of (x, 1), with the sign of label agreement."""
-    model, train, held = models.linear(2), split(30, 0, 2), split(8, 1, 2)
+    model, train, held = dense.linear(2), split(30, 0, 2), split(8, 1, 2)
     variables = model.init(jax.random.key(7), train.x)
     one = lambda x: np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)
     sign = 2 * np.asarray(vectors.agreement(train.y, held.y)) - 1
@@ -114,7 +114,7 @@ def test_an_attribution_is_turned_round():
 
 
 def test_what_half_precision_cannot_hold_is_cut_off():
-    model, train = models.mlp((5,), 1), split(11, 0)
+    model, train = dense.mlp((5,), 1), split(11, 0)
     train = train._replace(y=1e4 * train.x[:, 0])
     variables = model.init(jax.random.key(9), train.x)
     found = vectors.tensor(model, variables, train, train, loss=influence.squared_error, normalise=False)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from d3mjax.runtime import mesh, record
+from d3mjax.runtime import hosts, runs, store
 from d3mjax.training import sampling
-from experiments import (
+from experiments.d3m import (
     ablate_checkpoints,
     ablate_projection,
     ablate_regime,
@@ -23,8 +23,8 @@ from experiments import (
 def run_smoke(experiment, results, **fields):
     fields = fields or {"tasks": ("patch",)}
     run = experiment.main(experiment.Config(smoke=True, **fields), results)
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     assert "data:image/png;base64," in (run / "report.html").read_text()
     return {row["method"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in document["rows"]}
 
@@ -100,7 +100,7 @@ def test_variants_are_judged_apart_whatever_their_order_and_fit():
     task = ablate_regime.regime(ablations.TASKS["patch"], 30, 1e-3)
     config = ablations.Config(retrains=2, smoke=True)
     samplers = {"plain": sampling.shuffled(), "resampled": sampling.resampled(), "targets": sampling.resampled()}
-    fits = {fit: engine.make_fit(task, mesh.local_mesh(), s, steps=task.steps) for fit, s in samplers.items()}
+    fits = {fit: engine.make_fit(task, hosts.local_mesh(), s, steps=task.steps) for fit, s in samplers.items()}
     half = lambda data: np.arange(len(data.train.y)) % 2
     one = {
         "half": lambda data: ablations.Variant(half(data), {"x": 3.0}),

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from d3mjax.runtime import record
-from experiments import auto_d3m, removal_rules
+from d3mjax.runtime import runs, store
+from experiments.d3m import auto_d3m, removal_rules
 
 
 def rows_of(run, task):
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     return {row["method"]: row for row in document["rows"] if row["task"] == task}
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from d3mjax.runtime import record
-from experiments import (
+from d3mjax.runtime import runs, store
+from experiments.datamodels import (
     bank_tasks,
     brittleness,
     counterfactuals,
@@ -24,8 +24,8 @@ def results(tmp_path_factory):
 def run_smoke(experiment, results, num_figures):
     config = experiment.Config(tasks=("patch",), smoke=True)
     run = experiment.main(config, results)
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     assert (run / "report.html").read_text().count("data:image/png;base64,") == num_figures
     metrics = {
         row["method"]: {name: value["mean"] for name, value in row["metrics"].items()} for row in document["rows"]

@@ -1,6 +1,6 @@
 """The benchmarks run without PyTorch, and leave a valid record."""
 
-from d3mjax.runtime import record
+from d3mjax.runtime import runs, store
 from experiments.bench import models
 from experiments.bench.__main__ import main
 
@@ -11,8 +11,8 @@ def test_smoke_run_without_pytorch_says_so_and_leaves_valid_rows(tmp_path, capsy
     printed = capsys.readouterr().out
     assert "no comparison with PyTorch" in printed
     assert "no comparison with the TRAK library" in printed
-    document = record.read_json(tmp_path / "bench" / "smoke" / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(tmp_path / "bench" / "smoke" / "metrics.json")
+    runs.validate_document(document)
     trak = [row for row in document["rows"] if row["task"].startswith("TRAK")]
     assert {row["method"] for row in trak} == {
         "d3mjax, Rademacher",

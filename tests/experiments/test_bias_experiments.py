@@ -9,18 +9,20 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from d3mjax.attribution import influence, projections, trak
-from d3mjax.data import adult
-from d3mjax.debiasing import unlearning
-from d3mjax.debiasing.unlearning import Bias
-from d3mjax.runtime import record
+from d3mjax.data.sets import adult
+from d3mjax.runtime import store
 from d3mjax.types import Split
-from experiments import bias_tasks, edits, engine, fmd, fmd_against_d3m, influence_on_bias, lds_influence, pair_controls
+from d3mjax.unlearning import edits
+from d3mjax.unlearning.edits import Bias
+from experiments.bias import bias_tasks, fmd, fmd_against_d3m, fmd_edits, influence_on_bias, pair_controls
+from experiments.d3m import engine
+from experiments.datamodels import lds_influence
 
 SEX = adult.COLUMNS["sex"]
 
 
 def rows_by_name(run):
-    return {row["method"]: row["metrics"] for row in record.read_json(run / "metrics.json")["rows"]}
+    return {row["method"]: row["metrics"] for row in store.read_json(run / "metrics.json")["rows"]}
 
 
 def test_pairs_show_the_stereotype_first_and_differ_in_the_attribute_alone():
@@ -75,9 +77,11 @@ def test_edits_and_retraining_stand_side_by_side(tmp_path):
 def test_the_whole_network_is_curved_by_a_part_that_counts_as_all():
     task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(4,))
     loaded, model = task.load(0, smoke=True), engine.network(task.task)
-    raw = edits.Parts(loaded.data.train, loaded.data.test, *loaded.pairs)
+    raw = fmd_edits.Parts(loaded.data.train, loaded.data.test, *loaded.pairs)
     params = model.init(jax.random.key(0), raw.train.x[:1])["params"]
-    problems = [edits.make_whole(model, params, raw, damping=0.01, most=most).problem for most in (150, 600, 10_000)]
+    problems = [
+        fmd_edits.make_whole(model, params, raw, damping=0.01, most=most).problem for most in (150, 600, 10_000)
+    ]
     v = jax.random.normal(jax.random.key(1), ravel_pytree(params)[0].shape)
     part, whole, more = (np.asarray(influence.ggn(problem)(v)) for problem in problems)
     np.testing.assert_array_equal(whole, more)
@@ -127,7 +131,7 @@ def test_trak_on_bias_is_that_of_each_pair():
         trak.scores(key, model, jax.tree.map(lambda a: a[None], variables), train, target, **options).tau
         for target in (Split(x, pairs.y, pairs.y, pairs.y) for x in (pairs.x, pairs.flipped))
     )
-    d = unlearning.differences(model, variables, pairs)
+    d = edits.differences(model, variables, pairs)
     expected = [(jnp.sign(d)[:, None] * (one - other)).mean(0), (one - other).mean(0)]
     np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-3, atol=1e-3 * np.abs(expected[0]).max())
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from d3mjax.runtime import record
-from experiments import demix_ablate, demix_cells, demix_corpus, demix_diagnose, demix_networks, demix_repair
-from experiments.demix_tables import TABLES, divide
+from d3mjax.runtime import runs, store
+from experiments.diagnosis import demix_ablate, demix_cells, demix_corpus, demix_diagnose, demix_networks, demix_repair
+from experiments.diagnosis.demix_tables import TABLES, divide
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def diagnosed(results):
 
 
 def rows_of(run):
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     return document["rows"]
 
 
@@ -64,8 +64,8 @@ def test_a_table_is_unseen_where_it_is_left_out(diagnosed, results, monkeypatch)
 
 def stored(results):
     task = demix_corpus.small(TABLES["digits"], smoke=True)
-    (run,) = (run for run in (results / "demix_cells").iterdir() if record.read_unit(run, "digits-1"))
-    units = [record.read_unit(run, f"digits-{seed}") for seed in range(3)]
+    (run,) = (run for run in (results / "demix_cells").iterdir() if runs.read_unit(run, "digits-1"))
+    units = [runs.read_unit(run, f"digits-{seed}") for seed in range(3)]
     return [cell for seed, unit in enumerate(units) if unit for cell in demix_corpus.read(task, seed, unit)]
 
 

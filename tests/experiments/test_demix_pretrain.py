@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from planted_diagnoser import CUTS, TOLD_BY, made_diagnoser, made_features
 
-from d3mjax.diagnosis import detection, trees
-from d3mjax.runtime import record
-from experiments import demix_corpus, demix_pretrain
-from experiments.demix_cells import FEATURES
-from experiments.demix_corpus import SIGNALS
-from experiments.demix_pretrain import Config
-from experiments.demix_tables import PLANTED, TABLES
+from d3mjax.diagnosis import claim_metrics, trees
+from d3mjax.runtime import runs, store
+from experiments.diagnosis import demix_corpus, demix_pretrain
+from experiments.diagnosis.demix_cells import FEATURES
+from experiments.diagnosis.demix_corpus import SIGNALS
+from experiments.diagnosis.demix_pretrain import Config
+from experiments.diagnosis.demix_tables import PLANTED, TABLES
 
 CONFIG = Config(tasks=("planted", "digits", "wages"), clean=(0.5,), rows=60, fitted=50, seeds=2, rounds=6)
 MEASURED = []
@@ -68,9 +68,9 @@ def test_it_leaves_a_diagnoser_with_what_it_is_worth(finished):
     assert manifest["config"]["tasks"] == list(CONFIG.tasks)
     assert len(manifest["cells"]) == 2 * sum(len(TABLES[name].rules) for name in CONFIG.tasks)
     features, flags = made_features(999, 400)
-    f1 = detection.scores(trees.claim(fitted, trees.predict(fitted, features)), flags).f1
+    f1 = claim_metrics.scores(trees.claim(fitted, trees.predict(fitted, features)), flags).f1
     assert (np.asarray(f1) > 0.7).all()
-    record.validate_document(record.read_json(path.parent / "metrics.json"))
+    runs.validate_document(store.read_json(path.parent / "metrics.json"))
     assert (path.parent / "report.html").exists()
 
 

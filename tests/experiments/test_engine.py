@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax.runtime import mesh
+from d3mjax.runtime import hosts
 from d3mjax.training import ensemble, sampling
-from experiments import bank_tasks, engine
+from experiments.d3m import engine
+from experiments.datamodels import bank_tasks
 from experiments.tasks import PATCH
 
 TASK = replace(PATCH, steps=3)
@@ -43,9 +44,9 @@ def traces(monkeypatch):
 
 
 def test_placed_data_are_neither_copied_again_nor_traced_again(copies, traces):
-    data, devices = TASK.read(0, smoke=True), mesh.local_mesh()
+    data, devices = TASK.read(0, smoke=True), hosts.local_mesh()
     fit = engine.make_fit(TASK, devices, sampling.shuffled(), steps=TASK.steps)
-    here, weights = mesh.place(data, devices), jnp.ones((2, 600))
+    here, weights = hosts.place(data, devices), jnp.ones((2, 600))
     first = fit(here.train, here, KEYS, weights)
     leaves, traced = len(jax.tree.leaves(data)), len(traces)
     assert len(copies) == leaves
@@ -59,10 +60,10 @@ def test_placed_data_are_neither_copied_again_nor_traced_again(copies, traces):
 
 
 def test_checkpoint_columns_leave_placed_data_alone(copies, traces):
-    data, devices = TASK.read(0, smoke=True), mesh.local_mesh()
+    data, devices = TASK.read(0, smoke=True), hosts.local_mesh()
     attribute = lambda key, variables, data: (jnp.zeros((1, 600, 4)), jnp.ones((1, 600)), ())
     columns = engine.make_checkpoint_columns(TASK, devices, 2, attribute, lambda info, data: {})
-    here = mesh.place(data, devices)
+    here = hosts.place(data, devices)
     for _ in range(2):
         columns(here, jax.random.key(0), lambda count: None)
     assert len(copies) == len(jax.tree.leaves(data))
@@ -73,7 +74,7 @@ def test_blocks_of_datamodels_and_of_retraining_share_one_copy(copies):
     data = TASK.read(0, smoke=True)
     leaves = len(jax.tree.leaves(data))
     bank = engine.Bank(models=24, block=8, steps=2)
-    columns = engine.make_datamodel_columns(TASK, mesh.local_mesh(), bank)
+    columns = engine.make_datamodel_columns(TASK, hosts.local_mesh(), bank)
     b = columns(data, jax.random.key(0), lambda count: None)[0]
     assert b.shape == (1, 600, 4)
     assert len(copies) == leaves

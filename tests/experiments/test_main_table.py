@@ -2,16 +2,17 @@
 
 import pytest
 
-from d3mjax.runtime import record
-from experiments import baselines, main_table, report
+from d3mjax.reports import page as report
+from d3mjax.runtime import runs, store
+from experiments.d3m import main_table, tuned_methods
 from experiments.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     run = main_table.main(main_table.Config(tasks=("adult",), smoke=True), tmp_path_factory.mktemp("results"))
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     assert (run / "report.html").exists()
     return {row["method"]: row for row in document["rows"]}
 
@@ -61,7 +62,7 @@ def test_gap_closed_is_one_for_the_best_yardstick():
 
 def test_all_methods_share_one_list_of_settings_with_the_default_first():
     task = TASKS["patch"]
-    found = baselines.settings(task, 10)
-    assert found[0] == baselines.Setting(task.rate, task.decay, 1.0)
-    assert found[:4] == baselines.settings(task, 4)
+    found = tuned_methods.settings(task, 10)
+    assert found[0] == tuned_methods.Setting(task.rate, task.decay, 1.0)
+    assert found[:4] == tuned_methods.settings(task, 4)
     assert len(set(found)) == 10

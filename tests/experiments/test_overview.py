@@ -4,12 +4,14 @@ import os
 
 import pytest
 
-from d3mjax.runtime import record
-from experiments import overview, plots, report
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.runtime import runs
+from experiments import overview
 
 
 def finished(results, experiment, run, *, smoke=False, accuracy=0.5, at=0):
-    directory = record.open_run(results, experiment, {"smoke": smoke}, run)
+    directory = runs.open_run(results, experiment, {"smoke": smoke}, run)
     rows = [report.row("patch", "ERM", {"worst_group_accuracy": [accuracy, accuracy + 0.02]})]
     figure = plots.curves({"ours": ([1, 2], [[0.1, 0.2]])}, xlabel="x", ylabel="y")
     report.finish(

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from d3mjax.runtime import record
-from experiments import d3m, engine, lds_trak
+from d3mjax.runtime import runs, store
+from experiments.d3m import d3m, engine
+from experiments.datamodels import lds_trak
 
 CONFIG = d3m.Config(tasks=("patch",), smoke=True)
 
@@ -17,8 +18,8 @@ def finished(tmp_path_factory):
 
 def test_d3m_leaves_tables_scores_and_a_page(finished):
     _, run = finished
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     methods = {row["method"] for row in document["rows"]}
     assert {"ERM", "D3M, drop negative", "D3M, 10 % removed", "D3M, by selection", "SUBY", "SUBG", "RWG"} <= methods
     page = (run / "report.html").read_text()
@@ -28,7 +29,7 @@ def test_d3m_leaves_tables_scores_and_a_page(finished):
 
 def test_checkpoints_are_looked_at_one_by_one(finished):
     _, run = finished
-    rows = record.read_json(run / "metrics.json")["rows"]
+    rows = store.read_json(run / "metrics.json")["rows"]
     patch = {row["method"]: row for row in rows if row["task"] == "patch"}
     rule = patch["D3M, drop negative"]
     with np.load(run / "units" / "patch-10.npz") as unit:
@@ -53,13 +54,13 @@ def test_scores_and_kept_examples_are_joined_by_id(finished):
 
 def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch):
     results, run = finished
-    before = record.read_json(run / "metrics.json")["rows"]
+    before = store.read_json(run / "metrics.json")["rows"]
     (run / "units" / "patch-11.npz").unlink()
     computed = []
     monkeypatch.setattr(d3m, "debias", lambda *a, original=d3m.debias: (computed.append(a[3]), original(*a))[1])
     assert d3m.main(CONFIG, results) == run
     assert computed == [11]
-    assert record.read_json(run / "metrics.json")["rows"] == before
+    assert store.read_json(run / "metrics.json")["rows"] == before
 
 
 def test_an_unknown_task_is_refused_before_any_work(tmp_path):
@@ -70,7 +71,7 @@ def test_an_unknown_task_is_refused_before_any_work(tmp_path):
 
 def test_datamodels_can_be_the_source_of_group_columns(tmp_path):
     run = d3m.main(d3m.Config(tasks=("patch",), source=engine.Bank(), smoke=True), tmp_path)
-    rows = record.read_json(run / "metrics.json")["rows"]
+    rows = store.read_json(run / "metrics.json")["rows"]
     removed = {row["method"]: row["metrics"]["removed"]["mean"] for row in rows if "removed" in row["metrics"]}
     assert removed["D3M, 10 % removed"] == pytest.approx(0.1)
     assert 0.2 < removed["D3M, drop negative"] <= 0.5
@@ -79,7 +80,7 @@ def test_datamodels_can_be_the_source_of_group_columns(tmp_path):
 
 def test_lds_of_trak_lies_between_chance_and_the_ceiling(tmp_path):
     run = lds_trak.main(lds_trak.Config(tasks=("patch",), smoke=True), tmp_path)
-    rows = record.read_json(run / "metrics.json")["rows"]
+    rows = store.read_json(run / "metrics.json")["rows"]
     lds = {row["method"]: row["metrics"]["lds"]["mean"] for row in rows}
     ceiling = lds.pop("ceiling set by retraining noise")
     # Ten masks: a single target's correlation has standard deviation 1/3 by chance, the mean over targets less.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import smote
+from experiments.d3m import smote
 
 RNG = np.random.default_rng(0)
 CELL = np.repeat([0, 1, 3], [20, 4, 9])

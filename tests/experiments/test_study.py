@@ -6,8 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from d3mjax.runtime import record
-from experiments import report, units
+from d3mjax.reports import page as report
+from d3mjax.runtime import runs, store
+from experiments import study
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ def experiment(results, config, done, fail_at=None):
         rows = [report.row("ab"[scale == 2], "ours", {"value": [facts["value"] for facts, _ in found]})]
         return rows, report.Section(f"A scale of {scale}.", {})
 
-    return units.run_experiment("toy", config, TASKS, prepare, describe, models=4, results=results, run=None)
+    return study.run_experiment("toy", config, TASKS, prepare, describe, models=4, results=results, run=None)
 
 
 def test_every_task_and_seed_in_order_up_to_the_page(tmp_path, capsys):
     done = []
     run = experiment(tmp_path, Config(), done)
     assert done == [(2, 10), (2, 11), (2, 12), (1, 10), (1, 11), (1, 12)]
-    document = record.read_json(run / "metrics.json")
-    record.validate_document(document)
+    document = store.read_json(run / "metrics.json")
+    runs.validate_document(document)
     per_seed = {row["task"]: row["metrics"]["value"]["per_seed"] for row in document["rows"]}
     assert per_seed == {"b": [20, 22, 24], "a": [10, 11, 12]}
-    assert document["config"] == record.read_json(run / "config.json")
+    assert document["config"] == store.read_json(run / "config.json")
     assert "A scale of 2.0." in (run / "report.html").read_text()
     assert "12/12" in capsys.readouterr().err
 

@@ -9,7 +9,9 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from d3mjax.training import models, objectives, sampling, train
+from d3mjax.networks import adapt, dense
+from d3mjax.training import objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
 
 
@@ -36,13 +38,13 @@ class NnxNorm(nnx.Module):
 
 
 MODELS = {
-    "linen norm dropout": models.from_linen(Norm(), rngs=("dropout",)),
-    "linen plain": models.from_linen(Plain()),
-    "nnx": models.from_nnx(NnxNorm),
-    "functions": models.from_functions(
+    "linen norm dropout": adapt.from_linen(Norm(), rngs=("dropout",)),
+    "linen plain": adapt.from_linen(Plain()),
+    "nnx": adapt.from_nnx(NnxNorm),
+    "functions": adapt.from_functions(
         lambda key, x: {"w": 0.1 * jax.random.normal(key, (x.shape[-1], 3))}, lambda params, x: x @ params["w"]
     ),
-    "mlp": models.mlp((8,), 3),
+    "mlp": dense.mlp((8,), 3),
 }
 STATEFUL = ["linen norm dropout", "nnx"]
 
@@ -67,9 +69,7 @@ def _same(a, b):
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_side_by_side_and_evaluates_without_touching_anything(name):
     model, split = MODELS[name], _split()
-    trainer = train.make_trainer(
-        model, objectives.cross_entropy(), optax.adam(0.05), sampling.resampled(), batch_size=16
-    )
+    trainer = make_trainer(model, objectives.cross_entropy(), optax.adam(0.05), sampling.resampled(), batch_size=16)
 
     def fit(key):
         state, info = trainer.run(trainer.init(key, split.x), split, jnp.ones(48), 60)
@@ -129,7 +129,7 @@ def test_init_depends_on_the_key_alone():
 
 def test_mlp_and_linear_shapes():
     x = jnp.zeros((1, 5))
-    shapes = jax.tree.map(jnp.shape, models.mlp((7, 4), 3).init(jax.random.key(0), x))
+    shapes = jax.tree.map(jnp.shape, dense.mlp((7, 4), 3).init(jax.random.key(0), x))
     assert shapes == {
         "params": {
             "Dense_0": {"kernel": (5, 7), "bias": (7,)},
@@ -137,13 +137,13 @@ def test_mlp_and_linear_shapes():
             "Dense_2": {"kernel": (4, 3), "bias": (3,)},
         }
     }
-    shapes = jax.tree.map(jnp.shape, models.linear(3).init(jax.random.key(0), x))
+    shapes = jax.tree.map(jnp.shape, dense.linear(3).init(jax.random.key(0), x))
     assert shapes == {"params": {"Dense_0": {"kernel": (5, 3), "bias": (3,)}}}
 
 
 def test_mlp_by_hand():
     x = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
-    model = models.mlp((7,), 3)
+    model = dense.mlp((7,), 3)
     variables = model.init(jax.random.key(0), x)
     first, last = (variables["params"][name] for name in ("Dense_0", "Dense_1"))
     hidden = np.maximum(x @ np.asarray(first["kernel"]), 0)  # biases start at zero

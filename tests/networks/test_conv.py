@@ -9,11 +9,13 @@ import optax
 import pytest
 from flax import linen
 
-from d3mjax.training import convolutions, models, objectives, sampling, train
+from d3mjax.networks import adapt, conv
+from d3mjax.training import objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
 
 RNG = np.random.default_rng(0)
-BOTH = [convolutions.convolve_lax, convolutions.convolve_shifted]
+BOTH = [conv.convolve_lax, conv.convolve_shifted]
 CASES = [  # kernel size, stride, padding
     (3, 1, ((1, 1), (1, 1))),
     (3, 1, ((1, 0), (1, 1))),
@@ -58,7 +60,7 @@ def _count(params):
 
 def test_cnn_by_flax_layers():
     x = RNG.normal(size=(5, 14 * 14)).astype(np.float32)
-    model = convolutions.cnn((16, 32), 2, image=(14, 14, 1))
+    model = conv.cnn((16, 32), 2, image=(14, 14, 1))
     variables = jax.jit(model.init)(jax.random.key(0), x)
     params = variables["params"]
     # 9 * 16 + 16, 9 * 16 * 32 + 32, and 3 * 3 * 32 features for 2 classes: pooling makes 7 x 7, then 3 x 3
@@ -76,9 +78,7 @@ def test_cnn_by_flax_layers():
 @pytest.mark.parametrize("convolve", BOTH)
 def test_cnn_reads_colour_images_and_ends_in_float32(convolve):
     x = RNG.normal(size=(2, 5, 7, 3)).astype(np.float32)
-    single, half = (
-        convolutions.cnn((4,), 3, image=(5, 7, 3), convolve=convolve, dtype=d) for d in (jnp.float32, jnp.bfloat16)
-    )
+    single, half = (conv.cnn((4,), 3, image=(5, 7, 3), convolve=convolve, dtype=d) for d in (jnp.float32, jnp.bfloat16))
     variables = jax.jit(half.init)(jax.random.key(0), x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits, exact = half.apply(variables, x)[0], single.apply(variables, x)[0]
@@ -92,9 +92,9 @@ def test_cnn_reads_colour_images_and_ends_in_float32(convolve):
     assert not np.array_equal(single.apply(variables, swapped)[0], exact)
 
 
-@pytest.mark.parametrize("norm", [convolutions.batch_norm(), convolutions.group_norm(16)])
+@pytest.mark.parametrize("norm", [conv.batch_norm(), conv.group_norm(16)])
 def test_resnet9_has_the_parameters_of_the_paper(norm):
-    model = convolutions.resnet9(10, norm=norm)
+    model = conv.resnet9(10, norm=norm)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
     kernels = 9 * 3 * 64 + 25 * 64 * 128 + 9 * (2 * 128 * 128 + 128 * 256 + 2 * 256 * 256 + 256 * 128)
     assert kernels + 2 * (64 + 3 * 128 + 3 * 256 + 128) + 10 * 128 == 2_274_880
@@ -105,13 +105,13 @@ def test_resnet9_has_the_parameters_of_the_paper(norm):
 
 def test_resnet9_is_the_same_by_both_convolutions_and_moves_only_its_statistics():
     x = RNG.normal(size=(2, 11, 11, 3)).astype(np.float32)
-    one, two = (convolutions.resnet9(2, norm=convolutions.batch_norm(), image=(11, 11, 3), convolve=c) for c in BOTH)
+    one, two = (conv.resnet9(2, norm=conv.batch_norm(), image=(11, 11, 3), convolve=c) for c in BOTH)
     variables = jax.jit(one.init)(jax.random.key(0), x)
     (logits, after), (other, _) = (jax.jit(functools.partial(m.apply, train=True))(variables, x) for m in (one, two))
     np.testing.assert_allclose(logits, other, rtol=1e-3, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, after["params"], variables["params"])
     first = variables["params"]["_Convolution_0"]["kernel"]
-    hidden = convolutions.convolve_lax(jnp.asarray(x.transpose(3, 1, 2, 0)), first)
+    hidden = conv.convolve_lax(jnp.asarray(x.transpose(3, 1, 2, 0)), first)
     statistics = after["batch_stats"]["BatchNorm_0"]
     # running values: 0.9 of the start (mean 0, variance 1) and 0.1 of the batch
     np.testing.assert_allclose(statistics["mean"], 0.1 * hidden.mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
@@ -120,7 +120,7 @@ def test_resnet9_is_the_same_by_both_convolutions_and_moves_only_its_statistics(
 
 def test_group_norm_is_that_of_each_example():
     x = _normal(6, 2, 3, 4)
-    module = convolutions.group_norm(2)(True, jnp.float32)
+    module = conv.group_norm(2)(True, jnp.float32)
     got, _ = module.init_with_output(jax.random.key(0), x)
     blocks = np.asarray(x).reshape(2, 3, 2, 3, 4)
     centred = blocks - blocks.mean((1, 2, 3), keepdims=True)
@@ -131,7 +131,7 @@ def test_group_norm_is_that_of_each_example():
 class _Normed(linen.Module):
     @linen.compact
     def __call__(self, x, train: bool):
-        normed = convolutions.batch_norm(momentum=0.5)(train, jnp.float32)(x.T[:, None, None])
+        normed = conv.batch_norm(momentum=0.5)(train, jnp.float32)(x.T[:, None, None])
         return linen.Dense(2)(normed[:, 0, 0].T)
 
 
@@ -141,8 +141,8 @@ def test_batch_statistics_are_of_kept_examples_even_where_fewer_are_kept_than_a_
     weights = jnp.asarray(np.arange(12) < 5, jnp.float32)
     x[5:] = np.nan  # not even one dropped example may be seen
     split = Split(x, np.arange(12) % 2, np.zeros(12, int), np.arange(12))
-    model, key = models.from_linen(_Normed()), jax.random.key(3)
-    trainer = train.make_trainer(model, objectives.cross_entropy(), optax.sgd(0.1), sampler, batch_size=8)
+    model, key = adapt.from_linen(_Normed()), jax.random.key(3)
+    trainer = make_trainer(model, objectives.cross_entropy(), optax.sgd(0.1), sampler, batch_size=8)
     state, _ = trainer.run(trainer.init(key, x[:1]), split, weights, 4)
     index, weight = sampler.draw(jax.random.fold_in(key, 1), sampler.prepare(weights), jnp.arange(4), 8)
     assert np.all(weight > 0), "padding rows would count in the statistics"
@@ -159,9 +159,9 @@ def test_batch_statistics_are_of_kept_examples_even_where_fewer_are_kept_than_a_
 def test_models_side_by_side_train_as_one_by_one():
     x = RNG.normal(size=(20, 16)).astype(np.float32)
     split = Split(x, np.arange(20) % 2, np.zeros(20, int), np.arange(20))
-    model = convolutions.cnn((3,), 2, image=(4, 4, 1))
+    model = conv.cnn((3,), 2, image=(4, 4, 1))
     tx = optax.sgd(0.1, momentum=0.9)
-    trainer = train.make_trainer(model, objectives.cross_entropy(), tx, sampling.shuffled(), batch_size=6)
+    trainer = make_trainer(model, objectives.cross_entropy(), tx, sampling.shuffled(), batch_size=6)
     fit = lambda key: trainer.run(trainer.init(key, x[:1]), split, jnp.ones(20), 5)[1].loss
     keys = jax.random.split(jax.random.key(0), 3)
     one = jax.jit(fit)
@@ -170,6 +170,6 @@ def test_models_side_by_side_train_as_one_by_one():
 
 def test_images_too_small_are_refused():
     with pytest.raises(ValueError, match=r"found \(14, 3, 1\), expected at least 4"):
-        convolutions.cnn((16, 32), 2, image=(14, 3, 1))
+        conv.cnn((16, 32), 2, image=(14, 3, 1))
     with pytest.raises(ValueError, match="expected at least 11"):
-        convolutions.resnet9(2, norm=convolutions.batch_norm(), image=(10, 12, 3))
+        conv.resnet9(2, norm=conv.batch_norm(), image=(10, 12, 3))

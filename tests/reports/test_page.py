@@ -10,10 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from d3mjax import metrics
-from d3mjax.runtime import record
-from experiments import plots, report
-from experiments.reading import WGA, reading, verdict
-from experiments.reading_bias import by_goal
+from d3mjax.reports import page as report
+from d3mjax.reports import plots
+from d3mjax.reports.bias_sentences import by_goal
+from d3mjax.reports.sentences import WGA, reading, verdict
+from d3mjax.runtime import runs, store
 
 GROUPS = ["pullover, patch left", "pullover, patch right", "coat, patch left", "coat, patch right"]
 
@@ -44,7 +45,7 @@ def patch_rows(targets=0.45):
 
 
 def document(rows):
-    return record.metrics_document("d3m", {"seeds": 4, "steps": 800}, rows, 161.0)
+    return runs.metrics_document("d3m", {"seeds": 4, "steps": 800}, rows, 161.0)
 
 
 def test_table_text_is_aligned():
@@ -228,7 +229,7 @@ def test_command_prints_markdown_from_the_file(tmp_path):
     missing = subprocess.run(command, capture_output=True, text=True)
     assert missing.returncode == 1
     assert "run the experiment first" in missing.stderr
-    record.write_json(tmp_path / "metrics.json", document(patch_rows()))
+    store.write_json(tmp_path / "metrics.json", document(patch_rows()))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("**patch**\n\n" + report.table_markdown(patch_rows()))
     page = tmp_path / "page.md"

@@ -7,11 +7,11 @@ import pytest
 
 from d3mjax.attribution import trak, trak_checks
 from d3mjax.attribution.projections import rademacher, sjlt
+from d3mjax.networks import dense
 from d3mjax.runtime.attribution_blocks import map_checkpoints
-from d3mjax.training import models
 from d3mjax.types import Split
 
-MODEL = models.mlp((3,), 2)
+MODEL = dense.mlp((3,), 2)
 KEY = jax.random.key(0)
 
 
@@ -121,6 +121,6 @@ def test_what_fails_its_check_is_not_written(tmp_path):
 
 def test_bad_checkpoints_are_named(tmp_path):
     with pytest.raises(ValueError, match="number 1 differs from number 0"):
-        _run(tmp_path, load=lambda id: models.mlp((3 + id,), 2).init(KEY, TRAIN.x))
+        _run(tmp_path, load=lambda id: dense.mlp((3 + id,), 2).init(KEY, TRAIN.x))
     with pytest.raises(ValueError, match="distinct"):
         _run(tmp_path, ids=[2, 2])

@@ -15,8 +15,10 @@ import pytest
 
 from d3mjax.attribution import datamodels
 from d3mjax.attribution.outputs import soft_margins
+from d3mjax.networks import dense
 from d3mjax.runtime import bank, blocks
-from d3mjax.training import ensemble, masks, models, objectives, sampling, train
+from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
 
 N, T, REPEATS = 11, 3, 2
@@ -299,8 +301,8 @@ def test_real_models_with_several_seeds_a_mask(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(12, 2)).astype(np.float32)
     split = Split(x, (x[:, 0] > 0).astype(np.int32), np.zeros(12, np.int32), np.arange(12))
-    key, model = jax.random.key(0), models.mlp((3,), 2)
-    trainer = train.make_trainer(model, objectives.cross_entropy(), optax.sgd(0.1), sampling.shuffled(), batch_size=4)
+    key, model = jax.random.key(0), dense.mlp((3,), 2)
+    trainer = make_trainer(model, objectives.cross_entropy(), optax.sgd(0.1), sampling.shuffled(), batch_size=4)
 
     def one(key, mask):
         state, info = trainer.run(trainer.init(key, split.x[:1]), split, mask.astype(jnp.float32), 5)

@@ -17,7 +17,7 @@ import two_hosts  # beside this file
 
 from d3mjax.attribution import projections
 from d3mjax.data import splits
-from d3mjax.runtime import checkpoint, mesh, preemption, sharded
+from d3mjax.runtime import hosts, long_training, preemption, sharded
 from d3mjax.training import ensemble
 
 SCRIPT = Path(two_hosts.__file__)
@@ -197,7 +197,7 @@ def test_a_start_that_cannot_work_says_why(environment, error, message, monkeypa
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(error, match=message.replace("(", r"\(")):
-        mesh.start(timeout=1)
+        hosts.start(timeout=1)
 
 
 def collectives(compiled_text):
@@ -207,15 +207,15 @@ def collectives(compiled_text):
 
 
 def test_models_side_by_side_never_talk_to_each_other():
-    everywhere = mesh.global_mesh()
+    everywhere = hosts.global_mesh()
     many, chosen = two_hosts.program(everywhere), two_hosts.subsets(np.arange(16))
     keys = ensemble.model_keys(jax.random.key(1), np.arange(16))
-    for arguments in ((keys, chosen), mesh.place((keys, chosen), everywhere, "model")):
+    for arguments in ((keys, chosen), hosts.place((keys, chosen), everywhere, "model")):
         assert collectives(many.lower(*arguments).compile().as_text()) == {}
 
 
 def test_a_gram_is_one_sum_between_devices():
-    everywhere = mesh.global_mesh(data=8)
+    everywhere = hosts.global_mesh(data=8)
     x, y = np.ones((16, 3), bool), np.ones((16, 2), np.float32)
     gram = jax.jit(lambda x, y: sharded.moments(x, y, mesh=everywhere, axis="data").gram)
     # the means; then all that is centred at them
@@ -243,7 +243,7 @@ def test_ridge_sums_over_models_and_leaves_targets_where_they_are(monkeypatch):
     masks, outputs = np.asarray(two_hosts.subsets(np.arange(64))), np.ones((64, 16), np.float32)
     with monkeypatch.context() as patched:
         patched.setattr(jax, "jit", watched)
-        linear = sharded.fit_ridge(masks, outputs, np.array([0.1, 1.0]), mesh=mesh.global_mesh())
+        linear = sharded.fit_ridge(masks, outputs, np.array([0.1, 1.0]), mesh=hosts.global_mesh())
     (program,) = programs
     assert collectives(program).keys() == {"all-reduce"}
     grams = [
@@ -255,7 +255,7 @@ def test_ridge_sums_over_models_and_leaves_targets_where_they_are(monkeypatch):
 
 def test_blocks_of_a_bank_compile_once(tmp_path):
     traces = []
-    many = two_hosts.program(mesh.local_mesh(), lambda: traces.append(1))
+    many = two_hosts.program(hosts.local_mesh(), lambda: traces.append(1))
     run = lambda ids, chosen: many(ensemble.model_keys(jax.random.key(1), ids), chosen)
     facts = two_hosts.bank.manifest(jax.random.key(0), two_hosts.subsets, {}, {}, num_targets=two_hosts.T)
     two_hosts.bank.fill(tmp_path / "b", facts, two_hosts.subsets, run, np.arange(11), block=4)
@@ -265,7 +265,7 @@ def test_blocks_of_a_bank_compile_once(tmp_path):
 def test_a_finished_training_is_not_asked_for_another_length(tmp_path):
     run = two_hosts.trainer()
     state = run.init(jax.random.key(0), two_hosts.TRAIN.x[:1])
-    train = lambda num_steps: checkpoint.train(
+    train = lambda num_steps: long_training.train(
         tmp_path, {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), num_steps, every=5
     )
     after, losses = train(10)
@@ -286,7 +286,7 @@ def test_a_long_training_gives_the_memory_of_its_state_to_the_next(tmp_path, mon
 
     monkeypatch.setattr(jax, "jit", jit)
     state = run.init(jax.random.key(0), two_hosts.TRAIN.x[:1])
-    after, _ = checkpoint.train(tmp_path, {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), 15, every=5)
+    after, _ = long_training.train(tmp_path, {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), 15, every=5)
     assert len(given) == 3
     # On CPUs Orbax writes the others from where they lie, and until it is done they are copied instead.
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0]))
@@ -294,12 +294,12 @@ def test_a_long_training_gives_the_memory_of_its_state_to_the_next(tmp_path, mon
 
 
 def test_what_does_not_divide_is_named():
-    eight = mesh.global_mesh()
+    eight = hosts.global_mesh()
     with pytest.raises(ValueError, match="found 6 rows for 8 devices along model, expected a multiple"):
-        mesh.place(np.zeros(6), eight, "model")
+        hosts.place(np.zeros(6), eight, "model")
     with pytest.raises(ValueError, match=r"\['w'\]: found 6 rows for 8 devices along 'model'"):
         sharded.spread({"w": np.zeros(6)}, eight, lambda path, leaf: jax.P("model"))
     run = two_hosts.trainer()
     state = run.init(jax.random.key(0), two_hosts.TRAIN.x[:1])
     with pytest.raises(ValueError, match="every, keep: found 0, 2"):
-        checkpoint.train("nowhere", {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), 1, every=0)
+        long_training.train("nowhere", {}, run, state, two_hosts.TRAIN, jnp.ones(two_hosts.N), 1, every=0)

@@ -21,16 +21,19 @@ import optax
 
 from d3mjax.attribution import projections
 from d3mjax.data import splits
-from d3mjax.debiasing import alignment, selection
-from d3mjax.runtime import bank, checkpoint, mesh, preemption, record, sharded
+from d3mjax.debiasing import group_weighting, selection
+from d3mjax.networks import dense
+from d3mjax.reports import page as report
+from d3mjax.runtime import bank, hosts, long_training, preemption, runs, sharded, store
 from d3mjax.runtime.sweep import shared_sweep
-from d3mjax.training import ensemble, masks, models, objectives, sampling, train
+from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
-from experiments import report, units
+from experiments import study
 
 N, T, GROUPS = 45, 10, 2
 KEY = jax.random.key
-MODEL = models.mlp((5,), 2)
+MODEL = dense.mlp((5,), 2)
 
 
 def problem():
@@ -47,7 +50,7 @@ TRAIN, TARGET = problem()
 
 
 def trainer(**options):
-    return train.make_trainer(
+    return make_trainer(
         MODEL, objectives.cross_entropy(), optax.sgd(0.2, 0.9), sampling.shuffled(), batch_size=8, **options
     )
 
@@ -84,13 +87,13 @@ def run_ensemble(directory):
     """Models over all devices of all hosts."""
     ids = np.arange(21)
     chosen = subsets(ids)
-    outputs, losses = mesh.gather(outputs_of(mesh.global_mesh())(ids, chosen))
+    outputs, losses = hosts.gather(outputs_of(hosts.global_mesh())(ids, chosen))
     return {"masks": np.asarray(chosen), "outputs": outputs, "losses": losses}
 
 
 def run_bank(directory):
     """A bank that all hosts fill; DIE_AFTER blocks this process is killed in the middle of the next one."""
-    run, made, die = outputs_of(mesh.local_mesh()), [], int(os.environ.get("DIE_AFTER", -1))
+    run, made, die = outputs_of(hosts.local_mesh()), [], int(os.environ.get("DIE_AFTER", -1))
 
     def watched(ids, chosen):
         if len(made) == die:
@@ -105,7 +108,7 @@ def run_bank(directory):
 
 def run_sweep(directory):
     """Models that hosts share out among themselves, a part of a block too few for equal shares."""
-    run, made = outputs_of(mesh.local_mesh()), []
+    run, made = outputs_of(hosts.local_mesh()), []
     watched = lambda ids: (made.append(ids), run(ids, subsets(ids)))[1]
     outputs = shared_sweep(watched, np.arange(21), block=4)
     assert len(np.unique(made)) == len(np.array_split(np.arange(21), jax.process_count())[jax.process_index()])
@@ -114,7 +117,7 @@ def run_sweep(directory):
 
 def run_attribution(directory):
     """Group scores over shared-out examples, kept examples, and datamodels over shared-out targets."""
-    everywhere = mesh.global_mesh(data=jax.device_count())
+    everywhere = hosts.global_mesh(data=jax.device_count())
     run = trainer()
     states = jax.vmap(lambda k: run.run(run.init(k, TRAIN.x[:1]), TRAIN, jnp.ones(N), 30)[0])(
         jax.random.split(KEY(2), 3)
@@ -122,14 +125,14 @@ def run_attribution(directory):
     variables = jax.tree.map(np.asarray, states.variables)
     options = {"projection": projections.rademacher(12), "damping": 0.1, "microbatch": 2}
     found = sharded.group_scores(KEY(5), MODEL, variables, TRAIN, TARGET, GROUPS, mesh=everywhere, **options)
-    columns = mesh.gather(found.columns)
-    scores = alignment.scores(jnp.asarray(columns), jnp.array([0.2, 0.8]))
+    columns = hosts.gather(found.columns)
+    scores = group_weighting.scores(jnp.asarray(columns), jnp.array([0.2, 0.8]))
     rng = np.random.default_rng(0)
     chosen = np.asarray(subsets(np.arange(90)))
     y = (chosen @ rng.normal(size=(N, 7)) * (rng.random(7) < 0.9) + rng.normal(size=(90, 7))).astype(np.float32)
-    linear, info = sharded.fit_lasso(chosen, y, np.arange(9), mesh=mesh.global_mesh(), tolerance=1e-6)
-    ridge = sharded.fit_ridge(chosen, y, np.array([0.01, 0.1]), mesh=mesh.global_mesh())
-    linear, ridge, chosen = mesh.gather((linear, ridge, info.chosen))
+    linear, info = sharded.fit_lasso(chosen, y, np.arange(9), mesh=hosts.global_mesh(), tolerance=1e-6)
+    ridge = sharded.fit_ridge(chosen, y, np.array([0.01, 0.1]), mesh=hosts.global_mesh())
+    linear, ridge, chosen = hosts.gather((linear, ridge, info.chosen))
     keep = np.asarray(selection.drop_negative(scores))
     found = {"columns": columns, "keep": keep, "weight": linear.weight, "bias": linear.bias, "chosen": chosen}
     return found | {"ridge": ridge.weight, "ridge bias": ridge.bias}
@@ -137,9 +140,9 @@ def run_attribution(directory):
 
 def run_large(directory):
     """One model on all devices: parameters shared out by a rule, and checkpoints on the way."""
-    everywhere = mesh.global_mesh(data=jax.device_count())
-    run = train.make_trainer(
-        models.mlp((16,), 2),
+    everywhere = hosts.global_mesh(data=jax.device_count())
+    run = make_trainer(
+        dense.mlp((16,), 2),
         objectives.cross_entropy(),
         optax.sgd(0.1, 0.9),
         sampling.shuffled(),
@@ -150,15 +153,15 @@ def run_large(directory):
         jax.P(None, "data") if "Dense_0" in path and "kernel" in path and jnp.ndim(leaf) == 2 else jax.P()
     )
     state = sharded.spread(run.init(KEY(4), TRAIN.x[:1]), everywhere, rule)
-    split, weights = mesh.place((TRAIN, np.ones(N, np.float32)), everywhere)
+    split, weights = hosts.place((TRAIN, np.ones(N, np.float32)), everywhere)
     ask = os.environ.get("TERM_AT")
     progress = lambda step: os.kill(os.getpid(), signal.SIGTERM) if str(step) == ask else None
-    state, losses = checkpoint.train(
+    state, losses = long_training.train(
         directory / "large", {"steps": 40}, run, state, split, weights, 40, every=8, progress=progress
     )
     kernel = state.variables["params"]["Dense_0"]["kernel"]
     share = np.asarray(kernel.addressable_shards[0].data.shape[1])
-    return {"kernel": mesh.gather(kernel), "losses": losses, "share": share}
+    return {"kernel": hosts.gather(kernel), "losses": losses, "share": share}
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def run_experiment(results, name, *, config=CONFIG, task=TASK, **options):
     rows = lambda task, config, found: [report.row("task", "ours", {"seed": [facts["seed"] for facts, _ in found]})]
     describe = lambda *at: (rows(*at), report.Section("", {}))
     arguments = ("nothing", config, {"task": task}, lambda task, config: measure, describe)
-    return units.run_experiment(*arguments, models=1, results=results, run=name, **options)
+    return study.run_experiment(*arguments, models=1, results=results, run=name, **options)
 
 
 def run_leave(directory):
@@ -199,34 +202,34 @@ def run_leave(directory):
     with preemption.at_once(grace=2):
         if jax.process_index():
             time.sleep(60)
-        mesh.wait("never")
+        hosts.wait("never")
     return {}
 
 
 def run_unwritable(directory):
     """What both hosts are told where one cannot write, whatever they are about to do."""
     (directory / "file").touch()
-    write, blocked = record.write_bytes, directory / "file" / "in it"
+    write, blocked = store.write_bytes, directory / "file" / "in it"
 
     def fail(path, content):
         raise OSError(f"no space for {path.name}")
 
     facts = bank.manifest(KEY(0), subsets, {"train": TRAIN}, {"steps": 20}, num_targets=T)
-    run, never = trainer(), outputs_of(mesh.local_mesh())
+    run, never = trainer(), outputs_of(hosts.local_mesh())
     arguments = (run, run.init(KEY(4), TRAIN.x[:1]), TRAIN, jnp.ones(N), 40)
     said = {}
     for name, (host, work) in {
-        "shared": (None, lambda: mesh.check_shared(blocked if mesh.leads() else directory)),
+        "shared": (None, lambda: hosts.check_shared(blocked if hosts.leads() else directory)),
         "bank": (1, lambda: bank.fill(directory / "bank", facts, subsets, never, np.arange(4), block=4)),
-        "checkpoint": (1, lambda: checkpoint.train(directory / "large", {}, *arguments, every=8)),
-        "experiment": (1, lambda: units.mesh.on_every_host(lambda: record.open_run(directory, "nothing", {}))),
+        "checkpoint": (1, lambda: long_training.train(directory / "large", {}, *arguments, every=8)),
+        "experiment": (1, lambda: hosts.on_every_host(lambda: runs.open_run(directory, "nothing", {}))),
     }.items():
-        record.write_bytes = fail if jax.process_index() == host else write
+        store.write_bytes = fail if jax.process_index() == host else write
         try:
             work()
         except OSError as error:
             said[name] = str(error)
-    record.write_bytes = write
+    store.write_bytes = write
     print(json.dumps(said))
     return {}
 
@@ -235,10 +238,10 @@ def run_refusals(directory):
     """What hosts that do not belong together are told, and which units each of two that do is given."""
     said = {}
     for name, check in {
-        "agree": lambda: mesh.agree({"config": {"lr": 0.1 + jax.process_index()}}),
-        "shared": lambda: mesh.check_shared(directory / f"host-{jax.process_index()}"),
-        "divide": lambda: mesh.global_mesh(data=3),
-        "asked": lambda: mesh.global_mesh(devices=16),
+        "agree": lambda: hosts.agree({"config": {"lr": 0.1 + jax.process_index()}}),
+        "shared": lambda: hosts.check_shared(directory / f"host-{jax.process_index()}"),
+        "divide": lambda: hosts.global_mesh(data=3),
+        "asked": lambda: hosts.global_mesh(devices=16),
         "data": lambda: run_experiment(directory / "results", "data", task=Task(jax.process_index())),
         "config": lambda: run_experiment(
             directory / "results", "config", config=Config(rate=0.1 + jax.process_index())
@@ -250,9 +253,9 @@ def run_refusals(directory):
             said[name] = str(error)
     for together in (False, True):
         run = run_experiment(directory / "results", f"together-{together}", together=together)
-        found = [record.read_unit(run, f"task-{seed}") for seed in range(5, 8)]
+        found = [runs.read_unit(run, f"task-{seed}") for seed in range(5, 8)]
         said[f"together-{together}"] = [unit[0]["host"] for unit in found if unit]
-        document = record.read_json(run / "metrics.json")
+        document = store.read_json(run / "metrics.json")
         said["mean"] = document["rows"][0]["metrics"]["seed"]["mean"]
     print(json.dumps(said))
     return {}
@@ -260,11 +263,11 @@ def run_refusals(directory):
 
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
-    mesh.start(timeout=60, silence=10)
+    hosts.start(timeout=60, silence=10)
     for task in sys.argv[2:]:
         arrays = globals()[f"run_{task}"](directory)
         digest = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays.values())).hexdigest()
-        mesh.agree({task: digest})  # every host holds the same
-        if mesh.leads():
-            record.write_arrays(directory / f"{task}.npz", **arrays)
-    mesh.wait("done")
+        hosts.agree({task: digest})  # every host holds the same
+        if hosts.leads():
+            store.write_arrays(directory / f"{task}.npz", **arrays)
+    hosts.wait("done")

@@ -2,7 +2,7 @@
 
 import jax
 
-from d3mjax.runtime import check_pod
+from tpu_scripts import check_pod
 
 
 def test_eight_virtual_devices_are_a_fit_pod(capsys):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from d3mjax.training import convolutions, ensemble, objectives
+from d3mjax.networks import conv
+from d3mjax.training import ensemble, objectives
 from tpu_scripts import sizing
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def test_resnet50_has_its_published_size():
 
 
 def test_resnet9_is_our_own():
-    model = convolutions.resnet9(10, norm=convolutions.batch_norm())
+    model = conv.resnet9(10, norm=conv.batch_norm())
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert sizing.parameters(sizing.resnet9()) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     jaxpr = jax.make_jaxpr(lambda variables, x: model.apply(variables, x)[0])(variables, jnp.zeros((1, 32, 32, 3)))
@@ -52,7 +53,7 @@ def test_the_program_of_a_device_has_the_paper_flops(num_devices):
     """XLA's own count for one gradient of a ResNet-9 a device: of the paper figure but for zeros at the borders, which
     XLA leaves out, and the gradient of the images; the same however many devices and models there are.
     """
-    model = convolutions.resnet9(10, norm=convolutions.batch_norm())
+    model = conv.resnet9(10, norm=conv.batch_norm())
     devices = jax.make_mesh((num_devices,), ("model",), devices=jax.devices()[:num_devices])
 
     def one(key, x, y):

@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from d3mjax.training import augmentations, models, objectives, sampling, train
+from d3mjax.networks import dense
+from d3mjax.training import augmentations, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
 
 KEY = jax.random.key(0)
@@ -59,8 +61,8 @@ def test_the_trainer_changes_inputs_alone_by_a_key_of_model_and_step():
     augment = augmentations.flip_translate_cutout((6, 5, 2))
 
     def trainer(**options):
-        parts = models.linear(2), objectives.cross_entropy(), optax.sgd(0.1), sampling.shuffled()
-        return train.make_trainer(*parts, batch_size=8, **options)
+        parts = dense.linear(2), objectives.cross_entropy(), optax.sgd(0.1), sampling.shuffled()
+        return make_trainer(*parts, batch_size=8, **options)
 
     with_augment = trainer(augment=augment)
     run = jax.jit(with_augment.run, static_argnums=3)
@@ -74,7 +76,7 @@ def test_the_trainer_changes_inputs_alone_by_a_key_of_model_and_step():
     sampler = sampling.shuffled()
     index, _ = sampler.draw(jax.random.fold_in(KEY, 1), sampler.prepare(jnp.ones(24)), jnp.arange(2), 8)
     key = jax.random.fold_in(jax.random.fold_in(KEY, 2), 1)
-    logits, _ = models.linear(2).apply(half.variables, augment(key, jnp.asarray(x)[index[1]]))
+    logits, _ = dense.linear(2).apply(half.variables, augment(key, jnp.asarray(x)[index[1]]))
     expected = objectives.losses(logits, jnp.asarray(split.y)[index[1]]).mean()
     np.testing.assert_allclose(info.loss[1], expected, rtol=1e-5)
     plain = jax.jit(trainer().run, static_argnums=3)(start, split, jnp.ones(24), 2)[1].loss

@@ -7,15 +7,17 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from d3mjax.training import ensemble, masks, models, objectives, sampling, train
+from d3mjax.networks import dense
+from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
 
 N = 24
 RNG = np.random.default_rng(1)
 SPLIT = Split(RNG.normal(size=(N, 3)).astype(np.float32), RNG.integers(0, 2, N), np.zeros(N, int), np.arange(N))
 ROOT = jax.random.key(0)
-TRAINER = train.make_trainer(
-    models.mlp((5,), 2), objectives.cross_entropy(), optax.adam(0.03), sampling.resampled(), batch_size=6
+TRAINER = make_trainer(
+    dense.mlp((5,), 2), objectives.cross_entropy(), optax.adam(0.03), sampling.resampled(), batch_size=6
 )
 
 

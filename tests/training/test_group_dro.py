@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from d3mjax.training import models, objectives, sampling, train
+from d3mjax.networks import dense
+from d3mjax.training import objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Split
 
 RNG = np.random.default_rng(0)
@@ -72,7 +74,7 @@ def test_no_gradient_passes_through_the_weights():
 
 
 def _trained(objective, split, parts):
-    trainer = train.make_trainer(models.linear(2), objective, optax.sgd(0.5), sampling.shuffled(), batch_size=10)
+    trainer = make_trainer(dense.linear(2), objective, optax.sgd(0.5), sampling.shuffled(), batch_size=10)
     state = trainer.init(jax.random.key(0), split.x[:1])
     for steps in parts:
         state, _ = trainer.run(state, split, jnp.ones(len(split.y)), steps)

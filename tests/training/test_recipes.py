@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax.training import augmentations, models, recipes
+from d3mjax.networks import dense
+from d3mjax.training import augmentations, recipes
 from d3mjax.types import Split
 
 
@@ -31,7 +32,7 @@ def test_the_cifar_recipe_trains_and_learns():
     x = (rng.normal(size=(40, 4, 4, 1)) + (2 * y - 1)[:, None, None, None]).astype(np.float32)
     split = Split(x.reshape(40, -1), y, np.zeros(40, int), np.arange(40))
     augment = augmentations.flip_translate_cutout((4, 4, 1), reach=1, size=1)
-    recipe = recipes.datamodels_cifar10(models.linear(2), 40, batch_size=16, augment=augment)
+    recipe = recipes.datamodels_cifar10(dense.linear(2), 40, batch_size=16, augment=augment)
     assert recipe.num_steps == 24 * 2
     trainer = recipe.trainer
     run, start = jax.jit(trainer.run, static_argnums=3), trainer.init(jax.random.key(0), split.x[:1])
@@ -42,4 +43,4 @@ def test_the_cifar_recipe_trains_and_learns():
     jax.tree.map(np.testing.assert_array_equal, first.variables, start.variables)  # the rate starts at 0
     assert np.isfinite(state.variables["params"]["Dense_0"]["kernel"]).all()
     with pytest.raises(ValueError, match="found 15, expected at least batch_size = 16"):
-        recipes.datamodels_cifar10(models.linear(2), 15, batch_size=16)
+        recipes.datamodels_cifar10(dense.linear(2), 15, batch_size=16)

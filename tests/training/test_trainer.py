@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from d3mjax.training import models, objectives, sampling, train
+from d3mjax.networks import dense
+from d3mjax.training import objectives, sampling
+from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Model, Split
 
 N, B = 30, 8
@@ -18,9 +20,9 @@ TX = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.9))
 
 
 def _trainer(model=None, tx=TX, sampler=None):
-    model = models.mlp((6,), 3) if model is None else model
+    model = dense.mlp((6,), 3) if model is None else model
     sampler = sampling.shuffled() if sampler is None else sampler
-    return train.make_trainer(model, objectives.cross_entropy(), tx, sampler, batch_size=B)
+    return make_trainer(model, objectives.cross_entropy(), tx, sampler, batch_size=B)
 
 
 def _fit(trainer, key, split, weights, num_steps):
@@ -50,7 +52,7 @@ def test_resuming_is_bitwise_the_uninterrupted_run(sampler):
 
 
 def test_sgd_with_momentum_and_decay_by_hand():
-    trainer = _trainer(models.linear(3))
+    trainer = _trainer(dense.linear(3))
     state, info = fit(trainer, KEY, SPLIT, WEIGHTS, 25)
     sampler = sampling.shuffled()
     index, weight = sampler.draw(jax.random.fold_in(KEY, 1), sampler.prepare(WEIGHTS), jnp.arange(25), B)
@@ -112,7 +114,7 @@ def test_other_values_of_the_same_shape_do_not_retrace():
 def test_batches_carry_every_leaf_of_a_pytree_input():
     pair = Split({"a": SPLIT.x[:, :2], "b": SPLIT.x[:, 2:]}, SPLIT.y, SPLIT.group, SPLIT.id)
     join = lambda x: jnp.concatenate([x["a"], x["b"]], axis=-1)
-    linear = models.linear(3)
+    linear = dense.linear(3)
     model = Model(
         lambda key, x: linear.init(key, join(x)),
         lambda variables, x, **options: linear.apply(variables, join(x), **options),
@@ -124,9 +126,7 @@ def test_batches_carry_every_leaf_of_a_pytree_input():
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="batch_size: found 0"):
-        train.make_trainer(
-            models.linear(3), objectives.cross_entropy(), optax.sgd(0.1), sampling.shuffled(), batch_size=0
-        )
+        make_trainer(dense.linear(3), objectives.cross_entropy(), optax.sgd(0.1), sampling.shuffled(), batch_size=0)
     bare = Model(lambda key, x: {"weights": x}, lambda variables, x, *, train=False: (x, variables))
     with pytest.raises(ValueError, match=r"model\.init: found variables with keys \['weights'\]"):
         _trainer(bare).init(KEY, SPLIT.x)

@@ -9,14 +9,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from d3mjax.attribution import influence
-from d3mjax.debiasing import unlearning
-from d3mjax.training import models
+from d3mjax.networks import dense
 from d3mjax.types import Pairs, Split
+from d3mjax.unlearning import edits
 
 DAMPING, N, P = 0.02, 120, 60
 EXACT = influence.by_dense()
 close = np.testing.assert_allclose
-MODEL = models.mlp((), 2)
+MODEL = dense.mlp((), 2)
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +49,11 @@ def problem_at(weights=None, train=TRAIN, **options):
     weights = jnp.ones(len(train.y)) if weights is None else jnp.asarray(weights)
     variables = jax.tree.map(lambda a: 0.0 * a.astype(float), MODEL.init(jax.random.key(0), train.x[:1]))
     options = {"weights": weights, "damping": DAMPING * N / weights.sum(), **options}
-    return unlearning.refit(influence.problem_of(MODEL, variables, train, **options), EXACT)
+    return edits.refit(influence.problem_of(MODEL, variables, train, **options), EXACT)
 
 
 def bias(problem: influence.Problem, pairs: Any = REPORT) -> Any:
-    return jax.device_get(unlearning.measure(MODEL, {"params": problem.params}, pairs))
+    return jax.device_get(edits.measure(MODEL, {"params": problem.params}, pairs))
 
 
 def flat(problem):
@@ -62,11 +62,11 @@ def flat(problem):
 
 def test_refit_reaches_the_minimum_and_elsewhere_editing_is_refused():
     problem = problem_at()
-    assert np.abs(unlearning.objective_gradient(problem)).max() < 1e-10
-    unlearning.check_stationary(problem)
+    assert np.abs(edits.objective_gradient(problem)).max() < 1e-10
+    edits.check_stationary(problem)
     off = problem._replace(params=jax.tree.map(lambda a: 2 * a, problem.params))
     with pytest.raises(ValueError, match=r"found a gradient of norm .* refit the edited parameters first"):
-        unlearning.check_stationary(off)
+        edits.check_stationary(off)
 
 
 def test_bias_is_its_definition():
@@ -80,25 +80,23 @@ def test_bias_is_its_definition():
     assert found.signed > 0.1  # the planted attribute was picked up
 
 
-@pytest.mark.parametrize("measure", [unlearning.signed_bias, unlearning.counterfactual_bias])
+@pytest.mark.parametrize("measure", [edits.signed_bias, edits.counterfactual_bias])
 def test_influence_on_bias_is_what_refits_show(measure):
     options = {"damping": DAMPING, "inverse": EXACT}
     here = {"params": problem_at().params}
-    found, info = unlearning.influence_on(MODEL, measure, here, TRAIN, PAIRS, **options)
+    found, info = edits.influence_on(MODEL, measure, here, TRAIN, PAIRS, **options)
     assert info.residual.max() < 1e-10
     value = lambda i, step: measure(MODEL, {"params": problem_at(1.0 + step * np.eye(N)[i]).params}, PAIRS)
     changed = range(0, N, 20)
     actual = [(value(i, 1e-3) - value(i, -1e-3)) / 2e-3 for i in changed]
     close(found[jnp.asarray(changed)], actual, rtol=1e-4, atol=1e-9)
-    cg, _ = unlearning.influence_on(
-        MODEL, measure, here, TRAIN, PAIRS, damping=DAMPING, inverse=influence.by_cg(rtol=1e-13)
-    )
+    cg, _ = edits.influence_on(MODEL, measure, here, TRAIN, PAIRS, damping=DAMPING, inverse=influence.by_cg(rtol=1e-13))
     close(cg, found, atol=1e-10)
 
 
 def test_removing_until_the_predicted_signed_bias_is_zero():
     on_bias, on_signed = np.array([0.1, 0.5, -0.2, 0.3, 0.2]), np.array([0.1, 0.4, -0.2, 0.3, 0.2])
-    count = lambda signed: int(unlearning.removal_count(on_bias, on_signed, jnp.asarray(signed)))
+    count = lambda signed: int(edits.removal_count(on_bias, on_signed, jnp.asarray(signed)))
     # in the order .4, .3, .2, .1 of those that raise the bias
     assert [count(s) for s in (0.39, 0.41, 0.75, 0.95, -0.2, 2.0)] == [1, 2, 3, 4, 4, 4]
 
@@ -106,10 +104,10 @@ def test_removing_until_the_predicted_signed_bias_is_zero():
     problem = problem_at(train=train)
     here, options = {"params": problem.params}, {"damping": DAMPING, "inverse": EXACT}
     scores = [
-        unlearning.influence_on(MODEL, m, here, train, PAIRS, **options)[0]
-        for m in (unlearning.counterfactual_bias, unlearning.signed_bias)
+        edits.influence_on(MODEL, m, here, train, PAIRS, **options)[0]
+        for m in (edits.counterfactual_bias, edits.signed_bias)
     ]
-    few = int(unlearning.removal_count(scores[0], scores[1], unlearning.signed_bias(MODEL, here, PAIRS)))
+    few = int(edits.removal_count(scores[0], scores[1], edits.signed_bias(MODEL, here, PAIRS)))
     assert 0 < few < N / 2
     without = lambda rows: problem_at(1.0 - np.isin(np.arange(N), rows), train)
     ours, random = np.argsort(-scores[0])[:few], np.random.default_rng(0).permutation(N)[:few]
@@ -121,8 +119,7 @@ def test_one_step_is_near_the_refit_and_nearer_with_the_edited_curvature():
     problem, rows = problem_at(), np.isin(np.arange(N), [3, 17, 40, 41])
     refitted = flat(problem_at(1.0 - rows))
     errors = [
-        np.linalg.norm(flat(unlearning.remove(problem, EXACT, rows, edited=edited)) - refitted)
-        for edited in (True, False)
+        np.linalg.norm(flat(edits.remove(problem, EXACT, rows, edited=edited)) - refitted) for edited in (True, False)
     ]
     moved = np.linalg.norm(refitted - flat(problem))
     assert errors[0] < errors[1] < 0.3 * moved
@@ -134,7 +131,7 @@ def test_one_step_is_near_the_refit_and_nearer_with_the_edited_curvature():
     whole = TRAIN._replace(x=np.array(TRAIN.x))
     whole.x[index] = others.x
     refitted = flat(problem_at(train=whole))
-    found = unlearning.replace(problem, EXACT, index, others)
+    found = edits.replace(problem, EXACT, index, others)
     assert np.linalg.norm(flat(found) - refitted) < 0.2 * np.linalg.norm(refitted - flat(problem))
     close(found.examples.x, whole.x)
 
@@ -142,44 +139,42 @@ def test_one_step_is_near_the_refit_and_nearer_with_the_edited_curvature():
 def test_a_step_from_pairs_lowers_the_bias_of_other_pairs_and_its_negative_raises_it():
     problem = problem_at()
     before = bias(problem).absolute
-    step = lambda **options: unlearning.from_pairs(problem, EXACT, PAIRS, **options)
+    step = lambda **options: edits.from_pairs(problem, EXACT, PAIRS, **options)
     # 60 pairs at weight .2 beside 120 examples
     assert bias(step(eta=0.2)).absolute < 0.8 * before < before < bias(step(eta=0.2, sign=-1)).absolute
     assert bias(step(eta=0.2, rounds=5)).absolute < 0.8 * before
     close(flat(step(eta=0.0)), flat(problem))
-    swapped = unlearning.from_pairs(problem, EXACT, Pairs(PAIRS.flipped, PAIRS.x, PAIRS.y), eta=0.3)
+    swapped = edits.from_pairs(problem, EXACT, Pairs(PAIRS.flipped, PAIRS.x, PAIRS.y), eta=0.3)
     close(flat(swapped) - flat(problem), flat(problem) - flat(step(eta=0.3)), atol=1e-12)
     close(flat(swapped), flat(step(eta=0.3, sign=-1)), atol=1e-12)
-    same = unlearning.from_pairs(problem, EXACT, Pairs(PAIRS.x, PAIRS.x, PAIRS.y), eta=5.0)
+    same = edits.from_pairs(problem, EXACT, Pairs(PAIRS.x, PAIRS.x, PAIRS.y), eta=5.0)
     np.testing.assert_array_equal(flat(same), flat(problem))
 
 
 def test_newton_on_the_bias_itself_removes_it():
     problem = problem_at()
     variables = {"params": problem.params}
-    place = (MODEL, unlearning.counterfactual_bias, variables, problem, EXACT, PAIRS)
-    after = [bias(unlearning.newton_on_bias(*place, eta=0.2, rounds=r)).absolute for r in (1, 4)]
+    place = (MODEL, edits.counterfactual_bias, variables, problem, EXACT, PAIRS)
+    after = [bias(edits.newton_on_bias(*place, eta=0.2, rounds=r)).absolute for r in (1, 4)]
     assert after[1] < after[0] < bias(problem).absolute
     same = Pairs(PAIRS.x, PAIRS.x, PAIRS.y)
-    assert unlearning.counterfactual_bias(MODEL, variables, same) == 0
-    np.testing.assert_array_equal(flat(unlearning.newton_on_bias(*place[:-1], same)), flat(problem))
+    assert edits.counterfactual_bias(MODEL, variables, same) == 0
+    np.testing.assert_array_equal(flat(edits.newton_on_bias(*place[:-1], same)), flat(problem))
 
 
 def test_the_last_layer_alone_can_be_edited():
-    model = models.mlp((4,), 2)
+    model = dense.mlp((4,), 2)
     variables = jax.tree.map(lambda a: a.astype(float), model.init(jax.random.key(1), TRAIN.x[:1]))
     keep = lambda path: "Dense_1" in path
     problem = influence.problem_of(model, variables, TRAIN, damping=DAMPING, keep=keep)
-    problem = unlearning.refit(problem, EXACT)
-    unlearning.check_stationary(problem)
-    after = unlearning.newton_on_bias(
-        model, unlearning.counterfactual_bias, variables, problem, EXACT, PAIRS, eta=0.2, rounds=3
-    )
-    first, last = (unlearning.merged(variables, p.params) for p in (problem, after))
-    value = lambda v: unlearning.counterfactual_bias(model, v, PAIRS)
+    problem = edits.refit(problem, EXACT)
+    edits.check_stationary(problem)
+    after = edits.newton_on_bias(model, edits.counterfactual_bias, variables, problem, EXACT, PAIRS, eta=0.2, rounds=3)
+    first, last = (edits.merged(variables, p.params) for p in (problem, after))
+    value = lambda v: edits.counterfactual_bias(model, v, PAIRS)
     assert value(last) < 0.9 * value(first)
     np.testing.assert_array_equal(last["params"]["Dense_0"]["kernel"], variables["params"]["Dense_0"]["kernel"])
-    gradient = unlearning.bias_gradient(model, unlearning.signed_bias, first, PAIRS, keep=keep)
+    gradient = edits.bias_gradient(model, edits.signed_bias, first, PAIRS, keep=keep)
     assert gradient["Dense_0"]["kernel"] is None
 
 
@@ -198,11 +193,11 @@ def test_one_vs_rest_is_a_logistic_curvature_per_class():
 
 def test_the_step_size_is_chosen_on_selection_pairs_within_a_cost():
     problem = problem_at()
-    step = lambda eta: bias(unlearning.from_pairs(problem, EXACT, PAIRS, eta=eta), PAIRS)
-    eta, found = unlearning.line_search((0.1, 0.3, 100.0), step, tolerance=0.05)
+    step = lambda eta: bias(edits.from_pairs(problem, EXACT, PAIRS, eta=eta), PAIRS)
+    eta, found = edits.line_search((0.1, 0.3, 100.0), step, tolerance=0.05)
     assert eta in (0.1, 0.3)
     assert len(found) == 4
-    assert unlearning.line_search((100.0,), step, tolerance=0.01)[0] == 0.0
+    assert edits.line_search((100.0,), step, tolerance=0.01)[0] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -217,14 +212,14 @@ def test_the_step_size_is_chosen_on_selection_pairs_within_a_cost():
 )
 def test_pairs_that_cannot_be_right_are_refused(pairs, message):
     with pytest.raises(ValueError, match=message):
-        unlearning.check_pairs(pairs, 2)
-    unlearning.check_pairs(PAIRS, 2)
+        edits.check_pairs(pairs, 2)
+    edits.check_pairs(PAIRS, 2)
 
 
 def test_few_pairs_are_named_with_the_error_they_leave():
     few = jax.tree.map(lambda a: a[:16], PAIRS)
     with pytest.warns(RuntimeWarning, match=r"found 16, expected at least 20: the standard error .* may be 0\.12"):
-        unlearning.check_pairs(few, 2)
+        edits.check_pairs(few, 2)
 
 
 def regression(weights, *, seed=0, n=30, swap=None):
@@ -239,7 +234,7 @@ def regression(weights, *, seed=0, n=30, swap=None):
     rows, damping = np.concatenate([x, np.ones((n, 1))], 1), 0.7
     gram = (rows.T * weights) @ rows + damping * np.eye(4)
     solution = np.linalg.solve(gram, (rows.T * weights) @ y)
-    model = models.linear(1)
+    model = dense.linear(1)
     params = {"Dense_0": {"kernel": jnp.asarray(solution[:3, None]), "bias": jnp.asarray(solution[3:])}}
     options = {"weights": weights, "damping": damping / weights.sum(), "loss": influence.squared_error}
     return influence.problem_of(model, {"params": params}, train, **options), rows, gram
@@ -249,17 +244,17 @@ def test_removal_and_replacement_are_exact_where_the_loss_is_quadratic():
     whole, *_ = regression(np.ones(30))
     rows = np.isin(np.arange(30), [3, 11, 17])
     refit, *_ = regression(1.0 - rows)
-    close(flat(unlearning.remove(whole, EXACT, rows)), flat(refit), atol=1e-12)
+    close(flat(edits.remove(whole, EXACT, rows)), flat(refit), atol=1e-12)
     others = jax.tree.map(lambda a: a[rows], regression(np.ones(30), swap=rows)[0].examples)
-    replaced = unlearning.replace(whole, EXACT, np.flatnonzero(rows), others)
+    replaced = edits.replace(whole, EXACT, np.flatnonzero(rows), others)
     close(flat(replaced), flat(regression(np.ones(30), swap=rows)[0]), atol=1e-12)
-    assert np.abs(flat(unlearning.remove(whole, EXACT, rows, edited=False)) - flat(refit)).max() > 1e-3
+    assert np.abs(flat(edits.remove(whole, EXACT, rows, edited=False)) - flat(refit)).max() > 1e-3
 
 
 def test_one_removal_with_the_old_curvature_errs_like_one_over_n_squared():
     def error(n):
         one = np.arange(n) == 5
-        found = unlearning.remove(regression(np.ones(n), n=n)[0], EXACT, one, edited=False)
+        found = edits.remove(regression(np.ones(n), n=n)[0], EXACT, one, edited=False)
         return np.abs(flat(found) - flat(regression(1.0 - one, n=n)[0])).max()
 
     assert 2.5 < np.log(error(50) / error(800)) / np.log(4) < 5.5  # 16 times the data: 4 ** 4, but for chance
@@ -270,7 +265,7 @@ def test_leaving_one_out_of_a_ridge_regression():
     train = problem.examples
     options = {"damping": 0.7 / 30, "loss": influence.squared_error, "inverse": EXACT}
     output = lambda model, variables: lambda params, example: model.apply({"params": params}, example.x[None])[0][0, 0]
-    model = models.linear(1)
+    model = dense.linear(1)
     tau, info = influence.scores(model, {"params": problem.params}, train, train, target_output=output, **options)
     assert info.residual.max() < 1e-12
     leverage = np.einsum("ij,jk,ik->i", rows, np.linalg.inv(gram), rows)

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, Key, Shaped
 
-from d3mjax.data import corrupt, tables
+from d3mjax.data import tables
+from d3mjax.data.planted import corruptions
 from d3mjax.types import AnyArray, Table
 
 KINDS = ("label error", "feature error", "spurious minority")
@@ -79,7 +80,7 @@ def subset(
     wanted = np.minimum(wanted, have)
     chosen = np.zeros(len(rare), bool)
     for i, (cell, count) in enumerate(zip(cells, wanted, strict=True)):
-        chosen |= corrupt.choose(jax.random.fold_in(key, i), table.id, int(count), among=cell)
+        chosen |= corruptions.choose(jax.random.fold_in(key, i), table.id, int(count), among=cell)
     return np.flatnonzero(chosen)
 
 
@@ -93,7 +94,7 @@ def inject(
     num_classes: int | None,
     share: float = 0.15,
     size: int | None = None,
-    kinds: tuple[corrupt.Break, ...] = (corrupt.outlier, corrupt.scale),
+    kinds: tuple[corruptions.Break, ...] = (corruptions.outlier, corruptions.scale),
     per_row: bool = False,
     overlap: bool = False,
     class_rates: tuple[float, ...] | None = None,
@@ -116,23 +117,23 @@ def inject(
     if rule is not None:
         index = subset(part[0], table, labels, rule, share=share, size=size)
     else:
-        index = np.flatnonzero(corrupt.choose(part[0], table.id, len(labels) if size is None else size))
+        index = np.flatnonzero(corruptions.choose(part[0], table.id, len(labels) if size is None else size))
     table, labels = tables.take(table, index), labels[index]
     rare = np.zeros(len(labels), bool) if rule is None else minority(rule, table, labels)
     num = int((1 - clean) * len(labels) / 2 + 1e-9)
     wrong = _wrong_labels(part[1], table, labels, num, class_rates)
-    broken = corrupt.choose(part[2], table.id, num, among=None if overlap else ~wrong)
+    broken = corruptions.choose(part[2], table.id, num, among=None if overlap else ~wrong)
     if num_classes is None:
-        dirty = corrupt.shift_targets(part[3], table.id, labels, wrong)
+        dirty = corruptions.shift_targets(part[3], table.id, labels, wrong)
     else:
-        dirty = corrupt.flip_labels(part[3], table.id, labels, wrong, num_classes=num_classes)
-    spoiled = corrupt.break_features(part[4], table, broken, kinds=kinds, per_row=per_row)
+        dirty = corruptions.flip_labels(part[3], table.id, labels, wrong, num_classes=num_classes)
+    spoiled = corruptions.break_features(part[4], table, broken, kinds=kinds, per_row=per_row)
     return Errors(spoiled, dirty, np.stack([wrong, broken, rare], 1), labels, table)
 
 
 def _wrong_labels(key, table, labels, num, class_rates):
     if class_rates is None:
-        return corrupt.choose(key, table.id, num)
+        return corruptions.choose(key, table.id, num)
     have = np.bincount(labels, minlength=len(class_rates))
     sizes = have * np.asarray(class_rates)
     counts = np.floor(num * sizes / max(sizes.sum(), 1e-12)).astype(int)
@@ -140,7 +141,7 @@ def _wrong_labels(key, table, labels, num, class_rates):
     if len(have) != len(class_rates) or min(class_rates) < 0 or (counts > have).any():
         raise ValueError(f"class_rates: found {class_rates} for {num} wrong labels in classes of {have.tolist()} rows")
     flags = [
-        corrupt.choose(jax.random.fold_in(key, c), table.id, int(count), among=labels == c)
+        corruptions.choose(jax.random.fold_in(key, c), table.id, int(count), among=labels == c)
         for c, count in enumerate(counts)
     ]
     return np.any(flags, axis=0)

@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float32, Int
 
-from d3mjax.data import builders, tables
+from d3mjax.data import tables
 from d3mjax.data.pairs import flip_attribute
+from d3mjax.data.sets import builders
 from d3mjax.data.splits import divide
 from d3mjax.types import Data, Pairs, Split, Table
 
@@ -63,7 +64,7 @@ COLUMNS: dict[str, slice] = {
 GROUP_NAMES = ("<=50K, Female", "<=50K, Male", ">50K, Female", ">50K, Male")
 """``group = 2 * y + sex`` with y = income > 50K and sex 0 = Female, 1 = Male."""
 
-_FILES = Path(__file__).parent / "files"
+_FILES = Path(__file__).parent / "shipped"
 _SHA256 = {
     "adult.data": "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
     "adult.test": "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from d3mjax.data import builders, images, pairs, splits
+from d3mjax.data import pairs, splits
+from d3mjax.data.sets import builders, images
 from d3mjax.types import Data, Split
 
 BLOND_GROUP_NAMES = ("not blond, female", "not blond, male", "blond, female", "blond, male")

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from d3mjax.data import digits, fashion, fashion_spurious, mnist, splits, spurious
-from d3mjax.data.fashion import NUM_TRAIN
+from d3mjax.data import splits
 from d3mjax.data.pairs import PairSets, draw_recoloured
-from d3mjax.data.spurious import Counts, JitteredInk
+from d3mjax.data.planted import cues
+from d3mjax.data.planted.cues import Counts, JitteredInk
+from d3mjax.data.sets import digits, fashion, fashion_cues, mnist
+from d3mjax.data.sets.fashion import NUM_TRAIN
 from d3mjax.types import AnyArray, Data
 
 TEN = tuple((label,) for label in range(10))
@@ -45,7 +47,7 @@ def load_coloured_fashion(
     The default test split leaves half of the official test images to `load_fashion_pairs`.
     """
     task = _task(seed, aligned, severity, size, train, targets, selection, test)
-    return fashion_spurious.load_fashion_spurious(task, data_dir=data_dir, source_dir=source_dir, flat=flat)
+    return fashion_cues.load_fashion_spurious(task, data_dir=data_dir, source_dir=source_dir, flat=flat)
 
 
 def load_coloured_mnist(
@@ -66,8 +68,8 @@ def load_coloured_mnist(
     """MNIST, from the sources of `mnist.read`; classes are balanced, so the rarest digit (5) limits the sizes."""
     task = _task(seed, aligned, severity, size, train, targets, selection, test)
     pool = mnist.read(size, source_dir=source_dir, data_dir=data_dir, counts=counts)
-    drawn = fashion_spurious.draw_splits(task, pool)
-    return Data(**{name: fashion_spurious.as_split(part, flat=flat) for name, part in drawn.items()})
+    drawn = fashion_cues.draw_splits(task, pool)
+    return Data(**{name: fashion_cues.as_split(part, flat=flat) for name, part in drawn.items()})
 
 
 def load_coloured_ten_digits(
@@ -111,7 +113,7 @@ def load_fashion_pairs(
 ) -> PairSets:
     """Pairs of Fashion-MNIST's test images, disjoint by image, none of ``exclude``."""
     # The builder knows every source; its test split holds the test images whole, and the others cannot be empty.
-    test = fashion_spurious.load_fashion(
+    test = fashion_cues.load_fashion(
         size=size, train=10, targets=10, selection=10, test=10_000, data_dir=data_dir, source_dir=source_dir, flat=False
     ).test
     images = np.rint(np.asarray(test.x) * 255).astype(np.uint8)
@@ -169,8 +171,8 @@ def _task(
     targets: Counts,
     selection: Counts,
     test: Counts,
-) -> fashion_spurious.Task:
-    return fashion_spurious.Task(
+) -> fashion_cues.Task:
+    return fashion_cues.Task(
         classes=TEN,
         cue=JitteredInk(severity=severity, seed=seed),
         aligned=aligned,
@@ -184,4 +186,4 @@ def _task(
 
 
 def _spread(asked: Counts, aligned: float) -> tuple[int, ...]:
-    return spurious.spread(asked, 10, 10, aligned) if isinstance(asked, int) else asked
+    return cues.spread(asked, 10, 10, aligned) if isinstance(asked, int) else asked

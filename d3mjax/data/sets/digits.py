@@ -6,8 +6,8 @@ Small enough for tests: no files, no TFDS, a few milliseconds.
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from d3mjax.data import spurious
-from d3mjax.data.spurious import Counts, split_counts
+from d3mjax.data.planted import cues
+from d3mjax.data.planted.cues import Counts, split_counts
 from d3mjax.types import Data, Split
 
 LOW_HIGH = ((0, 1, 2, 3, 4), (5, 6, 7, 8, 9))
@@ -18,7 +18,7 @@ def load_coloured_digits(
     *,
     aligned: float = 0.95,
     classes: tuple[tuple[int, ...], ...] = LOW_HIGH,
-    cue: spurious.Cue | None = None,
+    cue: cues.Cue | None = None,
     train: Counts = 800,
     targets: Counts = 200,
     selection: Counts = 200,
@@ -34,13 +34,13 @@ def load_coloured_digits(
     few images.
     """
     images, labels = read()
-    cue = spurious.InkColour() if cue is None else cue
+    cue = cues.InkColour() if cue is None else cue
     num_attributes = cue.num_attributes
-    mix = spurious.group_shares(len(classes), num_attributes, aligned)
+    mix = cues.group_shares(len(classes), num_attributes, aligned)
     asked = {"train": train, "targets": targets, "selection": selection}
     counts = [split_counts(name, n, mix) for name, n in asked.items()]
     counts.append(split_counts("test", test, (1.0,) * len(mix)))
-    drawn = spurious.draw(seed, labels, classes, num_attributes, counts)
+    drawn = cues.draw(seed, labels, classes, num_attributes, counts)
 
     def split(index, y, attribute):
         x = cue(images[index], attribute).astype(np.float32) / 255

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from d3mjax.data import idx
+from d3mjax.data.sets import idx
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-SHIPPED = Path(__file__).parent / "files" / "fashion_pullover_coat_14.npz.xz"
+SHIPPED = Path(__file__).parent / "shipped" / "fashion_pullover_coat_14.npz.xz"
 NUM_TRAIN, NUM_TEST = 60_000, 10_000
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 

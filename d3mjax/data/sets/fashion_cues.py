@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from d3mjax.data import builders, fashion, spurious
-from d3mjax.data.spurious import Counts, split_counts
+from d3mjax.data.planted import cues
+from d3mjax.data.planted.cues import Counts, split_counts
+from d3mjax.data.sets import builders, fashion
 from d3mjax.types import Data, Split
 
 GROUP_NAMES = ("pullover, patch left", "pullover, patch right", "coat, patch left", "coat, patch right")
 """Groups of the default task."""
 
-PATCH = spurious.CornerPatch()
+PATCH = cues.CornerPatch()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Task:
     """
 
     classes: tuple[tuple[int, ...], ...] = ((2,), (4,))  # official labels that make up class 0, 1, ...
-    cue: spurious.Cue = PATCH
+    cue: cues.Cue = PATCH
     aligned: float = 0.95
     class_shares: tuple[float, ...] | None = None
     train: Counts = 4000
@@ -53,7 +54,7 @@ def group_counts(task: Task) -> dict[str, tuple[int, ...]]:
     if not set(members) <= set(range(10)):
         raise ValueError(f"classes: found {task.classes}, expected official labels 0..9")
     num_groups = len(task.classes) * task.cue.num_attributes
-    mix = spurious.group_shares(len(task.classes), task.cue.num_attributes, task.aligned, task.class_shares)
+    mix = cues.group_shares(len(task.classes), task.cue.num_attributes, task.aligned, task.class_shares)
     train = split_counts("train", task.train, mix)
     targets = split_counts("targets", task.targets, train)
     selection = split_counts("selection", task.selection, targets)
@@ -69,7 +70,7 @@ def draw_splits(task: Task, pool: fashion.Pool) -> dict[str, dict[str, np.ndarra
     splits = {}
     for side, names in ((False, ("train", "target", "selection")), (True, ("test",))):
         part = fashion.Pool(*(a[official_test == side] for a in pool))
-        drawn = spurious.draw(task.seed, part.labels, task.classes, num_attributes, [counts[n] for n in names])
+        drawn = cues.draw(task.seed, part.labels, task.classes, num_attributes, [counts[n] for n in names])
         for name, (index, y, attribute) in zip(names, drawn, strict=True):
             splits[name] = {
                 "image": task.cue(part.images[index], attribute),
@@ -186,7 +187,7 @@ def load_fashion(
     """Plain ten-class Fashion-MNIST, nothing planted: group = y, classes balanced."""
     task = Task(
         classes=tuple((label,) for label in range(10)),
-        cue=spurious.NoCue(),
+        cue=cues.NoCue(),
         train=train,
         targets=targets,
         selection=selection,

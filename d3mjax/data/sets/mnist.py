@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from d3mjax.data import arrays, fashion, idx, splits
+from d3mjax.data import files as readers
+from d3mjax.data import splits
+from d3mjax.data.sets import fashion, idx
 
 COUNTS = {
     "train": (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
@@ -53,5 +55,5 @@ def _from_idx(directory: Path, name: str) -> UInt8[np.ndarray, "..."]:
 
 
 def _from_tfds(split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
-    rows = arrays.read_tfds("mnist", split=split, data_dir=data_dir)
+    rows = readers.read_tfds("mnist", split=split, data_dir=data_dir)
     return np.stack([row["image"] for row in rows]), np.array([row["label"] for row in rows])

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from d3mjax.data import arrays, splits, tables
-from d3mjax.data.mixed_errors import Rule
+from d3mjax.data import files as readers
+from d3mjax.data import splits, tables
+from d3mjax.data.planted.mixed_errors import Rule
 from d3mjax.types import Table
 
 COUNTS = {
@@ -57,7 +58,7 @@ def load_bank(
     path: str | Path, *, counts: Sequence[int] | None = COUNTS["bank"]
 ) -> tuple[Table, Int[np.ndarray, " n"]]:
     """Does a client subscribe (y = yes)? ``bank-full.csv``; ``pdays`` of -1, never called before, is NaN."""
-    columns = _have(path, arrays.read_csv(path, delimiter=";"), (*BANK, "y"))
+    columns = _have(path, readers.read_csv(path, delimiter=";"), (*BANK, "y"))
     y = _classes(path, columns["y"], ("no", "yes"))
     found = {name: columns[name] for name in BANK}
     found["pdays"] = _without(found["pdays"], -1)
@@ -73,7 +74,7 @@ def load_credit(
     (X3) and marriage (X4) are categories.
     """
     header, *rows = _lines(path, ",")
-    rows = rows[1:] if rows and not arrays.is_number(rows[0][-1]) else rows
+    rows = rows[1:] if rows and not readers.is_number(rows[0][-1]) else rows
     short = [f"X{i + 1}" for i in range(len(CREDIT))]
     known = dict(zip(CREDIT, short, strict=True)) | {"PAY_1": "X6"}
     known |= dict.fromkeys(("default payment next month", "default.payment.next.month", "default"), "Y")
@@ -111,7 +112,7 @@ def load_covertype(
 
 def load_bike(path: str | Path, *, counts: int | None = NUM_BIKE) -> tuple[Table, Float[np.ndarray, " n"]]:
     """How many bicycles are rented in an hour? ``hour.csv``, less ``casual`` and ``registered``: they add up to it."""
-    columns = _have(path, arrays.read_csv(path), (*BIKE, *BIKE_NUMBERS, "cnt"))
+    columns = _have(path, readers.read_csv(path), (*BIKE, *BIKE_NUMBERS, "cnt"))
     found = {name: columns[name].astype(str) for name in BIKE}
     found |= {name: _floats(path, name, columns[name]) for name in BIKE_NUMBERS}
     return _of_size(path, tables.from_columns(found), _floats(path, "cnt", columns["cnt"]), counts)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from d3mjax.data import builders, images, splits
+from d3mjax.data import splits
+from d3mjax.data.sets import builders, images
 from d3mjax.types import Data, Split
 
 GROUP_NAMES = ("landbird on land", "landbird on water", "waterbird on land", "waterbird on water")

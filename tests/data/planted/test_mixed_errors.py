@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from d3mjax.data import corrupt, mixed_errors, tables
-from d3mjax.data.mixed_errors import Rule
+from d3mjax.data import tables
+from d3mjax.data.planted import corruptions, mixed_errors
+from d3mjax.data.planted.mixed_errors import Rule
 
 RULE = Rule("red is positive", lambda table: tables.codes(table, "colour", "red") == 0, lambda y: y == 1)
 BALANCED = RULE._replace(balanced=True)
@@ -93,12 +94,16 @@ def test_outliers_and_scales_by_hand():
     table, _ = made()
     flags = np.arange(len(table.id)) % 3 == 0
     size = table.columns["size"]
-    out = corrupt.break_features(jax.random.key(6), table, flags, kinds=(corrupt.outlier,), max_columns=4, per_row=True)
+    out = corruptions.break_features(
+        jax.random.key(6), table, flags, kinds=(corruptions.outlier,), max_columns=4, per_row=True
+    )
     moved = out.columns["size"] != size
     far = (out.columns["size"][moved] - size.mean()) / size.std()
     np.testing.assert_allclose(np.abs(far), 5, rtol=1e-4)
     assert 0.3 < (far > 0).mean() < 0.7  # 110 draws of a fair coin: four deviations are .19
-    out = corrupt.break_features(jax.random.key(6), table, flags, kinds=(corrupt.scale,), max_columns=4, per_row=True)
+    out = corruptions.break_features(
+        jax.random.key(6), table, flags, kinds=(corruptions.scale,), max_columns=4, per_row=True
+    )
     moved = out.columns["size"] != size
     ratio = out.columns["size"][moved] / size[moved]
     assert ratio.min() >= 0.2

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from d3mjax.data import adult
+from d3mjax.data.sets import adult
 from d3mjax.data.splits import check_data
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from d3mjax.data import coloured, digits, fashion, idx, mnist, spurious
+from d3mjax.data.planted import cues
+from d3mjax.data.sets import coloured, digits, fashion, idx, mnist
 
 needs_idx = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs the idx files of Debian's package dataset-fashion-mnist"
@@ -47,14 +48,14 @@ def test_ink_has_the_stated_mean_and_jitter(severity):
     images = np.random.default_rng(0).integers(0, 256, (n, 2, 2, 1)).astype(np.uint8)
     images[:, 0, 0], images[:, 1, 1] = 0, 255
     attribute = np.arange(n) % 10
-    painted = spurious.JitteredInk(severity=severity)(images, attribute)
+    painted = cues.JitteredInk(severity=severity)(images, attribute)
     assert painted.shape == (n, 2, 2, 3)
     assert painted.dtype == np.uint8
     assert not painted[:, 0, 0].any()  # black stays black
     colour = painted[:, 1, 1] / 255  # of full ink, to half a level
     within = np.abs(painted - images * colour[:, None, None])
     assert within.max() <= 1  # every pixel is its intensity times that colour, to half a level each
-    means = np.array(spurious.MEAN_COLOURS)
+    means = np.array(cues.MEAN_COLOURS)
     z = (colour - means[attribute]) / deviation
     free = (means > 0.15) & (means < 0.85)  # not clipped within three deviations
     each = np.asarray(z)[free[attribute]]
@@ -74,34 +75,34 @@ def test_ink_has_the_stated_mean_and_jitter(severity):
 def test_the_jitter_belongs_to_the_image():
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1)).astype(np.uint8)
     attribute = np.arange(20) % 10
-    cue = spurious.JitteredInk(severity=1)
+    cue = cues.JitteredInk(severity=1)
     painted, order = cue(images, attribute), np.random.default_rng(1).permutation(20)[:7]
     close(cue(images[order], attribute[order]), painted[order])
-    assert (spurious.JitteredInk(severity=1, seed=1)(images, attribute) != painted).any()
-    grey = spurious.JitteredInk(severity=1, colours=((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
+    assert (cues.JitteredInk(severity=1, seed=1)(images, attribute) != painted).any()
+    grey = cues.JitteredInk(severity=1, colours=((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
     full = np.maximum(images, 255 * (np.arange(16).reshape(4, 4, 1) == 0)).astype(np.uint8)
     one, other = (grey(full, np.full(20, a)).astype(float)[:, 0, 0] for a in (0, 1))
     assert np.abs(one - other - 0.25 * 255).max() <= 1  # the same jitter in every colour
     assert cue(images[:0], attribute[:0]).shape == (0, 4, 4, 3)
     for severity in (0, 6):
         with pytest.raises(ValueError, match=rf"severity: found {severity}, expected 1\.\.5"):
-            spurious.JitteredInk(severity=severity)
+            cues.JitteredInk(severity=severity)
 
 
 def test_leftovers_are_spread_over_classes():
     for num, aligned, in_conflict in ((50_000, 0.99, 500), (200, 0.95, 10), (2000, 0.99, 20), (100, 0.95, 5)):
-        table = np.array(spurious.spread(num, 10, 10, aligned)).reshape(10, 10)
+        table = np.array(cues.spread(num, 10, 10, aligned)).reshape(10, 10)
         assert table.sum() == num
         assert np.trace(table) == num - in_conflict
         assert set(table.sum(1)) == {num // 10}
         assert np.ptp(table.sum(0)) <= 2
         rest = table[~np.eye(10, dtype=bool)]
         assert np.ptp(rest) <= 1
-    assert spurious.spread(8, 2, 2, 0.75) == (3, 1, 1, 3)
-    assert spurious.spread(9, 3, 2, 1.0) == (3, 0, 0, 3, 3, 0)
+    assert cues.spread(8, 2, 2, 0.75) == (3, 1, 1, 3)
+    assert cues.spread(9, 3, 2, 1.0) == (3, 0, 0, 3, 3, 0)
     for aligned, attributes in ((1.5, 10), (0.9, 1)):
         with pytest.raises(ValueError, match=rf"aligned, num_attributes: found {aligned}, {attributes}, expected"):
-            spurious.spread(8, 2, attributes, aligned)
+            cues.spread(8, 2, attributes, aligned)
 
 
 def test_ten_digits():
@@ -112,7 +113,7 @@ def test_ten_digits():
         close(np.bincount(split.y), np.full(10, size // 10))
     close(np.bincount(data.test.group), np.full(100, 2))
     images, labels = digits.read()
-    cue = spurious.JitteredInk(seed=3)
+    cue = cues.JitteredInk(seed=3)
     for split in data:
         close(labels[split.id], split.y)
         close(np.rint(split.x * 255), cue(images[split.id], np.asarray(split.group) % 10))
@@ -126,7 +127,7 @@ def test_digit_pairs_are_of_images_that_no_split_holds():
     sets = coloured.load_digit_pairs(3, exclude=used)
     assert [len(part.y) for part in sets] == [100, 100, 150]
     images, labels = digits.read()
-    cue = spurious.JitteredInk(seed=3)
+    cue = cues.JitteredInk(seed=3)
     painted = {cue(images[[i]], labels[[i]]).tobytes(): i for i in range(len(labels))}
     x = np.concatenate([part.x for part in sets])
     found = [painted[row.astype(np.uint8).tobytes()] for row in np.rint(x * 255)]
@@ -154,11 +155,11 @@ def test_mnist_from_idx_files(made_mnist):
         assert ((split.id >= 60_000) == (name == "test")).all()
         row = np.searchsorted(pool.id, split.id)
         close(pool.labels[row], split.y)
-        painted = spurious.JitteredInk(seed=1)(small[row], split.group % 10)
+        painted = cues.JitteredInk(seed=1)(small[row], split.group % 10)
         close(np.rint(split.x * 255), painted.reshape(len(row), -1))
     exclude = data.test.id
     sets = coloured.load_mnist_pairs(1, size=14, exclude=exclude, **PAIRS, **load)
-    known = {row.tobytes(): i for i, row in zip(pool.id, spurious.JitteredInk(seed=1)(small, pool.labels), strict=True)}
+    known = {row.tobytes(): i for i, row in zip(pool.id, cues.JitteredInk(seed=1)(small, pool.labels), strict=True)}
     found = [known[row.tobytes()] for part in sets for row in np.rint(part.x * 255).astype(np.uint8)]
     assert len(set(found)) == 45
     assert min(found) >= 60_000
@@ -214,7 +215,7 @@ def test_fashion(tmp_path):
     assert [int(agrees(split).sum()) for split in data] == [900, 90, 90, 10]
     close(np.bincount(data.test.group), np.ones(100))
     pool = fashion.read(range(10), 14, source_dir=fashion.DEBIAN, download=lambda urls: {})
-    cue = spurious.JitteredInk(seed=2)
+    cue = cues.JitteredInk(seed=2)
     for split in data:
         painted = cue(pool.images[split.id], np.asarray(split.group) % 10)
         close(pool.labels[split.id], split.y)

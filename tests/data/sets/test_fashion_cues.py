@@ -9,8 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from d3mjax.data import fashion, spurious
-from d3mjax.data.fashion_spurious import (
+from d3mjax.data.planted import cues
+from d3mjax.data.sets import fashion
+from d3mjax.data.sets.fashion_cues import (
     FashionSpurious,
     Task,
     config,
@@ -90,14 +91,14 @@ def test_seed_decides_and_every_task_has_its_own_cache(tmp_path):
     fewer = load(dataclasses.replace(SMALL, aligned=0.5))
     assert sorted(fewer.train.id) == sorted(first.train.id)
     assert np.bincount(fewer.train.group).tolist() == [20, 20, 20, 20]
-    names = {config(dataclasses.replace(SMALL, cue=spurious.CornerPatch(width=w))).name for w in (None, 1, 2)}
+    names = {config(dataclasses.replace(SMALL, cue=cues.CornerPatch(width=w))).name for w in (None, 1, 2)}
     assert len(names) == 3
 
 
 def test_a_cue_whose_code_changed_has_another_cache(monkeypatch):
     before = config(SMALL).name
-    paint = spurious.CornerPatch.__call__
-    monkeypatch.setattr(spurious.CornerPatch, "__call__", lambda self, images, a: paint(self, images, 1 - a))
+    paint = cues.CornerPatch.__call__
+    monkeypatch.setattr(cues.CornerPatch, "__call__", lambda self, images, a: paint(self, images, 1 - a))
     assert config.__wrapped__(SMALL).name != before
 
 
@@ -112,10 +113,10 @@ def test_counts_and_shares_as_asked(tmp_path):
 
 
 def test_background_colour_task(tmp_path):
-    cue = spurious.BackgroundColour()
+    cue = cues.BackgroundColour()
     task = dataclasses.replace(SMALL, cue=cue)
     data = load_fashion_spurious(task, data_dir=tmp_path, flat=False)
-    patch = load_fashion_spurious(dataclasses.replace(SMALL, cue=spurious.CornerPatch()), data_dir=tmp_path)
+    patch = load_fashion_spurious(dataclasses.replace(SMALL, cue=cues.CornerPatch()), data_dir=tmp_path)
     np.testing.assert_array_equal(data.train.id, patch.train.id)
     assert data.train.x.shape == (80, 14, 14, 3)
     colours = np.array(cue.colours, np.float32) / 255

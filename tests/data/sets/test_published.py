@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from d3mjax.data import celeba, images, multinli, splits, waterbirds
+from d3mjax.data import splits
+from d3mjax.data.sets import celeba, images, multinli, waterbirds
 
 PIL = pytest.importorskip("PIL.Image")
 COLUMNS = ("img_id", "img_filename", "y", "split", "place", "place_filename")

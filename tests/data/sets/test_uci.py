@@ -5,8 +5,9 @@ import gzip
 import numpy as np
 import pytest
 
-from d3mjax.data import tables, uci
-from d3mjax.data.mixed_errors import Rule
+from d3mjax.data import tables
+from d3mjax.data.planted.mixed_errors import Rule
+from d3mjax.data.sets import uci
 
 RNG = np.random.default_rng(0)
 

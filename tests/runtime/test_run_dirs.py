@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from d3mjax import metrics
-from d3mjax.runtime import record
+from d3mjax.runtime import runs, store
 
 
 def test_environment_names_code_versions_and_device():
-    got = record.environment()
+    got = runs.environment()
     assert json.loads(json.dumps(got)) == got
     assert set(got["versions"]) == {"jax", "jaxlib", "flax", "optax", "numpy", "python"}
     assert got["device"] == {"platform": "cpu", "kind": "cpu", "count": 8}
     assert got["cores"] >= 1
-    assert 10 < record.peak_memory_mib() < 1e6
+    assert 10 < runs.peak_memory_mib() < 1e6
 
 
 def test_revision_is_the_package_version_where_git_does_not_track_the_source(monkeypatch):
@@ -27,13 +27,13 @@ def test_revision_is_the_package_version_where_git_does_not_track_the_source(mon
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", no_git)
-    assert record.environment()["revision"] == f"d3mjax {importlib.metadata.version('d3mjax')}"
+    assert runs.environment()["revision"] == f"d3mjax {importlib.metadata.version('d3mjax')}"
 
 
 def test_json_and_arrays_come_back(tmp_path):
-    record.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "y": jnp.arange(3), "z": np.int64(7)})
-    assert record.read_json(tmp_path / "a.json") == {"x": 0.5, "y": [0, 1, 2], "z": 7}
-    record.write_arrays(tmp_path / "a.npz", scores=jnp.ones(3), ids=np.arange(2))
+    store.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "y": jnp.arange(3), "z": np.int64(7)})
+    assert store.read_json(tmp_path / "a.json") == {"x": 0.5, "y": [0, 1, 2], "z": 7}
+    store.write_arrays(tmp_path / "a.npz", scores=jnp.ones(3), ids=np.arange(2))
     with np.load(tmp_path / "a.npz") as archive:
         np.testing.assert_array_equal(archive["scores"], np.ones(3, np.float32))
         np.testing.assert_array_equal(archive["ids"], [0, 1])
@@ -42,74 +42,74 @@ def test_json_and_arrays_come_back(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    record.write_json(path, 1)
+    store.write_json(path, 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        record.write_json(path, float("nan"))
+        store.write_json(path, float("nan"))
     with pytest.raises(TypeError, match="no place in JSON"):
-        record.write_json(path, {1, 2})
+        store.write_json(path, {1, 2})
     with pytest.raises(TypeError, match="bfloat16"):
-        record.write_arrays(tmp_path / "b.npz", half=jnp.ones(2, jnp.bfloat16))
+        store.write_arrays(tmp_path / "b.npz", half=jnp.ones(2, jnp.bfloat16))
 
     def full_disk(descriptor):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        record.write_json(path, 2)
-    assert record.read_json(path) == 1
+        store.write_json(path, 2)
+    assert store.read_json(path) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_read_json_names_a_damaged_file(tmp_path):
     (tmp_path / "a.json").write_text('{"x": ')
     with pytest.raises(ValueError, match=r"a\.json is no valid JSON"):
-        record.read_json(tmp_path / "a.json")
+        store.read_json(tmp_path / "a.json")
 
 
 def test_open_run_finds_the_same_directory_for_the_same_configuration(tmp_path):
-    first = record.open_run(tmp_path, "d3m", {"seeds": (0, 1), "model": {"width": 64}})
-    again = record.open_run(tmp_path, "d3m", {"model": {"width": 64}, "seeds": [0, 1]})
-    other = record.open_run(tmp_path, "d3m", {"model": {"width": 65}, "seeds": [0, 1]})
+    first = runs.open_run(tmp_path, "d3m", {"seeds": (0, 1), "model": {"width": 64}})
+    again = runs.open_run(tmp_path, "d3m", {"model": {"width": 64}, "seeds": [0, 1]})
+    other = runs.open_run(tmp_path, "d3m", {"model": {"width": 65}, "seeds": [0, 1]})
     assert first == again != other
     assert first.parent == tmp_path / "d3m"
-    assert record.read_json(first / "config.json") == {"seeds": [0, 1], "model": {"width": 64}}
+    assert store.read_json(first / "config.json") == {"seeds": [0, 1], "model": {"width": 64}}
     assert [p.name for p in first.iterdir()] == ["config.json"]
 
 
 def test_open_run_refuses_a_directory_of_another_configuration(tmp_path):
-    record.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 64, "depth": 2}}, "mine")
+    runs.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 64, "depth": 2}}, "mine")
     with pytest.raises(ValueError, match=r"model\.width is 64 there, 32 here; seeds is absent there, 3 here") as error:
-        record.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 32, "depth": 2}, "seeds": 3}, "mine")
+        runs.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 32, "depth": 2}, "seeds": 3}, "mine")
     assert "depth" not in str(error.value)
     assert "steps" not in str(error.value)
 
 
 def test_open_run_refuses_results_of_an_unknown_configuration(tmp_path):
-    run = record.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
-    record.unit(run, "seed0", lambda: ({}, {}))
+    run = runs.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
+    runs.unit(run, "seed0", lambda: ({}, {}))
     (run / "config.json").unlink()
     with pytest.raises(ValueError, match=r"holds results but no config\.json"):
-        record.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
+        runs.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
 
 
 def test_open_run_fails_early_where_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write results to"):
-        record.open_run(tmp_path / "file", "d3m", {})
+        runs.open_run(tmp_path / "file", "d3m", {})
     with pytest.raises(OSError, match="cannot write results to"):
-        record.open_run("/proc/results", "d3m", {})
+        runs.open_run("/proc/results", "d3m", {})
     with pytest.raises(ValueError, match="local directory"):
-        record.open_run("gs://bucket/results", "d3m", {})
+        runs.open_run("gs://bucket/results", "d3m", {})
     for name in ("..", "a/b", "."):
         with pytest.raises(ValueError, match="one directory"):
-            record.open_run(tmp_path, "d3m", {}, name)
+            runs.open_run(tmp_path, "d3m", {}, name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only directories")
 def test_open_run_fails_early_in_a_read_only_directory(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match="cannot write results to"):
-        record.open_run(tmp_path, "d3m", {})
+        runs.open_run(tmp_path, "d3m", {})
 
 
 def _counting():
@@ -133,9 +133,9 @@ def _same(result):
 def test_a_finished_unit_is_not_computed_again(tmp_path):
     compute, calls = _counting()
     for _ in range(3):
-        _same(record.unit(tmp_path, "adult-0", compute))
+        _same(runs.unit(tmp_path, "adult-0", compute))
     assert len(calls) == 1
-    _same(record.unit(tmp_path, "adult-1", compute))
+    _same(runs.unit(tmp_path, "adult-1", compute))
     assert len(calls) == 2
     with np.load(tmp_path / "units" / "adult-0.npz") as archive:  # readable without this package
         np.testing.assert_array_equal(archive["scores"], [0, 1, 2])
@@ -143,7 +143,7 @@ def test_a_finished_unit_is_not_computed_again(tmp_path):
 
 def test_every_damage_to_a_unit_is_noticed(tmp_path):
     compute, calls = _counting()
-    _same(record.unit(tmp_path, "u", compute))
+    _same(runs.unit(tmp_path, "u", compute))
     path = tmp_path / "units" / "u.npz"
     whole = path.read_bytes()
     damaged = [whole[:cut] for cut in (0, 1, 31, 32, 33, len(whole) // 2, len(whole) - 1)]
@@ -151,7 +151,7 @@ def test_every_damage_to_a_unit_is_noticed(tmp_path):
     damaged += [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in range(0, len(whole), 97)]
     for content in damaged:
         path.write_bytes(content)
-        _same(record.unit(tmp_path, "u", compute))
+        _same(runs.unit(tmp_path, "u", compute))
     assert len(calls) == 1 + len(damaged)
 
 
@@ -160,7 +160,7 @@ def test_a_unit_that_fails_leaves_nothing(tmp_path):
         raise RuntimeError("diverged")
 
     with pytest.raises(RuntimeError, match="diverged"):
-        record.unit(tmp_path, "u", fail)
+        runs.unit(tmp_path, "u", fail)
     assert not (tmp_path / "units").exists()
 
 
@@ -176,12 +176,12 @@ def _row(**changes):
 
 
 def test_metrics_document_has_the_schema_and_survives_json(tmp_path):
-    document = record.metrics_document("d3m", {"seeds": (0, 1)}, [_row(), _row(method="D3M")], 1.5)
+    document = runs.metrics_document("d3m", {"seeds": (0, 1)}, [_row(), _row(method="D3M")], 1.5)
     assert list(document) == ["experiment", "config", "environment", "seconds", "peak_memory_mib", "rows"]
-    record.write_json(tmp_path / "metrics.json", document)
-    assert record.read_json(tmp_path / "metrics.json") == document
-    record.validate_document(document)
-    assert record.metrics_document("d3m", {}, [_row(), _row(settings={"steps": 9})], 1.5)["rows"][1]["settings"]
+    store.write_json(tmp_path / "metrics.json", document)
+    assert store.read_json(tmp_path / "metrics.json") == document
+    runs.validate_document(document)
+    assert runs.metrics_document("d3m", {}, [_row(), _row(settings={"steps": 9})], 1.5)["rows"][1]["settings"]
 
 
 @pytest.mark.parametrize(
@@ -202,11 +202,11 @@ def test_metrics_document_has_the_schema_and_survives_json(tmp_path):
 )
 def test_validate_document_names_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
-        record.metrics_document("d3m", {}, [_row(**changes)], 1.0)
+        runs.metrics_document("d3m", {}, [_row(**changes)], 1.0)
 
 
 def test_validate_document_checks_the_whole():
-    document = record.metrics_document("d3m", {}, [_row()], 1.0)
+    document = runs.metrics_document("d3m", {}, [_row()], 1.0)
     for wrong, message in [
         ({**document, "seconds": "fast"}, "seconds: expected float"),
         ({**document, "seconds": -1.0}, "seconds: expected float"),
@@ -216,4 +216,4 @@ def test_validate_document_checks_the_whole():
         ([], "expected an object, got list"),
     ]:
         with pytest.raises(ValueError, match=message):
-            record.validate_document(wrong)
+            runs.validate_document(wrong)

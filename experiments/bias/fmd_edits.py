@@ -18,10 +18,11 @@ from jaxtyping import Array, Bool, Float
 
 from d3mjax import metrics
 from d3mjax.attribution import influence
-from d3mjax.attribution.last_layer import by_last_layer
-from d3mjax.debiasing import heads, unlearning
-from d3mjax.training import models
+from d3mjax.attribution.inverses import by_last_layer
+from d3mjax.debiasing import last_layer
+from d3mjax.networks import dense
 from d3mjax.types import Model, Pairs, Split
+from d3mjax.unlearning import edits
 
 
 class Parts(NamedTuple):
@@ -47,8 +48,8 @@ def make_features(model: Model, num_classes: int) -> Callable[[Any, Parts], tupl
 
     @jax.jit
     def features(variables, parts: Parts):
-        path = heads.find(variables["params"], num_classes)
-        seen = lambda x: heads.features(model, variables, x, path, microbatch=1000)
+        path = last_layer.find(variables["params"], num_classes)
+        seen = lambda x: last_layer.features(model, variables, x, path, microbatch=1000)
         of_split = lambda split: split._replace(x=seen(split.x))
         of_pairs = lambda pairs: pairs._replace(x=seen(pairs.x), flipped=seen(pairs.flipped))
         head = variables["params"]
@@ -62,7 +63,7 @@ def make_features(model: Model, num_classes: int) -> Callable[[Any, Parts], tupl
 
 def make_head(params: Any, parts: Parts, num_classes: int, *, damping: float, curvature: Callable) -> Head:
     """The head on the training features, damped by ``damping`` for each of their weights."""
-    model = models.linear(num_classes)
+    model = dense.linear(num_classes)
     place = (model, {"params": params}, parts.train)
     return Head(model, influence.problem_of(*place, damping=damping, curvature=curvature, microbatch=2000), parts)
 
@@ -81,18 +82,18 @@ def make_whole(network: Model, params: Any, raw: Parts, *, damping: float, most:
 
 def refit(head: Head, *, steps: int = 8) -> Head:
     """The head at the minimum of its objective, by Newton steps."""
-    return head._replace(problem=unlearning.refit(head.problem, by_last_layer(), steps=steps))
+    return head._replace(problem=edits.refit(head.problem, by_last_layer(), steps=steps))
 
 
-def bias_of(head: Head, params: Any, pairs: Pairs) -> tuple[unlearning.Bias, Float[Array, ""]]:
+def bias_of(head: Head, params: Any, pairs: Pairs) -> tuple[edits.Bias, Float[Array, ""]]:
     """All that is measured on pairs, and the accuracy on the side in conflict."""
-    measure = partial(unlearning.measure, head.model, {"params": params})
+    measure = partial(edits.measure, head.model, {"params": params})
     return measure(pairs), measure(Pairs(pairs.flipped, pairs.x, pairs.y)).accuracy
 
 
 def pair_step(head: Head, inverse: influence.Inverse, *, sign: Any) -> Any:
     """The change of the parameters at eta 1, in one shot: a step of eta changes them by eta times it."""
-    after = unlearning.from_pairs(head.problem, inverse, head.parts.reference, sign=sign)
+    after = edits.from_pairs(head.problem, inverse, head.parts.reference, sign=sign)
     return jax.tree.map(jnp.subtract, after.params, head.problem.params)
 
 
@@ -106,7 +107,7 @@ def in_rounds(head: Head, inverse: influence.Inverse, etas: Float[Array, " r"], 
 
     def step(params, eta):
         here = head.problem._replace(params=params)
-        after = unlearning.from_pairs(here, inverse, head.parts.reference, eta=eta, aligned=aligned).params
+        after = edits.from_pairs(here, inverse, head.parts.reference, eta=eta, aligned=aligned).params
         return after, after
 
     return jax.lax.scan(step, head.problem.params, etas)[1]
@@ -117,8 +118,8 @@ def newton_on_bias(head: Head, inverse: influence.Inverse, *, eta: Any, rounds: 
 
     def step(params, _):
         here = head.problem._replace(params=params)
-        place = (head.model, unlearning.counterfactual_bias, {"params": params}, here)
-        after = unlearning.newton_on_bias(*place, inverse, head.parts.reference, eta=eta).params
+        place = (head.model, edits.counterfactual_bias, {"params": params}, here)
+        after = edits.newton_on_bias(*place, inverse, head.parts.reference, eta=eta).params
         return after, after
 
     return jax.lax.scan(step, head.problem.params, None, length=rounds)[1]
@@ -152,13 +153,13 @@ def dfr(head: Head, key, strengths: Float[Array, " e"], num_classes: int) -> Any
     pairs = head.parts.reference
     x, y = jnp.concatenate([pairs.x, pairs.flipped]), jnp.concatenate([pairs.y, pairs.y])
     side = jnp.repeat(jnp.arange(2), len(pairs.y))
-    subsets = heads.balanced_subsets(key, 2 * y + side, 2 * num_classes, num_subsets=10)
-    scale = heads.scale_of(head.parts.train.x)
-    standard = heads.standardise(x, scale)
+    subsets = last_layer.balanced_subsets(key, 2 * y + side, 2 * num_classes, num_subsets=10)
+    scale = last_layer.scale_of(head.parts.train.x)
+    standard = last_layer.standardise(x, scale)
 
     def one(strength):
-        found = heads.average_fits(standard, y, num_classes, subsets, inverse_strength=strength)
-        return heads.with_head({"params": head.problem.params}, ("Dense_0",), found, scale)["params"]
+        found = last_layer.average_fits(standard, y, num_classes, subsets, inverse_strength=strength)
+        return last_layer.with_head({"params": head.problem.params}, ("Dense_0",), found, scale)["params"]
 
     return jax.lax.map(one, strengths)
 
