@@ -8,12 +8,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.types import AnyArray
+from d3mjax.keys import model_keys
+from d3mjax.types import AnyArray, Split, Trainer
 
-
-def model_keys(key: Key[Array, ""], ids: Int[AnyArray, "m"]) -> Key[Array, "m"]:
-    """The identity of each model, ``fold_in(key, id)``: all randomness of a model derives from its own key."""
-    return jax.vmap(lambda j: jax.random.fold_in(key, j))(ids)
+__all__ = ["check_losses", "map_models", "model_keys", "train_many"]
 
 
 def map_models(
@@ -63,6 +61,60 @@ def map_models(
     return mapped
 
 
+def train_many(
+    trainer: Trainer,
+    keys: Key[Array, "m"],
+    split: Split,
+    weights: Float[AnyArray, "*m n"],
+    num_steps: int,
+    *,
+    look: Callable[..., PyTree[Array]] = lambda variables: variables,
+    shared: tuple[PyTree, ...] = (),
+    each: tuple[PyTree, ...] = (),
+    width: int = 1,
+    mesh: Mesh | None = None,
+) -> tuple[PyTree[Array], Float[Array, "m s"]]:
+    """Train m models and read something of each: ``look(variables, *shared, *each_j) -> tree``, with the losses.
+
+    Model j starts from ``trainer.init(keys[j])`` and takes ``num_steps`` steps on ``split`` under its row of
+    ``weights`` (one row ``[n]`` serves all). ``look`` keeps of its variables what is needed, so that m sets of
+    variables never exist together; ``shared`` are arguments of ``look`` that all models see, such as target examples,
+    and ``each`` have a leading axis m. ``split.y`` and ``split.group`` may be ``[m n]``, labels of each model;
+    ``split.x`` and ``split.id`` may have the axis together, examples of each model.
+
+    Returns the tree of ``look`` with a leading axis m, and the loss of every step, in nats for cross-entropy; hand the
+    losses to `check_losses`. Pure: jit the function that calls this one, with data as its arguments, not in its
+    closure. ``width`` and ``mesh`` are those of `map_models`; results do not depend on them.
+
+    >>> import jax, jax.numpy as jnp, numpy as np, optax, d3mjax
+    >>> x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+    >>> split = d3mjax.Split(x, (x[:, 0] > 0).astype(int), np.zeros(40, int), np.arange(40))
+    >>> trainer = d3mjax.make_trainer(
+    ...     d3mjax.mlp((8,), 2), d3mjax.cross_entropy(), optax.adam(0.05), d3mjax.shuffled(), batch_size=10
+    ... )
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> margins = lambda variables, target: d3mjax.outputs.soft_margins(d3mjax.mlp((8,), 2), variables, target)
+    >>> outputs, losses = d3mjax.train_many(trainer, keys, split, np.ones(40), 60, look=margins, shared=(split,))
+    >>> outputs.shape, losses.shape, bool((outputs[:, 0] > 0).all())
+    ((3, 40), (3, 60), True)
+
+    Raises:
+      ValueError: if ``width`` is below 1, or leading axes of ``keys``, ``weights`` and ``each`` differ.
+    """
+    weights, axes = jnp.asarray(weights), _model_axes(split)
+    mapped = [weights.ndim == 2, *axes]
+    fixed, varying = _partition((weights, *split), mapped)
+
+    def one(fixed, shared, key, varying, each):
+        weight, *fields = _merged(fixed, varying, mapped)
+        part = Split(*fields)
+        state = trainer.init(key, jax.tree.map(lambda a: a[:1], part.x))
+        state, info = trainer.run(state, part, weight, num_steps)
+        return look(state.variables, *shared, *each), info.loss
+
+    return map_models(one, width=width, mesh=mesh, shared=(fixed, shared))(keys, varying, each)
+
+
 def check_losses(loss: Float[AnyArray, "m s"], ids: Int[AnyArray, "m"]) -> None:
     """Host-side check that no training diverged.
 
@@ -77,3 +129,20 @@ def check_losses(loss: Float[AnyArray, "m s"], ids: Int[AnyArray, "m"]) -> None:
         raise FloatingPointError(
             f"training diverged: loss not finite for models {named}{more}; lower the learning rate"
         )
+
+
+def _model_axes(split: Split) -> list[bool]:
+    """Which of x, y, group, id have a leading model axis."""
+    examples = jnp.ndim(split.id) == 2
+    return [examples, jnp.ndim(split.y) == 2, jnp.ndim(split.group) == 2, examples]
+
+
+def _partition(values, mapped):
+    return (
+        tuple(None if is_mapped else value for value, is_mapped in zip(values, mapped, strict=True)),
+        tuple(value if is_mapped else None for value, is_mapped in zip(values, mapped, strict=True)),
+    )
+
+
+def _merged(fixed, varying, mapped):
+    return [b if is_mapped else a for a, b, is_mapped in zip(fixed, varying, mapped, strict=True)]
