@@ -1,38 +1,37 @@
-"""What all experiments share: one unit of work for each task and data seed, stored when done, found again on a rerun.
+"""The harness of all studies: one unit of work for each task and data seed, stored when done, found again on a rerun.
 
-An experiment is a frozen dataclass with the fields of `Config` and whatever else determines its numbers, and two
-functions; all that is left to write is
+A study is a file of one wing that ends with a `Study`:
 
-    def prepare(task, config):  # once a task: what its seeds share, such as compiled functions
+    @dataclass(frozen=True)
+    class Config:  # what determines the numbers; its hash names the run
+        tasks: tuple[str, ...] = ("adult", "patch")
+        seeds: int = 5
+        first_seed: int = 10
+        smoke: bool = False
+
+    def prepare(task, config, results):  # once a task: what its seeds share, such as compiled functions
         return partial(measure, task, config)  # measure(task, config, seed, progress) -> (facts, arrays)
 
-    def describe(task, config, found):  # found: (facts, arrays) of every seed
-        rows = [report.row(task.name, "ours", {"lds": [facts["lds"] for facts, _ in found]})]
-        return rows, report.Section("What the page says.", {"A caption.": plots.curves(...)})
+    def describe(task, config, units):  # units: (facts, arrays) of every seed
+        rows = [row(task.name, "ours", {"lds": [facts["lds"] for facts, _ in units]}, role="ours")]
+        return rows, Section("What the page shows.", {"A caption.": plots.curves(...)})
 
-    def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
-        config = replace(config, seeds=2, models=4) if config.smoke else config
-        return units.run_experiment(
-            "name", config, TASKS, prepare, describe, models=config.models, results=results, run=run
-        )
+    STUDY = Study("name", claim="...", config=Config(), tasks=TASKS, prepare=prepare, describe=describe, minutes=2)
 
-    if __name__ == "__main__":
-        tyro.cli(main)
-
-and it resumes, shows its progress, and leaves ``metrics.json``, plots and ``report.html``. ``python -m
-experiments.report results/name/<run> --into README.md`` puts its tables between the lines ``<!-- name -->`` and
-``<!-- /name -->``.
+``python -m experiments name`` runs it, resumes it, shows its progress, and leaves ``metrics.json``, plots and
+``report.html`` in ``results/name/<run>``; ``--smoke`` runs it on little data.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 from d3mjax.reports import page as report
@@ -57,6 +56,64 @@ class Config(Protocol):
 
 
 C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study: what it claims, what determines its numbers, and the functions that make and show them."""
+
+    name: str  # also the directory of its results
+    claim: str  # one sentence that its table supports
+    config: Any  # the default configuration, a frozen dataclass with the fields of `Config`
+    tasks: Mapping[str, Any]
+    prepare: Callable[..., Callable]  # (task, config, results) -> measure(seed, progress) -> (facts, arrays)
+    describe: Callable[..., tuple[list[dict[str, Any]], Any]]  # (task, config, units) -> rows and section of the page
+    minutes: float  # of the default configuration on two CPU cores
+    headline: tuple[str, str, str] | None = None  # task, method and metric of the number that the list shows
+    smoke: Callable[[Any], Any] = lambda config: config  # the configuration of a smoke run
+    small: Callable[[Any], Any] = lambda task: task  # the task of a smoke run
+    models: Callable[[Any], int] = lambda config: 1  # models that a unit reports to its progress bar
+    together: bool = False  # all hosts work on every unit, as banks deal out their blocks
+
+
+def run(study: Study, config: Any, results: Path = Path("results"), name: str | None = None) -> Path:
+    """Run or resume a study and write ``results/<study>/<run>``; raises as `run_experiment`."""
+    config = study.smoke(config) if config.smoke else config
+
+    def prepare(task, config):
+        return study.prepare(study.small(task) if config.smoke else task, config, results)
+
+    def describe(task, config, units):
+        return study.describe(study.small(task) if config.smoke else task, config, units)
+
+    return run_experiment(
+        study.name,
+        config,
+        study.tasks,
+        prepare,
+        describe,
+        models=study.models(config),
+        results=results,
+        run=name,
+        together=study.together,
+    )
+
+
+def cli(study: Study, arguments: Sequence[str]) -> Path:
+    """`run` from the command line: ``[--smoke] [--results DIR] [--run NAME] [--config.FIELD VALUE ...]``."""
+    config_type = type(study.config)
+
+    def command(
+        config: config_type = study.config,  # pyright: ignore[reportInvalidTypeForm]  # the study's own fields
+        results: Path = Path("results"),
+        run: str | None = None,
+        smoke: bool = False,
+    ) -> tuple[Any, Path, str | None]:
+        return (replace(config, smoke=True) if smoke else config), results, run
+
+    command.__doc__ = study.claim
+    config, results, run_name = tyro.cli(command, prog=f"python -m experiments {study.name}", args=arguments)
+    return run(study, config, results, run_name)
 
 
 def run_experiment(
