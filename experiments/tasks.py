@@ -7,13 +7,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import Int
 
 from d3mjax.data import splits
 from d3mjax.data.planted import corruptions, cues
 from d3mjax.data.sets import adult, digits, fashion, fashion_cues
 from d3mjax.debiasing import selection
-from d3mjax.types import Data, Model
+from d3mjax.networks import dense
+from d3mjax.training import objectives
+from d3mjax.training.trainer import make_trainer
+from d3mjax.types import Data, Model, Sampler, Trainer
 
 
 def _none(seed: int, *, smoke: bool = False) -> Int[np.ndarray, " k"]:
@@ -45,6 +49,17 @@ class Task:
         data = self.load(seed, smoke=smoke)
         splits.check_data(data, len(self.class_names), len(self.group_names))
         return data
+
+    def network(self) -> Model:
+        """``model``, or the MLP."""
+        return self.model or dense.mlp(self.hidden, len(self.class_names))
+
+    def trainer(self, steps: int, sampler: Sampler) -> Trainer:
+        """SGD with momentum, or Adam, and weight decay; the rate falls linearly to zero over ``steps``."""
+        rate = optax.linear_schedule(self.rate, 0.0, steps)
+        step = optax.adam(rate) if self.adam else optax.sgd(rate, self.momentum)
+        tx = optax.chain(optax.add_decayed_weights(self.decay), step)
+        return make_trainer(self.network(), objectives.cross_entropy(), tx, sampler, batch_size=self.batch)
 
 
 SMALL = {"train": 600, "targets": 200, "selection": 200, "test": 400}  # sizes of smoke runs

@@ -28,7 +28,6 @@ from experiments import study
 from experiments.bias import fmd_edits, pair_controls
 from experiments.bias.bias_tasks import BiasTask, Loaded
 from experiments.bias.fmd_edits import Parts
-from experiments.d3m import engine
 
 TRAIN, SIGNS, SUBSETS = range(3)  # families of keys
 MORE = pair_controls.LAST + 1
@@ -69,7 +68,7 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
     Those of the whole network end in `WHOLE`, and take the parts as they are for features.
     """
     base, num_classes = task.task, len(task.task.class_names)
-    network, run = engine.network(base), engine.trainer(base, base.steps, sampling.shuffled())
+    network, run = base.network(), base.trainer(base.steps, sampling.shuffled())
     exact, etas = by_last_layer(), jnp.array(config.etas)
     round_etas = config.round_eta * 2.0 ** (jnp.arange(config.rounds) // 4)
     by_cg = influence.by_cg(rtol=1e-3, max_steps=config.max_steps)

@@ -41,7 +41,7 @@ class Config(fmd.Config):
 
 def make_more(task: BiasTask, config: Config) -> fmd.More:
     """D3M, removal by influence on bias, and controls, each trained again; DFR on the targets."""
-    base, model = task.task, engine.network(task.task)
+    base, model = task.task, task.task.network()
     source = engine.SMOKE[engine.Trak] if config.smoke else config.source
     columns = engine.make_trak_columns(base, hosts.local_mesh(), source, (source.damping,))
     num_classes, num_groups = len(base.class_names), len(base.group_names)

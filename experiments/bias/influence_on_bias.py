@@ -32,7 +32,6 @@ from d3mjax.unlearning import edits
 from experiments import study
 from experiments.bias import bias_tasks
 from experiments.bias.bias_tasks import BiasTask
-from experiments.d3m import engine
 
 CHECKPOINTS, RETRAIN, DRAW, PROJECTIONS = range(4)  # families of keys
 MEASURES = (edits.counterfactual_bias, edits.signed_bias)
@@ -61,8 +60,8 @@ class Config:
 
 def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
     """``train``, ``attribute`` and ``edit``, each of many models at once."""
-    base, model = task.task, engine.network(task.task)
-    run = engine.trainer(base, base.steps, sampling.shuffled())
+    base, model = task.task, task.task.network()
+    run = base.trainer(base.steps, sampling.shuffled())
     last = f"Dense_{len(base.hidden)}"
     options = {
         "damping": config.damping,

@@ -80,7 +80,7 @@ def keys(seed: int, count: int, family: int = CHECKPOINTS) -> jax.Array:
 
 def make_checkpoints(task: Task) -> Callable[..., Checkpoints]:
     """``train(data, keys [c]) -> Checkpoints``, compiled once."""
-    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
     num_groups = len(task.group_names)
 
     @jax.jit
@@ -106,7 +106,7 @@ def make_columns(task: Task, source: engine.Trak, **options: Any) -> Callable:
 
     Targets of group -1 have no say, so target sets of different sizes need no further compilation.
     """
-    model, num_groups = engine.network(task), len(task.group_names)
+    model, num_groups = task.network(), len(task.group_names)
     defaults = engine.trak_options(task, source)
 
     @jax.jit

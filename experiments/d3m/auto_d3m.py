@@ -72,7 +72,7 @@ class Attributed(NamedTuple):
 
 def make_attribute(task: tasks.Task, config: Config) -> Callable[[Data, jax.Array], Attributed]:
     """``attribute(data, key)``: train checkpoints on everything, and attribute every single target."""
-    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
     source, spread = config.source, hosts.local_mesh()
 
     @jax.jit

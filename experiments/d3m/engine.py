@@ -11,19 +11,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, influence, outputs, projections, trak, trak_checks
 from d3mjax.linalg import iterative
-from d3mjax.networks import dense
 from d3mjax.runtime.hosts import models_at_once, place
 from d3mjax.runtime.sweep import sweep
-from d3mjax.training import ensemble, masks, objectives, sampling
-from d3mjax.training.trainer import make_trainer
-from d3mjax.types import AnyArray, Data, Model, Sampler, Split, Trainer
+from d3mjax.training import ensemble, masks, sampling
+from d3mjax.types import AnyArray, Data, Sampler, Split
 from experiments.tasks import Task
 
 
@@ -36,22 +33,9 @@ class Evaluation(NamedTuple):
     average: Float[Array, ""]  # accuracy on the test split
 
 
-def network(task: Task) -> Model:
-    """The task's own model, or its MLP."""
-    return task.model or dense.mlp(task.hidden, len(task.class_names))
-
-
-def trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
-    """SGD with momentum, or Adam, and weight decay, the rate falling linearly to zero over ``steps``."""
-    rate = optax.linear_schedule(task.rate, 0.0, steps)
-    step = optax.adam(rate) if task.adam else optax.sgd(rate, task.momentum)
-    tx = optax.chain(optax.add_decayed_weights(task.decay), step)
-    return make_trainer(network(task), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
-
-
 def evaluate(task: Task, variables: Any, data: Data) -> Evaluation:
     """What the task's network with these variables is judged by."""
-    model, num_groups = network(task), len(task.group_names)
+    model, num_groups = task.network(), len(task.group_names)
 
     def right(split):
         return outputs.hard_margins(model, variables, split, microbatch=4096) > 0
@@ -68,7 +52,7 @@ def evaluate(task: Task, variables: Any, data: Data) -> Evaluation:
 
 def make_fit(task: Task, mesh: Mesh, sampler: Sampler, *, steps: int) -> Callable:
     """``fit(train, data, keys [m], weights [m n]) -> Evaluation`` with a leading model axis, compiled once a shape."""
-    run = trainer(task, steps, sampler)
+    run = task.trainer(steps, sampler)
 
     @jax.jit
     def compiled(split: Split, data: Data, keys, weights):
@@ -165,7 +149,7 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak, dampings: tuple[floa
     """`make_checkpoint_columns` by TRAK; the dampings share everything but the solve and the pass along its result."""
 
     def attribute(key, variables, data: Data):
-        place = (key, network(task), variables, data.train, data.target, len(task.group_names))
+        place = (key, task.network(), variables, data.train, data.target, len(task.group_names))
         options = trak_options(task, source)
         damped = lambda damping: trak.group_columns(*place, **{**options, "damping": damping})
         return jax.vmap(damped)(jnp.array(dampings))
@@ -192,7 +176,7 @@ def make_influence_columns(task: Task, mesh: Mesh, source: Influence) -> Callabl
 def influence_columns(task: Task, source: Influence, _key, variables, data: Data):
     """Columns ``[n G]`` of one checkpoint, ones in place of TRAK's factor ``[n]``, and the solves' info."""
     options = {"damping": source.damping, "microbatch": source.microbatch, "inverse": influence.by_cg(rtol=source.rtol)}
-    place = (network(task), variables, data.train, data.target, len(task.group_names))
+    place = (task.network(), variables, data.train, data.target, len(task.group_names))
     columns, info = influence.group_columns(*place, **options)
     return columns, jnp.ones(columns.shape[0]), info
 
@@ -203,7 +187,7 @@ def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Calla
     ``attribute(key, variables, data) -> (kernel [r n G], factor [r n], info)``, r readings of one checkpoint;
     ``check(info, data)`` gives the facts. `Checkpoints` hold the first reading.
     """
-    model, run = network(task), trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
 
     @jax.jit
     def attributed(data: Data, keys):
@@ -234,7 +218,7 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
 
     None of its models has seen all examples: there are no checkpoints to look at.
     """
-    model, run = network(task), trainer(task, bank.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(bank.steps, sampling.shuffled())
     num_groups = len(task.group_names)
 
     def subsets(key, ids: Int[Array, "m"], num_examples: int):

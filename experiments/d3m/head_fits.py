@@ -14,7 +14,7 @@ from d3mjax.debiasing import baselines, last_layer
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data, Split
-from experiments.d3m import engine, smote
+from experiments.d3m import smote
 from experiments.d3m.tuned_methods import Judged, Outcome, Setting, judge, plain, worst_group
 from experiments.tasks import Task
 
@@ -28,7 +28,7 @@ class Programs(NamedTuple):
 
 def make_programs(task: Task, mesh: Mesh) -> Programs:
     """Compiled once for all seeds of a task."""
-    model, num_classes = engine.network(task), len(task.class_names)
+    model, num_classes = task.network(), len(task.class_names)
 
     @jax.jit
     def trained(data: Data, keys, setting: Setting):

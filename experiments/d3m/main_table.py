@@ -92,7 +92,7 @@ def measure(
 
 def make_rank(task: Task, source: engine.Trak) -> Callable:
     """``rank(data, keys [c]) -> (loss [n], self-influence [n])`` of train examples, means over checkpoints."""
-    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
     options = {"damping": source.damping, "microbatch": source.microbatch, "factor": gradients.no_factor}
 
     @jax.jit

@@ -54,7 +54,7 @@ class Config:
 
 def make_attribute(task: Task, source: engine.Trak) -> Callable:
     """``attribute(key, data, weights, damping) -> (kernel [c n G], q [c n], right [c n], group losses [G])``."""
-    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
     num_groups, spread = len(task.group_names), hosts.local_mesh()
 
     @jax.jit

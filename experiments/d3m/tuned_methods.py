@@ -82,7 +82,7 @@ def worst_class(judged: Judged) -> Float[np.ndarray, "m"]:
 
 def judge(task: Task, variables: Any, data: Data, notes: dict[str, Array]) -> Judged:
     """`engine.evaluate` and the accuracy of each class on the selection split."""
-    right = outputs.hard_margins(engine.network(task), variables, data.selection, microbatch=4096) > 0
+    right = outputs.hard_margins(task.network(), variables, data.selection, microbatch=4096) > 0
     classes = metrics.group_accuracies(right, data.selection.y, len(task.class_names))
     return Judged(engine.evaluate(task, variables, data), classes, notes)
 
@@ -92,7 +92,7 @@ def descend(task: Task, sampler: Sampler, objective: Objective, key, split: Spli
     length = setting.share * task.steps
     rate = lambda step: setting.rate * jnp.maximum(1 - step / length, 0.0)
     tx = optax.chain(optax.add_decayed_weights(setting.decay), optax.sgd(rate, task.momentum))
-    run = make_trainer(engine.network(task), objective, tx, sampler, batch_size=task.batch)
+    run = make_trainer(task.network(), objective, tx, sampler, batch_size=task.batch)
     state, info = run.run(run.init(key, split.x[:1]), split, weights, task.steps)
     return state.variables, info.loss
 
@@ -110,7 +110,7 @@ def group_dro(task: Task, key, split: Split, weights, setting: Setting):
 
 def jtt(task: Task, key, split: Split, weights, setting: Setting):
     """Train, find the errors, train again on more copies of them; says how many and whom it found."""
-    model, short = engine.network(task), setting._replace(share=setting.first)
+    model, short = task.network(), setting._replace(share=setting.first)
     scout, losses, _ = plain(task, sampling.shuffled(), jax.random.fold_in(key, 2), split, weights, short)
     errors = (outputs.hard_margins(model, scout, split, microbatch=4096) <= 0) & (weights > 0)
     size = jnp.zeros(len(task.group_names)).at[split.group].add(weights > 0)

@@ -22,7 +22,6 @@ from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import AnyArray, Data, Linear, Split
-from experiments.d3m import engine
 from experiments.tasks import Task
 
 BANK, BASE, RETRAIN, DRAW = range(100, 104)  # families of keys
@@ -186,7 +185,7 @@ def cosines(target: Split, train: Split) -> np.ndarray:
 
 def _trained(task: Task) -> Callable:
     """``(train, target, key, weight [n], y [n]) -> (logits [t C], losses [s])`` of one model."""
-    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
 
     def one(train: Split, target: Split, key, weight, y):
         state, info = run.run(run.init(key, train.x[:1]), train._replace(y=y), weight, task.steps)

@@ -27,7 +27,6 @@ from d3mjax.reports import plots
 from d3mjax.training import sampling
 from d3mjax.types import Data
 from experiments import study
-from experiments.d3m import engine
 from experiments.datamodels import bank_tasks
 from experiments.datamodels.bank_tasks import BASE, RETRAIN
 from experiments.tasks import LDS_TASKS, Task
@@ -102,7 +101,7 @@ def remove_ends(config: Config, retrain: Callable, data: Data, parts: effects.Co
 
 def hidden(task: Task, data: Data, seed: int) -> np.ndarray:
     """Features of the targets in the last hidden layer of one network trained on everything."""
-    run = engine.trainer(task, task.steps, sampling.shuffled())
+    run = task.trainer(task.steps, sampling.shuffled())
     start = run.init(jax.random.fold_in(jax.random.key(seed), BASE), data.train.x[:1])
     state, _ = jax.jit(lambda s: run.run(s, data.train, jnp.ones(len(data.train.y)), task.steps))(start)
     x = data.target.x

@@ -27,7 +27,6 @@ from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
 from experiments import study
-from experiments.d3m import engine
 from experiments.datamodels import bank_tasks, lds_trak
 from experiments.tasks import LDS_TASKS, Task
 
@@ -70,7 +69,7 @@ def settings(config: Config) -> list[tuple[Subsets, int]]:
 
 def make_bank(task: Task, banks: Path) -> Callable[..., bank.Bank]:
     """``fill(data, seed, subsets, models, progress) -> Bank`` of soft margins; kept under ``banks``, compiled once."""
-    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
 
     @jax.jit
     def trained(data: Data, keys, chosen):

@@ -26,7 +26,6 @@ from d3mjax.training import ensemble
 from d3mjax.types import Data, Model, Split
 from experiments import study
 from experiments.bias.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
-from experiments.d3m import engine
 from experiments.datamodels import lds_trak
 
 RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
@@ -80,7 +79,7 @@ def mixed_output(num_groups: int) -> Callable:
 def sources(bias_task: BiasTask, config: Config) -> dict[str, Callable]:
     """``(key, variables, data) -> (columns [n G + 2], residual)`` of one checkpoint, by name."""
     task = bias_task.task
-    model, num_groups = engine.network(task), len(task.group_names) + 2
+    model, num_groups = task.network(), len(task.group_names) + 2
     output = mixed_output(len(task.group_names))
 
     def newton(damping: float, **options: Any) -> Callable:

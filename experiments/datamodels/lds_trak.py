@@ -28,7 +28,6 @@ from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, sampling
 from d3mjax.types import Data
 from experiments import study
-from experiments.d3m import engine
 from experiments.tasks import LDS_TASKS, Task
 
 TRUTH, CHECKPOINTS, PROJECTIONS, INTERVALS = range(4)  # families of keys
@@ -91,7 +90,7 @@ def make_truth(task: Task, repeats: int, *, sweep: Callable = sweep) -> Callable
 
     ``sweep``: `shared_sweep` where all hosts work on one seed.
     """
-    model, run = engine.network(task), engine.trainer(task, task.steps, sampling.shuffled())
+    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
 
     def one(data: Data, key, mask):
         state, info = run.run(run.init(key, data.train.x[:1]), data.train, mask.astype(jnp.float32), task.steps)
@@ -114,7 +113,7 @@ def make_truth(task: Task, repeats: int, *, sweep: Callable = sweep) -> Callable
 
 def make_checkpoints(task: Task) -> Callable:
     """``(data, keys [c]) -> variables`` trained on all of the training set."""
-    run = engine.trainer(task, task.steps, sampling.shuffled())
+    run = task.trainer(task.steps, sampling.shuffled())
 
     def one(data: Data, key):
         weights = jnp.ones(data.train.y.shape[0])
@@ -125,7 +124,7 @@ def make_checkpoints(task: Task) -> Callable:
 
 def make_kernels(task: Task, setting: Setting) -> Callable:
     """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
-    model = engine.network(task)
+    model = task.network()
     make, rows = PROJECTIONS_OF[setting.projection]
     options = {"projection": make(setting.size), "damping": setting.damping, "microbatch": rows}  # fastest on CPUs
     options |= {"curvature": gradients.logistic_curvature if setting.curvature else None}

@@ -125,7 +125,7 @@ def test_the_users_model_is_what_is_trained(in_models, tmp_path):
     config = debias.Config(make_files(tmp_path), model="own_models:small", **QUICK)
     task = debias.prepare(config, tmp_path / "results").task
     assert task.model is not None
-    assert engine.network(task) is task.model
+    assert task.network() is task.model
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from d3mjax.types import Split
 from d3mjax.unlearning import edits
 from d3mjax.unlearning.edits import Bias
 from experiments.bias import bias_tasks, fmd, fmd_against_d3m, fmd_edits, influence_on_bias, pair_controls
-from experiments.d3m import engine
 from experiments.datamodels import lds_influence
 
 SEX = adult.COLUMNS["sex"]
@@ -76,7 +75,7 @@ def test_edits_and_retraining_stand_side_by_side(tmp_path):
 
 def test_the_whole_network_is_curved_by_a_part_that_counts_as_all():
     task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(4,))
-    loaded, model = task.load(0, smoke=True), engine.network(task.task)
+    loaded, model = task.load(0, smoke=True), task.task.network()
     raw = fmd_edits.Parts(loaded.data.train, loaded.data.test, *loaded.pairs)
     params = model.init(jax.random.key(0), raw.train.x[:1])["params"]
     problems = [
@@ -121,7 +120,7 @@ def test_flips_are_of_a_random_value_of_the_attribute():
 def test_trak_on_bias_is_that_of_each_pair():
     task = bias_tasks.adult_task("sex", "Male", "Female", train=600, hidden=(8,))
     loaded = task.load(0, smoke=True)
-    train, pairs, model = loaded.data.train, loaded.pairs.reference, engine.network(task.task)
+    train, pairs, model = loaded.data.train, loaded.pairs.reference, task.task.network()
     variables = model.init(jax.random.key(0), train.x[:1])
     key = jax.random.key(1)
     at_first = jax.random.fold_in(key, 0)  # as that of the first checkpoint
