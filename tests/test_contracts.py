@@ -18,8 +18,8 @@ FLOORS = {
     **dict.fromkeys(("d3mjax.debiasing", "d3mjax.unlearning", "d3mjax.diagnosis", "d3mjax.valuation"), 5),
     "d3mjax.reports": 6,
     "d3mjax.commands": 7,
-    "experiments.study": 8,
-    "experiments.tasks": 9,
+    **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
+    "experiments.bias_tasks": 9,
     # Wings: each imports study, tasks and itself, no other wing.
     **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "bench")},
     **dict.fromkeys(("experiments.__main__", "experiments.overview"), 11),

@@ -26,8 +26,8 @@ from d3mjax.types import Split
 from d3mjax.unlearning import edits
 from experiments import study
 from experiments.bias import fmd_edits, pair_controls
-from experiments.bias.bias_tasks import BiasTask, Loaded
 from experiments.bias.fmd_edits import Parts
+from experiments.bias_tasks import BiasTask, Loaded
 
 TRAIN, SIGNS, SUBSETS = range(3)  # families of keys
 MORE = pair_controls.LAST + 1

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import tyro
 
-from experiments.bias import bias_tasks, fmd
+from experiments import bias_tasks
+from experiments.bias import fmd
 
 TASKS = {task.name: task for task in (bias_tasks.ADULT_SEX, bias_tasks.ADULT_RACE)}
 

@@ -21,8 +21,9 @@ from d3mjax.attribution import influence, outputs
 from d3mjax.debiasing import baselines, group_weighting, last_layer, selection
 from d3mjax.runtime import hosts
 from d3mjax.unlearning import edits
-from experiments.bias import bias_tasks, fmd
-from experiments.bias.bias_tasks import BiasTask, Loaded
+from experiments import bias_tasks
+from experiments.bias import fmd
+from experiments.bias_tasks import BiasTask, Loaded
 from experiments.d3m import engine
 
 SGD: dict[str, Any] = {"hidden": (32,), "steps": 800, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import tyro
 
-from experiments.bias import bias_tasks, fmd
+from experiments import bias_tasks
+from experiments.bias import fmd
 
 TASKS = bias_tasks.FASHION
 

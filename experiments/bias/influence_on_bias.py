@@ -29,9 +29,8 @@ from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Model, Pairs, Split
 from d3mjax.unlearning import edits
-from experiments import study
-from experiments.bias import bias_tasks
-from experiments.bias.bias_tasks import BiasTask
+from experiments import bias_tasks, study
+from experiments.bias_tasks import BiasTask
 
 CHECKPOINTS, RETRAIN, DRAW, PROJECTIONS = range(4)  # families of keys
 MEASURES = (edits.counterfactual_bias, edits.signed_bias)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax.types import Split
-from experiments.bias.bias_tasks import BiasTask, Features
 from experiments.bias.fmd_edits import Parts
+from experiments.bias_tasks import BiasTask, Features
 
 PAIRS_ALONE, DROPPED, PAIRS_TOO, FLIPS_TOO = range(3, 7)  # families of keys, beside those of `fmd`
 LAST = FLIPS_TOO

@@ -25,7 +25,7 @@ from d3mjax.reports import plots
 from d3mjax.training import ensemble
 from d3mjax.types import Data, Model, Split
 from experiments import study
-from experiments.bias.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
+from experiments.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
 from experiments.datamodels import lds_trak
 
 RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}

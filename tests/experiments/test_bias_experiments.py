@@ -14,7 +14,8 @@ from d3mjax.runtime import store
 from d3mjax.types import Split
 from d3mjax.unlearning import edits
 from d3mjax.unlearning.edits import Bias
-from experiments.bias import bias_tasks, fmd, fmd_against_d3m, fmd_edits, influence_on_bias, pair_controls
+from experiments import bias_tasks
+from experiments.bias import fmd, fmd_against_d3m, fmd_edits, influence_on_bias, pair_controls
 from experiments.datamodels import lds_influence
 
 SEX = adult.COLUMNS["sex"]
