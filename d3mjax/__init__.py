@@ -1,3 +1,81 @@
-"""d3mjax: which training examples make a classifier fail on a subgroup, and what happens if they go?"""
+"""d3mjax: which training examples make a classifier fail on a subgroup, and what happens without them.
 
-__version__ = "0.1.0"
+The face: `debias` is the method, `train_many` trains many models, `trak`, `influence` and `datamodels` attribute.
+Each room is an attribute: ``d3mjax.attribution``, ``d3mjax.debiasing``, ``d3mjax.training`` and so on.
+"""
+
+from d3mjax import (
+    attribution,
+    data,
+    debiasing,
+    diagnosis,
+    keys,
+    linalg,
+    metrics,
+    networks,
+    runtime,
+    training,
+    unlearning,
+)
+from d3mjax.attribution import datamodels, effects, influence, outputs, projections, trak
+from d3mjax.data.planted.shortcut import planted_shortcut
+from d3mjax.debiasing import baselines, selection
+from d3mjax.debiasing.d3m import debias
+from d3mjax.networks.adapt import from_functions, from_linen, from_nnx
+from d3mjax.networks.dense import linear, mlp
+from d3mjax.training import masks
+from d3mjax.training.ensemble import check_losses, map_models, model_keys, train_many
+from d3mjax.training.objectives import cross_entropy, group_dro
+from d3mjax.training.sampling import resampled, shuffled
+from d3mjax.training.trainer import make_trainer
+from d3mjax.types import Data, Linear, Model, Objective, Pairs, Sampler, Split, Table, Trainer
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Data",
+    "Linear",
+    "Model",
+    "Objective",
+    "Pairs",
+    "Sampler",
+    "Split",
+    "Table",
+    "Trainer",
+    "attribution",
+    "baselines",
+    "check_losses",
+    "cross_entropy",
+    "data",
+    "datamodels",
+    "debias",
+    "debiasing",
+    "diagnosis",
+    "effects",
+    "from_functions",
+    "from_linen",
+    "from_nnx",
+    "group_dro",
+    "influence",
+    "keys",
+    "linalg",
+    "linear",
+    "make_trainer",
+    "map_models",
+    "masks",
+    "metrics",
+    "mlp",
+    "model_keys",
+    "networks",
+    "outputs",
+    "planted_shortcut",
+    "projections",
+    "resampled",
+    "runtime",
+    "selection",
+    "shuffled",
+    "train_many",
+    "training",
+    "trak",
+    "unlearning",
+]

@@ -15,12 +15,15 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num
 from d3mjax.types import AnyArray
 
 
-def group_accuracies(
-    correct: Bool[AnyArray, " t"] | Float[AnyArray, " t"], group: Int[AnyArray, " t"], num_groups: int
+def group_means(
+    values: Bool[AnyArray, " t"] | Float[AnyArray, " t"], group: Int[AnyArray, " t"], num_groups: int
 ) -> Float[Array, " {num_groups}"]:
-    """Mean of `correct` over the examples of each group; NaN for an empty group; group -1 (unknown) counts nowhere."""
+    """Mean of ``values`` (correct answers, losses, margins) over each group; NaN for an empty group.
+
+    Examples of group -1 (unknown) count in no mean.
+    """
     member = jax.nn.one_hot(group, num_groups, axis=0)  # [G t]; a row of -1 is all zero
-    total = jnp.matmul(member, jnp.asarray(correct, member.dtype), precision="highest")
+    total = jnp.matmul(member, jnp.asarray(values, member.dtype), precision="highest")
     return total / member.sum(1)
 
 

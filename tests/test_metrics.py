@@ -15,7 +15,7 @@ from d3mjax import metrics
 def test_group_accuracies_by_hand():
     correct = jnp.array([1, 0, 1, 1, 0, 1], bool)
     group = jnp.array([0, 0, 0, 2, 2, -1])  # group 1 is empty, the last example's group is unknown
-    got = metrics.group_accuracies(correct, group, 3)
+    got = metrics.group_means(correct, group, 3)
     np.testing.assert_allclose(got, [2 / 3, np.nan, 1 / 2], rtol=1e-6)
     assert jnp.isnan(metrics.worst_group_accuracy(got))
     np.testing.assert_allclose(metrics.worst_group_accuracy(got[jnp.array([0, 2])]), 0.5)
@@ -25,7 +25,7 @@ def test_group_accuracies_by_hand():
 def test_group_accuracies_match_sklearn_under_jit_and_vmap():
     rng = np.random.default_rng(0)
     y, predicted = rng.integers(0, 4, 500), rng.integers(0, 4, (3, 500))
-    mapped = jax.vmap(lambda correct: metrics.group_accuracies(correct, y, 4))
+    mapped = jax.vmap(lambda correct: metrics.group_means(correct, y, 4))
     got = jax.jit(mapped)(jnp.asarray(predicted == y))
     expected = np.stack([np.diag(confusion_matrix(y, p, normalize="true")) for p in predicted])
     np.testing.assert_allclose(got, expected, rtol=1e-6)

@@ -68,7 +68,7 @@ def make_more(task: BiasTask, config: Config) -> fmd.More:
 
     @jax.jit
     def group_losses(variables, target):
-        return metrics.group_accuracies(outputs.losses(model, variables, target), target.group, num_groups)
+        return metrics.group_means(outputs.losses(model, variables, target), target.group, num_groups)
 
     def more(loaded: Loaded, variables, root, train) -> dict[str, Any]:
         data, key = loaded.data, lambda family: jax.random.fold_in(root, family)

@@ -179,7 +179,7 @@ def facts(found: Mapping[str, Any], parts: Parts, num_groups: int, *, attribute:
     p = {name: np.asarray(a) for name, a in found.items()}
     y, right = np.asarray(parts.test.y), p["test"].argmax(1) == np.asarray(parts.test.y)
     sides = [p[side][np.arange(len(parts.report.y)), parts.report.y] for side in ("aligned", "conflicting")]
-    of_groups = np.asarray(metrics.group_accuracies(right, parts.test.group, num_groups))
+    of_groups = np.asarray(metrics.group_means(right, parts.test.group, num_groups))
     values = {
         "accuracy": right.mean(),
         "worst_group_accuracy": of_groups.min(),

@@ -89,7 +89,7 @@ def make_checkpoints(task: Task) -> Callable[..., Checkpoints]:
             state = run.init(key, data.train.x[:1])
             state, info = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
             losses = outputs.losses(model, state.variables, data.target)
-            return state.variables, metrics.group_accuracies(losses, data.target.group, num_groups), info.loss
+            return state.variables, metrics.group_means(losses, data.target.group, num_groups), info.loss
 
         return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh())(keys)
 

@@ -43,9 +43,9 @@ def evaluate(task: Task, variables: Any, data: Data) -> Evaluation:
     test = right(data.test)
     losses = outputs.losses(model, variables, data.target)
     return Evaluation(
-        metrics.group_accuracies(losses, data.target.group, num_groups),
-        metrics.group_accuracies(right(data.selection), data.selection.group, num_groups),
-        metrics.group_accuracies(test, data.test.group, num_groups),
+        metrics.group_means(losses, data.target.group, num_groups),
+        metrics.group_means(right(data.selection), data.selection.group, num_groups),
+        metrics.group_means(test, data.test.group, num_groups),
         metrics.average_accuracy(test),
     )
 
@@ -232,7 +232,7 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
                 run.init(model_key, data.train.x[:1]), data.train, mask.astype(jnp.float32), bank.steps
             )
             margins = outputs.soft_margins(model, state.variables, data.target)
-            return metrics.group_accuracies(margins, data.target.group, num_groups), info.loss
+            return metrics.group_means(margins, data.target.group, num_groups), info.loss
 
         keys, chosen = ensemble.model_keys(jax.random.fold_in(key, 1), ids), subsets(key, ids, data.train.y.shape[0])
         return ensemble.map_models(one, width=models_at_once(), mesh=mesh, shared=(data,))(keys, chosen)

@@ -67,7 +67,7 @@ def make_attribute(task: Task, source: engine.Trak) -> Callable:
             kernel, factor, _ = trak.group_columns(*place, weights=weights, **options)
             right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
             losses = outputs.losses(model, state.variables, data.target)
-            losses = metrics.group_accuracies(losses, data.target.group, num_groups)
+            losses = metrics.group_means(losses, data.target.group, num_groups)
             return kernel, factor, right, losses, info.loss
 
         kernel, factor, right, losses, curve = ensemble.map_models(one, width=models_at_once(), mesh=spread)(keys)

@@ -83,7 +83,7 @@ def worst_class(judged: Judged) -> Float[np.ndarray, "m"]:
 def judge(task: Task, variables: Any, data: Data, notes: dict[str, Array]) -> Judged:
     """`engine.evaluate` and the accuracy of each class on the selection split."""
     right = outputs.hard_margins(task.network(), variables, data.selection, microbatch=4096) > 0
-    classes = metrics.group_accuracies(right, data.selection.y, len(task.class_names))
+    classes = metrics.group_means(right, data.selection.y, len(task.class_names))
     return Judged(engine.evaluate(task, variables, data), classes, notes)
 
 

@@ -124,7 +124,7 @@ def make_evaluate(task: TableTask, columns: Any, num_test: int, devices: Mesh) -
         predicted, losses = jax.device_get(compiled(key, stacked, np.stack([s.weights for s in sets]), x))
         ensemble.check_losses(losses, np.arange(len(sets)))
         right = (predicted == test[1][None]).astype(np.float32)
-        return right.mean(1), np.stack([np.asarray(metrics.group_accuracies(r, group, 4)) for r in right])
+        return right.mean(1), np.stack([np.asarray(metrics.group_means(r, group, 4)) for r in right])
 
     return evaluate
 
