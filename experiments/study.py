@@ -25,21 +25,18 @@ A study is a file of one wing that ends with a `Study`:
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
-import numpy as np
 import tyro
-from tqdm import tqdm
 
 from d3mjax.reports import page as report
 from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.runtime.store import digest
 
-Unit = tuple[dict[str, Any], dict[str, np.ndarray]]
-"""What one task and seed leave: facts that JSON holds, and arrays by name."""
+Unit = runs.Unit
+run_units = runs.run_units
 
 
 class Config(Protocol):
@@ -159,35 +156,10 @@ def run_experiment(
         rows, sections = [], {}
         for name in config.tasks:
             measure = prepare(tasks[name], config)
-            found = run_units(directory, name, seeds, measure, models=models, together=together)
+            found = runs.run_units(directory, name, seeds, measure, models=models, together=together)
             of_task, sections[name] = describe(tasks[name], config, found)
             rows += of_task
         if hosts.leads():
             report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
         hosts.wait("finished")
     return directory
-
-
-def run_units(
-    directory: Path, name: str, seeds: range, measure: Callable, *, models: int, together: bool = False
-) -> list[Unit]:
-    """``measure(seed, progress)`` of every seed behind one progress bar, read where ``directory`` has it already."""
-    with tqdm(total=len(seeds) * models, unit="model", desc=name) as bar:
-        for i, seed in enumerate(seeds):
-            unit = f"{name}-{seed}"
-            if together:
-                # All or none: there are waits in it. One stores what all have.
-                if hosts.any_host(runs.read_unit(directory, unit) is None):
-                    found = measure(seed, bar.update)
-                    if hosts.leads():
-                        runs.unit(directory, unit, lambda found=found: found)
-                    hosts.wait(unit)
-            elif i % jax.process_count() == jax.process_index():
-                runs.unit(directory, unit, partial(measure, seed, bar.update))
-            bar.n = (i + 1) * models  # a unit that was read has reported nothing
-            bar.refresh()
-    hosts.wait(name)
-    found = [runs.read_unit(directory, f"{name}-{seed}") for seed in seeds]
-    if missing := [seed for seed, unit in zip(seeds, found, strict=True) if unit is None]:
-        raise OSError(f"{directory}: this host does not see the units of seeds {missing}, which were written")
-    return [unit for unit in found if unit is not None]

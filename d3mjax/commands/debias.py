@@ -275,7 +275,7 @@ def work(ready: Ready) -> Path:
     tried = len(d3m.GRID) + 1 + len(d3m.OTHERS) * (len(d3m.TRIED) + 1)
     trained = config.checkpoints * (2 if auto else 1) + config.retrains * (2 * tried + 4)
     measure = partial(debias, task, config, programs, auto)
-    found = study.run_units(directory, task.name, range(config.seeds), measure, models=trained)
+    found = runs.run_units(directory, task.name, range(config.seeds), measure, models=trained)
 
     rows = debias_report.rows_of(task, found)
     final = debias_report.final(found, np.asarray(own.train.y), len(own.class_names))

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from d3mjax.runtime import runs, store
+from d3mjax.runtime import store
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def start(*, timeout: int = 300, silence: int = 100) -> None:
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and jax.config.values["jax_num_cpu_devices"] in (None, -1):
-        jax.config.update("jax_num_cpu_devices", runs.cores())
+        jax.config.update("jax_num_cpu_devices", cores())
     if jax.distributed.is_initialized():
         return
     address, way = os.environ.get("JAX_COORDINATOR_ADDRESS", ""), os.environ.get("D3MJAX_DISTRIBUTED", "")
@@ -67,6 +67,11 @@ def start(*, timeout: int = 300, silence: int = 100) -> None:
     if index:
         _wait_for(address, timeout)
     jax.distributed.initialize(address, count, index, initialization_timeout=timeout, heartbeat_timeout_seconds=silence)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_mesh() -> Mesh:

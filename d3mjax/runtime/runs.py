@@ -10,24 +10,29 @@ import importlib.metadata
 import io
 import json
 import math
-import os
 import platform
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from d3mjax.runtime import hosts
 from d3mjax.runtime.store import differences, json_text, npz_bytes, read_json, write_bytes, write_json
 
 INFORMATION = ("none", "validation groups", "training groups")
 """Which group labels a method needs, from the least to the most."""
 
 _DIGEST_BYTES = 32
+
+
+Unit = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""What one piece of work, such as a task and seed, leaves: facts that JSON holds, and arrays by name."""
 
 
 def environment() -> dict[str, Any]:
@@ -38,14 +43,9 @@ def environment() -> dict[str, Any]:
         "revision": _revision(),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "cores": cores(),
+        "cores": hosts.cores(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_mib() -> float:
@@ -93,9 +93,7 @@ def bind(path: Path, facts: Mapping[str, Any], file: str, *, results: str) -> No
         write_json(path / file, facts)
 
 
-def unit(
-    run: Path, name: str, compute: Callable[[], tuple[dict[str, Any], dict[str, Any]]]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def unit(run: Path, name: str, compute: Callable[[], tuple[dict[str, Any], dict[str, Any]]]) -> Unit:
     """The result of one finished piece of work (say one task and seed): read if its file is whole, else computed.
 
     `compute` returns what JSON can hold and arrays by name; both come back as they read from the file, so that a
@@ -118,9 +116,40 @@ def unit(
     return stored
 
 
-def read_unit(run: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+def read_unit(run: Path, name: str) -> Unit | None:
     """What `unit` stored, or None if there is nothing, or only something damaged."""
     return _read_unit(run / "units" / f"{name}.npz")
+
+
+def run_units(
+    run: Path, name: str, seeds: range, measure: Callable, *, models: int, together: bool = False
+) -> list[Unit]:
+    """``measure(seed, progress)`` of every seed as a `unit`, behind one progress bar.
+
+    Units are dealt out to hosts; with ``together`` all hosts work on every one. ``models``: what a unit reports to
+    ``progress`` in all. Raises OSError where a host does not see the units of the others.
+    """
+    from tqdm import tqdm  # of the extras: the library alone shows no progress
+
+    with tqdm(total=len(seeds) * models, unit="model", desc=name) as bar:
+        for i, seed in enumerate(seeds):
+            unit_name = f"{name}-{seed}"
+            if together:
+                # All or none: there are waits in it. One stores what all have.
+                if hosts.any_host(read_unit(run, unit_name) is None):
+                    result = measure(seed, bar.update)
+                    if hosts.leads():
+                        unit(run, unit_name, lambda result=result: result)
+                    hosts.wait(unit_name)
+            elif i % jax.process_count() == jax.process_index():
+                unit(run, unit_name, partial(measure, seed, bar.update))
+            bar.n = (i + 1) * models  # a unit that was read has reported nothing
+            bar.refresh()
+    hosts.wait(name)
+    units = [read_unit(run, f"{name}-{seed}") for seed in seeds]
+    if missing := [seed for seed, stored in zip(seeds, units, strict=True) if stored is None]:
+        raise OSError(f"{run}: this host does not see the units of seeds {missing}, which were written")
+    return [stored for stored in units if stored is not None]
 
 
 def metrics_document(

@@ -1,0 +1,102 @@
+"""What both commands share: their shape, the options that mean the same, and the files that every run leaves.
+
+A command has ``prepare(config, results, run) -> job``, which reads and checks everything before any work starts and
+opens the directory of the run, and ``work(job) -> directory``, which computes and may be killed and run again. The
+docstring of ``prepare`` is the text of ``--help``.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from d3mjax.reports import page
+from d3mjax.runtime import hosts, preemption, runs, store
+from d3mjax.types import AnyArray
+
+Label = Annotated[
+    str, tyro.conf.arg(help="Column (of a table), array (of an .npz file) or feature (of TFDS) that holds the class.")
+]
+Id = Annotated[
+    str | None, tyro.conf.arg(help="Column that names the training examples; row numbers from 0 if not given.")
+]
+Drop = Annotated[
+    str, tyro.conf.arg(help="Columns of tables that are not features, as in name,date. Label and id never are.")
+]
+
+
+def cli(prog: str, prepare: Callable[..., Any], work: Callable[[Any], Path]) -> None:
+    """Run a command of the terminal. Bad input, and a training that diverges, is one line on stderr and status 1."""
+    try:
+        job = tyro.cli(prepare, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{prog}: {error}") from error
+    try:
+        with preemption.at_once():
+            work(job)
+    except FloatingPointError as error:
+        raise SystemExit(f"{prog}: {error}") from error
+
+
+def start(config: Any, counts: Sequence[str]) -> None:
+    """Start JAX on one host; the fields ``counts`` of the configuration must be at least 1, or None.
+
+    Raises:
+      ValueError: naming the option, or if there are several processes.
+    """
+    hosts.start()
+    if jax.process_count() > 1:
+        raise ValueError(f"found {jax.process_count()} processes, expected one: this command runs on one host")
+    for name in counts:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}: found {value}, expected at least 1")
+
+
+def open_run(
+    results: Path, command: str, config: Any, arrays: Mapping[str, AnyArray], run: str | None, **facts: Any
+) -> Path:
+    """The directory ``results/command/run``, bound to the configuration, the contents of the files and ``facts``.
+
+    Other contents are another run. Raises as `runs.open_run`, before any work starts.
+    """
+    facts = asdict(config) | {"data": store.digest(dict(arrays))} | facts
+    return runs.open_run(results, command, facts, run)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names of an option such as ``--drop name,date``."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def task_name(source: str) -> str:
+    """The name of the training file without directory and suffix, as it stands in tables and in names of units."""
+    return re.sub(r"\W+", "-", Path(source).stem).strip("-")
+
+
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Write a header and lines, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    store.write_bytes(path, text.getvalue().encode())
+
+
+def finish(
+    directory: Path,
+    config: Any,
+    rows: Sequence[Mapping[str, Any]],
+    sections: Mapping[str, page.Section],
+    advice: Sequence[str],
+    seconds: float,
+) -> None:
+    """Write ``advice.txt``, ``metrics.json`` and ``report.html`` of a run, and print its tables and the advice."""
+    text = "".join(f"- {sentence}\n" for sentence in advice)
+    store.write_bytes(directory / "advice.txt", text.encode())
+    page.finish(directory, directory.parent.name, asdict(config), rows, sections, seconds)
+    print(f"\nAdvice\n{text}")
