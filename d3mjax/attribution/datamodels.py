@@ -15,7 +15,7 @@ Sources: Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,23 +151,20 @@ def fit_lasso(
     outputs: Float[AnyArray, "m t"],
     heldout: Int[AnyArray, " v"],
     *,
-    num_lambdas: int = 50,
-    smallest: float = 1e-3,
-    target_block: int = 256,
+    options: lasso.Options = lasso.Options(),
     moments: Callable[..., lasso.Moments] = lasso.moments,
     map_targets: Callable[..., PyTree] = lasso.map_targets,
-    **options: Any,
 ) -> tuple[Linear, LassoInfo]:
     """LASSO datamodels, weight ``[t n]`` and bias ``[t]``, each target at the penalty that best predicts ``heldout``.
 
     Minimises ``(1/2m) ||outputs - z w - bias||^2 + lam ||w||_1`` on standardised mask columns z. ``lam`` goes down in
-    ``num_lambdas`` geometric steps from where all weights are zero to ``smallest`` times that, on the rows that are not
-    held out. A target's search ends when its held-out error has been above its least four times in a row, a block's
-    with its last target. The weights returned are fitted to all rows, on the scale of raw masks; a target that is
-    constant over the rows not held out gets weight 0, and its mean as bias. ``heldout`` are distinct row indices; rows
-    with the same mask (several seeds) belong on one side. Memory: the Gram ``[n n]`` and some ``[target_block n]``,
-    beside the inputs and ``[t n]``. ``moments`` and ``map_targets`` may spread rows and targets over devices
-    (`runtime.sharded.fit_lasso`). ``options``: those of `d3mjax.linalg.lasso.solve`.
+    ``options.num_lambdas`` geometric steps from where all weights are zero to ``options.smallest`` times that, on the
+    rows that are not held out. A target's search ends when its held-out error has been above its least four times in a
+    row, a block's with its last target. The weights returned are fitted to all rows, on the scale of raw masks; a
+    target that is constant over the rows not held out gets weight 0, and its mean as bias. ``heldout`` are distinct row
+    indices; rows with the same mask (several seeds) belong on one side. Memory: the Gram ``[n n]`` and some
+    ``[options.target_block n]``, beside the inputs and ``[t n]``. ``moments`` and ``map_targets`` may spread rows and
+    targets over devices (`runtime.sharded.fit_lasso`).
 
     Source: Ilyas et al., 2022, equation 3 (their ``lam`` is twice this one).
     """
@@ -182,7 +179,7 @@ def fit_lasso(
         def one(state, penalty):
             weight, least, best, chosen, risen = state
             going = risen < 4
-            again = lambda: lasso.solve(moments, penalty, start=weight, **options).weight
+            again = lambda: lasso.solve(moments, penalty, start=weight, options=options).weight
             weight = jax.lax.cond(jnp.any(going), again, lambda: weight)
             prediction = moments.target_mean[:, None] + jnp.matmul(weight, rows.T, precision="highest")
             mse = jnp.where(going, jnp.mean((truth - prediction) ** 2, axis=1), jnp.inf)
@@ -190,21 +187,21 @@ def fit_lasso(
             best, chosen = jnp.where(better[:, None], prediction, best), jnp.where(better, penalty, chosen)
             return (weight, jnp.minimum(mse, least), best, chosen, jnp.where(better, 0, risen + 1)), mse
 
-        grid = lasso.penalties(moments, num_lambdas, smallest=smallest)
+        grid = lasso.penalties(moments, options.num_lambdas, smallest=options.smallest)
         nowhere = jnp.full_like(moments.power, jnp.inf)
         start = (jnp.zeros_like(moments.cross), nowhere, truth, grid[0], jnp.zeros(truth.shape[0], jnp.int32))
         (_, _, best, chosen, _), mse = jax.lax.scan(one, start, grid)
         return best, chosen, mse.T
 
     def refit(moments, penalty):
-        fit = lasso.solve(moments, penalty, **options)
+        fit = lasso.solve(moments, penalty, options=options)
         return fit.weight, fit.gap
 
     truth = outputs[heldout]
-    best, chosen, mse = map_targets(search, fitting, truth.T, block=target_block)
+    best, chosen, mse = map_targets(search, fitting, truth.T, block=options.target_block)
     # Where no row told anything, there is no penalty to choose: all weights are zero.
     chosen = jnp.where(fitting.power > 0, chosen, lasso.largest_penalty(everything))
-    weight, gap = map_targets(refit, everything, chosen, block=target_block)
+    weight, gap = map_targets(refit, everything, chosen, block=options.target_block)
     spread = jnp.mean((truth - fitting.target_mean[None]) ** 2, axis=0)
     r2 = 1 - jnp.min(mse, axis=1) / spread
     info = LassoInfo(mse, chosen, r2, _correlation(truth, best.T), jnp.sum(weight != 0, axis=1), gap)

@@ -131,7 +131,7 @@ def by_arnoldi(key: Key[Array, ""], *, num: int, keep: int) -> Inverse:
 
 
 class Options(NamedTuple):
-    """How to attribute; the functions below take these by name.
+    """How to attribute.
 
     ``loss``: of one example, from its logits and ``y``, convex in the logits.
     ``damping``: of the mean curvature, which must be positive definite with it; .01 predicted retraining best for
@@ -155,17 +155,17 @@ def scores(
     target: Split,
     *,
     weights: Float[AnyArray, "n"] | None = None,
-    **options: Any,
+    options: Options = Options(),
 ) -> tuple[Float[Array, "t n"], Info]:
     """``tau`` of one checkpoint, ``[t n]``: one solve for every target. Average it over checkpoints.
 
     ``weights`` are those the checkpoint was trained under: examples of weight 0 are not in the curvature, but scored
-    all the same. ``options``: the fields of `Options`. Raises nothing for values: look at the residuals in `Info`.
+    all the same. Raises nothing for values: look at the residuals in `Info`.
     """
-    o = Options(**options)
+    o = options
     output, params = _output(o, o.target_output(model, variables), variables)
     grads = gradients.per_example(output, params, _arrays(target), microbatch=o.microbatch)
-    tau, info = along(model, variables, train, grads, weights=weights, **options)
+    tau, info = along(model, variables, train, grads, weights=weights, options=options)
     return tau.T, info
 
 
@@ -177,16 +177,16 @@ def group_columns(
     num_groups: int,
     *,
     weights: Float[AnyArray, "n"] | None = None,
-    **options: Any,
+    options: Options = Options(),
 ) -> tuple[Float[Array, "n G"], Info]:
     """Mean of ``tau`` over each group of ``target`` (-1: none), by one solve a group; NaN if a group is empty."""
-    o, target = Options(**options), _arrays(target)
+    o, target = options, _arrays(target)
     output, params = _output(o, o.target_output(model, variables), variables)
     member = jax.nn.one_hot(target.group, num_groups)
     size = member.sum(0)
     mix = member / jnp.maximum(size, 1)[None]
     grads = gradients.weighted_gradients(output, params, mix, target, microbatch=o.microbatch)
-    columns, info = along(model, variables, train, grads, weights=weights, **options)
+    columns, info = along(model, variables, train, grads, weights=weights, options=options)
     return jnp.where((size > 0)[None], columns, jnp.nan), info
 
 
@@ -197,11 +197,11 @@ def along(
     grads: PyTree[Float[Array, "k ..."]],
     *,
     weights: Float[AnyArray, "n"] | None = None,
-    **options: Any,
+    options: Options = Options(),
 ) -> tuple[Float[Array, "n k"], Info]:
     """``d f_k / d w_i`` for functions of the parameters given by their gradients, trees with a leading axis ``k``."""
-    o = Options(**options)
-    problem = problem_of(model, variables, train, weights=weights, **options)
+    o = options
+    problem = problem_of(model, variables, train, weights=weights, options=options)
     solve, (_, unravel) = o.inverse(problem), ravel_pytree(problem.params)
     found = jax.vmap(lambda grad: solve(ravel_pytree(grad)[0]))(grads)
     # d theta / d w_i is the inverse times the gradient of minus loss_i
@@ -212,10 +212,15 @@ def along(
 
 
 def problem_of(
-    model: Model, variables: PyTree, train: Split, *, weights: Float[AnyArray, "n"] | None = None, **options: Any
+    model: Model,
+    variables: PyTree,
+    train: Split,
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+    options: Options = Options(),
 ) -> Problem:
     """What an `Inverse` is given; cross-entropy needs two logits or more."""
-    o, train = Options(**options), _arrays(train)
+    o, train = options, _arrays(train)
     logits, params = _output(o, gradients.logits_of(model, variables), variables)
     weights = jnp.ones(train.y.shape[0]) if weights is None else jnp.asarray(weights)
     weights = weights.astype(ravel_pytree(params)[0].dtype)

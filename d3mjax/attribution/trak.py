@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from d3mjax.attribution import dense_gradients, gradients
 from d3mjax.attribution.outputs import map_microbatches
-from d3mjax.attribution.projections import MakeProjection, default_size
+from d3mjax.attribution.projections import MakeProjection, default_size, sjlt
 from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
 from d3mjax.types import AnyArray, Model, Split
 
@@ -39,8 +39,9 @@ _dot = partial(jnp.matmul, precision="highest")
 
 
 class Options(NamedTuple):
-    """How to attribute. Everything but ``projection`` has a default; `group_scores` and the others take them by name.
+    """How to attribute.
 
+    ``projection``: of gradients to p numbers (`projections`); None for ``sjlt(min(256, default_size(n)))``.
     ``damping``: ridge relative to the mean eigenvalue of the Gram matrix; .1 is safe and near the best for predicting
     retraining, .01 was better for the sign of D3M's scores; above 1 scores tend to gradient dot products, 0 needs n
     far above p. ``microbatch``: examples at a time, None for all; memory and speed only.
@@ -50,12 +51,11 @@ class Options(NamedTuple):
     times q, instead of two means. ``curvature``: what else weighs an example in K, from the same; None for nothing, as
     published. `gradients.logistic_curvature` makes K the Hessian of the linearised problem, the Newton step that TRAK
     simplifies: it predicts retraining much better, and chooses examples for D3M worse (`experiments/lds_trak.py`).
-    ``reduce``: sums over devices, ``shares`` of them, each with as many train examples (`runtime.sharded`).
     ``library_scale``: divide each ``K_a^-1`` by its mean absolute entry, as the authors' library does; parity only, as
     it weighs checkpoints by their squared gradient scale.
     """
 
-    projection: MakeProjection
+    projection: MakeProjection | None = None
     damping: Any = 0.1
     microbatch: int | None = None
     keep: Callable[[str], bool] | None = None
@@ -64,8 +64,6 @@ class Options(NamedTuple):
     factor: Callable = gradients.logistic_factor
     factor_inside: bool = False
     curvature: Callable | None = None
-    reduce: Callable = lambda tree: tree
-    shares: int = 1
     library_scale: bool = False
 
 
@@ -95,14 +93,14 @@ def group_scores(
     *,
     weights: Float[AnyArray, "n"] | None = None,
     ids: Int[AnyArray, "c"] | None = None,
-    **options: Any,
+    options: Options = Options(),
 ) -> GroupScores:
     """Mean attribution of every train example over each group of ``target``, without the matrix of single targets.
 
     ``checkpoints`` are variables with a leading axis ``c`` (`trak_checks.stack_checkpoints`); number a is projected
     under ``fold_in(key, ids[a])``, ids being 0..c-1 unless given. ``weights`` are those the checkpoints were trained
-    under: examples of weight 0 stay out of K and are scored all the same. Targets of group -1 are left out. ``options``
-    are the fields of `Options`. Memory: ``c n G`` numbers, K, some p features, and the gradients of a microbatch.
+    under: examples of weight 0 stay out of K and are scored all the same. Targets of group -1 are left out. Memory:
+    ``c n G`` numbers, K, some p features, and the gradients of a microbatch.
 
     Raises:
       ValueError: no target has a group, or one is beyond ``num_groups``; leading axes of checkpoints differ; the
@@ -111,7 +109,7 @@ def group_scores(
     check_groups(target.group, num_groups)
 
     def one(at):
-        return group_columns(at[0], model, at[1], train, target, num_groups, weights=weights, **options)
+        return group_columns(at[0], model, at[1], train, target, num_groups, weights=weights, options=options)
 
     kernel, factor, info = jax.lax.map(one, (checkpoint_keys(key, checkpoints, ids=ids), checkpoints))
     return GroupScores(combine(kernel, factor), kernel, factor, info)
@@ -131,13 +129,18 @@ def group_columns(
     num_groups: int,
     *,
     weights: Float[AnyArray, "n"] | None = None,
-    **options: Any,
+    options: Options = Options(),
+    reduce: Callable[[PyTree], PyTree] = lambda tree: tree,
+    shares: int = 1,
 ) -> tuple[Float[Array, "n G"], Float[Array, "n"], Info]:
-    """Kernel, q and info of one checkpoint under its own key: the unit of work that `group_scores` maps."""
-    o, train, target = Options(**options), _arrays(train), _arrays(target)
+    """Kernel, q and info of one checkpoint under its own key: the unit of work that `group_scores` maps.
+
+    ``reduce`` sums over devices, ``shares`` of them, each with as many train examples (`runtime.sharded`).
+    """
+    o, train, target = options, _arrays(train), _arrays(target)
     output, params = _function(o, o.output, model, variables)
     target_output, _ = _function(o, o.target_output or o.output, model, variables)
-    projection = o.projection(key, params)
+    projection = _projection(o, len(train.y) * shares)(key, params)
 
     member = jax.nn.one_hot(target.group, num_groups)
     size = member.sum(0)
@@ -155,7 +158,7 @@ def group_columns(
     slab = o.microbatch and o.microbatch * -(-p // o.microbatch)
     gram = jnp.zeros((p, p), target_phi.dtype)
     gram, finite = gradients.scan_microbatches(add, gram, (train, _weights(train, weights)), microbatch=slab)
-    solution, info = _solve(o, o.reduce(gram), target_phi, finite)
+    solution, info = _solve(o, reduce(gram), target_phi, finite, n=len(train.y) * shares)
     tangents = jax.tree.map(lambda v, p: v.astype(p.dtype), projection.unproject(solution), params)
     values, kernel = gradients.jvp(output, params, tangents, train, microbatch=o.microbatch)
     kernel = jnp.where((size > 0)[None, :], kernel, jnp.nan).astype(gram.dtype)
@@ -172,19 +175,19 @@ def scores(
     *,
     weights: Float[AnyArray, "n"] | None = None,
     ids: Int[AnyArray, "c"] | None = None,
-    **options: Any,
+    options: Options = Options(),
 ) -> Scores:
     """The whole matrix tau; arguments and errors as of `group_scores`. Memory: tau, ``(n + t) p`` features, and K."""
-    o, train, target = Options(**options), _arrays(train), _arrays(target)
+    o, train, target = options, _arrays(train), _arrays(target)
 
     def one(checkpoint_key, variables):
         output, params = _function(o, o.output, model, variables)
         target_output, _ = _function(o, o.target_output or o.output, model, variables)
-        projection = o.projection(checkpoint_key, params)
+        projection = _projection(o, len(train.y))(checkpoint_key, params)
         values, phi = _features(o, output, params, projection, train)
         _, target_phi = _features(o, target_output, params, projection, target)
-        gram = o.reduce(_gram(phi, _curved(o, _weights(train, weights), values, train)))
-        solution, info = _solve(o, gram, target_phi, jnp.isfinite(phi).all(-1))
+        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
+        solution, info = _solve(o, gram, target_phi, jnp.isfinite(phi).all(-1), n=len(train.y))
         kernel, factor = _with_factor(o, _dot(solution, phi.T), values, train, axis=0)
         return kernel, factor, info
 
@@ -200,16 +203,16 @@ def self_influence(
     *,
     weights: Float[AnyArray, "n"] | None = None,
     ids: Int[AnyArray, "c"] | None = None,
-    **options: Any,
+    options: Options = Options(),
 ) -> tuple[Float[Array, "n"], Info]:
     """``tau[i, i]``, how much each train example supports itself: large for the memorised and the mislabelled."""
-    o, train = Options(**options), _arrays(train)
+    o, train = options, _arrays(train)
 
     def one(checkpoint_key, variables):
         output, params = _function(o, o.output, model, variables)
-        values, phi = _features(o, output, params, o.projection(checkpoint_key, params), train)
-        gram = o.reduce(_gram(phi, _curved(o, _weights(train, weights), values, train)))
-        solution, info = _solve(o, gram, phi, jnp.isfinite(phi).all(-1))
+        values, phi = _features(o, output, params, _projection(o, len(train.y))(checkpoint_key, params), train)
+        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
+        solution, info = _solve(o, gram, phi, jnp.isfinite(phi).all(-1), n=len(train.y))
         kernel, factor = _with_factor(o, (solution * phi).sum(-1)[:, None], values, train)
         return kernel[:, 0], factor, info
 
@@ -253,9 +256,13 @@ def _gram(phi, weights):
     return _dot(weighted.T, weighted * weights.astype(phi.dtype)[:, None])
 
 
-def _solve(o: Options, gram, targets, finite):
-    """``K^-1 u`` for every row u of ``targets [k p]``, and what can be said about it."""
-    p, n = gram.shape[0], finite.shape[0] * o.shares
+def _projection(o: Options, n: int) -> MakeProjection:
+    return sjlt(min(256, default_size(n))) if o.projection is None else o.projection
+
+
+def _solve(o: Options, gram, targets, finite, *, n: int):
+    """``K^-1 u`` for every row u of ``targets [k p]``, and its diagnostics."""
+    p = gram.shape[0]
     if isinstance(o.damping, int | float) and (o.damping < 0 or (o.damping == 0 and p >= n)):
         raise ValueError(
             f"damping: found {o.damping} with a projection to p = {p} for n = {n} examples, where the Gram matrix is "

@@ -13,7 +13,8 @@ may be either, which helps but does not heal; `worst_group_risk` says how much o
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -150,21 +151,23 @@ def recommended(
     *,
     num_classes: int,
     correct: Bool[AnyArray, " n"] | None = None,
-    **options: Any,
+    proposed: Num[AnyArray, " n"] | None = None,
+    restore: Callable[..., Table] | None = None,
 ) -> tuple[Repaired, "Risk"]:
     """Labels that are far likelier wrong than rare are turned; where the guard warns, groups get equal weight, too.
 
     `cautious` flags without the minority; if `worst_group_risk` of that repair is ``likely``, with the minority and
-    `equal_groups`. The risk is that of the first. ``options`` are those of `repair` but ``weigh``; clear the flags of
-    feature errors to leave features alone. ``experiments.demix_repair`` compares it with others.
+    `equal_groups`. The risk is that of the first. ``proposed`` and ``restore`` are those of `repair`; clear the flags
+    of feature errors to leave features alone. ``experiments.demix_repair`` compares it with others.
     """
     used = cautious(flags, probabilities)
     labels_alone = used & np.array([True, True, False])[None]
-    first = repair(table, labels, labels_alone, num_classes=num_classes, **options)
+    mend = partial(repair, table, labels, num_classes=num_classes, proposed=proposed, restore=restore)
+    first = mend(labels_alone)
     risk = worst_group_risk(labels, first, probabilities, num_classes=num_classes, correct=correct)
     if not risk.likely:
         return first, risk
-    return repair(table, labels, used, num_classes=num_classes, **{**options, "weigh": equal_groups}), risk
+    return mend(used, weigh=equal_groups), risk
 
 
 class Risk(NamedTuple):

@@ -51,6 +51,18 @@ class Fit(NamedTuple):
     steps: jax.Array  # Int[], steps until the last target was done
 
 
+class Options(NamedTuple):
+    """Options of `solve` and `path`, and of the search over penalties of `d3mjax.attribution.datamodels.fit_lasso`."""
+
+    tolerance: float = 1e-5  # of the duality gap, relative to mean(yc^2)
+    max_steps: int = 1000
+    check_every: int = 8  # steps between two computations of the gap
+    step_dtype: DTypeLike | None = None  # of the products between them; None: full precision
+    num_lambdas: int = 50  # search only: penalties, in geometric steps
+    smallest: float = 1e-3  # search only: the last penalty over the first
+    target_block: int = 256  # search only: targets at a time; memory only
+
+
 def moments(
     x: Shaped[AnyArray, "m n"],
     y: Float[AnyArray, "m t"],
@@ -119,10 +131,7 @@ def solve(
     penalty: Float[AnyArray, " t"],
     *,
     start: Float[AnyArray, "t n"] | None = None,
-    tolerance: float = 1e-5,
-    max_steps: int = 1000,
-    check_every: int = 8,
-    step_dtype: DTypeLike | None = None,
+    options: Options = Options(),
 ) -> Fit:
     """Weights at one penalty per target, by steps until every ``gap <= tolerance * mean(yc^2)``, or ``max_steps``.
 
@@ -133,6 +142,7 @@ def solve(
     hardware multiplies such matrices (TPUs, GPUs, CPUs with AMX), and slower where it does not. The gap returned is
     what was reached; in float32 it cannot fall much below 1e-6.
     """
+    tolerance, max_steps, check_every, step_dtype = options[:4]
     penalty = jnp.asarray(penalty, moments.power.dtype)
     weight = jnp.zeros_like(moments.cross) if start is None else jnp.asarray(start, moments.cross.dtype)
     exact = partial(_times_gram, moments.gram, moments.rows)
@@ -173,15 +183,15 @@ def path(
     penalties: Float[AnyArray, "l t"],
     *,
     look: Callable[[Fit], PyTree] = lambda fit: fit,
-    **options: Any,
+    options: Options = Options(),
 ) -> PyTree:
-    """``look(fit)`` at every penalty, stacked ``[l ...]``; each fit starts from the one before. ``options`` of `solve`.
+    """``look(fit)`` at every penalty, stacked ``[l ...]``; each fit starts from the one before.
 
     The default keeps all weights, ``[l t n]``: pass what is wanted of them instead.
     """
 
     def one(weight, penalty):
-        fit = solve(moments, penalty, start=weight, **options)
+        fit = solve(moments, penalty, start=weight, options=options)
         return fit.weight, look(fit)
 
     return jax.lax.scan(one, jnp.zeros_like(moments.cross), jnp.asarray(penalties, moments.power.dtype))[1]

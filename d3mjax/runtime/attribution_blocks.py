@@ -7,7 +7,7 @@ computes the others. A damaged block is computed again. One checkpoint is in mem
 
     def columns(id, variables, arrays):
         key, train, target = arrays
-        return trak.group_columns(jax.random.fold_in(key, id), model, variables, train, target, 4, projection=sjlt(256))
+        return trak.group_columns(jax.random.fold_in(key, id), model, variables, train, target, 4)
 
     kernel, factor, info = map_checkpoints(run, "trak", columns, load, ids, (key, train, target))
     scores = trak.combine(kernel, factor)           # as `trak.group_scores` of all checkpoints stacked

@@ -1,7 +1,7 @@
 """One large problem over many devices: examples, targets and parameters are shared out, sums go between devices.
 
     mesh = mesh.global_mesh(data=8)
-    found = sharded.group_scores(key, model, checkpoints, train, target, 4, mesh=mesh, projection=sjlt(512))
+    found = sharded.group_scores(key, model, checkpoints, train, target, 4, mesh=mesh)
     linear, info = sharded.fit_lasso(masks, outputs, heldout, mesh=mesh)
     linear = sharded.fit_ridge(masks, outputs, lambdas, mesh=mesh)
     trainer = train.make_trainer(model, objective, tx, sampler, batch_size=256, constrain=sharded.by_example(mesh))
@@ -41,7 +41,7 @@ def group_scores(
     axis: str = "data",
     weights: Float[AnyArray, "n"] | None = None,
     ids: Int[AnyArray, "c"] | None = None,
-    **options: Any,
+    options: trak.Options = trak.Options(),
 ) -> trak.GroupScores:
     """`trak.group_scores` with an equal share of the train examples on each device along ``axis``.
 
@@ -61,7 +61,10 @@ def group_scores(
         def one(at):
             return trak.group_columns(
                 *(at[0], model, at[1], train, target, num_groups),
-                **{**options, "weights": weights, "reduce": reduce, "shares": count},
+                weights=weights,
+                options=options,
+                reduce=reduce,
+                shares=count,
             )
 
         kernel, factor, info = jax.lax.map(one, (keys, checkpoints))
@@ -88,7 +91,7 @@ def fit_lasso(
     *,
     mesh: Mesh,
     axis: str = "model",
-    **options: Any,
+    options: lasso.Options = lasso.Options(),
 ) -> tuple[Linear, datamodels.LassoInfo]:
     """`datamodels.fit_lasso` with models shared out for the Gram, and targets for everything after it.
 
@@ -98,7 +101,7 @@ def fit_lasso(
         "moments": partial(moments, mesh=mesh, axis=axis),
         "map_targets": partial(map_targets, mesh=mesh, axis=axis),
     }
-    fit = lambda *arrays: datamodels.fit_lasso(*arrays, **spread, **options)
+    fit = lambda *arrays: datamodels.fit_lasso(*arrays, options=options, **spread)
     return jax.jit(fit)(np.asarray(masks), np.asarray(outputs), np.asarray(heldout))
 
 

@@ -70,14 +70,17 @@ def influence_on(
     variables: PyTree,
     train: Split,
     pairs: Pairs,
-    **options: Any,
+    *,
+    weights: Float[AnyArray, " n"] | None = None,
+    options: influence.Options = influence.Options(),
 ) -> tuple[Float[Array, " n"], influence.Info]:
-    """``d measure / d w_i`` of every train example, by one solve; ``options``: those of `influence.along`.
+    """``d measure / d w_i`` of every train example, by one solve; arguments as of `influence.along`.
 
     Positive: including the example raises the measure. For D3M's rules, where larger scores stay, take its negative.
     """
-    gradient = bias_gradient(model, measure, variables, pairs, keep=options.get("keep"))
-    columns, info = influence.along(model, variables, train, jax.tree.map(lambda a: a[None], gradient), **options)
+    gradient = bias_gradient(model, measure, variables, pairs, keep=options.keep)
+    gradients = jax.tree.map(lambda a: a[None], gradient)
+    columns, info = influence.along(model, variables, train, gradients, weights=weights, options=options)
     return columns[:, 0], info
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from d3mjax import metrics
 from d3mjax.attribution import datamodels
+from d3mjax.linalg import lasso
 from d3mjax.runtime import bank, runs
 from d3mjax.training import masks
 
@@ -68,8 +69,8 @@ def measure(task: Task, directory: Path) -> dict[str, float]:
     _, write = timed(lambda: bank.fill(directory, facts, subsets, run, np.arange(task.models), block=task.block))
     found, read = timed(lambda: bank.read(directory))
     heldout = np.arange(min(task.models // 10, 2000))
-    options = {"num_lambdas": task.lambdas, "smallest": 0.01, "step_dtype": jnp.bfloat16, "tolerance": 1e-3}
-    fit = jax.jit(lambda x, y: datamodels.fit_lasso(x, y, heldout, **options))
+    options = lasso.Options(num_lambdas=task.lambdas, smallest=0.01, step_dtype=jnp.bfloat16, tolerance=1e-3)
+    fit = jax.jit(lambda x, y: datamodels.fit_lasso(x, y, heldout, options=options))
     (_, info), seconds = timed(lambda: fit(bank.masks(found), bank.outputs(found)))
     r2, peak = float(info.r2.mean()), runs.peak_memory_mib()
     return {"write_seconds": write, "read_seconds": read, "fit_seconds": seconds, "r2": r2, "peak_memory_mib": peak}

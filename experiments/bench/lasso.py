@@ -73,10 +73,10 @@ def make_arrays(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 def timed_path(moments: lasso.Moments, penalties, task: Task, dtype) -> tuple[float, np.ndarray]:
     """Seconds of a path of all targets, compilation left out, and weights ``[n sample l]`` of the first of them."""
-    options = {"tolerance": task.tolerance, "step_dtype": dtype}
+    options = lasso.Options(tolerance=task.tolerance, step_dtype=dtype)
 
     def norms(part, penalties):  # [b l] in and out
-        return lasso.path(part, penalties.T, look=lambda fit: jnp.abs(fit.weight).sum(1), **options).T
+        return lasso.path(part, penalties.T, look=lambda fit: jnp.abs(fit.weight).sum(1), options=options).T
 
     run = jax.jit(lambda m, p: lasso.map_targets(norms, m, p, block=250))
     compiled = run.lower(moments, penalties.T).compile()
@@ -88,7 +88,7 @@ def timed_path(moments: lasso.Moments, penalties, task: Task, dtype) -> tuple[fl
     part = moments._replace(
         cross=first(moments.cross), power=first(moments.power), target_mean=first(moments.target_mean)
     )
-    weights = jax.jit(lambda m, p: lasso.path(m, p, look=lambda fit: fit.weight, **options))(
+    weights = jax.jit(lambda m, p: lasso.path(m, p, look=lambda fit: fit.weight, options=options))(
         part, penalties[:, : task.sample]
     )
     return seconds, np.asarray(weights, np.float64).transpose(2, 1, 0)

@@ -131,8 +131,8 @@ def _speed(task, torch_python, directory):
         ("SJLT", projections.sjlt, task.sjlt_rows),
         ("tensor sketch", projections.tensor_sketch, task.sketch_rows),
     ):
-        options = {"projection": make(task.p), "microbatch": rows}
-        attribute = jax.jit(lambda key, args, options=options: trak.scores(key, model, *args, **options).tau)
+        options = trak.Options(make(task.p), microbatch=rows)
+        attribute = jax.jit(lambda key, args, options=options: trak.scores(key, model, *args, options=options).tau)
         run = lambda attribute=attribute: attribute(jax.random.key(0), inputs)
         jax.block_until_ready(run())  # compiles, and touches the memory
         seconds, cpu = zip(*(timed(run) for _ in range(task.repeats)), strict=True)
@@ -163,8 +163,8 @@ def _parity(torch_python, directory):
     ):
         checkpoints, train, target = as_ours(arrays, num)
         keep = (lambda path: "Dense_0" in path) if first_layer else None
-        options = {"projection": projections.identity(), "damping": ridge, "keep": keep, "library_scale": num > 1}
-        ours = trak.scores(jax.random.key(0), model, checkpoints, train, target, **options).tau
+        options = trak.Options(projections.identity(), ridge, keep=keep, library_scale=num > 1)
+        ours = trak.scores(jax.random.key(0), model, checkpoints, train, target, options=options).tau
         variables = jax.tree.map(lambda a: a[0], checkpoints)
         grads = gradients.per_example(gradients.margin_output(model, variables), variables["params"], train)
         d = sum(a[0].size for a in jax.tree.leaves(grads))
@@ -209,8 +209,8 @@ def measure_groups(task: Groups) -> dict[str, float]:
 
     @jax.jit
     def attribute(key, checkpoints, train, target):
-        options = {"projection": projection, "microbatch": task.rows}
-        return trak.group_scores(key, model, checkpoints, train, target, task.groups, **options).columns
+        options = trak.Options(projection, microbatch=task.rows)
+        return trak.group_scores(key, model, checkpoints, train, target, task.groups, options=options).columns
 
     inputs = (jax.random.key(0), checkpoints, train, target)
     compiled = attribute.lower(*inputs).compile()

@@ -46,13 +46,13 @@ def make_more(task: BiasTask, config: Config) -> fmd.More:
     source = engine.SMOKE[engine.Trak] if config.smoke else config.source
     columns = engine.make_trak_columns(base, hosts.local_mesh(), source, (source.damping,))
     num_classes, num_groups = len(base.class_names), len(base.group_names)
-    options = {"inverse": influence.by_cg(rtol=1e-3, max_steps=300), "microbatch": 1000}
+    options = influence.Options(inverse=influence.by_cg(rtol=1e-3, max_steps=300), microbatch=1000)
 
     @jax.jit
     def on_bias(variables, split, reference):
         place = (variables, split, reference)
         measures = (edits.counterfactual_bias, edits.signed_bias)
-        found = [edits.influence_on(model, measure, *place, **options)[0] for measure in measures]
+        found = [edits.influence_on(model, measure, *place, options=options)[0] for measure in measures]
         return *found, edits.signed_bias(model, variables, reference)
 
     @jax.jit

@@ -65,7 +65,8 @@ def make_head(params: Any, parts: Parts, num_classes: int, *, damping: float, cu
     """The head on the training features, damped by ``damping`` for each of their weights."""
     model = dense.linear(num_classes)
     place = (model, {"params": params}, parts.train)
-    return Head(model, influence.problem_of(*place, damping=damping, curvature=curvature, microbatch=2000), parts)
+    options = influence.Options(damping=damping, curvature=curvature, microbatch=2000)
+    return Head(model, influence.problem_of(*place, options=options), parts)
 
 
 def make_whole(network: Model, params: Any, raw: Parts, *, damping: float, most: int) -> Head:
@@ -77,7 +78,8 @@ def make_whole(network: Model, params: Any, raw: Parts, *, damping: float, most:
     n, count = len(raw.train.y), len(rows.y)
     weights = jnp.full(count, n / count, jnp.float32)
     place = (network, {"params": params}, rows)
-    return Head(network, influence.problem_of(*place, weights=weights, damping=damping, microbatch=1000), raw)
+    options = influence.Options(damping=damping, microbatch=1000)
+    return Head(network, influence.problem_of(*place, weights=weights, options=options), raw)
 
 
 def refit(head: Head, *, steps: int = 8) -> Head:

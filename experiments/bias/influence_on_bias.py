@@ -62,12 +62,10 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
     base, model = task.task, task.task.network()
     run = base.trainer(base.steps, sampling.shuffled())
     last = f"Dense_{len(base.hidden)}"
-    options = {
-        "damping": config.damping,
-        "inverse": influence.by_cg(rtol=1e-3, max_steps=config.max_steps),
-        "microbatch": 1000,
-    }
-    kinds = {"whole network": None, "last layer": lambda path: last in path}
+    options = influence.Options(
+        damping=config.damping, inverse=influence.by_cg(rtol=1e-3, max_steps=config.max_steps), microbatch=1000
+    )
+    kinds = {"whole network": options, "last layer": options._replace(keep=lambda path: last in path)}
     mapped = lambda one: partial(ensemble.map_models, one, width=models_at_once(), mesh=hosts.local_mesh())()
 
     @jax.jit
@@ -84,10 +82,10 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
         def one(key, variables):
             found = {"TRAK": by_trak(key, model, variables, split, reference, size=config.size)}
             residual = {}
-            for kind, keep in kinds.items():
-                grads = [edits.bias_gradient(model, m, variables, reference, keep=keep) for m in MEASURES]
+            for kind, chosen in kinds.items():
+                grads = [edits.bias_gradient(model, m, variables, reference, keep=chosen.keep) for m in MEASURES]
                 grads = jax.tree.map(lambda *a: jnp.stack(a), *grads)
-                found[kind], info = influence.along(model, variables, split, grads, keep=keep, **options)
+                found[kind], info = influence.along(model, variables, split, grads, options=chosen)
                 residual[kind] = info.residual.max()
             return found, residual, edits.signed_bias(model, variables, reference)
 
@@ -97,9 +95,9 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
     def edit(split: Split, report: Pairs, test: Split, variables, rows):
         def one(variables):
             found = {}
-            for kind, keep in kinds.items():
-                problem = influence.problem_of(model, variables, split, keep=keep, **options)
-                after = edits.merged(variables, edits.remove(problem, options["inverse"], rows).params)
+            for kind, chosen in kinds.items():
+                problem = influence.problem_of(model, variables, split, options=chosen)
+                after = edits.merged(variables, edits.remove(problem, chosen.inverse, rows).params)
                 right = outputs.hard_margins(model, after, test, microbatch=4096) > 0
                 found[kind] = edits.measure(model, after, report), right.mean()
             return found
@@ -117,13 +115,13 @@ def make_programs(task: BiasTask, config: Config) -> dict[str, Callable]:
 
         def advance(removed, _):
             def one(variables):
-                problem = influence.problem_of(model, variables, split, **options)
-                after = edits.merged(variables, edits.remove(problem, options["inverse"], removed).params)
+                problem = influence.problem_of(model, variables, split, options=options)
+                after = edits.merged(variables, edits.remove(problem, options.inverse, removed).params)
                 left = edits.measure(model, after, choosing)
                 if not anew:
                     return scores, left
                 place = (model, edits.counterfactual_bias, after, split, reference)
-                return edits.influence_on(*place, weights=1.0 - removed, **options)[0], left
+                return edits.influence_on(*place, weights=1.0 - removed, options=options)[0], left
 
             on_bias, left = mapped(one)(variables)
             _, highest = jax.lax.top_k(jnp.where(removed, -jnp.inf, on_bias.mean(0)), size)
@@ -148,8 +146,8 @@ def by_trak(key, model: Model, variables, train: Split, pairs: Pairs, *, size: i
     sides = [jnp.where(favoured, 0, 1), jnp.where(favoured, 1, 0), jnp.full(count, 2), jnp.full(count, 3)]
     x, y = jnp.concatenate([pairs.x, pairs.flipped] * 2), jnp.tile(jnp.asarray(pairs.y), 4)
     target = Split(x, y, jnp.concatenate(sides), jnp.arange(4 * count))
-    options = {"projection": projections.sjlt(size), "target_output": probability_output, "microbatch": 40}
-    kernel, factor, _ = trak.group_columns(key, model, variables, train, target, 4, **options)
+    options = trak.Options(projections.sjlt(size), target_output=probability_output, microbatch=40)
+    kernel, factor, _ = trak.group_columns(key, model, variables, train, target, 4, options=options)
     columns = kernel * factor[:, None]
     return columns[:, ::2] - columns[:, 1::2]
 

@@ -46,8 +46,8 @@ def make(task: Task, config: Config) -> Callable:
     programs = {}
     for p, d, kind in dict.fromkeys([*settings, (size, damping, "SJLT")]):
         project, microbatch = kinds[kind]
-        options = {"projection": project(p), "damping": d, "microbatch": microbatch}
-        programs[named(p, d, kind)] = ablations.make_columns(task, config.source, **options)
+        changes = {"projection": project(p), "damping": d, "microbatch": microbatch}
+        programs[named(p, d, kind)] = ablations.make_columns(task, config.source, **changes)
     train = ablations.make_checkpoints(task)
 
     def variants(data, seed, progress):

@@ -101,19 +101,21 @@ def make_checkpoints(task: Task) -> Callable[..., Checkpoints]:
     return checked
 
 
-def make_columns(task: Task, source: engine.Trak, **options: Any) -> Callable:
-    """``columns(data, keys [c], variables) -> (kernel [c n G], q [c n])`` by TRAK, compiled once; options as there.
+def make_columns(task: Task, source: engine.Trak, **changes: Any) -> Callable:
+    """``columns(data, keys [c], variables) -> (kernel [c n G], q [c n])`` by TRAK, compiled once.
+
+    ``changes`` replace fields of the source's `trak.Options`.
 
     Targets of group -1 have no say, so target sets of different sizes need no further compilation.
     """
     model, num_groups = task.network(), len(task.group_names)
-    defaults = engine.trak_options(task, source)
+    options = engine.trak_options(task, source)._replace(**changes)
 
     @jax.jit
     def columns(data: Data, keys, variables):
         def one(key, variables):
             place = (key, model, variables, data.train, data.target, num_groups)
-            return trak.group_columns(*place, **{**defaults, **options})[:2]
+            return trak.group_columns(*place, options=options)[:2]
 
         return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh())(keys, variables)
 

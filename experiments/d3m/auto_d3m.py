@@ -86,8 +86,8 @@ def make_attribute(task: tasks.Task, config: Config) -> Callable[[Data, jax.Arra
 
     @jax.jit
     def score(data: Data, key, checkpoints, damping):
-        options = {"projection": projections.sjlt(source.size), "damping": damping, "microbatch": source.microbatch}
-        return trak.scores(key, model, checkpoints, data.train, data.target, **options)
+        options = trak.Options(projections.sjlt(source.size), damping, source.microbatch)
+        return trak.scores(key, model, checkpoints, data.train, data.target, options=options)
 
     def attribute(data: Data, key) -> Attributed:
         keys = ensemble.model_keys(jax.random.fold_in(key, CHECKPOINTS), jnp.arange(source.models))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, influence, outputs, projections, trak, trak_checks
-from d3mjax.linalg import iterative
+from d3mjax.linalg import iterative, lasso
 from d3mjax.runtime.hosts import models_at_once, place
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks, sampling
@@ -136,13 +136,13 @@ def make_programs(
     return Programs(fit, resample, columns)
 
 
-def trak_options(task: Task, source: Trak) -> dict[str, Any]:
-    """What a source tells `trak.Options`."""
-    options = {"damping": source.damping, "microbatch": source.microbatch}
+def trak_options(task: Task, source: Trak) -> trak.Options:
+    """`trak.Options` of a source."""
+    options = trak.Options(projections.sjlt(source.size), source.damping, source.microbatch)
     if not source.last_layer:
-        return {**options, "projection": projections.sjlt(source.size)}
+        return options
     last = f"Dense_{len(task.hidden)}"
-    return {**options, "projection": projections.identity(), "keep": lambda path: last in path}
+    return options._replace(projection=projections.identity(), keep=lambda path: last in path)
 
 
 def make_trak_columns(task: Task, mesh: Mesh, source: Trak, dampings: tuple[float, ...]) -> Callable:
@@ -151,7 +151,7 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak, dampings: tuple[floa
     def attribute(key, variables, data: Data):
         place = (key, task.network(), variables, data.train, data.target, len(task.group_names))
         options = trak_options(task, source)
-        damped = lambda damping: trak.group_columns(*place, **{**options, "damping": damping})
+        damped = lambda damping: trak.group_columns(*place, options=options._replace(damping=damping))
         return jax.vmap(damped)(jnp.array(dampings))
 
     def check(info, data: Data) -> dict[str, Any]:
@@ -175,9 +175,11 @@ def make_influence_columns(task: Task, mesh: Mesh, source: Influence) -> Callabl
 
 def influence_columns(task: Task, source: Influence, _key, variables, data: Data):
     """Columns ``[n G]`` of one checkpoint, ones in place of TRAK's factor ``[n]``, and the solves' info."""
-    options = {"damping": source.damping, "microbatch": source.microbatch, "inverse": influence.by_cg(rtol=source.rtol)}
+    options = influence.Options(
+        damping=source.damping, microbatch=source.microbatch, inverse=influence.by_cg(rtol=source.rtol)
+    )
     place = (task.network(), variables, data.train, data.target, len(task.group_names))
-    columns, info = influence.group_columns(*place, **options)
+    columns, info = influence.group_columns(*place, options=options)
     return columns, jnp.ones(columns.shape[0]), info
 
 
@@ -243,8 +245,8 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
         heldout = jnp.arange(bank.models // 8)
         if bank.fit == "LASSO":
             # Few dense targets: the last digits of a path cost most of its time and change no sign.
-            path = {"num_lambdas": 20, "smallest": 0.01, "max_steps": 200}
-            linear, info = datamodels.fit_lasso(subset, margins, heldout, **path)
+            options = lasso.Options(num_lambdas=20, smallest=0.01, max_steps=200)
+            linear, info = datamodels.fit_lasso(subset, margins, heldout, options=options)
             return linear.weight.T[None], {"heldout_r2": info.r2, "support": info.support}
         lambdas = datamodels.default_lambdas(subset)[4:]  # outputs of single models are never 95 % signal
         linear, info, residual = datamodels.fit_ridge_few(subset, margins, lambdas, heldout)

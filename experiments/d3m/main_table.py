@@ -93,7 +93,7 @@ def measure(
 def make_rank(task: Task, source: engine.Trak) -> Callable:
     """``rank(data, keys [c]) -> (loss [n], self-influence [n])`` of train examples, means over checkpoints."""
     model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
-    options = {"damping": source.damping, "microbatch": source.microbatch, "factor": gradients.no_factor}
+    options = trak.Options(projections.sjlt(source.size), source.damping, source.microbatch, factor=gradients.no_factor)
 
     @jax.jit
     def rank(data: Data, keys):
@@ -101,9 +101,7 @@ def make_rank(task: Task, source: engine.Trak) -> Callable:
             state = run.init(jax.random.fold_in(key, 0), data.train.x[:1])
             state, _ = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
             stacked = jax.tree.map(lambda a: a[None], state.variables)
-            kernel, _ = trak.self_influence(
-                key, model, stacked, data.train, projection=projections.sjlt(source.size), **options
-            )
+            kernel, _ = trak.self_influence(key, model, stacked, data.train, options=options)
             factor = jax.nn.sigmoid(-outputs.soft_margins(model, state.variables, data.train))
             return outputs.losses(model, state.variables, data.train), kernel, factor
 

@@ -62,9 +62,9 @@ def make_attribute(task: Task, source: engine.Trak) -> Callable:
         def one(key):
             state = run.init(jax.random.fold_in(key, 0), data.train.x[:1])
             state, info = run.run(state, data.train, weights, task.steps)
-            options = {"projection": projections.sjlt(source.size), "damping": damping, "microbatch": source.microbatch}
+            options = trak.Options(projections.sjlt(source.size), damping, source.microbatch)
             place = (jax.random.fold_in(key, 1), model, state.variables, data.train, data.target, num_groups)
-            kernel, factor, _ = trak.group_columns(*place, weights=weights, **options)
+            kernel, factor, _ = trak.group_columns(*place, weights=weights, options=options)
             right = outputs.hard_margins(model, state.variables, data.train, microbatch=4096) > 0
             losses = outputs.losses(model, state.variables, data.target)
             losses = metrics.group_means(losses, data.target.group, num_groups)

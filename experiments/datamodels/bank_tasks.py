@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax.attribution import datamodels, outputs
+from d3mjax.linalg import lasso
 from d3mjax.runtime import bank, hosts, runs, store
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
@@ -84,10 +85,10 @@ def with_duplicates(data: Data, seed: int, recipe: Recipe) -> tuple[Data, np.nda
 def make_datamodels(task: Task, recipe: Recipe, banks: Path, *, smoke: bool) -> Callable[..., Found]:
     """``datamodels_of(seed, progress) -> Found``, compiled once a task; ``banks`` is where they are kept."""
     train = _trained(task)
-    options = {"num_lambdas": recipe.lambdas, "smallest": 0.01, "step_dtype": jnp.bfloat16, "tolerance": 1e-3}
-    fit = jax.jit(partial(datamodels.fit_lasso, **options))
+    options = lasso.Options(num_lambdas=recipe.lambdas, smallest=0.01, step_dtype=jnp.bfloat16, tolerance=1e-3)
+    fit = jax.jit(partial(datamodels.fit_lasso, options=options))
     # With hardly more models than examples the last digits take thousands of steps, and noise drowns them.
-    fit_half = jax.jit(partial(datamodels.fit_lasso, **options, max_steps=100))
+    fit_half = jax.jit(partial(datamodels.fit_lasso, options=options._replace(max_steps=100)))
 
     @jax.jit
     def run(data: Data, keys, subsets):

@@ -19,6 +19,7 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, outputs
+from d3mjax.linalg import lasso
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
 from d3mjax.runtime import bank, hosts
@@ -102,9 +103,9 @@ interval = jax.jit(partial(metrics.lds_interval, num_resamples=300))
 def fits(x, y, heldout, *, lambdas: int, steps: int) -> dict[str, Any]:
     """Weights ``[t n]`` of every method; what is chosen is chosen on the rows ``heldout``."""
     ridge, _ = datamodels.fit_ridge_heldout(x, y, datamodels.default_lambdas(x), heldout)
-    options = {"num_lambdas": lambdas, "max_steps": steps, "step_dtype": jnp.bfloat16, "tolerance": 1e-4}
-    lasso, _ = datamodels.fit_lasso(x, y, heldout, **options)
-    return dict(zip(METHODS, (datamodels.difference_of_means(x, y), ridge.weight, lasso.weight), strict=True))
+    options = lasso.Options(num_lambdas=lambdas, max_steps=steps, step_dtype=jnp.bfloat16, tolerance=1e-4)
+    sparse, _ = datamodels.fit_lasso(x, y, heldout, options=options)
+    return dict(zip(METHODS, (datamodels.difference_of_means(x, y), ridge.weight, sparse.weight), strict=True))
 
 
 def prepare(task: Task, config: Config, banks: Path) -> Callable:

@@ -82,40 +82,42 @@ def sources(bias_task: BiasTask, config: Config) -> dict[str, Callable]:
     model, num_groups = task.network(), len(task.group_names) + 2
     output = mixed_output(len(task.group_names))
 
-    def newton(damping: float, **options: Any) -> Callable:
+    defaults = influence.Options(damping=config.damping, microbatch=1000, target_output=output)
+    sketched = trak.Options(projections.sjlt(config.size), damping=0.1, microbatch=40, target_output=output)
+
+    def newton(options: influence.Options) -> Callable:
         def columns(_key, variables, data: Data):
             place = (model, variables, data.train, data.target, num_groups)
-            given = {"damping": damping, "microbatch": 1000, "target_output": output, **options}
-            found, info = influence.group_columns(*place, **given)
+            found, info = influence.group_columns(*place, options=options)
             return found, info.residual.max()
 
         return columns
 
-    def by_trak(**options: Any) -> Callable:
-        options |= {"projection": projections.sjlt(config.size), "damping": 0.1, "microbatch": 40}
-        options |= {"target_output": output}
-
+    def by_trak(options: trak.Options) -> Callable:
         def columns(key, variables, data: Data):
             place = (key, model, variables, data.train, data.target, num_groups)
-            kernel, factor, info = trak.group_columns(*place, **options)
+            kernel, factor, info = trak.group_columns(*place, options=options)
             return kernel * factor[:, None], info.residual
 
         return columns
 
     last = f"Dense_{len(task.hidden)}"
-    found = {f"GGN, damping {d:g}": newton(d, inverse=influence.by_cg(max_steps=500)) for d in config.dampings}
+    cg = defaults._replace(inverse=influence.by_cg(max_steps=500))
+    found = {f"GGN, damping {d:g}": newton(cg._replace(damping=d)) for d in config.dampings}
     if config.controls:
         found |= {
-            f"Hessian, damping {10 * config.damping:g}": newton(10 * config.damping, curvature=influence.hessian),
-            f"K-FAC, damping {config.damping:g}": newton(config.damping, inverse=ekfac.by_ekfac(corrected=False)),
+            f"Hessian, damping {10 * config.damping:g}": newton(
+                defaults._replace(damping=10 * config.damping, curvature=influence.hessian)
+            ),
+            f"K-FAC, damping {config.damping:g}": newton(defaults._replace(inverse=ekfac.by_ekfac(corrected=False))),
             f"GGN of the last layer, damping {config.damping:g}": newton(
-                config.damping, keep=lambda path: last in path
+                defaults._replace(keep=lambda path: last in path)
             ),
         }
     found |= {
-        f"EK-FAC, damping {config.damping:g}": newton(config.damping, inverse=ekfac.by_ekfac()),
-        f"TRAK, p = {config.size}": by_trak(),
-        f"TRAK with curvature, p = {config.size}": by_trak(curvature=gradients.logistic_curvature),
+        f"EK-FAC, damping {config.damping:g}": newton(defaults._replace(inverse=ekfac.by_ekfac())),
+        f"TRAK, p = {config.size}": by_trak(sketched),
+        f"TRAK with curvature, p = {config.size}": by_trak(sketched._replace(curvature=gradients.logistic_curvature)),
     }
     return found
 

@@ -126,12 +126,17 @@ def make_kernels(task: Task, setting: Setting) -> Callable:
     """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
     model = task.network()
     make, rows = PROJECTIONS_OF[setting.projection]
-    options = {"projection": make(setting.size), "damping": setting.damping, "microbatch": rows}  # fastest on CPUs
-    options |= {"curvature": gradients.logistic_curvature if setting.curvature else None}
+    options = trak.Options(
+        make(setting.size),
+        damping=setting.damping,
+        microbatch=rows,  # fastest on CPUs
+        factor=gradients.no_factor,
+        curvature=gradients.logistic_curvature if setting.curvature else None,
+    )
 
     def one(data: Data, key, variables):
         stacked = jax.tree.map(lambda a: a[None], variables)
-        found = trak.scores(key, model, stacked, data.train, data.target, factor=gradients.no_factor, **options)
+        found = trak.scores(key, model, stacked, data.train, data.target, options=options)
         return found.tau, jax.nn.sigmoid(-outputs.soft_margins(model, variables, data.train))
 
     return mapped(one)

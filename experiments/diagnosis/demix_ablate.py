@@ -100,11 +100,11 @@ def make_channels(task: TableTask, network: Network, columns: Any, devices: Mesh
         if not forms:
             return (tensor,)
         product = vectors.gram(model, state.variables, train, validation, normalise=False)
-        options = {"target_output": gradients.negative_loss_output, "inverse": ekfac.by_ekfac()}
-        curved, _ = influence.scores(model, state.variables, train, validation, **options)
+        options = influence.Options(target_output=gradients.negative_loss_output, inverse=ekfac.by_ekfac())
+        curved, _ = influence.scores(model, state.variables, train, validation, options=options)
         checkpoint = jax.tree.map(lambda a: a[None], state.variables)
-        size = projections.sjlt(min(512, task.train // 4))
-        traced = trak.scores(key, model, checkpoint, train, validation, projection=size, damping=0.01)
+        options = trak.Options(projections.sjlt(min(512, task.train // 4)), damping=0.01)
+        traced = trak.scores(key, model, checkpoint, train, validation, options=options)
         others = [vectors.from_attribution(tau) for tau in (product.T, curved, traced.tau)]
         return tensor, jnp.stack([tensor[:, 0], *others]).astype(jnp.float16)
 

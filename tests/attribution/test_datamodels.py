@@ -7,6 +7,7 @@ import pytest
 from sklearn.linear_model import Lasso, Ridge
 
 from d3mjax.attribution import datamodels
+from d3mjax.linalg import lasso
 from d3mjax.types import Linear
 
 LAMBDAS = np.array([1e-4, 3e-2, 10.0])
@@ -215,8 +216,8 @@ def test_lasso_chooses_and_fits_as_scikit_learn_does():
     rng = np.random.default_rng(3)
     outputs = masks @ weight.T + rng.standard_normal((160, 3)) * [0.1, 1.0, 4.0]
     heldout = np.arange(5, 160, 8)
-    options = {"num_lambdas": 12, "tolerance": 1e-9, "max_steps": 20_000}
-    linear, info = datamodels.fit_lasso(masks, outputs, heldout, target_block=2, **options)
+    options = lasso.Options(num_lambdas=12, tolerance=1e-9, max_steps=20_000, target_block=2)
+    linear, info = datamodels.fit_lasso(masks, outputs, heldout, options=options)
     kept = np.delete(np.arange(160), heldout)
 
     def standardised(rows, of):
@@ -246,10 +247,11 @@ def test_lasso_chooses_and_fits_as_scikit_learn_does():
 def test_lasso_targets_do_not_depend_on_each_other():
     masks = fixed_size(80, 20, 10)
     outputs = planted(masks, t=4, noise=1.0)[2]
-    together, info = datamodels.fit_lasso(masks, outputs, np.arange(20), tolerance=1e-8, max_steps=5000)
+    options = lasso.Options(tolerance=1e-8, max_steps=5000)
+    together, info = datamodels.fit_lasso(masks, outputs, np.arange(20), options=options)
     order = np.array([2, 0, 3, 1])
     permuted, of = datamodels.fit_lasso(
-        masks, outputs[:, order], np.arange(20), target_block=3, tolerance=1e-8, max_steps=5000
+        masks, outputs[:, order], np.arange(20), options=options._replace(target_block=3)
     )
     np.testing.assert_allclose(permuted.weight, together.weight[order], atol=1e-3)
     np.testing.assert_allclose(of.chosen, info.chosen[order], rtol=1e-6)

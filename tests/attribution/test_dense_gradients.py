@@ -78,10 +78,14 @@ def test_trak_never_forms_the_gradients_and_scores_the_same():
     def explicit(key, params):
         return sketch(key, params)._replace(factored=False)
 
-    run = lambda projection: trak.scores(KEY, model, checkpoints, split, split, projection=projection, microbatch=4)
+    run = lambda projection: trak.scores(
+        KEY, model, checkpoints, split, split, options=trak.Options(projection, microbatch=4)
+    )
     np.testing.assert_allclose(run(sketch).tau, run(explicit).tau, rtol=1e-3, atol=1e-4)
     wide, narrow = (
-        jax.jit(lambda s, p=p: trak.scores(KEY, model, checkpoints, s, s, projection=p).tau).lower(split).as_text()
+        jax.jit(lambda s, p=p: trak.scores(KEY, model, checkpoints, s, s, options=trak.Options(p)).tau)
+        .lower(split)
+        .as_text()
         for p in (explicit, sketch)
     )
     assert "tensor<13x6x7xf32>" in wide

@@ -65,7 +65,9 @@ def fitted(many_weights, damping, *, classes=3, train=TRAIN):
 @pytest.mark.parametrize("microbatch", [None, 4])
 def test_curvature_products_are_those_of_the_matrices(microbatch):
     model, variables = network()
-    problem = influence.problem_of(model, variables, TRAIN, weights=WEIGHTS, microbatch=microbatch)
+    problem = influence.problem_of(
+        model, variables, TRAIN, weights=WEIGHTS, options=influence.Options(microbatch=microbatch)
+    )
     flat, unravel = ravel_pytree(variables["params"])
     exact = jax.hessian(partial(objective, model, variables, WEIGHTS))(flat)
     found = jax.vmap(influence.hessian(problem))(jnp.eye(len(flat)))
@@ -97,19 +99,21 @@ INVERSES = {
 @pytest.mark.parametrize("name", INVERSES)
 def test_every_inverse_ends_at_the_exact_one(name):
     model, variables = network()
-    options = {"weights": WEIGHTS, "damping": 0.05}
-    exact, info = influence.scores(model, variables, TRAIN, TARGET, inverse=influence.by_dense(), **options)
+    scores = lambda inverse: influence.scores(
+        model, variables, TRAIN, TARGET, weights=WEIGHTS, options=influence.Options(damping=0.05, inverse=inverse)
+    )
+    exact, info = scores(influence.by_dense())
     assert exact.shape == (7, 23)
     assert (info.residual < 1e-10).all()
-    found, info = influence.scores(model, variables, TRAIN, TARGET, inverse=INVERSES[name], **options)
+    found, info = scores(INVERSES[name])
     close(found, exact, atol=1e-8)
     assert (info.residual < 1e-7).all()
 
 
 def test_scores_are_the_formula_and_groups_their_means():
     model, variables = network()
-    options = {"weights": WEIGHTS, "damping": 0.1, "inverse": influence.by_dense(), "microbatch": 3}
-    tau, _ = influence.scores(model, variables, TRAIN, TARGET, **options)
+    options = influence.Options(damping=0.1, inverse=influence.by_dense(), microbatch=3)
+    tau, _ = influence.scores(model, variables, TRAIN, TARGET, weights=WEIGHTS, options=options)
     flat, _ = ravel_pytree(variables["params"])
     rows = lambda output, part: jax.vmap(lambda g: ravel_pytree(g)[0])(
         gradients.per_example(output(model, variables), variables["params"], part)
@@ -119,7 +123,7 @@ def test_scores_are_the_formula_and_groups_their_means():
     f, losses = rows(gradients.margin_output, TARGET), -rows(gradients.negative_loss_output, TRAIN)
     close(tau, -f @ np.linalg.solve(matrix, losses.T), atol=1e-10)
 
-    columns, _ = influence.group_columns(model, variables, TRAIN, TARGET, 3, **options)
+    columns, _ = influence.group_columns(model, variables, TRAIN, TARGET, 3, weights=WEIGHTS, options=options)
     for group in range(2):
         close(columns[:, group], tau[TARGET.group == group].mean(0), atol=1e-10)
     assert np.isnan(columns[:, 2]).all()
@@ -133,8 +137,8 @@ def test_a_little_more_weight_changes_the_output_as_predicted():
     damping, changed = 0.3, (0, 1, 2, 22)
     steps = [s * np.eye(23)[i] for i in changed for s in (1e-3, -1e-3)]
     model, (here, *there) = fitted([WEIGHTS, *(WEIGHTS + step for step in steps)], damping)
-    options = {"weights": WEIGHTS, "damping": damping / WEIGHTS.sum(), "inverse": influence.by_dense()}
-    tau, _ = influence.scores(model, here, TRAIN, TARGET, **options)
+    options = influence.Options(damping=damping / WEIGHTS.sum(), inverse=influence.by_dense())
+    tau, _ = influence.scores(model, here, TRAIN, TARGET, weights=WEIGHTS, options=options)
     margins = [margins_of(model, variables, TARGET) for variables in there]
     for k, i in enumerate(changed):
         close(tau[:, i], (margins[2 * k] - margins[2 * k + 1]) / 2e-3, rtol=1e-4, atol=1e-7)
@@ -145,7 +149,8 @@ def test_removal_of_one_of_many_is_predicted():
     n, damping = 200, 2.0
     train, target = split(n, classes=2), split(7, classes=2, seed=1)
     model, (whole, *parts) = fitted([np.ones(n), *(1.0 - np.eye(n))], damping, classes=2, train=train)
-    tau, _ = influence.scores(model, whole, train, target, damping=damping / n, inverse=influence.by_dense())
+    options = influence.Options(damping=damping / n, inverse=influence.by_dense())
+    tau, _ = influence.scores(model, whole, train, target, options=options)
     actual = np.stack([margins_of(model, v, target) for v in parts], 1) - margins_of(model, whole, target)[:, None]
     assert np.corrcoef(rankdata(-tau), rankdata(actual))[0, 1] > 0.99
     slope = np.vdot(tau, -actual) / np.vdot(tau, tau)
@@ -157,12 +162,13 @@ def test_ekfac_is_the_exact_fisher_of_one_layer_whose_inputs_and_errors_are_apar
     # Uniform predictions make the errors independent of the inputs: the Fisher is then a Kronecker product.
     model, variables = network(())
     variables = jax.tree.map(jnp.zeros_like, variables)
-    options = {"weights": WEIGHTS, "damping": 0.2, "microbatch": microbatch}
-    exact, _ = influence.scores(model, variables, TRAIN, TARGET, inverse=influence.by_dense(), **options)
+    options = influence.Options(damping=0.2, microbatch=microbatch)
+    scores = lambda inverse: influence.scores(
+        model, variables, TRAIN, TARGET, weights=WEIGHTS, options=options._replace(inverse=inverse)
+    )
+    exact, _ = scores(influence.by_dense())
     for corrected in (True, False):
-        found, info = influence.scores(
-            model, variables, TRAIN, TARGET, inverse=ekfac.by_ekfac(corrected=corrected), **options
-        )
+        found, info = scores(ekfac.by_ekfac(corrected=corrected))
         close(found, exact, atol=1e-9)
         assert (info.residual < 1e-9).all()
 
@@ -189,17 +195,19 @@ def test_shuffled_training_examples_are_shuffled_columns():
     model, variables = network()
     order = np.random.default_rng(0).permutation(23)
     shuffled = jax.tree.map(lambda a: np.asarray(a)[order], TRAIN)
-    options = {"inverse": influence.by_dense()}
-    one, _ = influence.scores(model, variables, TRAIN, TARGET, weights=WEIGHTS, **options)
-    other, _ = influence.scores(model, variables, shuffled, TARGET, weights=WEIGHTS[order], **options)
+    options = influence.Options(inverse=influence.by_dense())
+    one, _ = influence.scores(model, variables, TRAIN, TARGET, weights=WEIGHTS, options=options)
+    other, _ = influence.scores(model, variables, shuffled, TARGET, weights=WEIGHTS[order], options=options)
     close(other, one[:, order], atol=1e-10)
 
 
 def test_one_layer_alone_is_a_block_of_the_problem():
     model, variables = network()
     keep = lambda path: "Dense_1" in path
-    found, _ = influence.scores(model, variables, TRAIN, TARGET, keep=keep, inverse=influence.by_dense())
-    cg, _ = influence.scores(model, variables, TRAIN, TARGET, keep=keep, inverse=influence.by_cg(rtol=1e-12))
+    options = influence.Options(inverse=influence.by_dense(), keep=keep)
+    found, _ = influence.scores(model, variables, TRAIN, TARGET, options=options)
+    options = options._replace(inverse=influence.by_cg(rtol=1e-12))
+    cg, _ = influence.scores(model, variables, TRAIN, TARGET, options=options)
     close(found, cg, atol=1e-9)
-    problem = influence.problem_of(model, variables, TRAIN, keep=keep)
+    problem = influence.problem_of(model, variables, TRAIN, options=options)
     assert len(ravel_pytree(problem.params)[0]) == 5 * 3 + 3

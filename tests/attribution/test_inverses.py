@@ -21,7 +21,7 @@ def make(**options):
     variables = jax.tree.map(
         lambda a: jnp.asarray(rng.normal(size=a.shape)), model.init(jax.random.key(0), train.x[:1])
     )
-    return influence.problem_of(model, variables, train, weights=rng.random(N), **options)
+    return influence.problem_of(model, variables, train, weights=rng.random(N), options=influence.Options(**options))
 
 
 @pytest.mark.parametrize("kind", [influence.ggn, influence.one_vs_rest])

@@ -33,9 +33,9 @@ CHECKPOINTS = trak_checks.stack_checkpoints([MODEL.init(jax.random.key(j), TRAIN
 
 @functools.cache
 def _compiled(of, **options):
-    options = {"projection": FLAT, **options}
+    options = trak.Options(**{"projection": FLAT, **options})
     args = (2,) if of is trak.group_scores else ()
-    return jax.jit(lambda c, train, target, **late: of(KEY, MODEL, c, train, target, *args, **options, **late))
+    return jax.jit(lambda c, train, target, **late: of(KEY, MODEL, c, train, target, *args, options=options, **late))
 
 
 def _full(checkpoints=CHECKPOINTS, train=TRAIN, target=TARGET, late=None, **options):
@@ -68,10 +68,8 @@ def test_linear_regression_is_exact_leave_one_out_times_one_minus_leverage():
             Split(x, y, np.zeros(30, int), np.arange(30)),
             Split(xt, np.zeros(5), np.zeros(5, int), np.arange(5)),
         )
-        options = {"output": gradients.prediction_output, "factor": gradients.residual_factor, "damping": 0.0}
-        got = trak.scores(
-            KEY, LINEAR, {"params": jnp.asarray(theta)[None]}, train, target, projection=identity(), **options
-        )
+        options = trak.Options(identity(), 0.0, output=gradients.prediction_output, factor=gradients.residual_factor)
+        got = trak.scores(KEY, LINEAR, {"params": jnp.asarray(theta)[None]}, train, target, options=options)
         leverage = np.einsum("nd,nd->n", x @ np.linalg.inv(x.T @ x), x)
         without = [np.linalg.lstsq(np.delete(x, i, 0), np.delete(y, i))[0] for i in range(30)]
         change = np.stack([xt @ theta - xt @ w for w in without], axis=1)  # having i, less not having it
@@ -95,9 +93,9 @@ def test_logistic_regression_is_the_formula_and_ranks_like_leave_one_out():
 
         theta = fit(x, y)
         train, target = (Split(a, b, np.zeros(len(b), int), np.arange(len(b))) for a, b in ((x, y), (xt, yt)))
-        options = {"projection": identity(), "output": gradients.binary_margin_output, "damping": 0.0}
+        options = trak.Options(identity(), 0.0, output=gradients.binary_margin_output)
         checkpoints = {"params": jnp.asarray(theta)[None]}
-        got = np.asarray(trak.scores(KEY, LINEAR, checkpoints, train, target, **options).tau)
+        got = np.asarray(trak.scores(KEY, LINEAR, checkpoints, train, target, options=options).tau)
         s, st = (2 * y - 1)[:, None] * x, (2 * yt - 1)[:, None] * xt  # gradients of the margins
         q = expit(-s @ theta)
         np.testing.assert_allclose(got, st @ np.linalg.inv(s.T @ s) @ s.T * q[None, :], rtol=1e-5)
@@ -105,14 +103,14 @@ def test_logistic_regression_is_the_formula_and_ranks_like_leave_one_out():
         without = np.stack([fit(np.delete(x, i, 0), np.delete(y, i), theta) for i in range(40)])
         change = st @ (theta - without).T
         assert all(np.corrcoef(a, b)[0, 1] > 0.9 for a, b in zip(got, change, strict=True))
-        self_influence, _ = trak.self_influence(KEY, LINEAR, checkpoints, train, **options)
+        self_influence, _ = trak.self_influence(KEY, LINEAR, checkpoints, train, options=options)
         np.testing.assert_allclose(self_influence, np.diag(s @ np.linalg.inv(s.T @ s) @ s.T) * q, rtol=1e-5)
 
         # With curvature K is the Hessian (up to the fit's slight ridge), so tau is the exact derivative of the margins
         # by the weight of an example; over one minus the leverage it is one Newton step towards leaving it out.
         plain = got
-        options["curvature"] = gradients.logistic_curvature
-        got = np.asarray(trak.scores(KEY, LINEAR, checkpoints, train, target, **options).tau)
+        options = options._replace(curvature=gradients.logistic_curvature)
+        got = np.asarray(trak.scores(KEY, LINEAR, checkpoints, train, target, options=options).tau)
         leverage = np.einsum("nd,nd->n", s @ np.linalg.inv((s * (q * (1 - q))[:, None]).T @ s), s) * q * (1 - q)
         error, error_plain = (np.abs(tau - change).max() for tau in (got / (1 - leverage)[None], plain))
         assert error < 0.15 * np.abs(change).max()
@@ -120,7 +118,9 @@ def test_logistic_regression_is_the_formula_and_ranks_like_leave_one_out():
         exact = st @ np.linalg.inv((s * (q * (1 - q))[:, None]).T @ s) @ s.T * q[None, :]
         np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-7)  # margins are float32
         grouped = target._replace(group=np.array([0, 1, 1, 0, 0, 1]))
-        columns = trak.group_scores(KEY, LINEAR, checkpoints, train, grouped, 2, microbatch=7, **options).columns
+        columns = trak.group_scores(
+            KEY, LINEAR, checkpoints, train, grouped, 2, options=options._replace(microbatch=7)
+        ).columns
         np.testing.assert_allclose(columns[:, 1], exact[[1, 2, 5]].mean(0), rtol=1e-5, atol=1e-7)
 
 
@@ -180,10 +180,10 @@ def test_group_columns_without_features_are_means_of_the_stored_form(make):
         train, target = (s._replace(x=s.x.astype(np.float64)) for s in (TRAIN, TARGET))
         # An output in float64, which soft margins are not.
         output = lambda model, v: lambda p, e: jnp.sin(gradients.logits_of(model, v)(p, e) + e.y).sum()
-        options = {"projection": make, "output": output, "factor": lambda values, split: values**2}
+        options = trak.Options(make, output=output, factor=lambda values, split: values**2)
         args = (KEY, MODEL, checkpoints, train, target)
-        tau = jax.jit(lambda: trak.scores(*args, **options).tau)()
-        got = jax.jit(lambda: trak.group_scores(*args, 2, microbatch=16, **options))()
+        tau = jax.jit(lambda: trak.scores(*args, options=options).tau)()
+        got = jax.jit(lambda: trak.group_scores(*args, 2, options=options._replace(microbatch=16)))()
         assert got.columns.dtype == jnp.float64
         _close(got.columns, _means(tau, target.group), 1e-7)  # group means are taken with float32 weights
         assert got.kernel.shape == (3, 40, 2)
@@ -267,18 +267,18 @@ def test_low_precision_parameters_still_give_a_float32_gram():
 
 
 def test_wrong_arguments_are_named():
-    run = functools.partial(trak.group_scores, KEY, MODEL, CHECKPOINTS, TRAIN, projection=rademacher(7))
+    run = functools.partial(trak.group_scores, KEY, MODEL, CHECKPOINTS, TRAIN)
     with pytest.raises(ValueError, match="no target has a group"):
         run(TARGET._replace(group=np.full(9, -1)), 2)
     with pytest.raises(ValueError, match="expected groups 0 to 0"):
         run(TARGET, 1)
     with pytest.raises(ValueError, match="default_size"):
-        trak.scores(KEY, MODEL, CHECKPOINTS, TRAIN, TARGET, projection=sjlt(40), damping=0.0)
+        trak.scores(KEY, MODEL, CHECKPOINTS, TRAIN, TARGET, options=trak.Options(sjlt(40), 0.0))
     other = dense.mlp((5,), 3).init(KEY, TRAIN.x)
     with pytest.raises(ValueError, match=r"number 1 differs from number 0 .*Dense_0"):
         trak_checks.stack_checkpoints([MODEL.init(KEY, TRAIN.x), other])
     with pytest.raises(ValueError, match="leading axes"):
-        trak.scores(KEY, MODEL, {**CHECKPOINTS, "more": jnp.zeros(4)}, TRAIN, TARGET, projection=sjlt(7))
+        trak.scores(KEY, MODEL, {**CHECKPOINTS, "more": jnp.zeros(4)}, TRAIN, TARGET)
 
 
 def test_an_empty_group_is_nan_and_harms_no_other():

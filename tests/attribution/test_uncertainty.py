@@ -51,7 +51,7 @@ def test_merged_folds_of_trak_are_its_groups():
     def columns(group, num_groups):
         target = TARGET._replace(group=group)
         args = (jax.random.key(0), model, checkpoints, TRAIN, target, num_groups)
-        return jax.jit(lambda: trak.group_scores(*args, projection=identity()).columns)()
+        return jax.jit(lambda: trak.group_scores(*args, options=trak.Options(identity())).columns)()
 
     mean, error = uncertainty.merge_folds(columns(folded, 6), folded, 3)
     whole = columns(TARGET.group, 2)

@@ -126,9 +126,9 @@ def test_trak_on_bias_is_that_of_each_pair():
     key = jax.random.key(1)
     at_first = jax.random.fold_in(key, 0)  # as that of the first checkpoint
     found = influence_on_bias.by_trak(at_first, model, variables, train, pairs, size=32)
-    options = {"projection": projections.sjlt(32), "target_output": influence_on_bias.probability_output}
+    options = trak.Options(projections.sjlt(32), target_output=influence_on_bias.probability_output)
     one, other = (
-        trak.scores(key, model, jax.tree.map(lambda a: a[None], variables), train, target, **options).tau
+        trak.scores(key, model, jax.tree.map(lambda a: a[None], variables), train, target, options=options).tau
         for target in (Split(x, pairs.y, pairs.y, pairs.y) for x in (pairs.x, pairs.flipped))
     )
     d = edits.differences(model, variables, pairs)

@@ -27,7 +27,7 @@ def test_path_is_that_of_scikit_learn():
     x, y = planted()
     moments = lasso.moments(x, y)
     grid = lasso.penalties(moments, 10, smallest=1e-3)
-    fits = lasso.path(moments, grid, tolerance=1e-6, max_steps=5000)
+    fits = lasso.path(moments, grid, options=lasso.Options(tolerance=1e-6, max_steps=5000))
     for k, t in ((0, 2), (4, 0), (4, 4), (9, 1)):
         theirs = Lasso(alpha=float(grid[k, t]), tol=1e-10, max_iter=100_000).fit(standardised(x), y[:, t].astype(float))
         np.testing.assert_allclose(fits.weight[k, t], theirs.coef_, atol=1e-3 * y[:, t].std())
@@ -39,20 +39,22 @@ def test_largest_penalty_is_where_weights_begin():
     moments = lasso.moments(*planted())
     most = lasso.largest_penalty(moments)
     assert not lasso.solve(moments, most).weight.any()
-    assert (lasso.solve(moments, 0.99 * most, tolerance=1e-6).weight != 0).any(axis=1).all()
+    assert (lasso.solve(moments, 0.99 * most, options=lasso.Options(tolerance=1e-6)).weight != 0).any(axis=1).all()
 
 
 def test_gap_bounds_the_objective_and_optimality_conditions_hold():
     x, y = planted()
     moments = lasso.moments(x, y)
     penalty = 0.05 * lasso.largest_penalty(moments)
-    best = lasso.objective(moments, penalty, lasso.solve(moments, penalty, tolerance=0.0, max_steps=5000).weight)
+    best = lasso.objective(
+        moments, penalty, lasso.solve(moments, penalty, options=lasso.Options(tolerance=0.0, max_steps=5000)).weight
+    )
     for steps in (8, 16, 64):
-        fit = lasso.solve(moments, penalty, tolerance=0.0, max_steps=steps)
+        fit = lasso.solve(moments, penalty, options=lasso.Options(tolerance=0.0, max_steps=steps))
         excess = (lasso.objective(moments, penalty, fit.weight) - best) / moments.power
         assert (excess <= fit.gap + 1e-6).all()
         assert fit.steps == steps
-    fit = lasso.solve(moments, penalty, tolerance=0.0, max_steps=5000)
+    fit = lasso.solve(moments, penalty, options=lasso.Options(tolerance=0.0, max_steps=5000))
     gradient = np.asarray(standardised(x).T @ (y - y.mean(0) - standardised(x) @ np.asarray(fit.weight).T) / len(y)).T
     limit, weight = np.asarray(penalty)[:, None], np.asarray(fit.weight)
     tolerance = 1e-4 * y.std(0).max()
@@ -69,7 +71,9 @@ def test_few_rows_take_the_other_form_to_the_same_end():
     assert few.rows is not None
     full = few._replace(gram=few.rows.T @ few.rows, rows=None)
     penalty = 0.1 * lasso.largest_penalty(few)
-    one, other = (lasso.solve(moments, penalty, tolerance=1e-6, max_steps=5000) for moments in (few, full))
+    one, other = (
+        lasso.solve(moments, penalty, options=lasso.Options(tolerance=1e-6, max_steps=5000)) for moments in (few, full)
+    )
     np.testing.assert_allclose(one.weight, other.weight, atol=2e-3 * y.std())
     assert (one.gap <= 1e-6).all()
 
@@ -83,7 +87,7 @@ def test_blocks_change_nothing():
     np.testing.assert_allclose(whole.gram, np.corrcoef(x.T), atol=5e-6)
     np.testing.assert_allclose(whole.cross, cut.cross, rtol=1e-4, atol=1e-5)
     penalty = 0.1 * lasso.largest_penalty(whole)
-    solve = lambda moments, penalty: lasso.solve(moments, penalty, tolerance=1e-6).weight
+    solve = lambda moments, penalty: lasso.solve(moments, penalty, options=lasso.Options(tolerance=1e-6)).weight
     np.testing.assert_allclose(
         lasso.map_targets(solve, whole, penalty, block=2), solve(whole, penalty), atol=2e-3 * y.std()
     )
@@ -93,8 +97,10 @@ def test_blocks_change_nothing():
 def test_rounded_steps_lead_to_the_same_weights(dtype):
     moments = lasso.moments(*planted())
     penalty = 0.05 * lasso.largest_penalty(moments)
-    exact = lasso.solve(moments, penalty, tolerance=1e-6, max_steps=5000)
-    rounded = lasso.solve(moments, penalty, tolerance=1e-6, max_steps=5000, step_dtype=jnp.dtype(dtype))
+    exact = lasso.solve(moments, penalty, options=lasso.Options(tolerance=1e-6, max_steps=5000))
+    rounded = lasso.solve(
+        moments, penalty, options=lasso.Options(tolerance=1e-6, max_steps=5000, step_dtype=jnp.dtype(dtype))
+    )
     assert (rounded.gap <= 1e-6).all()
     excess = lasso.objective(moments, penalty, rounded.weight) - lasso.objective(moments, penalty, exact.weight)
     assert (jnp.abs(excess) <= 3e-6 * moments.power).all()
@@ -106,7 +112,9 @@ def test_raw_weights_predict_what_standardised_ones_do():
         moments = lasso.moments(x, y.astype(np.float64))
         assert moments.gram is not None
         assert moments.gram.dtype == jnp.float64
-        fit = lasso.solve(moments, 0.1 * lasso.largest_penalty(moments), tolerance=1e-12, max_steps=20_000)
+        fit = lasso.solve(
+            moments, 0.1 * lasso.largest_penalty(moments), options=lasso.Options(tolerance=1e-12, max_steps=20_000)
+        )
         assert (fit.gap <= 1e-12).all()
         linear = lasso.unstandardise(moments, fit.weight)
         expected = standardised(x) @ np.asarray(fit.weight).T + y.mean(0, dtype=np.float64)

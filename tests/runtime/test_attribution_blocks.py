@@ -42,7 +42,8 @@ def _columns(damping=0.1, projection=None):
 
 def _trak(id, variables, arrays):
     key, train, target = arrays
-    return trak.group_columns(jax.random.fold_in(key, id), MODEL, variables, train, target, 2, projection=rademacher(5))
+    options = trak.Options(rademacher(5))
+    return trak.group_columns(jax.random.fold_in(key, id), MODEL, variables, train, target, 2, options=options)
 
 
 def _run(path, ids=(0, 1, 7), columns=None, load=_load, arrays=(KEY, TRAIN, TARGET), **options):
@@ -57,7 +58,7 @@ def test_equals_all_checkpoints_stacked(tmp_path):
     kernel, factor, info = _run(tmp_path, columns=_trak)
     checkpoints = trak_checks.stack_checkpoints([_load(id) for id in (0, 1, 7)])
     ids = jnp.array([0, 1, 7])
-    want = trak.group_scores(KEY, MODEL, checkpoints, TRAIN, TARGET, 2, ids=ids, projection=rademacher(5))
+    want = trak.group_scores(KEY, MODEL, checkpoints, TRAIN, TARGET, 2, ids=ids, options=trak.Options(rademacher(5)))
     np.testing.assert_allclose(trak.combine(kernel, factor), want.columns, rtol=1e-4, atol=1e-6)
     assert info.finite.shape == (3, 21)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import two_hosts  # beside this file
 
-from d3mjax.attribution import projections
+from d3mjax.attribution import projections, trak
 from d3mjax.data import splits
 from d3mjax.runtime import hosts, long_training, preemption, sharded
 from d3mjax.training import ensemble
@@ -227,8 +227,9 @@ def test_a_gram_is_one_sum_between_devices():
 
     @jax.jit
     def columns(variables):
-        options = {"mesh": everywhere, "projection": projections.rademacher(12)}
-        return sharded.group_scores(jax.random.key(5), model, variables, train, target, 2, **options).columns
+        options = trak.Options(projections.rademacher(12))
+        args = (jax.random.key(5), model, variables, train, target, 2)
+        return sharded.group_scores(*args, mesh=everywhere, options=options).columns
 
     assert collectives(columns.lower(variables).compile().as_text()) == {"all-reduce": 1}
 

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from d3mjax.attribution import projections
+from d3mjax.attribution import projections, trak
 from d3mjax.data import splits
 from d3mjax.debiasing import group_weighting, selection
+from d3mjax.linalg import lasso
 from d3mjax.networks import dense
 from d3mjax.reports import page as report
 from d3mjax.runtime import bank, hosts, long_training, preemption, runs, sharded, store
@@ -123,14 +124,16 @@ def run_attribution(directory):
         jax.random.split(KEY(2), 3)
     )
     variables = jax.tree.map(np.asarray, states.variables)
-    options = {"projection": projections.rademacher(12), "damping": 0.1, "microbatch": 2}
-    found = sharded.group_scores(KEY(5), MODEL, variables, TRAIN, TARGET, GROUPS, mesh=everywhere, **options)
+    options = trak.Options(projections.rademacher(12), damping=0.1, microbatch=2)
+    found = sharded.group_scores(KEY(5), MODEL, variables, TRAIN, TARGET, GROUPS, mesh=everywhere, options=options)
     columns = hosts.gather(found.columns)
     scores = group_weighting.scores(jnp.asarray(columns), jnp.array([0.2, 0.8]))
     rng = np.random.default_rng(0)
     chosen = np.asarray(subsets(np.arange(90)))
     y = (chosen @ rng.normal(size=(N, 7)) * (rng.random(7) < 0.9) + rng.normal(size=(90, 7))).astype(np.float32)
-    linear, info = sharded.fit_lasso(chosen, y, np.arange(9), mesh=hosts.global_mesh(), tolerance=1e-6)
+    linear, info = sharded.fit_lasso(
+        chosen, y, np.arange(9), mesh=hosts.global_mesh(), options=lasso.Options(tolerance=1e-6)
+    )
     ridge = sharded.fit_ridge(chosen, y, np.array([0.01, 0.1]), mesh=hosts.global_mesh())
     linear, ridge, chosen = hosts.gather((linear, ridge, info.chosen))
     keep = np.asarray(selection.drop_negative(scores))

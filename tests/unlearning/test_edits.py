@@ -48,8 +48,8 @@ def problem_at(weights=None, train=TRAIN, **options):
     """The softmax-linear model at the minimum of its objective; the same damping whatever the weights."""
     weights = jnp.ones(len(train.y)) if weights is None else jnp.asarray(weights)
     variables = jax.tree.map(lambda a: 0.0 * a.astype(float), MODEL.init(jax.random.key(0), train.x[:1]))
-    options = {"weights": weights, "damping": DAMPING * N / weights.sum(), **options}
-    return edits.refit(influence.problem_of(MODEL, variables, train, **options), EXACT)
+    options = influence.Options(**{"damping": DAMPING * N / weights.sum(), **options})
+    return edits.refit(influence.problem_of(MODEL, variables, train, weights=weights, options=options), EXACT)
 
 
 def bias(problem: influence.Problem, pairs: Any = REPORT) -> Any:
@@ -82,15 +82,16 @@ def test_bias_is_its_definition():
 
 @pytest.mark.parametrize("measure", [edits.signed_bias, edits.counterfactual_bias])
 def test_influence_on_bias_is_what_refits_show(measure):
-    options = {"damping": DAMPING, "inverse": EXACT}
+    options = influence.Options(damping=DAMPING, inverse=EXACT)
     here = {"params": problem_at().params}
-    found, info = edits.influence_on(MODEL, measure, here, TRAIN, PAIRS, **options)
+    found, info = edits.influence_on(MODEL, measure, here, TRAIN, PAIRS, options=options)
     assert info.residual.max() < 1e-10
     value = lambda i, step: measure(MODEL, {"params": problem_at(1.0 + step * np.eye(N)[i]).params}, PAIRS)
     changed = range(0, N, 20)
     actual = [(value(i, 1e-3) - value(i, -1e-3)) / 2e-3 for i in changed]
     close(found[jnp.asarray(changed)], actual, rtol=1e-4, atol=1e-9)
-    cg, _ = edits.influence_on(MODEL, measure, here, TRAIN, PAIRS, damping=DAMPING, inverse=influence.by_cg(rtol=1e-13))
+    options = options._replace(inverse=influence.by_cg(rtol=1e-13))
+    cg, _ = edits.influence_on(MODEL, measure, here, TRAIN, PAIRS, options=options)
     close(cg, found, atol=1e-10)
 
 
@@ -102,9 +103,9 @@ def test_removing_until_the_predicted_signed_bias_is_zero():
 
     train = planted(N, 0, agrees=0.65)
     problem = problem_at(train=train)
-    here, options = {"params": problem.params}, {"damping": DAMPING, "inverse": EXACT}
+    here, options = {"params": problem.params}, influence.Options(damping=DAMPING, inverse=EXACT)
     scores = [
-        edits.influence_on(MODEL, m, here, train, PAIRS, **options)[0]
+        edits.influence_on(MODEL, m, here, train, PAIRS, options=options)[0]
         for m in (edits.counterfactual_bias, edits.signed_bias)
     ]
     few = int(edits.removal_count(scores[0], scores[1], edits.signed_bias(MODEL, here, PAIRS)))
@@ -139,7 +140,7 @@ def test_one_step_is_near_the_refit_and_nearer_with_the_edited_curvature():
 def test_a_step_from_pairs_lowers_the_bias_of_other_pairs_and_its_negative_raises_it():
     problem = problem_at()
     before = bias(problem).absolute
-    step = lambda **options: edits.from_pairs(problem, EXACT, PAIRS, **options)
+    step = lambda **options: edits.from_pairs(problem, EXACT, PAIRS, options=options)
     # 60 pairs at weight .2 beside 120 examples
     assert bias(step(eta=0.2)).absolute < 0.8 * before < before < bias(step(eta=0.2, sign=-1)).absolute
     assert bias(step(eta=0.2, rounds=5)).absolute < 0.8 * before
@@ -166,7 +167,7 @@ def test_the_last_layer_alone_can_be_edited():
     model = dense.mlp((4,), 2)
     variables = jax.tree.map(lambda a: a.astype(float), model.init(jax.random.key(1), TRAIN.x[:1]))
     keep = lambda path: "Dense_1" in path
-    problem = influence.problem_of(model, variables, TRAIN, damping=DAMPING, keep=keep)
+    problem = influence.problem_of(model, variables, TRAIN, options=influence.Options(damping=DAMPING, keep=keep))
     problem = edits.refit(problem, EXACT)
     edits.check_stationary(problem)
     after = edits.newton_on_bias(model, edits.counterfactual_bias, variables, problem, EXACT, PAIRS, eta=0.2, rounds=3)
@@ -236,8 +237,8 @@ def regression(weights, *, seed=0, n=30, swap=None):
     solution = np.linalg.solve(gram, (rows.T * weights) @ y)
     model = dense.linear(1)
     params = {"Dense_0": {"kernel": jnp.asarray(solution[:3, None]), "bias": jnp.asarray(solution[3:])}}
-    options = {"weights": weights, "damping": damping / weights.sum(), "loss": influence.squared_error}
-    return influence.problem_of(model, {"params": params}, train, **options), rows, gram
+    options = influence.Options(damping=damping / weights.sum(), loss=influence.squared_error)
+    return influence.problem_of(model, {"params": params}, train, weights=weights, options=options), rows, gram
 
 
 def test_removal_and_replacement_are_exact_where_the_loss_is_quadratic():
@@ -263,10 +264,10 @@ def test_one_removal_with_the_old_curvature_errs_like_one_over_n_squared():
 def test_leaving_one_out_of_a_ridge_regression():
     problem, rows, gram = regression(np.ones(30))
     train = problem.examples
-    options = {"damping": 0.7 / 30, "loss": influence.squared_error, "inverse": EXACT}
     output = lambda model, variables: lambda params, example: model.apply({"params": params}, example.x[None])[0][0, 0]
     model = dense.linear(1)
-    tau, info = influence.scores(model, {"params": problem.params}, train, train, target_output=output, **options)
+    options = influence.Options(0.7 / 30, EXACT, target_output=output, loss=influence.squared_error)
+    tau, info = influence.scores(model, {"params": problem.params}, train, train, options=options)
     assert info.residual.max() < 1e-12
     leverage = np.einsum("ij,jk,ik->i", rows, np.linalg.inv(gram), rows)
     without = [flat(regression(1.0 - (np.arange(30) == i))[0]) for i in range(30)]
