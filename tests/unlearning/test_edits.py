@@ -140,7 +140,7 @@ def test_one_step_is_near_the_refit_and_nearer_with_the_edited_curvature():
 def test_a_step_from_pairs_lowers_the_bias_of_other_pairs_and_its_negative_raises_it():
     problem = problem_at()
     before = bias(problem).absolute
-    step = lambda **options: edits.from_pairs(problem, EXACT, PAIRS, options=options)
+    step = lambda **options: edits.from_pairs(problem, EXACT, PAIRS, **options)
     # 60 pairs at weight .2 beside 120 examples
     assert bias(step(eta=0.2)).absolute < 0.8 * before < before < bias(step(eta=0.2, sign=-1)).absolute
     assert bias(step(eta=0.2, rounds=5)).absolute < 0.8 * before
