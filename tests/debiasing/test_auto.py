@@ -1,0 +1,64 @@
+"""AUTO-D3M finds the planted groups without their labels, and its columns are those of `sources`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import d3mjax
+from d3mjax.attribution import projections, trak
+from d3mjax.debiasing import auto, sources
+
+STEPS, CHECKPOINTS = 100, 3
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """Data whose class is so faint that plain training goes by the shortcut, a model, a trainer and checkpoints."""
+    data = d3mjax.planted_shortcut(seed=0, train=400, target=200, selection=50, test=50)
+    faint = lambda split: split._replace(x=split.x[:, :2] - np.float32(2) * np.stack([split.y, 0 * split.y], 1))
+    data = jax.tree.map(np.asarray, d3mjax.Data(*map(faint, data)))
+    model = d3mjax.mlp((8,), 2)
+    trainer = d3mjax.make_trainer(model, d3mjax.cross_entropy(), optax.adam(0.02), d3mjax.shuffled(), batch_size=50)
+    keys = d3mjax.model_keys(jax.random.key(1), np.arange(CHECKPOINTS))
+    train_keys, projection_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (0, 1))
+    return data, model, trainer, auto.train_checkpoints(train_keys, model, trainer, data, STEPS), projection_keys
+
+
+def options(damping=0.01):
+    return trak.Options(projection=projections.sjlt(32), damping=damping, microbatch=20)
+
+
+def test_the_minority_is_found_without_its_labels(setting):
+    data, model, _, checkpoints, _ = setting
+    tau = auto.attribute_targets(jax.random.key(2), model, checkpoints, data, options())
+    pseudo = auto.split_targets(tau, checkpoints, data.target.y, 2)
+    minority = data.target.group % 2 != data.target.y
+    assert pseudo.split.all()
+    assert ((pseudo.group % 2 == 1) == minority).mean() > 0.85  # three quarters are the majority
+    np.testing.assert_array_equal(pseudo.group // 2, data.target.y)
+
+
+def test_columns_are_those_of_checkpoints_trained_and_attributed_at_once(setting):
+    data, model, trainer, checkpoints, keys = setting
+    attribution = sources.by_trak(options(), dampings=(10.0,))
+    columns = auto.attribute_groups(keys, model, checkpoints, data, 4, attribution)
+    at_once = sources.from_checkpoints(
+        jax.random.key(1), model, trainer, data, 4, STEPS, attribution, checkpoints=CHECKPOINTS
+    )
+    np.testing.assert_array_equal(columns.right, at_once.right)
+    for a, b in ((columns.columns, at_once.columns), (columns.kernel, at_once.kernel)):
+        # Two compiled programs: equal up to the condition of the Gram matrix at damping .01.
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+
+
+def test_group_columns_are_means_of_the_rows_of_tau(setting):
+    data, model, _, checkpoints, _ = setting
+    key = jax.random.key(2)
+    tau = auto.attribute_targets(key, model, checkpoints, data, options(), damping=0.1)
+    keys = d3mjax.model_keys(key, jnp.arange(CHECKPOINTS))
+    columns = auto.attribute_groups(keys, model, checkpoints, data, 4, sources.by_trak(options(0.1)))
+    member = np.eye(4)[data.target.group]
+    expected = tau.T @ (member / member.sum(0))
+    np.testing.assert_allclose(columns.columns[0], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
