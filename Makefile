@@ -1,16 +1,42 @@
-# `make demo` and `make test` need only Python 3.11+ and make: each sets up .venv first if it is not there.
+# Every target needs only Python 3.11+ and make: it sets up .venv first if it is not there.
+#   make demo           the method on small tasks, from data to report.html
+#   make test           fast tests of every room and the examples of docstrings
+#   make test-all       those, the slow ones (every study on little data, several hosts, kills), and as users compile
+#   make test-portable  the numerical rooms with AVX2 alone, as users compile, and in float64
+#   make check          lint, format and types;   make bench: side by side with PyTorch
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export MPLBACKEND := Agg
 
-.PHONY: demo test check bench lock clean
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+NUMERICAL := $(addprefix tests/,linalg attribution training networks debiasing unlearning diagnosis test_metrics.py)
+
+.PHONY: demo test test-slow test-shipped test-portable test-all check bench freeze lock clean
 
 demo: $(VENV)/ready
-	$(BIN)/python -m experiments.d3m.d3m
+	$(BIN)/python -m experiments d3m
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/ready
+	$(PYTEST) -m slow
+
+# The suite compiles without optimisation, which is faster; users do not.
+test-shipped: $(VENV)/ready
+	XLA_FLAGS=" " $(PYTEST) -m "not slow" $(NUMERICAL)
+
+# make runs each target once: `make test test-all` does not repeat the fast tests.
+test-all: test test-slow test-shipped
+
+test-portable: test-shipped
+	XLA_FLAGS="--xla_cpu_max_isa=AVX2" $(PYTEST) -m "not slow" $(NUMERICAL)
+	JAX_ENABLE_X64=1 $(PYTEST) -m "not slow" $(NUMERICAL)
+
+# The rows of all smoke runs that tests/experiments/test_smoke.py compares with.
+freeze: $(VENV)/ready
+	$(BIN)/python -m tests.freeze
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

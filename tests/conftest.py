@@ -12,6 +12,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
+import pytest
+
+# Of the fast tier, by seconds.
+LONG_FILES = ("test_hosts.py", "test_smoke.py", "test_readme.py", "test_fashion_cues.py")
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -27,3 +31,9 @@ for _name, _value in {
 }.items():
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: a worker that begins one last keeps the others waiting."""
+    order = {name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

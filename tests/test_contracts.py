@@ -1,17 +1,21 @@
 """The laws that a machine can check, read off the syntax of every module; the checkers are tested, too."""
 
 import ast
+import inspect
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import d3mjax
+
 ROOT = Path(__file__).parent.parent
-# Rooms and their floors; a room imports itself and lower floors. `types` and `keys` are the ground.
+MAX_LINES, MAX_PARAMETERS = 400, 10
+# Rooms and their floors; a room imports itself and lower floors. `types` is the ground.
 FLOORS = {
-    **dict.fromkeys(("d3mjax.types", "d3mjax.keys"), 0),
-    "d3mjax.linalg": 1,
+    "d3mjax.types": 0,
+    **dict.fromkeys(("d3mjax.keys", "d3mjax.linalg"), 1),
     **dict.fromkeys(("d3mjax.data", "d3mjax.networks", "d3mjax.training", "d3mjax.metrics"), 2),
     "d3mjax.attribution": 3,
     "d3mjax.runtime": 4,  # above attribution, which it spreads over devices
@@ -34,10 +38,39 @@ IMPURE_ATTRIBUTES = {
 RETIRED = {"pmap", "tree_map", "tree_multimap", "PRNGKey", "xmap", "host_callback"}
 # Data that may be absent, rather than options.
 POSITIONAL_DEFAULTS = {
-    ("spurious", "group_shares", "class_shares"),  # one of four shares and counts that only make sense together
-    ("record", "open_run", "name"),  # the third part of the path root / experiment / name
+    ("cues", "group_shares", "class_shares"),  # one of four shares and counts that only make sense together
+    ("runs", "open_run", "name"),  # the third part of the path root / experiment / name
 }
+WITHOUT_EXAMPLE = (
+    *(
+        "check_losses",
+        "cross_entropy",
+        "from_functions",
+        "from_linen",
+        "from_nnx",
+        "group_dro",
+        "linear",
+        "make_trainer",
+    ),
+    *("map_models", "mlp", "model_keys", "resampled", "shuffled"),
+)
 LEADING = ("key", "model")  # in this order, before everything else
+KEYS = ("keys", "model_keys")  # the keys of many models may stand where one key does
+# Modules that break a rule today; every entry goes with the change that repairs it.
+PENDING: dict[str, tuple[str, ...]] = {
+    "upward_imports": ("d3mjax/commands/", "experiments/bias/fmd_against_d3m.py"),
+    "impurities": ("d3mjax/reports/page.py",),
+    "misplaced_arguments": ("d3mjax/commands/", "d3mjax/reports/"),
+    "undocumented": ("d3mjax/commands/",),
+    "hidden_parameters": (
+        *("d3mjax/attribution/", "d3mjax/data/", "d3mjax/diagnosis/", "d3mjax/linalg/lasso.py", "d3mjax/runtime/"),
+        *("d3mjax/unlearning/", "d3mjax/commands/"),
+    ),
+    "shared_generators": (
+        *("tests/attribution/", "tests/networks/", "tests/training/", "tests/linalg/", "tests/experiments/"),
+        *("tests/data/", "tests/diagnosis/", "tests/debiasing/"),
+    ),
+}
 
 
 def _modules(*tops: str) -> list[str]:
@@ -119,7 +152,8 @@ def misplaced_arguments(path: str, source: str) -> list[str]:
         where = f"{path}:{function.lineno}: {function.name}"
         positional = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
         leading = [name for name in LEADING if name in positional]
-        if positional[: len(leading)] != leading:
+        begin = 1 if positional and positional[0] in KEYS else 0
+        if positional[begin : begin + len(leading)] != leading:
             found.append(f"{where}: arguments {positional} must begin with {leading}")
         for name in positional[len(positional) - len(function.args.defaults) :]:
             if len(positional) > 1 and (Path(path).stem, function.name, name) not in POSITIONAL_DEFAULTS:
@@ -142,6 +176,35 @@ def undocumented(path: str, source: str) -> list[str]:
     return found
 
 
+def hidden_parameters(path: str, source: str) -> list[str]:
+    """Public functions name what they take, ten parameters at most; ``**arrays`` of one type are data, not options."""
+    found = []
+    for function in _public_functions(source):
+        arguments, where = function.args, f"{path}:{function.lineno}: {function.name}"
+        count = len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
+        if count > MAX_PARAMETERS:
+            found.append(f"{where}: {count} parameters, expected at most {MAX_PARAMETERS}")
+        if arguments.kwarg and (arguments.kwarg.annotation is None or _dotted(arguments.kwarg.annotation) == "Any"):
+            found.append(f"{where}: **{arguments.kwarg.arg} hides parameters; take a tuple of options")
+    return found
+
+
+def long_files(path: str, source: str) -> list[str]:
+    """A file is read at one sitting."""
+    count = len(source.splitlines())
+    return [f"{path}: {count} lines, expected at most {MAX_LINES}"] * (count > MAX_LINES)
+
+
+def shared_generators(path: str, source: str) -> list[str]:
+    """Test data do not depend on which tests ran before: no generator with state belongs to a module."""
+    return [
+        f"{path}:{node.lineno}: a generator that tests share; make data in a fixture or function with its own seed"
+        for node in ast.parse(source).body
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Call)
+        if _dotted(node.value.func).split(".")[-1] in ("default_rng", "RandomState", "Random")
+    ]
+
+
 def retired_spellings(path: str, source: str) -> list[str]:
     """Nothing that JAX has replaced."""
     tree, found = ast.parse(source), []
@@ -161,6 +224,9 @@ RULES = [
     (impurities, ("d3mjax",)),
     (misplaced_arguments, ("d3mjax",)),
     (undocumented, ("d3mjax",)),
+    (hidden_parameters, ("d3mjax",)),
+    (long_files, ("d3mjax", "experiments")),
+    (shared_generators, ("tests",)),
     (retired_spellings, ("d3mjax", "experiments", "tests")),
 ]
 
@@ -169,6 +235,7 @@ RULES = [
 def test_every_module_keeps_the_rule(rule, tops):
     paths = _modules(*tops)
     assert len(paths) > 10
+    paths = [path for path in paths if not path.startswith(PENDING.get(rule.__name__, ("-",)))]
     found = [line for path in paths for line in rule(path, (ROOT / path).read_text(encoding="utf-8"))]
     assert not found, f"{rule.__doc__}\n" + "\n".join(found)
 
@@ -181,6 +248,9 @@ BAD = [
     (upward_imports, "d3mjax/types.py", "from d3mjax import metrics"),
     (upward_imports, "d3mjax/runtime/sweep.py", "def f():\n    from experiments import report"),
     (upward_imports, "d3mjax/newroom/module.py", ""),
+    (upward_imports, "d3mjax/commands/debias.py", "from experiments.d3m import d3m"),
+    (upward_imports, "experiments/bias/fmd.py", "from experiments.d3m import ablations"),  # another wing
+    (upward_imports, "experiments/tasks.py", "from experiments.d3m import ablations"),
     (upward_imports, "d3mjax/debiasing/loop.py", "import d3mjax"),  # the package itself belongs to nobody below it
     (impurities, "d3mjax/debiasing/loop.py", "with open('x') as f:\n    pass"),
     (impurities, "d3mjax/types.py", "from os import environ"),
@@ -193,6 +263,7 @@ BAD = [
     (misplaced_arguments, "d3mjax/metrics.py", "def f(model: int, key: int): pass"),
     (misplaced_arguments, "d3mjax/metrics.py", "def f(x: int, model: int): pass"),
     (misplaced_arguments, "d3mjax/metrics.py", "def f(x: int, *, key: int): pass"),
+    (misplaced_arguments, "d3mjax/metrics.py", "def f(keys: int, x: int, model: int): pass"),
     (misplaced_arguments, "d3mjax/metrics.py", "def f(x: int, scale: float = 1.0): pass"),
     (misplaced_arguments, "d3mjax/metrics.py", "def f(x: int, seed: int = 0): pass"),
     (undocumented, "d3mjax/metrics.py", "def f(x: int) -> int: return x"),
@@ -200,6 +271,12 @@ BAD = [
     (undocumented, "d3mjax/metrics.py", "def f(*x) -> int:\n    'Doc.'"),
     (undocumented, "d3mjax/metrics.py", "def f(*, x) -> int:\n    'Doc.'"),
     (undocumented, "d3mjax/metrics.py", "def f(x: int):\n    'Doc.'"),
+    (hidden_parameters, "d3mjax/metrics.py", f"def f({', '.join(f'x{i}' for i in range(11))}): pass"),
+    (hidden_parameters, "d3mjax/metrics.py", "def f(x: int, **options: Any): pass"),
+    (hidden_parameters, "d3mjax/metrics.py", "def f(x: int, **options): pass"),
+    (long_files, "d3mjax/metrics.py", "x = 1\n" * 401),
+    (shared_generators, "tests/test_x.py", "RNG = np.random.default_rng(0)"),
+    (shared_generators, "tests/test_x.py", "RNG: object = random.Random(0)"),
     (retired_spellings, "tests/test_x.py", "key = jax.random.PRNGKey(0)"),
     (retired_spellings, "tests/test_x.py", "from jax.experimental.shard_map import shard_map"),
     (retired_spellings, "tests/test_x.py", "from jax.experimental import shard_map"),
@@ -209,13 +286,21 @@ BAD = [
 GOOD = [
     (upward_imports, "d3mjax/linalg/ridge.py", "from d3mjax.types import Solve\nfrom d3mjax.linalg import iterative"),
     (upward_imports, "d3mjax/debiasing/loop.py", "from .selection import drop_lowest\nimport jax, experimentsx"),
-    (upward_imports, "experiments/d3m.py", "from d3mjax.runtime import record\nfrom experiments import report"),
-    (impurities, "d3mjax/runtime/record.py", "import os\nopen('x')"),
+    (upward_imports, "experiments/d3m/d3m.py", "from d3mjax.runtime import runs\nfrom experiments import study, tasks"),
+    (upward_imports, "experiments/d3m/d3m.py", "from experiments.d3m import ablations"),
+    (upward_imports, "experiments/__main__.py", "from experiments.d3m import ablations"),
+    (impurities, "d3mjax/runtime/store.py", "import os\nopen('x')"),
     (impurities, "d3mjax/metrics.py", "from jax.sharding import Mesh\nx.open()\nos = 1"),
     (misplaced_arguments, "d3mjax/metrics.py", "def f(key: int, model: int, x: int, *, scale: float = 1.0): pass"),
     (misplaced_arguments, "d3mjax/data/adult.py", "def load(seed: int = 0, *, size: int = 1): pass"),
     (misplaced_arguments, "d3mjax/metrics.py", "def _f(x, key=None): pass"),
+    (misplaced_arguments, "d3mjax/metrics.py", "def f(keys: int, model: int, x: int): pass"),
+    (misplaced_arguments, "d3mjax/metrics.py", "def f(trainer: int, keys: int): pass"),
     (undocumented, "d3mjax/metrics.py", "def f(x: int, *y: int, **z: int) -> int:\n    'Doc.'\ndef _g(x): pass"),
+    (hidden_parameters, "d3mjax/metrics.py", "def f(x: int, **arrays: np.ndarray): pass\ndef _f(**options): pass"),
+    (long_files, "d3mjax/metrics.py", "x = 1\n" * 400),
+    (shared_generators, "tests/test_x.py", "X = np.random.default_rng(0).normal(size=3)\nKEY = jax.random.key(0)"),
+    (shared_generators, "tests/test_x.py", "def f():\n    rng = np.random.default_rng(0)"),
     (retired_spellings, "tests/test_x.py", "jax.tree.map(f, x)\njax.shard_map(f)\njax.random.key(0)"),
 ]
 
@@ -228,3 +313,11 @@ def test_rules_find_offenders(rule, path, source):
 @pytest.mark.parametrize(("rule", "path", "source"), GOOD)
 def test_rules_leave_the_rest_alone(rule, path, source):
     assert rule(path, source) == []
+
+
+def test_the_face_exists_and_every_function_of_it_has_an_example():
+    missing = [name for name in d3mjax.__all__ if not hasattr(d3mjax, name)]
+    assert not missing
+    functions = {name: value for name, value in vars(d3mjax).items() if name in d3mjax.__all__ and callable(value)}
+    bare = [n for n, f in functions.items() if inspect.isfunction(f) and ">>>" not in (inspect.getdoc(f) or "")]
+    assert sorted(bare) == sorted(WITHOUT_EXAMPLE)

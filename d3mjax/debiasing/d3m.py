@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from d3mjax import keys, metrics
 from d3mjax.attribution import outputs, projections, trak
@@ -133,7 +133,9 @@ def _retrained(split, data, model_keys, weights, model, trainer, *, num_groups, 
 
 
 def retrain_each(
-    fit: Callable[..., Evaluation], model_keys: Key[Array, "r"], weights: Mapping[str, Float[AnyArray, "*r n"]]
+    fit: Callable[..., Evaluation],
+    model_keys: Key[Array, "r"],
+    weights: Mapping[str, Real[AnyArray, "*r n"] | Bool[AnyArray, "*r n"]],
 ) -> dict[str, Evaluation]:
     """``fit(keys [k r], weights [k r n])`` of k weightings, in one call: r models each, from the same keys.
 
