@@ -91,7 +91,7 @@ def attribute_targets(
 
 @partial(jax.jit, static_argnames=("model", "options"))
 def _scores(key, variables, train, target, damping, *, model, options: trak.Options):
-    return trak.scores(key, model, variables, train, target, **options._replace(damping=damping)._asdict())
+    return trak.scores(key, model, variables, train, target, options=options._replace(damping=damping))
 
 
 def split_targets(

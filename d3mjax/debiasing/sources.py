@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, influence, outputs, trak, trak_checks
-from d3mjax.linalg import iterative
+from d3mjax.linalg import iterative, lasso
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks
@@ -65,8 +65,8 @@ def by_trak(options: trak.Options, *, dampings: tuple[float, ...] = ()) -> Attri
 
     def attribute(key, model: Model, variables, data: Data, num_groups: int):
         def damped(damping):
-            settings = {**options._asdict(), "damping": damping}
-            return trak.group_columns(key, model, variables, data.train, data.target, num_groups, **settings)
+            settings = options._replace(damping=damping)
+            return trak.group_columns(key, model, variables, data.train, data.target, num_groups, options=settings)
 
         return jax.vmap(damped)(jnp.array([options.damping, *dampings]))
 
@@ -85,9 +85,7 @@ def by_influence(options: influence.Options, *, rtol: float) -> Attribution:
     """
 
     def attribute(_key, model: Model, variables, data: Data, num_groups: int):
-        columns, info = influence.group_columns(
-            model, variables, data.train, data.target, num_groups, **options._asdict()
-        )
+        columns, info = influence.group_columns(model, variables, data.train, data.target, num_groups, options=options)
         return jax.tree.map(lambda a: a[None], (columns, jnp.ones(columns.shape[0]), info))
 
     def check(info, data: Data) -> dict[str, Any]:
@@ -206,8 +204,8 @@ def _regress(key, ids, margins, *, bank: Bank, num_examples: int):
     subsets, heldout = _subsets(key, ids, bank, num_examples), jnp.arange(bank.models // 8)
     if bank.fit == "LASSO":
         # Few dense targets: the last digits of a path cost most of its time and change no sign.
-        path = {"num_lambdas": 20, "smallest": 0.01, "max_steps": 200}
-        linear, info = datamodels.fit_lasso(subsets, margins, heldout, **path)
+        path = lasso.Options(num_lambdas=20, smallest=0.01, max_steps=200)
+        linear, info = datamodels.fit_lasso(subsets, margins, heldout, options=path)
         return linear.weight.T[None], {"heldout_r2": info.r2, "support": info.support}
     lambdas = datamodels.default_lambdas(subsets)[4:]  # outputs of single models are never 95 % signal
     linear, info, residual = datamodels.fit_ridge_few(subsets, margins, lambdas, heldout)
