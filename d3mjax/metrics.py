@@ -1,15 +1,13 @@
 """What is reported: group accuracies, rank correlation, LDS, and intervals over seeds and masks.
 
-All functions but `summary` are pure JAX and take batches as leading axes or through `vmap`. Accuracies and shares
+All functions are pure JAX and take batches as leading axes or through `vmap`. Accuracies and shares
 are fractions in [0, 1]. Nothing here invents a number: an empty group or a constant column is NaN, never 0.
 """
 
-from collections.abc import Callable, Iterable
-from typing import TypedDict
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from d3mjax.types import AnyArray
@@ -128,31 +126,6 @@ def lds_interval(
 
     draws = jax.lax.map(resampled_mean, jax.random.split(key, num_resamples))
     return jnp.nanquantile(draws, _tails(level))  # a draw is NaN when it holds no target that has an LDS
-
-
-class Summary(TypedDict):
-    """One metric over seeds, as `metrics.json` holds it."""
-
-    mean: float | None
-    std: float | None
-    per_seed: list[float | None]
-
-
-def summary(per_seed: AnyArray | Iterable[float]) -> Summary:
-    """Mean, standard deviation (ddof=1) and values over seeds, as plain numbers for `metrics.json` (host only).
-
-    JSON has no NaN: a seed without a finite value is None and leaves the mean None; one seed has std None.
-    Raises ValueError when there is no seed at all, or more than one axis.
-    """
-    values = np.asarray(per_seed if isinstance(per_seed, AnyArray) else list(per_seed), np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"summary needs one value per seed in one axis, got shape {values.shape}")
-    finite = np.isfinite(values)
-    return {
-        "mean": float(values.mean()) if finite.all() else None,
-        "std": float(values.std(ddof=1)) if finite.all() and values.size > 1 else None,
-        "per_seed": [float(v) if ok else None for v, ok in zip(values, finite, strict=True)],
-    }
 
 
 def _tie_runs(x):

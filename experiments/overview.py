@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from d3mjax.reports import page as report
+from d3mjax.reports.rows import by_task
 from d3mjax.runtime import store
 
 ORDER = ("d3m", "main_table", "removal_rules", "auto_d3m", "label_errors")  # these first, the others by name
@@ -54,8 +55,7 @@ def body(run: Path, document: Mapping[str, Any]) -> str:
     page = run / "report.html"
     if not page.exists():
         return "".join(
-            f"<h3>{escape(task)}</h3>{report.table_html(rows)}"
-            for task, rows in report.by_task(document["rows"]).items()
+            f"<h3>{escape(task)}</h3>{report.table_html(rows)}" for task, rows in by_task(document["rows"]).items()
         )
     text = page.read_text()
     first, last = text.find("<h2>"), text.find("<h2>How to repeat it")

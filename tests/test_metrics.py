@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
@@ -141,12 +140,3 @@ def test_lds_interval_resamples_masks_not_only_targets():
     np.testing.assert_allclose(one, many, atol=1e-6)
     dead = jnp.concatenate([x, jnp.zeros_like(x)], 1)  # a constant prediction has no LDS and is left out
     assert jnp.isfinite(metrics.lds_interval(jax.random.key(8), dead, jnp.tile(x + noise, (1, 2)), level=0.5)).all()
-
-
-def test_summary():
-    # mean 2, squared deviations 1 + 0 + 1 over ddof 2
-    assert metrics.summary([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0, "per_seed": [1.0, 2.0, 3.0]}
-    assert metrics.summary(jnp.array([0.5])) == {"mean": 0.5, "std": None, "per_seed": [0.5]}
-    assert metrics.summary([0.5, float("nan")]) == {"mean": None, "std": None, "per_seed": [0.5, None]}
-    with pytest.raises(ValueError, match=r"shape \(0,\)"):
-        metrics.summary([])

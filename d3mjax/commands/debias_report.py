@@ -14,21 +14,22 @@ from d3mjax.commands.debias_data import Own
 from d3mjax.debiasing import selection
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
-from d3mjax.reports.sentences import WGA, Row, percent, verdict
+from d3mjax.reports.rows import Row
+from d3mjax.reports.sentences import WGA, percent, verdict
 from d3mjax.runtime import store
 from experiments import study
 from experiments.d3m import d3m_report
 from experiments.tasks import Task
 
-METHODS = {
-    "ERM": "none",
-    "random removal": "none",
-    "class-matched random removal": "none",
-    "RWG on the targets alone": "validation groups",
-    "D3M, drop negative": "validation groups",
-    "D3M, 10 % removed": "validation groups",
-    "D3M, by selection": "validation groups",
-}
+METHODS = (
+    "ERM",
+    "random removal",
+    "class-matched random removal",
+    "RWG on the targets alone",
+    "D3M, drop negative",
+    "D3M, 10 % removed",
+    "D3M, by selection",
+)
 OURS = "D3M, by selection"
 PARTS = {"target": "scoring", "selection": "selection", "test": "report"}
 FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
@@ -88,7 +89,9 @@ def rows_of(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
     """One row a method; where --auto refused throughout, of those that remove nothing."""
     splits = debias_auto.of_seeds(found)
     names = ("ERM", "RWG on the targets alone") if debias_auto.refused(splits) else METHODS
-    methods = {name: "none" if splits else METHODS[name] for name in names}
+    methods = {name: d3m_report.METHODS[name] for name in names}
+    if splits:  # no group label was used
+        methods = {name: kind._replace(information="none") for name, kind in methods.items()}
     return d3m_report.rows_of(task.name, found, methods=methods)
 
 

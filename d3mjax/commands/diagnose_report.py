@@ -14,7 +14,8 @@ from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair, trees
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
-from d3mjax.reports.sentences import Row, percent
+from d3mjax.reports.rows import Row, row
+from d3mjax.reports.sentences import percent
 from d3mjax.runtime import store
 from experiments import study
 
@@ -46,13 +47,14 @@ def rows_of(
     """Shares of suspects by each network alone; accuracy on the validation rows with labels ``y``, over seeds."""
     claims = [np.asarray(trees.claim(fitted, arrays["probabilities"])).mean(0) for _, arrays in found]
     shares = {f"share suspected: {kind}": [float(claim[i]) for claim in claims] for i, kind in enumerate(KINDS)}
-    rows = [report.row(task, "diagnosis, each network alone", shares, settings={"networks": len(found)})]
-    for name in (BEFORE, AFTER):
+    rows = [row(task, "diagnosis, each network alone", shares, role="ours", settings={"networks": len(found)})]
+    for name, role in ((BEFORE, "plain"), (AFTER, "ours")):
         right = [arrays[name] for _, arrays in checks]
         worst = [min(r[y == c].mean() for c in np.unique(y)) for r in right]
         removed = float((diagnosis.repaired.weights == 0).mean()) if name == AFTER else 0.0
         measured = {"average_accuracy": [r.mean() for r in right], "worst_class_accuracy": worst}
-        rows.append(report.row(task, name, {**measured, "removed": [removed] * len(right)}, settings={"rows": len(y)}))
+        measured["removed"] = [removed] * len(right)
+        rows.append(row(task, name, measured, role=role, settings={"rows": len(y)}))
     return rows
 
 
@@ -144,7 +146,7 @@ def advice(
     """What somebody who has to decide should know, in plain words; every sentence follows from numbers."""
     found = [_kind(kind, diagnosis.flags[:, i], manifest["evaluation"][kind]) for i, kind in enumerate(KINDS)]
     shares = [100 * told["share"] for told in manifest["evaluation"].values()]
-    before, after = (next(row for row in rows if row["method"] == name) for name in (BEFORE, AFTER))
+    before, after = (next(of for of in rows if of["method"] == name) for name in (BEFORE, AFTER))
     return [
         *own.said,
         *found,

@@ -6,7 +6,8 @@ the joint spread, as in `reading`.
 
 from collections.abc import Iterator, Sequence
 
-from d3mjax.reports.sentences import WGA, Row, percent, verdict
+from d3mjax.reports.rows import Row
+from d3mjax.reports.sentences import WGA, percent, verdict
 
 BASE = "no edit"
 COST = 0.005

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import tyro
 from matplotlib.figure import Figure
 
-from d3mjax import metrics
 from d3mjax.reports.bias_sentences import by_goal
-from d3mjax.reports.sentences import SPOKEN, WGA, Row, num_seeds, percent, reading
+from d3mjax.reports.rows import Row, by_task
+from d3mjax.reports.sentences import SPOKEN, WGA, num_seeds, percent, reading
 from d3mjax.runtime import runs, store
 
 STYLE = """
@@ -82,20 +82,6 @@ INFORMATION = {
     "training groups": "needs the group label of every training example. Such methods are told what the others have "
     "to find out: read them as a yardstick, not as rivals.",
 }
-
-
-def row(
-    task: str,
-    method: str,
-    per_seed: Mapping[str, Sequence[Any]],
-    *,
-    information: str = "none",
-    settings: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """One row of `metrics.json`; a metric that some seed does not have (None) is left out."""
-    measured = {name: metrics.summary([float(v) for v in vs]) for name, vs in per_seed.items() if None not in vs}
-    facts = {"information": information, "settings": dict(settings or {}), "metrics": measured}
-    return {"task": task, "method": method, **facts}
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -234,14 +220,6 @@ def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], list[bool]]
     header = [*text, *map(_title, metrics), "seeds"]
     body = [[*(str(row[t]) for t in text), *(_shown(m, row) for m in metrics), str(num_seeds(row))] for row in rows]
     return header, body, [False] * len(text) + [True] * (len(metrics) + 1)
-
-
-def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each task, in order."""
-    tasks: dict[str, list[Row]] = {}
-    for row in rows:
-        tasks.setdefault(row["task"], []).append(row)
-    return tasks
 
 
 def _opening(document: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ _INK, _FAINT = "#30343b", "#d9dce1"
 
 def accuracy_against_removed(
     curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
-    marks: Mapping[str, tuple[float, float]],
+    marks: Mapping[str, tuple[Any, Any]],
     *,
     references: Mapping[str, ArrayLike],
     num_train: int,
@@ -60,11 +60,11 @@ def accuracy_against_removed(
 
 
 def curves(
-    lines: Mapping[str, tuple[Sequence[float] | np.ndarray, ArrayLike]],
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
     xlabel: str,
     ylabel: str,
     *,
-    ticks: Sequence[float] | None = None,
+    ticks: ArrayLike | None = None,
 ) -> Figure:
     """Mean and standard deviation over seeds against a positive number; `lines`: label -> (x [k], y [s k]).
 
@@ -75,9 +75,10 @@ def curves(
         mean, std = _spread(np.asarray(y))
         axes.plot(x, mean, marker=marker, markersize=4.5, color=colour, label=label)
         axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-    ticks = ticks or sorted({float(value) for x, _ in lines.values() for value in x})
+    xs = np.concatenate([np.asarray(x, float) for x, _ in lines.values()])
+    ticks = np.unique(xs if ticks is None else np.asarray(ticks))
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
@@ -225,7 +226,7 @@ def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str], 
 
 
 def probability_histograms(
-    probabilities: Mapping[str, ArrayLike], thresholds: Mapping[str, float], *, bins: int = 25
+    probabilities: Mapping[str, ArrayLike], thresholds: Mapping[str, Any], *, bins: int = 25
 ) -> Figure:
     """Rows by their probability [n] of each kind of error, on a logarithmic scale; a line at the kind's threshold."""
     figure, rows = _figure(7.2, 0.8 + 1.3 * len(probabilities), rows=len(probabilities))

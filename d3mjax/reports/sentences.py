@@ -10,8 +10,7 @@ best is the one to beat.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-Row = Mapping[str, Any]
-"""One row of `metrics.json`: task, method, information, settings, metrics."""
+from d3mjax.reports.rows import Row
 
 WGA = "worst_group_accuracy"
 PLAIN = ("ERM", "dirty")
@@ -55,7 +54,7 @@ def num_seeds(row: Row) -> int:
 
 def percent(value: Mapping[str, Any]) -> str:
     """Mean ± standard deviation of a share, in per cent."""
-    return _rounded(value, 100)
+    return _rounded(value, 100.0)
 
 
 def _against_plain(rows: Sequence[Row], erm: Row | None) -> Iterator[str]:
@@ -156,7 +155,7 @@ def _checkpoints(ours: Sequence[Row]) -> Iterator[str]:
             return
 
 
-def _rounded(value: Mapping[str, Any], scale: float = 1) -> str:
+def _rounded(value: Mapping[str, Any], scale: float = 1.0) -> str:
     spread = f" ± {scale * value['std']:.1f}" if value["std"] else ""
     return f"{scale * value['mean']:.1f}{spread}"
 

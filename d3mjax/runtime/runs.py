@@ -26,7 +26,9 @@ from d3mjax.runtime import hosts
 from d3mjax.runtime.store import differences, json_text, npz_bytes, read_json, write_bytes, write_json
 
 INFORMATION = ("none", "validation groups", "training groups")
-"""Which group labels a method needs, from the least to the most."""
+"""Group labels that a method needs, from the least to the most."""
+ROLES = ("ours", "plain", "control", "rival", "yardstick", "ceiling")
+"""Part of a row in its comparison; ``plain`` is plain training, with which all others are compared."""
 
 _DIGEST_BYTES = 32
 
@@ -180,19 +182,27 @@ def validate_document(document: Any) -> None:
     _check_fields(document, {**top, **numbers}, "document")
     known = {"revision": str, "versions": dict, "device": object, "cores": int}
     _check_fields(document["environment"], known, "environment", exact=False)
-    row_fields = {"task": str, "method": str, "information": str, "settings": dict, "metrics": dict}
+    row_fields = {"task": str, "method": str, "role": str, "information": str, "settings": dict, "metrics": dict}
     seen = set()
     for i, row in enumerate(document["rows"]):
         _check_fields(row, row_fields, f"rows[{i}]")
         where = f"rows[{i}] ({row['task']}, {row['method']})"
-        if row["information"] not in INFORMATION:
-            raise ValueError(f"{where}: information is {row['information']!r}, not one of {INFORMATION}")
+        check_kind(row, where)
         identity = (row["task"], row["method"], json_text(row["settings"], sort_keys=True))
         if identity in seen:
             raise ValueError(f"{where}: the same task, method and settings as an earlier row")
         seen.add(identity)
         for metric, value in row["metrics"].items():
             _check_metric(value, metric, f"{where}.metrics.{metric}")
+
+
+def check_kind(row: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError unless role and information are known and a control names what it controls for."""
+    for name, known in (("role", ROLES), ("information", INFORMATION)):
+        if row[name] not in known:
+            raise ValueError(f"{where}: {name}: found {row[name]!r}, expected one of {known}")
+    if row["role"] == "control" and not row["settings"].get("controls"):
+        raise ValueError(f"{where}: settings.controls: found none, expected what the control controls for")
 
 
 def _check_fields(value, fields, where, exact=True):

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d3mjax import metrics
 from d3mjax.attribution import datamodels
 from d3mjax.linalg import lasso
+from d3mjax.reports.rows import row
 from d3mjax.runtime import bank, runs
 from d3mjax.training import masks
 
@@ -43,9 +43,8 @@ def bench(*, smoke: bool) -> list[dict[str, Any]]:
     task = Task(models=96, targets=4, examples=20, block=32, lambdas=5) if smoke else Task()
     command = [sys.executable, "-m", "experiments.bench.bank", json.dumps(asdict(task))]
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    figures = {name: metrics.summary([value]) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
-    row = {"task": task.name, "method": "bank.fill, bank.read, fit_lasso", "information": "none"}
-    return [{**row, "settings": asdict(task), "metrics": figures}]
+    figures = {name: [value] for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
+    return [row(task.name, "bank.fill, bank.read, fit_lasso", figures, role="ours", settings=asdict(task))]
 
 
 def measure(task: Task, directory: Path) -> dict[str, float]:

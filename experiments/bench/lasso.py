@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import lasso_path
 
-from d3mjax import metrics
 from d3mjax.linalg import lasso
+from d3mjax.reports.rows import row
 from d3mjax.runtime import runs
 
 
@@ -53,7 +53,7 @@ def bench(*, smoke: bool) -> list[dict[str, Any]]:
         weights = np.stack(list(pool.map(theirs, range(task.sample))), axis=1)  # [n sample l]
     reference = (time.perf_counter() - begin) / task.sample
     best = objectives(z, centred, np.asarray(penalties)[:, : task.sample], weights)
-    rows = [_row(task, "scikit-learn, Gram precomputed", {"seconds_per_target": reference})]
+    rows = [_row(task, "scikit-learn, Gram precomputed", {"seconds_per_target": reference}, "rival")]
     for label, dtype in (("float32", None), ("bfloat16 steps", jnp.bfloat16)):
         seconds, found = timed_path(moments, penalties, task, dtype)
         excess = objectives(z, centred, np.asarray(penalties)[:, : task.sample], found) / best - 1
@@ -100,7 +100,6 @@ def objectives(z, y, penalties, weights) -> np.ndarray:
     return (residual**2).mean(0) / 2 + penalties.T * np.abs(weights).sum(0)
 
 
-def _row(task: Task, method: str, figures: dict[str, float]) -> dict[str, Any]:
-    measured = {name: metrics.summary([value]) for name, value in figures.items()}
-    measured["peak_memory_mib"] = metrics.summary([runs.peak_memory_mib()])
-    return {"task": task.name, "method": method, "information": "none", "settings": asdict(task), "metrics": measured}
+def _row(task: Task, method: str, figures: dict[str, float], role: str = "ours") -> dict[str, Any]:
+    measured = {name: [value] for name, value in {**figures, "peak_memory_mib": runs.peak_memory_mib()}.items()}
+    return row(task.name, method, measured, role=role, settings=asdict(task))

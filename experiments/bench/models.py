@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from d3mjax import metrics
 from d3mjax.networks import conv, dense
+from d3mjax.reports.rows import row
 from d3mjax.runtime import hosts, runs
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import sweep
@@ -162,7 +162,7 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
 
 def _row(task: Task, method: str, settings, per_second: list[float], memory: float, **extra: float) -> dict[str, Any]:
     steps = [task.steps * rate for rate in per_second]
-    measured = {"per_second": metrics.summary(per_second), "steps_per_second": metrics.summary(steps)}
-    measured |= {"peak_memory_mib": metrics.summary([memory])}
-    measured |= {name: metrics.summary([float(value)]) for name, value in extra.items()}
-    return {"task": task.name, "method": method, "information": "none", "settings": settings, "metrics": measured}
+    measured = {"per_second": per_second, "steps_per_second": steps, "peak_memory_mib": [memory]}
+    measured |= {name: [value] for name, value in extra.items()}
+    role = "rival" if "ratio" in extra else "ours"
+    return row(task.name, method, measured, role=role, settings=settings)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from d3mjax import metrics
 from d3mjax.attribution import gradients, influence
 from d3mjax.attribution.outputs import map_microbatches
 from d3mjax.diagnosis import vectors
 from d3mjax.networks import dense
+from d3mjax.reports.rows import row
 from d3mjax.runtime import runs
 from d3mjax.types import Model, Split
 
@@ -50,7 +50,7 @@ def _rows(task: Task, *, compare: bool) -> list[dict[str, Any]]:
     if compare:
         explicit = jax.jit(lambda v, a, b: _explicit(model, v, a, b))
         reference, expected = _timed(explicit, (variables, train, validation), task.repeats)
-        rows.append(_row(task, "explicit gradients", {"seconds": reference}))
+        rows.append(_row(task, "explicit gradients", {"seconds": reference}, "rival"))
         figures |= {"ratio": reference / seconds, "largest_error": float(np.abs(product - expected).max())}
     whole = jax.jit(lambda v, a, b: vectors.tensor(model, v, a, b))
     four, _ = _timed(whole, (variables, train, validation), task.repeats)
@@ -89,8 +89,8 @@ def _timed(fn, args, repeats: int) -> tuple[float, np.ndarray]:
     return float(np.median(seconds)), np.asarray(found)
 
 
-def _row(task: Task, method: str, figures: dict[str, float]) -> dict[str, Any]:
-    measured = {name: metrics.summary([value]) for name, value in figures.items()}
+def _row(task: Task, method: str, figures: dict[str, float], role: str = "ours") -> dict[str, Any]:
+    measured = {name: [value] for name, value in figures.items()}
     if task.train > 4000:  # the process's high water mark, which explicit gradients would set
-        measured["peak_memory_mib"] = metrics.summary([runs.peak_memory_mib()])
-    return {"task": task.name, "method": method, "information": "none", "settings": asdict(task), "metrics": measured}
+        measured["peak_memory_mib"] = [runs.peak_memory_mib()]
+    return row(task.name, method, measured, role=role, settings=asdict(task))

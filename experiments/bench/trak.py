@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d3mjax import metrics
 from d3mjax.attribution import gradients, projections, trak
 from d3mjax.networks import dense
+from d3mjax.reports.rows import row
 from d3mjax.runtime import runs
 from d3mjax.types import Split
 
@@ -142,7 +142,7 @@ def _speed(task, torch_python, directory):
     for name, figures in library:
         settings = {"torch": figures["torch"], "traker": figures["traker"], "threads": figures["threads"]}
         names = ("seconds", "cpu_seconds", "peak_memory_mib")
-        found.append(_row(task.name, name, settings, **{key: np.atleast_1d(figures[key]) for key in names}))
+        found.append(_row(task.name, name, settings, "rival", **{key: np.atleast_1d(figures[key]) for key in names}))
     return found
 
 
@@ -218,9 +218,8 @@ def measure_groups(task: Groups) -> dict[str, float]:
     return {"seconds": seconds, "cpu_seconds": cpu, "peak_memory_mib": runs.peak_memory_mib()}
 
 
-def _row(task: str, method: str, settings, **figures) -> dict[str, Any]:
-    measured = {name: metrics.summary([float(v) for v in values]) for name, values in figures.items()}
-    return {"task": task, "method": method, "information": "none", "settings": settings, "metrics": measured}
+def _row(task: str, method: str, settings, role: str = "ours", **figures) -> dict[str, Any]:
+    return row(task, method, figures, role=role, settings=settings)
 
 
 if __name__ == "__main__":

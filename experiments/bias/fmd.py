@@ -21,6 +21,7 @@ from d3mjax.attribution import influence
 from d3mjax.attribution.inverses import by_last_layer
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Split
 from d3mjax.unlearning import edits
@@ -32,13 +33,23 @@ from experiments.bias_tasks import BiasTask, Loaded
 TRAIN, SIGNS, SUBSETS = range(3)  # families of keys
 MORE = pair_controls.LAST + 1
 WHOLE = ", whole network"
-INFORMATION = {
-    "D3M": "validation groups",
-    "D3M, 10 % removed": "validation groups",
-    "DFR on the targets": "validation groups",
-    "SUBG": "training groups",
+RIVAL = Kind("rival")
+KINDS = {
+    "no edit": Kind("plain"),
+    "refit": Kind("control", controls="refitting the last layer"),
+    **dict.fromkeys(("FMD", "FMD, one-vs-rest", "FMD, re-linearised", "FMD" + WHOLE), Kind("ours")),
+    **dict.fromkeys(("Newton on the bias", "Newton on the bias" + WHOLE), Kind("ours")),
+    "FMD, conflicting side alone": Kind("control", controls="conflicting side alone"),
+    "FMD, sign flipped": Kind("control", controls="sign"),
+    "FMD, random signs": Kind("control", controls="sign"),
+    "temperature of FMD's bias": Kind("control", controls="temperature"),
+    "as many as D3M at random": Kind("control", controls="number"),
+    "D3M": Kind("rival", "validation groups"),
+    "D3M, 10 % removed": Kind("rival", "validation groups"),
+    "DFR on the targets": Kind("rival", "validation groups"),
+    "SUBG": Kind("yardstick", "training groups"),
 }
-"""Whose groups a method is given; the others know the attribute of the pairs alone."""
+"""Kinds of methods, `RIVAL` elsewhere; those without groups know the attribute of the pairs alone."""
 
 
 @dataclass(frozen=True)
@@ -234,10 +245,12 @@ def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[l
     names = [name for name, value in facts[0].items() if isinstance(value, Mapping) and "bias" in value]
     rows = []
     for name in names:
-        information = INFORMATION.get(name, "none")
+        kind = KINDS.get(name, RIVAL)
         values = {metric: [fact[name][metric] for fact in facts] for metric in facts[0][name]}
-        settings = {"steps": [fact["steps"][name] for fact in facts]} if name in facts[0]["steps"] else {}
-        rows.append(report.row(task.name, name, values, information=information, settings=settings))
+        settings: dict[str, Any] = kind.settings()
+        if name in facts[0]["steps"]:
+            settings |= {"steps": [fact["steps"][name] for fact in facts], "edits": "a trained network"}
+        rows.append(row(task.name, name, values, role=kind.role, information=kind.information, settings=settings))
     accuracy = "worst_group_accuracy" if task.goal == "bias" else "accuracy"
     points = {name: ([f[name]["bias"] for f in facts], [f[name][accuracy] for f in facts]) for name in names}
     text = (

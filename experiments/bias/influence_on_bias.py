@@ -24,6 +24,7 @@ from d3mjax.attribution import gradients, influence, outputs, projections, trak
 from d3mjax.debiasing import selection
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
@@ -218,14 +219,30 @@ def measure(task: BiasTask, config: Config, programs: dict, seed: int, progress:
     return facts, {"id": np.asarray(split.id), **{f"on_bias/{k}": np.asarray(v) for k, v in scores.items()}}
 
 
+def kind_of(config: Config, task: BiasTask, name: str) -> tuple[Kind, dict[str, str]]:
+    """Role of a removal or edit, and the settings that show it."""
+    sizes = SIZES[task.name] if not config.smoke else (20,)
+    kinds = {"no removal": Kind("plain")}
+    for k in sizes:
+        kinds |= {
+            f"reversed, {k} removed": Kind("control", controls="sign"),
+            f"random, {k} removed": Kind("control", controls="number"),
+            f"group-matched random *, {k} removed": Kind("control", "training groups", "group balance"),
+        }
+    kind = kinds.get(name, Kind("ours"))
+    edited = name.startswith("self-chosen, one step on the ")
+    return kind, kind.settings() | ({"edits": "a trained network"} if edited else {})
+
+
 def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a removal; predicted against actual change of the signed bias."""
     facts = [facts for facts, _ in found]
     names = [name for name in facts[0] if name != "residual"]
-    star = lambda name: "training groups" if "*" in name else "none"
-    rows = [
-        report.row(task.name, n, {m: [f[n][m] for f in facts] for m in facts[0][n]}, information=star(n)) for n in names
-    ]
+    rows = []
+    for name in names:
+        kind, settings = kind_of(config, task, name)
+        values = {m: [f[name][m] for f in facts] for m in facts[0][name]}
+        rows.append(row(task.name, name, values, role=kind.role, information=kind.information, settings=settings))
     told = [n for n in names if "predicted_change" in facts[0][n]]
     points = {n: ([f[n]["predicted_change"] for f in facts], [f[n]["signed_change"] for f in facts]) for n in told}
     text = (

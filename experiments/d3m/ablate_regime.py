@@ -9,6 +9,7 @@ Device:   two CPU cores, about a minute a regime and seed; any JAX device works.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import tyro
 from d3mjax.attribution import trak
 from d3mjax.debiasing import baselines
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind
 from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant
 from experiments.tasks import ADULT, PATCH, Task
@@ -70,7 +72,9 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Run all regimes, print a table for each, and leave everything in ``results/ablate_regime/<run>``."""
     config = ablations.small(config, tasks=config.tasks[:1])
     about = "All methods, and the checkpoints behind D3M, are trained as long and with as much weight decay as it says."
-    return ablations.run("ablate_regime", config, make, figures, about=about, results=results, run=run, tasks=REGIMES)
+    rows = partial(ablations.rows_of, kinds={"RWG": Kind("yardstick", "validation groups")})
+    named = {"about": about, "results": results, "run": run}
+    return ablations.run("ablate_regime", config, make, figures, rows=rows, tasks=REGIMES, **named)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ Expected: the table in experiments/README.md, which this command wrote.
 Device:   two CPU cores, some fifteen seconds a task and seed; any JAX device works.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import tyro
 from d3mjax.attribution import trak
 from d3mjax.debiasing import baselines, selection
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind
 from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
@@ -69,11 +71,22 @@ def make(task: Task, config: Config) -> Callable:
     return variants
 
 
+def counts_of(task: Task, config: Config) -> dict[str, Sequence[int]]:
+    """Numbers of targets by their mix."""
+    return {"of the same mix": config.sizes, "in equal groups": [k * len(task.group_names) for k in config.each]}
+
+
+def rows_of(config: Config, task: Task, found) -> list:
+    """One row a method and target set."""
+    kind = Kind("control", "validation groups", "targets alone")
+    names = [named(METHODS[1], count, mix) for mix, at in counts_of(task, config).items() for count in at]
+    return ablations.rows_of(task, found, dict.fromkeys(names, kind))
+
+
 def figures(task: Task, config: Config, found) -> dict:
     """Worst-group accuracy against the number of targets, for both mixes."""
-    counts = {"of the same mix": config.sizes, "in equal groups": [k * len(task.group_names) for k in config.each]}
     drawn = {}
-    for mix, at in counts.items():
+    for mix, at in counts_of(task, config).items():
         lines = {m: ablations.curve(found, {count: named(m, count, mix) for count in at}) for m in METHODS}
         lines |= ablations.yardsticks(found, at)
         caption = f"Worst group against the number of targets, {mix}."
@@ -85,7 +98,8 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Run all tasks, print a table for each, and leave everything in ``results/ablate_targets/<run>``."""
     config = ablations.small(config, sizes=(100,), each=(2, 5))
     about = "Fewer targets of the same mix, or equally many of each group; D3M beside training on the same targets."
-    return ablations.run("ablate_targets", config, make, figures, about=about, results=results, run=run)
+    rows = partial(rows_of, config)
+    return ablations.run("ablate_targets", config, make, figures, about=about, results=results, run=run, rows=rows)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from d3mjax import metrics
 from d3mjax.attribution import outputs, trak
 from d3mjax.debiasing import baselines, group_weighting, selection
 from d3mjax.reports import page as report
+from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
@@ -42,7 +43,8 @@ from experiments.d3m import engine
 from experiments.tasks import TASKS, Task
 
 CHECKPOINTS, COLUMNS, DRAW, REPORT, OTHER = range(300, 305)  # families of keys
-INFORMATION = {"ERM": "none", "SUBG": "training groups"}  # validation groups elsewhere
+OURS = Kind("ours", "validation groups")
+KINDS = {"ERM": Kind("plain"), "SUBG": Kind("yardstick", "training groups")}
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,9 @@ def worst(found: list[study.Unit], name: str) -> np.ndarray:
     return np.array([arrays[f"test/{name}"].min(-1).mean() for _, arrays in found])
 
 
-def rows_of(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
-    """One row a variant."""
+def rows_of(task: Task, found: list[study.Unit], kinds: Mapping[str, Kind] | None = None) -> list[dict[str, Any]]:
+    """One row a variant; ``kinds``: those of variants that are not ours."""
+    kinds = kinds or {}
     erm, subg, rows = worst(found, "ERM"), worst(found, "SUBG"), []
     gap = subg.mean() - erm.mean()
     for name in found[0][0]:
@@ -187,7 +190,9 @@ def rows_of(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
             "gap_closed": (worst(found, name) - erm) / gap if gap > 0 else np.full(len(erm), np.nan),
             **{figure: [facts[name][figure] for facts, _ in found] for figure in found[0][0][name]},
         }
-        rows.append(report.row(task.name, name, measured, information=INFORMATION.get(name, "validation groups")))
+        kind = {**KINDS, **kinds}.get(name, OURS)
+        facts = {"role": kind.role, "information": kind.information, "settings": kind.settings()}
+        rows.append(row(task.name, name, measured, **facts))
     return rows
 
 

@@ -7,9 +7,14 @@ from matplotlib.figure import Figure
 
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from experiments import study
 
-ORACLES = {"ERM": "none", "D3M, true groups": "validation groups", "SUBG": "training groups"}
+ORACLES = {
+    "ERM": Kind("plain"),
+    "D3M, true groups": Kind("yardstick", "validation groups"),
+    "SUBG": Kind("yardstick", "training groups"),
+}
 FOUND = ("refused", "attribute_auc", "explained", "separation", "loss_share")
 
 
@@ -27,9 +32,10 @@ def describe(case: Any, _config: Any, found: list[study.Unit]) -> tuple[list[dic
         if method not in ORACLES:
             values["share_of_d3m"] = (worst[method] - worst["ERM"]) / np.where(gap > 0, gap, np.nan)
             values |= {name: [facts[method][name] for facts, _ in found] for name in FOUND}
-        rows.append(report.row(case.name, method, values, information=ORACLES.get(method, "none")))
+        kind = ORACLES.get(method, Kind("ours"))
+        rows.append(row(case.name, method, values, role=kind.role, information=kind.information))
     order = list(ORACLES)[:2]
-    rows.sort(key=lambda row: order.index(row["method"]) if row["method"] in order else len(order))
+    rows.sort(key=lambda of: order.index(of["method"]) if of["method"] in order else len(order))
     return rows, report.Section(text(case, found), figures(case, found))
 
 

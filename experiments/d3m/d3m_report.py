@@ -7,26 +7,27 @@ import numpy as np
 
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from experiments import study
 from experiments.tasks import Task
 
-INFORMATION = {
-    "ERM": "none",
-    "random removal": "none",
-    "class-matched random removal": "none",
-    "SUBY": "none",
-    "RWG on the targets alone": "validation groups",
-    "D3M, drop negative": "validation groups",
-    "D3M, 10 % removed": "validation groups",
-    "D3M, by selection": "validation groups",
-    "D3M, by selection, at most 10 % removed": "validation groups",
-    "scores centred, drop negative": "validation groups",
-    "highest scores removed": "validation groups",
-    "group-matched random removal": "training groups",
-    "SUBG": "training groups",
-    "RWG": "training groups",
+METHODS = {
+    "ERM": Kind("plain"),
+    "random removal": Kind("control", controls="number"),
+    "class-matched random removal": Kind("control", controls="class balance"),
+    "SUBY": Kind("rival"),
+    "RWG on the targets alone": Kind("control", "validation groups", "targets alone"),
+    "D3M, drop negative": Kind("ours", "validation groups"),
+    "D3M, 10 % removed": Kind("ours", "validation groups"),
+    "D3M, by selection": Kind("ours", "validation groups"),
+    "D3M, by selection, at most 10 % removed": Kind("ours", "validation groups"),
+    "scores centred, drop negative": Kind("control", "validation groups", "mean of the scores"),
+    "highest scores removed": Kind("control", "validation groups", "sign"),
+    "group-matched random removal": Kind("control", "training groups", "group balance"),
+    "SUBG": Kind("yardstick", "training groups"),
+    "RWG": Kind("yardstick", "training groups"),
 }
-"""The methods of the table, in its order, and the group labels each one needs."""
+"""The methods of the table, in its order."""
 
 
 def describe(task: Task, _config: Any, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
@@ -34,22 +35,22 @@ def describe(task: Task, _config: Any, found: list[study.Unit]) -> tuple[list[di
     return rows_of(task.name, found), section(task, found)
 
 
-def rows_of(task: str, seeds: list[study.Unit], *, methods: Mapping[str, str] = INFORMATION) -> list[dict[str, Any]]:
+def rows_of(task: str, seeds: list[study.Unit], *, methods: Mapping[str, Kind] = METHODS) -> list[dict[str, Any]]:
     """One row a method: a seed's number is the mean over its retrained models of their worst group's accuracy."""
     facts = [facts for facts, _ in seeds]
     rows = []
-    for method, information in methods.items():
+    for method, kind in methods.items():
         values = {
             "worst_group_accuracy": [worst(arrays, method).mean() for _, arrays in seeds],
             "average_accuracy": [arrays[f"average/{method}"].mean() for _, arrays in seeds],
             "removed": [f["removed"].get(method) for f in facts],
             "suspects_removed": [f.get("suspects_removed", {}).get(method) for f in facts],
         }
-        settings = {}
-        if "D3M" in method and "checkpoints" in facts[0]:
+        settings: dict[str, Any] = kind.settings()
+        if kind.role == "ours" and "checkpoints" in facts[0]:
             values |= {name: [f[name] for f in facts] for name in ("suspects", "effective_checkpoints")}
             settings["checkpoints"] = facts[0]["checkpoints"]
-        rows.append(report.row(task, method, values, information=information, settings=settings))
+        rows.append(row(task, method, values, role=kind.role, information=kind.information, settings=settings))
     return rows
 
 

@@ -17,8 +17,8 @@ import tyro
 
 from d3mjax.attribution import effects, gradients, trak
 from d3mjax.debiasing import group_weighting, selection
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from experiments import study
 from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant
@@ -85,7 +85,9 @@ def make_rows(config: Config) -> Callable:
         for kind in KINDS:
             agreements = [effects.agreement(*changes(task, config, unit, kind)) for unit in found]
             per_seed = {name: [getattr(a, name) for a in agreements] for name in ("pearson", "spearman", "slope")}
-            made.append(report.row(task.name, f"{kind} removed", per_seed, information="validation groups"))
+            role = Kind("control", controls="number") if kind == "random" else Kind("ours")
+            facts = {"role": role.role, "information": "validation groups", "settings": role.settings()}
+            made.append(row(task.name, f"{kind} removed", per_seed, **facts))
         return made
 
     return rows

@@ -8,6 +8,7 @@ Device:   two CPU cores, some fourteen seconds a seed; any JAX device works.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import tyro
 from d3mjax.attribution import effects, trak
 from d3mjax.debiasing import group_weighting, selection
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind
 from experiments.d3m import ablations, main_table
 from experiments.d3m.ablations import Variant
 from experiments.tasks import Task
@@ -87,7 +89,13 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
     """Run all tasks, print a table for each, and leave everything in ``results/label_errors/<run>``."""
     config = ablations.small(config, shares=(0.05, 0.1))
     about = "Precision: the share of wrong labels among the first of each ranking."
-    return ablations.run("label_errors", config, make, figures, about=about, results=results, run=run)
+    kinds = {
+        named(ranking, share): Kind("control", "validation groups", "number" if ranking == "random" else "score")
+        for ranking in RANKINGS[1:]
+        for share in config.shares
+    }
+    rows = partial(ablations.rows_of, kinds=kinds)
+    return ablations.run("label_errors", config, make, figures, about=about, results=results, run=run, rows=rows)
 
 
 if __name__ == "__main__":

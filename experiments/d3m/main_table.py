@@ -22,7 +22,8 @@ from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.debiasing import baselines, selection
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
-from d3mjax.runtime import hosts
+from d3mjax.reports.rows import Kind, summary
+from d3mjax.runtime import hosts, runs
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
 from d3mjax.types import Data
@@ -31,12 +32,13 @@ from experiments.d3m import d3m, d3m_report, engine, head_fits
 from experiments.d3m import tuned_methods as tuning
 from experiments.tasks import TASKS, Task
 
+TUNED = ("ERM, tuned without groups", "ERM, tuned with groups")
 YARDSTICKS = ("SUBG", "RWG", "GroupDRO")
 CONTROLS = {
-    "highest loss removed": "none",
-    "lowest loss removed": "none",
-    "highest self-influence removed": "none",
-    "majority-random removal": "training groups",
+    "highest loss removed": Kind("control", controls="score"),
+    "lowest loss removed": Kind("control", controls="score"),
+    "highest self-influence removed": Kind("control", controls="score"),
+    "majority-random removal": Kind("control", "training groups", "group balance"),
 }
 """Controls of this table beside those of `d3m`; all remove as many examples as D3M's rule."""
 
@@ -141,10 +143,10 @@ def note(facts: dict, arrays: dict, name: str, outcome: tuning.Outcome, uses: tu
 def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a method with the gap it closes, and the accuracy of every group under the main ones."""
     tuned = found[0][0]["tuned"]
-    known = {name: information(task, name) for name in tuned}
-    names = {n: i for n, i in {**d3m_report.INFORMATION, **CONTROLS, **known}.items() if f"test/{n}" in found[0][1]}
+    known = {name: kind_of(task, name) for name in tuned}
+    names = {n: k for n, k in {**d3m_report.METHODS, **CONTROLS, **known}.items() if f"test/{n}" in found[0][1]}
     budget = (len(d3m.TRIED) + 2) * (1 + len(config.others))
-    ordered = {n: i for level in report.INFORMATION for n, i in names.items() if i == level}
+    ordered = {n: k for level in runs.INFORMATION for n, k in names.items() if k.information == level}
     rows = with_gap([dict(row) for row in d3m_report.rows_of(task.name, found, methods=ordered)])
     for row in rows:
         if row["method"] in tuned:
@@ -163,10 +165,15 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
     return rows, report.Section(text, figures)
 
 
-def information(task: Task, name: str) -> str:
-    """Whose groups a tuned method was given."""
+def kind_of(task: Task, name: str) -> Kind:
+    """Role of a tuned method, and the groups that it was given."""
+    if name in d3m_report.METHODS:
+        return d3m_report.METHODS[name]
     networks, heads = tuning.methods(task, hosts.local_mesh()), head_fits.methods(task)
-    return networks[name].information if name in networks else heads[name].information
+    information = (networks if name in networks else heads)[name].information
+    if name in TUNED:
+        return Kind("control", information, "tuning")
+    return Kind("yardstick" if information == "training groups" else "rival", information)
 
 
 def with_gap(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -176,8 +183,8 @@ def with_gap(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     gap = max(accuracy[name]["mean"] for name in YARDSTICKS) - erm["mean"]
     for row in rows:
         pairs = zip(accuracy[row["method"]]["per_seed"], erm["per_seed"], strict=True)
-        closed = {"gap_closed": [(own - base) / gap if gap > 0 else float("nan") for own, base in pairs]}
-        row["metrics"] |= report.row(row["task"], row["method"], closed)["metrics"]
+        closed = [(own - base) / gap if gap > 0 else float("nan") for own, base in pairs]
+        row["metrics"]["gap_closed"] = summary(closed)
     return rows
 
 

@@ -24,6 +24,7 @@ from d3mjax.attribution import outputs, projections, trak, uncertainty
 from d3mjax.debiasing import baselines, group_weighting, loop, selection
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, sampling
@@ -33,7 +34,12 @@ from experiments.d3m import d3m, engine
 from experiments.tasks import TASKS, Task
 
 SCORE, SELECT, REPORT, DRAW = range(4)  # families of keys: no model that selects is one that reports
-INFORMATION = {"ERM": "none", "SUBG": "training groups", "RWG": "training groups"}  # validation groups elsewhere
+OURS = Kind("ours", "validation groups")
+KINDS = {
+    "ERM": Kind("plain"),
+    "SUBG": Kind("yardstick", "training groups"),
+    "RWG": Kind("yardstick", "training groups"),
+}
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,8 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
             "gap_closed": (values - worst["ERM"]) / gap if gap > 0 else np.full(len(values), np.nan),
             "effective_size": [facts[name]["effective"] for facts, _ in found],
         }
-        rows.append(report.row(task.name, name, measured, information=INFORMATION.get(name, "validation groups")))
+        kind = KINDS.get(name, OURS)
+        rows.append(row(task.name, name, measured, role=kind.role, information=kind.information))
     text = (
         f"{task.about} Rules that have a size remove {config.share:.0%}; steps and soft weights also lift what helps. "
         "effective_size: (sum w)^2 / (n sum w^2), the share of the training set that equal weights of the same "

@@ -21,6 +21,7 @@ import tyro
 from d3mjax.attribution import effects
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from d3mjax.types import Data
 from experiments import study
 from experiments.datamodels import bank_tasks
@@ -28,6 +29,7 @@ from experiments.datamodels.bank_tasks import BASE, DRAW, RETRAIN
 from experiments.tasks import LDS_TASKS, Task
 
 METHODS = ("datamodel, removed", "datamodel, relabelled", "nearest by pixels, removed", "random, removed")
+KINDS = (Kind("ours"), Kind("ours"), Kind("rival"), Kind("control", controls="number"))
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,13 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
             "with a support": [h.mean() for h in has],
             "median size": [mean(s[h], np.median) for s, h in zip(sizes, has, strict=True)],
         }
-        rows.append(report.row(task.name, f"{name}, removed", per_seed, settings=settings))
+        rows.append(row(task.name, f"{name}, removed", per_seed, role="ours", settings=settings))
     for j, k in enumerate(config.counts):
         for i, method in enumerate(METHODS):
             flipped = {"flipped, of all": [a["curves"][i, :, j].mean() for a in arrays]}
-            rows.append(report.row(task.name, f"{k} examples: {method}", flipped, settings=settings))
+            kind = KINDS[i]
+            facts = {"role": kind.role, "settings": settings | kind.settings()}
+            rows.append(row(task.name, f"{k} examples: {method}", flipped, **facts))
     lines = {m: (config.counts, np.stack([a["curves"][i].mean(0) for a in arrays])) for i, m in enumerate(METHODS)}
     figure = plots.curves(lines, xlabel="training examples removed or relabelled", ylabel="share of targets flipped")
     text = (

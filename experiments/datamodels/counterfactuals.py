@@ -20,6 +20,7 @@ import tyro
 from d3mjax.attribution import effects
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from experiments import study
 from experiments.datamodels import bank_tasks
 from experiments.datamodels.bank_tasks import BASE, DRAW, RETRAIN
@@ -27,6 +28,7 @@ from experiments.tasks import LDS_TASKS, Task
 
 OWN = ("most helpful", "most harmful", "nearest by pixels")  # removals that differ from target to target
 KINDS = (*OWN, "random")
+ROLES = {"nearest by pixels": Kind("rival"), "random": Kind("control", controls="number")}  # ours elsewhere
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
             "slope": [a.slope for a in agreements],
         }
         settings = {"counts": counts_of(config, kind), "heldout": [facts for facts, _ in found]}
-        rows.append(report.row(task.name, f"{kind} removed", per_seed, settings=settings))
+        place = ROLES.get(kind, Kind("ours"))
+        facts = {"role": place.role, "settings": settings | place.settings()}
+        rows.append(row(task.name, f"{kind} removed", per_seed, **facts))
     points = {}
     for kind in KINDS:
         at = {

@@ -24,6 +24,7 @@ from sklearn.neighbors import kneighbors_graph
 from d3mjax.attribution import effects
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import row
 from d3mjax.training import sampling
 from d3mjax.types import Data
 from experiments import study
@@ -139,13 +140,13 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
             f"effect of removing the {end} entries": [f["ends"][end][r] for f in facts] for end in facts[0]["ends"]
         }
         explained = {"explained": [a["explained"][r] for _, a in found]}
-        rows.append(report.row(task.name, f"component {r + 1}", {**explained, **changes}))
+        rows.append(row(task.name, f"component {r + 1}", {**explained, **changes}, role="ours"))
     for name in facts[0]["agreement"]:
         agreement = {m: [f["agreement"][name][m] for f in facts] for m in facts[0]["agreement"][name]}
-        rows.append(report.row(task.name, f"clusters of {name}", agreement))
+        rows.append(row(task.name, f"clusters of {name}", agreement, role="ours"))
     for name in LEARNERS:
         shares = {f"explained {m}": [f[name][m] for f in facts] for m in facts[0][name]}
-        rows.append(report.row(task.name, f"{name}, first component", shares))
+        rows.append(row(task.name, f"{name}, first component", shares, role="ours"))
     number = np.arange(1, config.components + 1)
     lines = {"datamodels": (number, np.stack([np.cumsum(a["explained"]) for _, a in found]))}
     curves = plots.curves(lines, xlabel="components", ylabel="share of the variance explained")

@@ -22,6 +22,7 @@ from d3mjax.attribution import datamodels, outputs
 from d3mjax.linalg import lasso
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import row
 from d3mjax.runtime import bank, hosts
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
@@ -151,9 +152,9 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
             setting = {**subsets._asdict(), "models": models, "intervals": [v[1:] for v in values]}
             masks = f"{models // subsets.repeats:,} masks x {subsets.repeats}" if subsets.repeats > 1 else f"{models:,}"
             name = f"{method}, {masks} models on {subsets.share:.0%} subsets"
-            rows.append(report.row(task.name, name, {"lds": [v[0] for v in values]}, settings=setting))
+            rows.append(row(task.name, name, {"lds": [v[0] for v in values]}, role="ours", settings=setting))
     ceiling = {"lds": [fact["ceiling"] for fact in facts]}
-    rows.append(report.row(task.name, "ceiling set by retraining noise", ceiling))
+    rows.append(row(task.name, "ceiling set by retraining noise", ceiling, role="ceiling"))
 
     def lines(x, ats):
         value = lambda at, method: [fact[named(at[0], at[1], method)][0] for fact in facts]

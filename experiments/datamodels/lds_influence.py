@@ -22,6 +22,7 @@ from d3mjax import metrics
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import row
 from d3mjax.training import ensemble
 from d3mjax.types import Data, Model, Split
 from experiments import study
@@ -177,9 +178,9 @@ def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[l
     rows = []
     for name in (name for name in facts[0] if name != "ceiling"):
         values = {metric: [fact[name][metric] for fact in facts] for metric in ("lds", "lds_bias", "residual")}
-        rows.append(report.row(task.name, name, values))
+        rows.append(row(task.name, name, values, role="ours"))
     ceiling = {metric: [f["ceiling"][i] for f in facts] for i, metric in enumerate(("lds", "lds_bias"))}
-    rows.append(report.row(task.name, "ceiling set by retraining noise", ceiling))
+    rows.append(row(task.name, "ceiling set by retraining noise", ceiling, role="ceiling"))
 
     def figure(metric: str, label: str):
         at = lambda count: [[f[named(f"GGN, damping {d:g}", count)][metric] for d in config.dampings] for f in facts]

@@ -22,6 +22,7 @@ from d3mjax import metrics
 from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import sweep
@@ -233,10 +234,10 @@ def rows_of(task: str, config: Config, facts: list[dict[str, Any]]) -> list[dict
             found = [fact[setting.named(c)] for fact in facts]
             more = {**setting._asdict(), "checkpoints": c, "intervals": [f[1:] for f in found]}
             name = f"{setting.title}, {counted_as(c)}"
-            rows.append(report.row(task, name, {"lds": [f[0] for f in found]}, settings=more))
+            rows.append(row(task, name, {"lds": [f[0] for f in found]}, role="ours", settings=more))
     ceiling = {"lds": [fact["ceiling"] for fact in facts]}
     repeats = {"repeats": config.repeats}
-    return [*rows, report.row(task, "ceiling set by retraining noise", ceiling, settings=repeats)]
+    return [*rows, row(task, "ceiling set by retraining noise", ceiling, role="ceiling", settings=repeats)]
 
 
 def counted_as(checkpoints: int) -> str:

@@ -20,12 +20,16 @@ import tyro
 from d3mjax.attribution import effects
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import row
 from experiments import study
 from experiments.datamodels import bank_tasks
 from experiments.tasks import LDS_TASKS, Task
 
 # Where an example has few others like it, it is seen to matter to its copy.
 SMALL_SUBSETS = bank_tasks.Recipe(models=8000, min_share=0.1, max_share=0.3)
+
+
+PIXELS = "nearest by pixels"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
         "largest specific weight": (leak.weight, specific),
         "largest weight": (raw.weight, tau),
         "share of the largest weight": (raw.share, tau),
-        "nearest by pixels": (cosine.max(1), cosine),
+        PIXELS: (cosine.max(1), cosine),
     }
     facts, arrays = dict(found.facts), {"planted": planted, "id": data.target.id}
     for name, (score, similarity) in rankings.items():
@@ -80,7 +84,12 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
     """One row a ranking, precision against recall, and the first suspects beside their training examples."""
     names = [name for name, value in found[0][0].items() if isinstance(value, dict)]
     rows = [
-        report.row(task.name, name, {m: [facts[name][m] for facts, _ in found] for m in found[0][0][name]})
+        row(
+            task.name,
+            name,
+            {m: [facts[name][m] for facts, _ in found] for m in found[0][0][name]},
+            role="rival" if name == PIXELS else "ours",
+        )
         for name in names
     ]
     arrays = found[0][1]

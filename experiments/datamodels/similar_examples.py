@@ -19,6 +19,7 @@ import tyro
 from d3mjax.attribution import effects
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import row
 from experiments import study
 from experiments.datamodels import bank_tasks
 from experiments.datamodels.bank_tasks import DRAW
@@ -66,9 +67,13 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
 def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
     """One row a method and end, and a grid of targets between their similar and opposed examples."""
     facts = [facts for facts, _ in found]
-    names = [f"{method}, {kind}" for method in ("datamodel", "pixels") for kind in ("similar", "opposed")]
-    rows = [report.row(task.name, name, {m: [f[name][m] for f in facts] for m in facts[0][name]}) for name in names]
-    rows.append(report.row(task.name, "any training example", {"same class": [f["chance"] for f in facts]}))
+    rows = []
+    for method, role in (("datamodel", "ours"), ("pixels", "rival")):
+        for name in (f"{method}, similar", f"{method}, opposed"):
+            values = {m: [f[name][m] for f in facts] for m in facts[0][name]}
+            rows.append(row(task.name, name, values, role=role))
+    chance = {"same class": [f["chance"] for f in facts]}
+    rows.append(row(task.name, "any training example", chance, role="control", settings={"controls": "chance"}))
     arrays, figures = found[0][1], {}
     if "targets" in arrays:
         caption = f"Targets, their {NUM} most similar and their {NUM} most opposed training examples (first seed)."

@@ -272,7 +272,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             made = study.run_units(directory, f"cells-{name}", seeds, partial(collect, task, config), models=count)
             stored = dict(zip(seeds, made, strict=True))
             found = study.run_units(directory, name, seeds, partial(measure_draw, task, config, stored), models=1)
-            own = demix_report.rows_of(name, [facts for facts, _ in found])
+            own = demix_report.rows_of(name, [facts for facts, _ in found], None)
             for part in dict.fromkeys(row["task"] for row in own):
                 of = lambda row, kind: row["metrics"][f"{kind}_auprc"]["per_seed"]
                 points = {r["method"]: (of(r, "label"), of(r, "feature")) for r in own if r["task"] == part}

@@ -22,6 +22,7 @@ from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import claim_metrics, trees
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import diagnoser, hosts, preemption, runs
 from experiments.diagnosis import demix_corpus
 from experiments.diagnosis.demix_cells import FEATURES, MLP2
@@ -32,6 +33,11 @@ TRIVIAL = {"L: loss": "the largest losses", "F: largest z": "the largest z-score
 SMOKE = ("credit", "planted", "digits")
 BINS = 10
 ALL = "all tables"
+ROLES = {
+    "diagnoser": Kind("ours"),
+    "trivial rules": Kind("rival"),
+    "every row": Kind("control", controls="number"),
+}
 
 
 @dataclass(frozen=True)
@@ -172,10 +178,10 @@ def rows_of(
         measured[str(name)] = found
     rows = []
     for name, found in measured.items():
-        rows += [report.row(name, method, _per_seed(values)) for method, values in found.items()]
+        rows += [_row(name, method, values) for method, values in found.items()]
     for method in ("diagnoser", "trivial rules", "every row"):
         values = [_mean([found[method][i] for found in measured.values()]) for i in range(len(np.unique(seed)))]
-        rows.append(report.row(ALL, method, _per_seed(values)))
+        rows.append(_row(ALL, method, values))
     return rows
 
 
@@ -255,6 +261,11 @@ def _mean(found: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
 
 def _per_seed(found: Sequence[dict[str, float | None]]) -> dict[str, list[float | None]]:
     return {name: [of[name] for of in found] for name in found[0]}
+
+
+def _row(task: str, method: str, values: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    kind = ROLES[method]
+    return row(task, method, _per_seed(values), role=kind.role, settings=kind.settings())
 
 
 def _figure(manifest: dict[str, Any]):

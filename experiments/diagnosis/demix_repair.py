@@ -29,6 +29,8 @@ from d3mjax.diagnosis import repair, trees
 from d3mjax.diagnosis.repair import Repaired
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
+from d3mjax.reports.sentences import WGA
 from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble
@@ -62,6 +64,17 @@ WEIGHED = "predicted, labels and groups of equal weight, cautious"
 RECOMMENDED = "recommended: labels, cautious; equal weights, too, where the guard warns"
 """Chosen on draws 0 to 4 of Adult, which is why other draws report; rules and test rows are the same."""
 SHIPPED = "the same, broken rows imputed, as d3mjax-diagnose does"
+
+
+KINDS = {
+    "dirty": Kind("plain"),
+    "oracle, as published": Kind("ceiling"),
+    "oracle, labels and features": Kind("ceiling"),
+    "oracle, labels, features, groups of equal weight": Kind("ceiling"),
+    "drop all detected": Kind("rival"),
+    "drop as many at random": Kind("control", controls="number"),
+}
+"""Kinds of training sets; ours elsewhere."""
 
 
 def variants(planned: Planned, right: Any, probabilities: Any, claimed: Any, task: TableTask, seed: int):
@@ -186,13 +199,14 @@ def rows_of(task: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 np.array([[f[n]["worst group"] for f in one[part]] for one in found]) for n in (name, "dirty")
             )
             per_seed = {
-                report.WGA: worst.mean(1),
+                WGA: worst.mean(1),
                 "average_accuracy": np.mean(of("accuracy"), axis=1),
                 "cells_where_the_worst_group_loses": (worst < dirty - 0.02).mean(1),
             }
             if None not in of("risk")[0]:
                 per_seed["risk_by_the_guard"] = np.mean(of("risk"), axis=1)
-            rows.append(report.row(f"{task}, {part}", name, per_seed))
+            kind = KINDS.get(name, Kind("ours"))
+            rows.append(row(f"{task}, {part}", name, per_seed, role=kind.role, settings=kind.settings()))
     return rows
 
 
@@ -230,7 +244,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             for part in dict.fromkeys(row["task"] for row in own):
                 shown = [row for row in own if row["task"] == part]
                 of = lambda row, metric: row["metrics"][metric]["per_seed"]
-                points = {r["method"]: (of(r, "average_accuracy"), of(r, report.WGA)) for r in shown}
+                points = {r["method"]: (of(r, "average_accuracy"), of(r, WGA)) for r in shown}
                 figure = plots.tradeoff(points, xlabel="average accuracy", ylabel="accuracy of the worst group")
                 text = "Means over rules and draws. The diagnoser has seen neither the rule nor the draw."
                 sections[part] = report.Section(text, {"Both accuracies of every training set.": figure})

@@ -1,17 +1,24 @@
 """Rows of `demix_diagnose`, `demix_networks` and `demix_ablate`; pages and figures of the first."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
 from experiments.diagnosis.demix_tables import TableTask
 
+OURS = ("trees", "trees, channels 1-3", "trees, published channels")
+KINDS = {
+    "flag everything": Kind("control", controls="number"),
+    "S: knowing the rule": Kind("ceiling"),
+}
 
-def rows_of(task: str, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a split, clean ratio and method."""
+
+def rows_of(task: str, found: Sequence[dict[str, Any]], ours: Collection[str] | None = OURS) -> list[dict[str, Any]]:
+    """One row a split, clean ratio and method; methods that are not among ``ours`` are rivals (None: all are)."""
     rows = []
     for split in dict.fromkeys(split for one in found for split in one):
         having = [one[split] for one in found if split in one]
@@ -22,7 +29,10 @@ def rows_of(task: str, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 per_seed = {n: [f[n] for f in figures if n in f and np.isfinite(f[n])] for n in names}
                 per_seed = {n: values for n, values in per_seed.items() if values}
                 if per_seed:
-                    rows.append(report.row(f"{task}, {split}, clean ratio {clean}", method, per_seed))
+                    default = Kind("ours" if ours is None or method in ours else "rival")
+                    kind = KINDS.get(method, default)
+                    place = (f"{task}, {split}, clean ratio {clean}", method)
+                    rows.append(row(*place, per_seed, role=kind.role, settings=kind.settings()))
     return rows
 
 
@@ -46,7 +56,7 @@ SPLITS = {
 def sections_of(task: TableTask, rows: Sequence[dict[str, Any]]) -> dict[str, report.Section]:
     """What the page says of each split of a table, and macro-F1 by split with the first."""
     made = {}
-    for name in dict.fromkeys(row["task"] for row in rows):
+    for name in dict.fromkeys(of["task"] for of in rows):
         split = name.split(", ")[1]
         made[name] = report.Section(SPLITS.get(split, "Fitted on cells of one sort of feature error alone."), {})
     about = (

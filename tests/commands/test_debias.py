@@ -11,7 +11,7 @@ import pytest
 from planted_files import QUICK, make_files, planted
 
 from d3mjax.commands import debias, debias_report
-from d3mjax.reports import page as report
+from d3mjax.reports.rows import row
 from d3mjax.runtime import runs, store
 from experiments.d3m import engine
 
@@ -168,7 +168,7 @@ def made_rows(ours, erm, matched, targets, removed=0.2):
     extra = {"suspects": [0.02] * 2, "suspects_removed": [0.3] * 2, "effective_checkpoints": [2.0] * 2}
     more = {"removed": [removed] * 2, "average_accuracy": [0.9] * 2, **extra}
     return [
-        report.row("t", method, {"worst_group_accuracy": values} | more, settings={"checkpoints": 20})
+        row("t", method, {"worst_group_accuracy": values} | more, role="ours", settings={"checkpoints": 20})
         for method, values in per_seed.items()
     ]
 

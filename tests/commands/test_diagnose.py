@@ -12,7 +12,7 @@ from planted_diagnoser import made_diagnoser, make_files, planted
 
 from d3mjax.commands import diagnose, diagnose_report
 from d3mjax.data.planted.mixed_errors import KINDS
-from d3mjax.reports import page as report
+from d3mjax.reports import rows
 from d3mjax.runtime import diagnoser, runs, store
 from experiments.diagnosis import demix_pretrain
 from experiments.diagnosis.demix_cells import FEATURES, MLP2
@@ -202,7 +202,7 @@ def test_advice_on_a_kind_follows_from_what_the_diagnoser_is_worth():
 
 
 def test_advice_on_the_repair_follows_from_the_spread():
-    row = lambda *accuracy: report.row("t", "m", {"average_accuracy": accuracy})
+    row = lambda *accuracy: rows.row("t", "m", {"average_accuracy": accuracy}, role="ours")
     better = diagnose_report._worth_it(row(0.8, 0.81), row(0.9, 0.92), True)
     assert (
         "validation rows that were not looked at goes from 80.5 ± 0.7 % to 91.0 ± 1.4 %, +10.5 points; more" in better

@@ -2,19 +2,18 @@
 
 import base64
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from d3mjax import metrics
 from d3mjax.reports import page as report
 from d3mjax.reports import plots
 from d3mjax.reports.bias_sentences import by_goal
+from d3mjax.reports.rows import row as made_row
+from d3mjax.reports.rows import summary
 from d3mjax.reports.sentences import WGA, reading, verdict
-from d3mjax.runtime import runs, store
+from d3mjax.runtime import runs
 
 GROUPS = ["pullover, patch left", "pullover, patch right", "coat, patch left", "coat, patch right"]
 
@@ -23,10 +22,11 @@ def row(task, method, information, wga, average, removed=0.0, **extra):
     """Four seeds spread by 1, -1, 2, -2 deviations of `wga = (mean, deviation)`."""
     seeds = np.array([1, -1, 2, -2]) * wga[1] + wga[0]
     values = {"worst_group_accuracy": seeds, "average_accuracy": [average] * 4, "removed": [removed] * 4, **extra}
-    measured = {name: metrics.summary(np.asarray(v)) for name, v in values.items()}
+    measured = {name: summary(np.asarray(v)) for name, v in values.items()}
     return {
         "task": task,
         "method": method,
+        "role": "ours",
         "information": information,
         "settings": {"steps": 800},
         "metrics": measured,
@@ -103,7 +103,7 @@ def test_reading_says_what_is_missing():
     for missing in ("no row of plain training", "No row removes random", "No row trains on the targets alone"):
         assert missing in said
     assert reading([]) == []
-    bench = {"seconds": metrics.summary([1.0])}
+    bench = {"seconds": summary([1.0])}
     assert reading([{**only[0], "metrics": bench}]) == []
 
 
@@ -111,7 +111,7 @@ def test_reading_tells_what_single_checkpoints_say_and_tables_do_not():
     rows = patch_rows()
     d3m = rows[3]
     found = {"suspects": [0.1, 0.1], "suspects_removed": [0.01, 0.03], "effective_checkpoints": [4.0, 5.0]}
-    d3m["metrics"] |= {name: metrics.summary(values) for name, values in found.items()}
+    d3m["metrics"] |= {name: summary(values) for name, values in found.items()}
     d3m["settings"] = {"checkpoints": 20}
     said = "\n".join(reading(rows))
     # 1 % and 3 %: deviation sqrt(2); 4 and 5: deviation sqrt(1/2)
@@ -122,20 +122,21 @@ def test_reading_tells_what_single_checkpoints_say_and_tables_do_not():
 
 
 def test_a_row_leaves_out_what_a_seed_lacks():
-    made = report.row("patch", "ERM", {"lds": [0.5, 0.7], "removed": [0.1, None]}, settings={"p": 3})
+    made = made_row("patch", "ERM", {"lds": [0.5, 0.7], "removed": [0.1, None]}, role="plain", settings={"p": 3})
     assert made == {
         "task": "patch",
         "method": "ERM",
+        "role": "plain",
         "information": "none",
         "settings": {"p": 3},
-        "metrics": {"lds": metrics.summary([0.5, 0.7])},
+        "metrics": {"lds": summary([0.5, 0.7])},
     }
 
 
 def test_one_seed_decides_nothing():
     rows = patch_rows()
     for r in rows:
-        r["metrics"] = {WGA: metrics.summary([r["metrics"][WGA]["mean"]])}
+        r["metrics"] = {WGA: summary([r["metrics"][WGA]["mean"]])}
     said = "\n".join(reading(rows))
     assert "One seed, so no spread" in said
     assert "Only 1 seed:" in said
@@ -216,32 +217,11 @@ def test_report_is_one_page_with_everything(tmp_path):
 
 
 def test_report_of_a_benchmark_has_no_reading(tmp_path):
-    measured = {"seconds": metrics.summary([1.0, 1.2]), "ratio": metrics.summary([3.0, 3.2])}
-    bench = {"task": "lasso", "method": "d3mjax", "information": "none", "settings": {}, "metrics": measured}
+    bench = made_row("lasso", "d3mjax", {"seconds": [1.0, 1.2], "ratio": [3.0, 3.2]}, role="ours")
     page = report.write_report(tmp_path, document([bench]), {}).read_text()
     assert "1.10 ± 0.14" in page
     assert 'class="reading"' not in page
     assert "worst group" not in page
-
-
-def test_command_prints_markdown_from_the_file(tmp_path):
-    command = [sys.executable, "-m", "experiments.report", str(tmp_path)]
-    missing = subprocess.run(command, capture_output=True, text=True)
-    assert missing.returncode == 1
-    assert "run the experiment first" in missing.stderr
-    store.write_json(tmp_path / "metrics.json", document(patch_rows()))
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("**patch**\n\n" + report.table_markdown(patch_rows()))
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- patches -->\nold\n<!-- /patches -->\nafter\n")
-    report.main(tmp_path, into=page, place="patches")
-    assert page.read_text() == f"before\n<!-- patches -->\n\n{done.stdout.strip()}\n\n<!-- /patches -->\nafter\n"
-    with pytest.raises(SystemExit, match="no place"):
-        report.main(tmp_path, into=page, place="elsewhere")
-    report.main(tmp_path, into=page, place="patches", only="patch: (ERM|SUBG)$")
-    assert re.findall(r"^\| (\w+) \|", page.read_text(), re.MULTILINE) == ["method", "ERM", "SUBG"]
-    with pytest.raises(SystemExit, match="--only: found no row"):
-        report.main(tmp_path, only="cats")
 
 
 def texts(figure):

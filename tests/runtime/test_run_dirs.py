@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax import metrics
+from d3mjax.reports.rows import summary
 from d3mjax.runtime import runs, store
 
 
@@ -168,9 +168,10 @@ def _row(**changes):
     row = {
         "task": "adult",
         "method": "ERM",
+        "role": "plain",
         "information": "none",
         "settings": {"steps": 800},
-        "metrics": {"worst_group_accuracy": metrics.summary([0.5, 0.6]), "removed": metrics.summary([0.0, 0.0])},
+        "metrics": {"worst_group_accuracy": summary([0.5, 0.6]), "removed": summary([0.0, 0.0])},
     }
     return {**row, **changes}
 
@@ -187,7 +188,9 @@ def test_metrics_document_has_the_schema_and_survives_json(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"information": "test groups"}, "information is 'test groups'"),
+        ({"information": "test groups"}, "information: found 'test groups', expected one of"),
+        ({"role": "winner"}, "role: found 'winner', expected one of"),
+        ({"role": "control"}, "settings.controls: found none"),
         ({"extra": 1}, r"unexpected \['extra'\]"),
         ({"task": 3}, "task: expected str, got 3"),
         ({"metrics": {"lds": 0.5}}, "lds: expected an object"),
@@ -196,8 +199,8 @@ def test_metrics_document_has_the_schema_and_survives_json(tmp_path):
         ({"metrics": {"lds": {"mean": 0.4, "std": None, "per_seed": [0.5]}}}, "mean: 0.4 does not follow"),
         ({"metrics": {"lds": {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}}}, "std: 0.0 does not follow"),
         ({"metrics": {"lds": {"mean": 0.5, "std": 0.1, "per_seed": [0.5, None]}}}, "mean: 0.5 does not follow"),
-        ({"metrics": {"removed": metrics.summary([12.0])}}, r"12\.0 is no share"),
-        ({"metrics": {"average_accuracy": metrics.summary([-0.1])}}, r"-0\.1 is no share"),
+        ({"metrics": {"removed": summary([12.0])}}, r"12\.0 is no share"),
+        ({"metrics": {"average_accuracy": summary([-0.1])}}, r"-0\.1 is no share"),
     ],
 )
 def test_validate_document_names_what_is_wrong(changes, message):

@@ -25,6 +25,7 @@ from d3mjax.debiasing import group_weighting, selection
 from d3mjax.linalg import lasso
 from d3mjax.networks import dense
 from d3mjax.reports import page as report
+from d3mjax.reports.rows import row
 from d3mjax.runtime import bank, hosts, long_training, preemption, runs, sharded, store
 from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import ensemble, masks, objectives, sampling
@@ -193,7 +194,9 @@ CONFIG, TASK = Config(), Task()
 def run_experiment(results, name, *, config=CONFIG, task=TASK, **options):
     """Units that say which host made them."""
     measure = lambda seed, progress: ({"host": jax.process_index(), "seed": seed}, {})
-    rows = lambda task, config, found: [report.row("task", "ours", {"seed": [facts["seed"] for facts, _ in found]})]
+    rows = lambda task, config, found: [
+        row("task", "ours", {"seed": [facts["seed"] for facts, _ in found]}, role="ours")
+    ]
     describe = lambda *at: (rows(*at), report.Section("", {}))
     arguments = ("nothing", config, {"task": task}, lambda task, config: measure, describe)
     return study.run_experiment(*arguments, models=1, results=results, run=name, **options)
