@@ -68,7 +68,14 @@ class InfluenceOnBias(IntEnum):
 
 
 def model_keys(key: Key[Array, ""], ids: Int[AnyArray, "m"]) -> Key[Array, "m"]:
-    """Identity of each model, ``fold_in(key, id)``: all randomness of a model derives from its own key."""
+    """Keys of models by identity, ``fold_in(key, id)``: all randomness of a model derives from its key.
+
+    >>> import jax, numpy as np, d3mjax
+    >>> key = jax.random.key(0)
+    >>> keys = d3mjax.model_keys(key, np.array([7, 3]))
+    >>> bool(keys[1] == jax.random.fold_in(key, 3))
+    True
+    """
     return jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.asarray(ids))
 
 

@@ -1,4 +1,4 @@
-"""Networks behind `Model(init, apply)`: Flax linen, Flax nnx or plain functions, and the two smallest of them."""
+"""Networks as `Model(init, apply)`: from Flax linen, Flax nnx or plain functions."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -11,7 +11,15 @@ from d3mjax.types import Model
 
 
 def from_functions(init: Callable, apply: Callable) -> Model:
-    """Plain functions ``init(key, x) -> params`` and ``apply(params, x) -> logits`` of a model without state."""
+    """Model without state, from ``init(key, x) -> params`` and ``apply(params, x) -> logits [b C]``.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> model = d3mjax.from_functions(lambda key, x: jnp.zeros((x.shape[1], 3)), lambda params, x: x @ params)
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5)))
+    >>> logits, _ = model.apply(variables, jnp.ones((2, 5)))
+    >>> logits.shape
+    (2, 3)
+    """
     return Model(
         init=lambda key, x: {"params": init(key, x)},
         apply=lambda variables, x, *, train=False: (apply(variables["params"], x), variables),
@@ -19,10 +27,18 @@ def from_functions(init: Callable, apply: Callable) -> Model:
 
 
 def from_linen(module: linen.Module, *, rngs: Sequence[str] = ()) -> Model:
-    """A Flax linen module; ``train`` is passed on if its ``__call__`` takes it, otherwise it must not need it.
+    """Model from a Flax linen module; its ``__call__`` gets ``train`` where it has such a parameter.
 
     Collections other than ``params`` (batch statistics) are updated in training and frozen in evaluation. Names in
-    ``rngs`` (such as ``"dropout"``) get a fresh key every training step, derived from the model's own.
+    ``rngs`` (such as ``"dropout"``) get a new key every training step, derived from the key of the model.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> from flax import linen
+    >>> model = d3mjax.from_linen(linen.Sequential([linen.Dense(8), linen.relu, linen.Dense(2)]))
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5)))
+    >>> logits, _ = model.apply(variables, jnp.ones((4, 5)))
+    >>> logits.shape
+    (4, 2)
     """
     takes_train = "train" in inspect.signature(module.__call__).parameters
 
@@ -48,9 +64,17 @@ def from_linen(module: linen.Module, *, rngs: Sequence[str] = ()) -> Model:
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """A Flax nnx module given by its constructor ``make(rngs)``; ``nnx.Param`` is differentiated, the rest is state.
+    """Model from the constructor ``make(rngs)`` of a Flax nnx module; ``nnx.Param`` is differentiated, the rest state.
 
-    Training and evaluation switch the module's own ``train()`` / ``eval()`` modes.
+    Training and evaluation call the methods ``train()`` and ``eval()`` of the module.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> from flax import nnx
+    >>> model = d3mjax.from_nnx(lambda rngs: nnx.Linear(5, 2, rngs=rngs))
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5)))
+    >>> logits, _ = model.apply(variables, jnp.ones((4, 5)))
+    >>> logits.shape
+    (4, 2)
     """
     graph, _, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
 

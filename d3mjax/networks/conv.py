@@ -1,4 +1,4 @@
-"""Convolutional networks of many small models: two equal convolutions to choose from, a CNN, and ResNet-9.
+"""Convolutional networks for many small models: two implementations of convolution, a small CNN, and ResNet-9.
 
 Inside, images are [c, h, w, b], batch last: rows of a batch are contiguous, so shifting, pooling and laying out patches
 moves whole rows, and one matrix product of [o, k k c] by [k k c, h w b] is a convolution. On CPUs that trains a small
@@ -26,8 +26,8 @@ def convolve_lax(
 ) -> Float[Array, "o h2 w2 b"]:
     """Correlation of ``x``, zero-padded by ``padding`` (before, after) for rows and columns, by ``lax.conv``.
 
-    The one to take on accelerators, where vmapped models become one grouped convolution. On CPUs XLA falls back to
-    naive loops inside `lax.scan`, which is where training runs.
+    For accelerators: vmapped models become one grouped convolution. On CPUs XLA falls back to naive loops inside
+    `lax.scan`, where training runs.
     """
     layout = ("CHWN", "HWIO", "CHWN")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
@@ -36,9 +36,9 @@ def convolve_lax(
 def convolve_shifted(
     x: Float[Array, "c h w b"], kernel: Float[Array, "kh kw c o"], *, stride: int = 1, padding: Padding = SAME_3X3
 ) -> Float[Array, "o h2 w2 b"]:
-    """The same as `convolve_lax`: ``kh * kw`` shifted slices of ``x`` laid on top of each other, and one product.
+    """Correlation as `convolve_lax`, by one matrix product with ``kh * kw`` shifted slices of ``x``.
 
-    The one to take on CPUs, ten times and more as fast there; it holds ``kh * kw`` copies of ``x``.
+    For CPUs: more than ten times as fast there as `convolve_lax`. Holds ``kh * kw`` copies of ``x``.
     """
     rows, columns, channels, out = kernel.shape
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -50,11 +50,11 @@ def convolve_shifted(
 
 
 def batch_norm(*, momentum: float = 0.9) -> Callable[..., linen.Module]:
-    """Normalisation by statistics of the batch in training, by their running means in evaluation.
+    """Batch normalisation for `resnet9`: statistics of the batch in training, their running means in evaluation.
 
-    The statistics are of all rows of the batch, whatever their weights. The samplers of `sampling` draw examples of
-    positive weight only and never pad, so a mask trains exactly like the smaller split; a sampler that pads its batches
-    needs `group_norm`.
+    The statistics include all rows of the batch, whatever their weights. The samplers of `sampling` draw examples of
+    positive weight only and do not pad, so a mask trains exactly like the smaller split. Use `group_norm` with a
+    sampler that pads its batches.
     """
 
     def norm(train: bool, dtype: Any) -> linen.Module:
@@ -64,7 +64,7 @@ def batch_norm(*, momentum: float = 0.9) -> Callable[..., linen.Module]:
 
 
 def group_norm(groups: int) -> Callable[..., linen.Module]:
-    """Normalisation of each example over its pixels and over each of ``groups`` equal blocks of channels."""
+    """Group normalisation for `resnet9`: each example over its pixels and each of ``groups`` blocks of channels."""
     return lambda train, dtype: _GroupNorm(groups, dtype)
 
 
@@ -140,10 +140,10 @@ def cnn(
     convolve: Callable = convolve_shifted,
     dtype: Any = jnp.float32,
 ) -> Model:
-    """For each of ``channels`` a 3 x 3 convolution, ReLU and 2 x 2 mean pooling; then a dense layer.
+    """Small CNN: for each of ``channels`` a 3 x 3 convolution, ReLU and 2 x 2 mean pooling; then a dense layer.
 
     ``x`` is [b, h, w, c] or flat [b, h w c], of ``image = (h, w, c)``. ``convolve`` is `convolve_shifted` (fastest on
-    CPUs) or `convolve_lax` (made for accelerators), with equal results. Convolutions are computed in ``dtype``;
+    CPUs) or `convolve_lax` (for accelerators), with equal results. Convolutions are computed in ``dtype``;
     parameters, the last layer and logits are float32.
 
     Raises:
@@ -187,7 +187,7 @@ def resnet9(
     convolve: Callable = convolve_lax,
     dtype: Any = jnp.float32,
 ) -> Model:
-    """The ResNet-9 of the datamodels and TRAK papers: 2,274,880 parameters at 10 classes.
+    """ResNet-9 of the datamodels and TRAK papers: 2,274,880 parameters at 10 classes.
 
     Eight convolutions without bias, each followed by ``norm`` (`batch_norm` in the papers, or `group_norm`) and ReLU,
     two pairs of them residual; a global maximum; a dense layer without bias, its logits times 0.2. ``x``, ``convolve``

@@ -20,10 +20,23 @@ class _Mlp(linen.Module):
 
 
 def mlp(hidden: Sequence[int], num_classes: int) -> Model:
-    """ReLU network on flat features: ``hidden`` layer widths, then ``num_classes`` logits."""
+    """Multi-layer perceptron with ReLU on features ``[b d]``: widths ``hidden``, then ``num_classes`` logits.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> variables = d3mjax.mlp((8,), 3).init(jax.random.key(0), jnp.ones((1, 5)))
+    >>> {name: layer["kernel"].shape for name, layer in variables["params"].items()}
+    {'Dense_0': (5, 8), 'Dense_1': (8, 3)}
+    """
     return from_linen(_Mlp((*hidden, num_classes)))
 
 
 def linear(num_classes: int) -> Model:
-    """Multinomial logistic regression: one dense layer."""
+    """Multinomial logistic regression: one dense layer on features ``[b d]``.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> model = d3mjax.linear(3)
+    >>> logits, _ = model.apply(model.init(jax.random.key(0), jnp.ones((1, 5))), jnp.ones((2, 5)))
+    >>> logits.shape
+    (2, 3)
+    """
     return mlp((), num_classes)

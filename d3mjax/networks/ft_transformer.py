@@ -1,5 +1,7 @@
-"""The FT-transformer: a table's columns as tokens (Gorishniy et al., 2021, "Revisiting deep learning models for
-tabular data")."""
+"""FT-transformer: the columns of a table as tokens.
+
+Source: Gorishniy, Rubachev, Khrulkov, Babenko, "Revisiting deep learning models for tabular data", NeurIPS 2021.
+"""
 
 from collections.abc import Sequence
 
@@ -27,8 +29,8 @@ class _FtTransformer(linen.Module):
         centred = lambda key, shape: small(key, shape) - self.width**-0.5
         weight = self.param("weight", centred, (len(self.owner), self.width))
         bias = self.param("bias", centred, (num_columns, self.width))
-        own = jax.nn.one_hot(np.array(self.owner), num_columns)
-        tokens = jnp.einsum("bd,dk,de->bke", x, own, weight) + bias[None]
+        membership = jax.nn.one_hot(np.array(self.owner), num_columns)
+        tokens = jnp.einsum("bd,dk,de->bke", x, membership, weight) + bias[None]
         first = self.param("token", centred, (1, 1, self.width))
         tokens = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, self.width)), tokens], axis=1)
         for _ in range(self.layers):
@@ -42,10 +44,11 @@ class _FtTransformer(linen.Module):
 def ft_transformer(
     columns: Sequence[slice], num_classes: int, *, width: int = 64, heads: int = 2, layers: int = 2
 ) -> Model:
-    """A transformer over one token for each column of a table, ``columns`` saying which features each fills.
+    """FT-transformer on features ``[b d]``: one token for each column, ``columns[k]`` being the features of column k.
 
-    A token is its features times learned vectors (so a category looks its vector up) plus a bias; the logits are read
-    from a token of its own. Pre-norm blocks with ReGLU, no dropout. Sizes are those of DeMix's FT-transformer.
+    A token is its features times learned vectors (the vector of the category, for one-hot features) plus a bias; the
+    logits are read from one further, learned token. Pre-norm blocks with ReGLU, no dropout. The default sizes are those
+    of DeMix.
     """
     owner = np.repeat(np.arange(len(columns)), [span.stop - span.start for span in columns])
     return from_linen(_FtTransformer(tuple(owner.tolist()), num_classes, width, heads, layers))

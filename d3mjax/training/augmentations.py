@@ -1,4 +1,4 @@
-"""Random changes of a batch of images, pure functions of ``(key, x)``; what they uncover is filled with 0, the mean."""
+"""Random augmentations of a batch of images ``[b h w c]`` as pure functions of ``(key, x)``; gaps are filled with 0."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,7 +22,7 @@ def translate(key: Key[Array, ""], x: Float[Array, "b h w c"], *, reach: int) ->
 
 
 def cutout(key: Key[Array, ""], x: Float[Array, "b h w c"], *, size: int) -> Float[Array, "b h w c"]:
-    """A square of ``size`` pixels a side, anywhere inside each image, set to 0."""
+    """Each image with a square of ``size`` x ``size`` pixels set to 0, its position uniform inside the image."""
     batch, *lengths, _ = x.shape
 
     def inside(axis_key, length):
@@ -36,9 +36,10 @@ def cutout(key: Key[Array, ""], x: Float[Array, "b h w c"], *, size: int) -> Flo
 
 
 def flip_translate_cutout(image: Sequence[int], *, reach: int = 2, size: int = 4) -> Callable:
-    """``augment(key, x)``: the three in this order, as the datamodels paper trains on CIFAR-10.
+    """Augmentation ``augment(key, x)`` for `make_trainer`: flip, translate, cutout, in this order.
 
-    ``x`` has any shape [b, ...] whose examples hold ``image = (h, w, c)``; the result has the same shape.
+    ``x`` has any shape [b, ...] whose examples hold ``image = (h, w, c)``; the result has the same shape. ``reach`` and
+    ``size`` are in pixels. Source: Ilyas et al., "Datamodels", 2022, for CIFAR-10.
     """
 
     def augment(key: Key[Array, ""], x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:

@@ -1,4 +1,4 @@
-"""The same function of many models: vmap inside, lax.map over chunks, shard_map over devices."""
+"""One function applied to many models: vmap inside, lax.map over chunks, shard_map over devices."""
 
 from collections.abc import Callable
 
@@ -17,17 +17,22 @@ __all__ = ["check_losses", "map_models", "model_keys", "train_many"]
 def map_models(
     fn: Callable[..., PyTree[Array]], *, width: int, mesh: Mesh | None = None, shared: tuple[PyTree, ...] = ()
 ) -> Callable:
-    """``fn`` of one model's arguments, turned into a function of arrays with a leading model axis ``m``.
+    """Map ``fn`` over models: a function of one model's arrays becomes one of arrays with a leading axis ``m``.
 
-    ``width`` models are trained side by side by one vmap, chunks of them in sequence, and equal shares on each device
-    of ``mesh`` (its first axis; None means no mesh). ``m`` is padded to a multiple of the number of devices by
-    repeating the last model. ``shared`` are arguments of ``fn`` before those of each model, the same for all; so are
-    values that it closes over, but arrays that lie on several devices must be passed: JAX refuses some operations on
-    them otherwise. Memory grows with ``width``; results do not depend on ``width``, ``mesh`` or ``m`` beyond the
-    rounding of the compiled kernels.
+    One vmap computes ``width`` models side by side, chunks follow each other, and every device of ``mesh`` (its first
+    axis; None means no mesh) gets an equal share. ``m`` is padded to a multiple of the number of devices by repeating
+    the last model. ``shared`` are the first arguments of ``fn``, the same for all models. Values in the closure of
+    ``fn`` are shared too, but arrays on several devices must be passed: JAX rejects some operations on them otherwise.
+    Memory grows with ``width``; results do not depend on ``width``, ``mesh`` or ``m`` beyond the rounding of the
+    compiled kernels.
 
     On CPUs one model at a time (``width=1``) on one virtual device per core is fastest for small networks, because
     a wider vmap leaves the cache; on accelerators take as many as fit.
+
+    >>> import jax.numpy as jnp, d3mjax
+    >>> mapped = d3mjax.map_models(lambda x, slope: slope * x.sum(), width=2, shared=(jnp.ones(4),))
+    >>> mapped(jnp.arange(3.0)).tolist()
+    [0.0, 4.0, 8.0]
 
     Raises:
       ValueError: if ``width`` is below 1, or the leading axes of the arguments differ.
@@ -116,7 +121,13 @@ def train_many(
 
 
 def check_losses(loss: Float[AnyArray, "m s"], ids: Int[AnyArray, "m"]) -> None:
-    """Host-side check that no training diverged.
+    """Check on the host that all losses of m trainings are finite; ``ids`` name the models in the message.
+
+    >>> import numpy as np, d3mjax
+    >>> d3mjax.check_losses(np.array([[0.7, 0.5, 0.4], [0.7, np.nan, np.nan]]), ids=np.array([20, 21]))
+    Traceback (most recent call last):
+        ...
+    FloatingPointError: training diverged: loss not finite for models 21 (step 1); lower the learning rate
 
     Raises:
       FloatingPointError: naming the models and the first steps at which their loss was not finite.

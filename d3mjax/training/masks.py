@@ -1,4 +1,4 @@
-"""Subset masks from identity: row j depends on ``(key, ids[j])`` alone, never on its position, block or device."""
+"""Subset masks by identity: row j depends on ``(key, ids[j])`` alone, not on its position, block or device."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ def _subset(key: Key[Array, ""], num_examples: int, size: Int[Array, ""]) -> Boo
 
 
 def fixed_size(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, num_keep: int) -> Bool[Array, "m n"]:
-    """Each row keeps exactly ``num_keep`` examples, every subset of that size being equally likely.
+    """Masks of exactly ``num_keep`` examples, uniform over the subsets of that size.
 
-    All rows sum to the same number, so a datamodel fitted on them cannot tell the mean of its weights from its bias.
+    All rows have the same sum, so the mean of datamodel weights and the bias are not identified separately.
 
     Raises:
       ValueError: if ``num_keep`` is not in 0..num_examples.
@@ -33,7 +33,7 @@ def fixed_size(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, 
 def mixed_sizes(
     key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, min_keep: int, max_keep: int
 ) -> Bool[Array, "m n"]:
-    """Each row keeps a number of examples drawn uniformly from ``min_keep..max_keep``, then a uniform subset of it.
+    """Masks of random size, uniform on ``min_keep..max_keep``, and uniform over the subsets of that size.
 
     The varying size identifies the level (the mean over train examples) of datamodel weights.
 
@@ -53,7 +53,7 @@ def mixed_sizes(
 
 
 def bernoulli(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, share: float) -> Bool[Array, "m n"]:
-    """Each row keeps each example independently with probability ``share``.
+    """Masks that keep each example independently with probability ``share``.
 
     Raises:
       ValueError: if ``share`` is not in [0, 1].
@@ -64,7 +64,7 @@ def bernoulli(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, s
 
 
 def check_weights(weights: Float[AnyArray, "*m n"] | Bool[AnyArray, "*m n"], y: Int[AnyArray, "n"]) -> None:
-    """Host-side check of training weights before any training.
+    """Check training weights ``[n]`` or ``[m n]`` on the host before any training.
 
     Raises:
       ValueError: if a weight is negative or not finite, if the length differs from that of ``y``, if a row has no

@@ -8,19 +8,25 @@ from d3mjax.types import AnyArray, Objective
 
 
 def losses(logits: Float[Array, "b C"], y: Int[AnyArray, "b"], *, smoothing: float = 0.0) -> Float[Array, "b"]:
-    """Cross-entropy of each example in nats, ``logsumexp(logits) - logits[y]``, computed in float32 at least.
+    """Cross-entropy of each example in nats, ``logsumexp(logits) - logits[y]``, in float32 or better.
 
-    With ``smoothing`` s it is that of the target ``(1 - s) one_hot(y) + s / C``.
+    With label ``smoothing`` s the target is ``(1 - s) one_hot(y) + s / C``.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     # A one-hot product instead of indexing: its transpose is no scatter, which is slow on every device.
     target = (1 - smoothing) * jax.nn.one_hot(y, logits.shape[-1]) + smoothing / logits.shape[-1]
-    own = (logits * target).sum(-1)
-    return jax.nn.logsumexp(logits, axis=-1) - own
+    return jax.nn.logsumexp(logits, axis=-1) - (logits * target).sum(-1)
 
 
 def cross_entropy(*, smoothing: float = 0.0) -> Objective:
-    """Weighted mean cross-entropy ``(1/b) sum_i w_i loss_i``; with all weights one this is plain ERM.
+    """Weighted mean cross-entropy ``(1/b) sum_i w_i loss_i`` in nats; plain ERM where all weights are 1.
+
+    >>> import jax.numpy as jnp, numpy as np, d3mjax
+    >>> objective = d3mjax.cross_entropy()
+    >>> batch = d3mjax.Split(np.zeros((2, 1)), np.array([0, 1]), np.zeros(2, int), np.arange(2))
+    >>> value, _ = objective.value(objective.init(), jnp.zeros((2, 4)), batch, jnp.array([1.0, 1.0]))
+    >>> bool(jnp.isclose(value, np.log(4)))  # all classes equally likely
+    True
 
     Raises:
       ValueError: if the label ``smoothing`` is not in [0, 1].
@@ -40,16 +46,24 @@ def group_dro(
     eta: Float[Array, ""] | float = 0.01,
     adjustment: Float[AnyArray, "G"] | float = 0.0,
 ) -> Objective:
-    """GroupDRO: the loss ``sum_g q_g l_g``, where groups that do badly gain weight ``q`` step by step.
+    """GroupDRO: the loss ``sum_g q_g l_g``, whose weights ``q`` grow for groups of high loss.
 
     ``l_g`` is the weighted mean loss, in nats, of the examples of group g in the batch. The state ``q [G]`` starts at
-    ``1 / G``; before each loss the groups present share their mass anew, in proportion to
-    ``q_g exp(eta (l_g + adjustment_g))``, and those absent keep theirs. No gradient passes through q. The adjustment
-    for small groups is ``C / sqrt(n_g)``. At ``eta = 0`` this is the mean of the groups' losses, with one group plain
-    ERM. Needs ``batch.group``; group -1 counts nowhere. The method includes a sampler that draws all groups equally:
-    `sampling.resampled` under `baselines.balanced_weights`.
+    ``1 / G``. Before each loss the groups in the batch share their mass anew, in proportion to
+    ``q_g exp(eta (l_g + adjustment_g))``; absent groups keep theirs. No gradient passes through q. The usual
+    adjustment is ``C / sqrt(n_g)``. At ``eta = 0`` this is the mean of the group losses, with one group plain ERM.
+    Reads ``batch.group``; examples of group -1 have no influence. The method includes a sampler that draws all groups
+    equally: `sampling.resampled` under `baselines.balanced_weights`.
 
     Source: Sagawa, Koh, Hashimoto and Liang, "Distributionally robust neural networks", ICLR 2020, algorithm 1.
+
+    >>> import jax.numpy as jnp, numpy as np, d3mjax
+    >>> objective = d3mjax.group_dro(2, eta=1.0)
+    >>> batch = d3mjax.Split(np.zeros((2, 1)), np.array([0, 0]), np.array([0, 1]), np.arange(2))
+    >>> logits = jnp.array([[3.0, 0.0], [0.0, 3.0]])  # group 0 is right, group 1 is wrong
+    >>> _, weights = objective.value(objective.init(), logits, batch, jnp.ones(2))
+    >>> bool(weights[1] > 0.9), bool(jnp.isclose(weights.sum(), 1))
+    (True, True)
     """
 
     def value(q, logits, batch, weight):

@@ -1,4 +1,4 @@
-"""Training recipes of published work, as trainers with their number of steps."""
+"""Training recipes of published work: trainers with their number of steps."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from d3mjax.types import Model, Trainer
 
 
 class Recipe(NamedTuple):
-    """What to run, and for how long: ``trainer.run(state, split, weights, num_steps)``."""
+    """A trainer and its number of steps: ``trainer.run(state, split, weights, num_steps)``."""
 
     trainer: Trainer
     num_steps: int
@@ -26,7 +26,7 @@ def triangular(peak: float, peak_step: int, num_steps: int) -> optax.Schedule:
 def momentum_sgd(
     rate: float | optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
 ) -> optax.GradientTransformation:
-    """SGD whose weight decay is part of the gradient, so that it passes through the momentum, for all parameters."""
+    """SGD with momentum and L2 penalty: the decay of all parameters is added to the gradient before the momentum."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=momentum))
 
 
@@ -41,11 +41,13 @@ def datamodels_cifar10(
     batch_size: int = 512,
     augment: Callable | None = None,
 ) -> Recipe:
-    """The recipe of the datamodels paper, for ``num_examples`` training examples of positive weight.
+    """Recipe of the datamodels paper for CIFAR-10, with ``num_examples`` training examples of positive weight.
 
-    For the paper ``model`` is ``resnet9(10, norm=batch_norm(), dtype=jnp.bfloat16)`` and ``augment`` is None, which
-    means flip, translate by 2 and cutout of 4 on 32 x 32 x 3. TRAK trains with ``peak=0.4, smoothing=0.0``. An epoch
-    is ``num_examples // batch_size`` steps, as there; the examples left over come first in the next one here.
+    For the paper ``model`` is ``resnet9(10, norm=batch_norm(), dtype=jnp.bfloat16)`` and ``augment`` is None: flip,
+    translate by 2 and cutout of 4 pixels on 32 x 32 x 3. TRAK trains with ``peak=0.4, smoothing=0.0``. An epoch is
+    ``num_examples // batch_size`` steps, as in the paper; the remaining examples come first in the next epoch.
+
+    Source: Ilyas, Park, Engstrom, Leclerc, Madry, "Datamodels", ICML 2022.
 
     Raises:
       ValueError: if ``num_examples`` is below ``batch_size``.

@@ -1,6 +1,6 @@
-"""Which examples a training step sees: a pure function of (key, weights, step), so that any step can be recomputed.
+"""Samplers: the examples of a training step as a pure function of (key, weights, step).
 
-Both samplers visit examples of positive weight only, whatever their number, with static shapes. Sorting inside the
+Both samplers draw examples of positive weight only, whatever their number, with static shapes. Sorting inside the
 training loop costs more than training a small model; `permute` addresses a random permutation without building it.
 """
 
@@ -41,11 +41,18 @@ def permute(seed: UInt32[Array, "*s"], index: Int[Array, "*s"], size: Int[Array,
 
 
 def shuffled() -> Sampler:
-    """Epochs over the examples of positive weight, each in a fresh order; a batch may straddle two epochs.
+    """Sampler of epochs over the examples of positive weight, each in a new order; a batch may straddle two epochs.
 
     The loss of example i is multiplied by its weight over the mean positive weight, so a subset mask trains exactly
     like the smaller data set, and the scale of the weights does not change the learning rate. At most 2^32 examples
-    may be visited in one run. With all weights zero every index is -1 and every weight 0.
+    may be drawn in one run. With all weights zero every index is -1 and every weight 0.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> sampler = d3mjax.shuffled()
+    >>> plan = sampler.prepare(jnp.array([1.0, 0.0, 1.0, 1.0]))
+    >>> index, weight = sampler.draw(jax.random.key(0), plan, jnp.arange(2), 3)
+    >>> [sorted(epoch.tolist()) for epoch in index]
+    [[0, 2, 3], [0, 2, 3]]
     """
 
     def prepare(weights: Float[Array, "n"]):
@@ -69,7 +76,14 @@ def shuffled() -> Sampler:
 
 
 def resampled() -> Sampler:
-    """Draws with replacement, example i with probability ``weights[i] / sum(weights)``; every drawn weight is 1."""
+    """Sampler with replacement: example i with probability ``weights[i] / sum(weights)``; every drawn weight is 1.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> sampler = d3mjax.resampled()
+    >>> index, weight = sampler.draw(jax.random.key(0), sampler.prepare(jnp.array([0.0, 1.0])), jnp.arange(3), 2)
+    >>> index.tolist(), weight.tolist()
+    ([[1, 1], [1, 1], [1, 1]], [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    """
 
     def prepare(weights: Float[Array, "n"]):
         return jnp.cumsum(weights)

@@ -1,4 +1,4 @@
-"""One training run as a traceable `init` / `run(num_steps)` pair over any Optax transformation."""
+"""One training run as a traceable pair of functions, ``init`` and ``run``, over any Optax transformation."""
 
 from collections.abc import Callable
 
@@ -20,14 +20,24 @@ def make_trainer(
     augment: Callable = lambda key, x: x,
     constrain: Callable = lambda batch: batch,
 ) -> Trainer:
-    """Stochastic gradient training of ``model`` on ``split`` under ``weights``.
+    """Trainer of ``model`` by stochastic gradients: ``objective`` on batches of ``sampler``, updates of ``tx``.
 
-    ``run(state, split, weights, num_steps)`` takes ``num_steps`` (static) steps of ``batch_size`` examples chosen by
-    ``sampler``. Step s of a model is the same function of ``(state.key, s)`` whether reached in one call or several,
-    so stopping and resuming changes nothing. The indices of a call (``num_steps * batch_size`` integers) are made
-    before its loop, where they vectorise. ``augment(key, x)`` changes the inputs of a batch by a key of that model and
-    step. ``constrain((batch, weight))`` may say how the examples of a batch lie on devices (`runtime.sharded`).
-    Nothing here knows of other models: map it with `ensemble.map_models`.
+    ``init(key, x [b, ...]) -> state`` draws the parameters; ``run(state, split, weights [n], num_steps) -> (state,
+    info)`` takes ``num_steps`` (static) steps of ``batch_size`` examples. Step s of a model is the same function of
+    ``(state.key, s)`` in one call or several, so stopping and resuming does not change the result. The indices of a
+    call (``num_steps * batch_size`` integers) are computed before its loop, where they vectorise. ``augment(key, x)``
+    changes the inputs of a batch by a key of that model and step. ``constrain((batch, weight))`` may set how the
+    examples of a batch lie on devices (`runtime.sharded`). For many models see `ensemble.train_many`.
+
+    >>> import jax, jax.numpy as jnp, numpy as np, optax, d3mjax
+    >>> x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+    >>> split = d3mjax.Split(x, (x[:, 0] > 0).astype(int), np.zeros(40, int), np.arange(40))
+    >>> model, objective = d3mjax.linear(2), d3mjax.cross_entropy()
+    >>> trainer = d3mjax.make_trainer(model, objective, optax.sgd(0.5), d3mjax.shuffled(), batch_size=10)
+    >>> state = trainer.init(jax.random.key(0), split.x)
+    >>> state, info = trainer.run(state, split, jnp.ones(40), 100)
+    >>> int(state.step), bool(info.loss[-1] < 0.3)
+    (100, True)
 
     Raises:
       ValueError: if ``batch_size`` is below 1, or the model's variables have no ``"params"``.
