@@ -1,6 +1,6 @@
-"""What D3M is compared with, as training weights; what reads the training groups is an oracle method.
+"""Methods that D3M is compared with, as training weights; those that read the training groups are oracle methods.
 
-Elsewhere: GroupDRO is `objectives.group_dro`, DFR is in `heads`. Controls that remove k examples at random are
+GroupDRO is `objectives.group_dro`, DFR is in `last_layer`. Controls that remove k examples at random are
 `selection.drop_random_like`; those that remove the k highest of some quantity (training loss, `trak.self_influence`)
 are `selection.drop_lowest` of its negative.
 """
@@ -20,33 +20,43 @@ T = TypeVar("T")
 
 
 def erm_weights(num_examples: int) -> Float[Array, "n"]:
-    """Weight 1 for everybody: ordinary training."""
+    """Weight 1 for every example: plain training."""
     return jnp.ones(num_examples)
 
 
 def subsample_balanced(key: Key[Array, ""], cell: Int[AnyArray, "n"], num_cells: int) -> Bool[Array, "n"]:
-    """Keep a random subset with equally many examples of every non-empty cell, as many as the smallest has.
+    """Random subset with equally many examples of every non-empty cell, as many as the smallest cell has.
 
     ``cell=group`` is SUBG, ``cell=y`` is SUBY (Idrissi et al., 2022).
+
+    >>> import jax, numpy as np, d3mjax
+    >>> cell = np.array([0, 0, 0, 0, 1, 1])
+    >>> keep = d3mjax.baselines.subsample_balanced(jax.random.key(0), cell, 2)
+    >>> np.bincount(cell[np.asarray(keep)]).tolist()
+    [2, 2]
     """
     return rank_within(jax.random.uniform(key, cell.shape), cell) < _smallest(_counts(cell, num_cells))
 
 
 def balanced_weights(cell: Int[AnyArray, "n"], num_cells: int) -> Float[Array, "n"]:
-    """``n / (K n_cell)`` with K non-empty cells: mean weight 1, every cell of equal mass.
+    """Weights ``n / (K n_cell)`` with K non-empty cells: mean 1, every cell of equal mass.
 
     With the `sampling.resampled` sampler ``cell=group`` is RWG and ``cell=y`` is RWY (Idrissi et al., 2022, who
     resample); with `sampling.shuffled` the same numbers weigh the losses instead, which is another method.
+
+    >>> import numpy as np, d3mjax
+    >>> d3mjax.baselines.balanced_weights(np.array([0, 0, 0, 0, 1, 1]), 2).tolist()
+    [0.75, 0.75, 0.75, 0.75, 1.5, 1.5]
     """
     counts = _counts(cell, num_cells)
     return cell.shape[0] / ((counts > 0).sum() * counts[jnp.asarray(cell)].astype(jnp.float32))
 
 
 def jtt_weights(errors: Bool[AnyArray, "n"], up: Float[Array, ""] | float) -> Float[Array, "n"]:
-    """``1 + up`` for examples that an identification model gets wrong, 1 for others: ``up`` further copies of each.
+    """Just train twice: weight ``1 + up`` for the errors of an identification model, 1 for other examples.
 
-    Just train twice (Liu et al., 2021). The identification model must be stopped early or regularised, or it makes
-    no errors and this is ERM. Copies in a data set are drawn more often: use `sampling.resampled`.
+    Source: Liu et al., 2021. The identification model must be stopped early or regularised; without errors this is
+    ERM. The paper copies errors in the data set, so that they are drawn more often: use `sampling.resampled`.
     """
     return 1.0 + up * jnp.asarray(errors)
 
@@ -54,31 +64,31 @@ def jtt_weights(errors: Bool[AnyArray, "n"], up: Float[Array, ""] | float) -> Fl
 def mixed_weights(
     target: Bool[AnyArray, "n"], cell: Int[AnyArray, "n"], num_cells: int, mass: Float[Array, ""] | float
 ) -> Float[Array, "n"]:
-    """Training on train and target examples together, of which only those of ``target`` have a known ``cell``.
+    """Weights for training on train and target examples together, where ``cell`` is known for those of ``target``.
 
-    They hold the share ``mass`` of all weight, every non-empty cell of them equally much; the others share the rest
-    evenly. Mean weight 1. Cells of the others are not read.
+    Targets have the share ``mass`` of all weight, equal for every non-empty cell of them; the other examples share the
+    rest evenly. Mean weight 1. Only cells of targets are read.
     """
     target = jnp.asarray(target)
     counts = _counts(jnp.where(target, cell, num_cells), num_cells + 1)[:num_cells]  # the last cell: not a target
-    own = 1 / ((counts > 0).sum() * jnp.maximum(counts, 1)[jnp.where(target, cell, 0)])
-    return target.shape[0] * jnp.where(target, mass * own, (1 - mass) / jnp.maximum((~target).sum(), 1))
+    share = 1 / ((counts > 0).sum() * jnp.maximum(counts, 1)[jnp.where(target, cell, 0)])
+    return target.shape[0] * jnp.where(target, mass * share, (1 - mass) / jnp.maximum((~target).sum(), 1))
 
 
 def drop_majority(
     key: Key[Array, ""], cell: Int[AnyArray, "n"], num_cells: int, k: Int[Array, ""] | int
 ) -> Bool[Array, "n"]:
-    """Remove ``k`` examples one at a time at random from whichever cell is then the largest, ties at random.
+    """Remove ``k`` examples at random, each from the cell that is then the largest, ties at random.
 
-    With ``cell=group`` the control between random removal and SUBG, which it becomes once all cells are equal.
+    With ``cell=group`` the control between random removal and SUBG, which it equals once all cells have one size.
     ``k`` may be traced; examples of cells outside ``0..num_cells - 1`` stay.
     """
     cell = jnp.asarray(cell)
-    place_key, tie_key = jax.random.split(key)
+    rank_key, tie_key = jax.random.split(key)
     known = (cell >= 0) & (cell < num_cells)
     # The example of rank r in its cell goes when the cell has r + 1 examples left: the highest ranks go first.
-    place = jnp.where(known, rank_within(jax.random.uniform(place_key, cell.shape), cell), -1)
-    order = jnp.lexsort((jax.random.uniform(tie_key, cell.shape), -place))
+    rank = jnp.where(known, rank_within(jax.random.uniform(rank_key, cell.shape), cell), -1)
+    order = jnp.lexsort((jax.random.uniform(tie_key, cell.shape), -rank))
     return jnp.ones(cell.shape, bool).at[order].set(jnp.arange(cell.shape[0]) >= k) | ~known
 
 
@@ -92,11 +102,15 @@ class Tuned(NamedTuple):
 def tune(
     candidates: Sequence[T], evaluate: Callable[[Sequence[T]], Float[AnyArray, "c"] | Sequence[float]], *, budget: int
 ) -> Tuned:
-    """Choose a setting on data that does not report: ``evaluate(candidates) -> scores [c]``, the highest wins.
+    """Best of several settings by ``evaluate(candidates) -> scores [c]``, on data that do not report.
 
-    All methods of a table get the same ``budget`` of candidates; put the default first, as ties go to the first. What
-    ``evaluate`` may look at is what the method's information setting allows: worst-class accuracy on the selection
-    split without groups, worst-group accuracy with them.
+    All methods of a table get the same ``budget`` of candidates. Put the default first: ties go to the first.
+    ``evaluate`` may use what the information setting of the method allows: worst-class accuracy on the selection split
+    without groups, worst-group accuracy with them.
+
+    >>> import d3mjax
+    >>> d3mjax.baselines.tune([0.1, 0.01], lambda rates: [0.6, 0.8], budget=2).best
+    1
 
     Raises:
       ValueError: more candidates than ``budget``, or none.

@@ -1,4 +1,4 @@
-"""Refitting the last layer alone: deep feature reweighting (DFR; Kirichenko, Izmailov and Wilson, ICLR 2023).
+"""Refits of the last layer: deep feature reweighting (DFR; Kirichenko, Izmailov and Wilson, ICLR 2023).
 
 The head is the dense layer that makes the logits: a dict with ``kernel [p C]`` and ``bias [C]`` somewhere in
 ``variables["params"]``, named by the path of keys to it. Everything below it is frozen.
@@ -19,17 +19,17 @@ Path = tuple[str, ...]
 
 
 class Scale(NamedTuple):
-    """How features are standardised: ``(features - mean) / std``; std is 1 where a feature is constant."""
+    """Mean and deviation of standardised features ``(features - mean) / std``; std is 1 for a constant feature."""
 
     mean: jax.Array  # Float[p]
     std: jax.Array  # Float[p]
 
 
 def find(params: PyTree, num_classes: int) -> Path:
-    """Path of the one dense layer with ``num_classes`` outputs.
+    """Path of the last layer in ``params``: the only dense layer with ``num_classes`` outputs.
 
     Raises:
-      ValueError: if there is no such layer, or more than one: name the path yourself then.
+      ValueError: if there is no such layer, or more than one; pass the path instead.
     """
 
     def paths(node: Any, path: Path):
@@ -48,9 +48,9 @@ def find(params: PyTree, num_classes: int) -> Path:
 def features(
     model: Model, variables: PyTree, x: PyTree[AnyArray], path: Path, *, microbatch: int | None = None
 ) -> Float[Array, "n p"]:
-    """What the head sees of each example, in evaluation mode: the gradient of logit 0 by the head's column 0.
+    """Inputs ``[n p]`` of the last layer in evaluation mode, as the gradient of logit 0 by column 0 of its kernel.
 
-    Exact because logits are linear in the head, and blind to how the model is written.
+    Exact for every model, as logits are linear in the head.
     """
     kernel = _at(variables["params"], path)["kernel"]
 
@@ -63,13 +63,13 @@ def features(
 
 
 def scale_of(features: Float[AnyArray, "n p"]) -> Scale:
-    """Mean and standard deviation of each feature; use those of the training set everywhere."""
+    """Mean and standard deviation of each feature; use those of the training set for all splits."""
     std = jnp.std(jnp.asarray(features), axis=0)
     return Scale(jnp.mean(jnp.asarray(features), axis=0), jnp.where(std > 0, std, 1))
 
 
 def standardise(features: Float[AnyArray, "n p"], scale: Scale) -> Float[Array, "n p"]:
-    """``(features - mean) / std``."""
+    """Standardised features ``(features - mean) / std``."""
     return (jnp.asarray(features) - scale.mean[None]) / scale.std[None]
 
 
@@ -93,8 +93,8 @@ def average_fits(
     """DFR: L1 logistic regression on each subset of standardised ``features``, coefficients averaged.
 
     ``inverse_strength`` is scikit-learn's C: the penalty against the *sum* of losses is its inverse. `balanced_subsets`
-    of validation data give DFR_val, of training data DFR_train. Weight ``[C p]``, bias ``[C]``. If no subset has more
-    than ``max_size`` examples, saying so makes the cost proportional to it instead of n.
+    of validation data give DFR_val, of training data DFR_train. Weight ``[C p]``, bias ``[C]``. With ``max_size``, an
+    upper bound of the size of all subsets, the cost is proportional to it instead of n.
     """
     features, y = jnp.asarray(features), jnp.asarray(y)
 
@@ -107,7 +107,7 @@ def average_fits(
 
 
 def with_head(variables: PyTree, path: Path, head: Linear, scale: Scale) -> PyTree:
-    """The variables of the model whose logits are ``head`` of features standardised by ``scale``."""
+    """Variables of the model whose logits are ``head`` applied to features standardised by ``scale``."""
     weight = head.weight / scale.std[None]
     bias = head.bias - jnp.matmul(weight, scale.mean, precision="highest")
     return _changed(variables, path, kernel=weight.T, bias=bias)

@@ -1,4 +1,4 @@
-"""Score, prune, retrain, evaluate: the functional loop around any attribution, rule and trainer."""
+"""Score, prune, retrain, evaluate: the loop around any attribution, rule and trainer, as a pure function."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 
 class Rounds(NamedTuple):
-    """What each round did: the weights it trained with, the scores that chose them, and what evaluation said.
+    """Weights of each round, the scores that chose them, and the evaluation of the models trained with them.
 
     Round 0 is training before any removal; its scores are zero.
     """
@@ -31,11 +31,10 @@ def prune_and_retrain(
 ) -> Rounds:
     """Train on ``weights``, then ``rounds`` times: score the examples, drop some, retrain, evaluate.
 
-    ``fit(key, weights [n]) -> models`` trains (one model or many) on the weights given; every round gets the same
-    key, so that a round which keeps all reproduces the one before exactly. ``score(key, models, weights) -> [n]``
-    says how useful each example is, from the models just trained. ``keep(scores) -> Bool[n]`` is a rule of
-    `selection`; examples dropped before stay dropped, and are shown to it as infinitely useful.
-    ``evaluate(models) -> pytree`` is stored for every round.
+    ``fit(key, weights [n]) -> models`` trains one model or many; every round gets the same key, so a round that keeps
+    all examples reproduces the one before exactly. ``score(key, models, weights) -> [n]`` scores the examples with the
+    models just trained, larger being more useful. ``keep(scores) -> Bool[n]`` is a rule of `selection`; dropped
+    examples stay dropped, and have score infinity there. ``evaluate(models) -> pytree`` is stored for every round.
 
     Raises:
       ValueError: if ``rounds`` is below 0.

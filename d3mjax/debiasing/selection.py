@@ -1,7 +1,7 @@
-"""From scores to keep masks and weights. Scores are larger for more useful examples; rules remove the smallest.
+"""Removal rules: from scores, larger for more useful examples, to keep masks ``[n]`` and weights.
 
-How far to go depends on the task, and so does the damping behind the scores, which moves their level: retrain with a
-few candidates and let a selection split choose (`choose`).
+The best number of removals depends on the task, and so does the damping behind the scores, which moves their level:
+retrain with a few candidates and `choose` on the selection split.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from d3mjax.types import AnyArray
 
 
 class Composition(NamedTuple):
-    """Who goes: numbers by class and group, and the label-error suspects among them."""
+    """Numbers of removed examples by class and group, and of the label-error suspects among them."""
 
     removed: Int[Array, "C G"]
     total: Int[Array, "C G"]
@@ -22,36 +22,41 @@ class Composition(NamedTuple):
 
 
 class GuardInfo(NamedTuple):
-    """What `guard` changed: examples kept after all because too many were to go, and per class those restored."""
+    """Examples that `guard` kept: those beyond the largest number of removals, and those restored to each class."""
 
     capped: Int[Array, ""]
     restored: Int[Array, "C"]
 
 
 def drop_negative(scores: Float[AnyArray, "n"]) -> Bool[Array, "n"]:
-    """Keep ``scores >= 0``: D3M's rule without hyper-parameter. Meaningful where the level of scores is identified."""
+    """Keep ``scores >= 0``, the rule of D3M without hyper-parameter; needs scores whose level is identified."""
     return jnp.asarray(scores) >= 0
 
 
 def drop_lowest(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Bool[Array, "n"]:
-    """Keep all but the ``k`` smallest scores, ties going by index; ``k`` may be traced."""
+    """Keep all but the ``k`` smallest scores, ties by index; ``k`` may be traced.
+
+    >>> import jax.numpy as jnp, d3mjax
+    >>> d3mjax.selection.drop_lowest(jnp.array([0.5, -1.0, 2.0, -3.0]), 2).tolist()
+    [True, False, True, False]
+    """
     return rank_within(scores, jnp.zeros(scores.shape, jnp.int32)) >= k
 
 
 def drop_lowest_within(
     scores: Float[AnyArray, "n"], cell: Int[AnyArray, "n"], num_cells: int, share: Float[Array, ""] | float
 ) -> Bool[Array, "n"]:
-    """Drop the lowest ``share`` of every cell, rounded down: leaves the shares of the cells (classes, say) alone."""
+    """Drop the lowest ``share`` of every cell, rounded down: the cells, such as classes, keep their shares."""
     cell = jnp.asarray(cell)
     size = jnp.zeros(num_cells, jnp.int32).at[cell].add(1)
     return rank_within(scores, cell) >= jnp.floor(share * size + 1e-4).astype(jnp.int32)[cell]
 
 
 def drop_outliers(scores: Float[AnyArray, "n"], *, z: float = 3.0) -> Bool[Array, "n"]:
-    """Drop what lies ``z`` robust deviations below the median, ``1.4826 median |A - median A|`` being one.
+    """Drop scores more than ``z`` robust deviations below the median; one is ``1.4826 median |A - median A|``.
 
-    Adding a constant to all scores, or scaling them, changes nothing: the level need not be identified, as it is not
-    for datamodels of subsets of one size. Where more than half the scores are equal, all that is lower goes.
+    Invariant to a shift and a positive scale of the scores: for scores whose level is not identified, such as those of
+    datamodels of subsets of one size. Where more than half the scores are equal, all lower ones are dropped.
     """
     scores = jnp.asarray(scores)
     middle = jnp.median(scores)
@@ -59,7 +64,7 @@ def drop_outliers(scores: Float[AnyArray, "n"], *, z: float = 3.0) -> Bool[Array
 
 
 def step_weights(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Float[Array, "n"]:
-    """``max(0, 1 + A / |A_(k)|)``, ``A_(k)`` the k-th lowest: as far along A from equal weights as empties k examples.
+    """Weights ``max(0, 1 + A / |A_(k)|)`` of a step along A from equal weights; ``A_(k)`` is the k-th lowest score.
 
     To first order A is minus the gradient of what D3M descends by the weights, so this is one projected gradient step,
     while removal alone moves only along the examples removed. With fewer than k negative scores those are emptied;
@@ -72,7 +77,7 @@ def step_weights(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Float
 
 
 def soft_weights(scores: Float[AnyArray, "n"], temperature: Float[Array, ""] | float) -> Float[Array, "n"]:
-    """``sigmoid(A / (temperature * std A))``: no removal; 1/2 at score 0, `drop_negative` as temperature falls to 0."""
+    """Weights ``sigmoid(A / (temperature * std A))``: 1/2 at score 0, `drop_negative` as temperature falls to 0."""
     scores = jnp.asarray(scores)
     return jax.nn.sigmoid(scores / (temperature * scores.std()))
 
@@ -80,7 +85,7 @@ def soft_weights(scores: Float[AnyArray, "n"], temperature: Float[Array, ""] | f
 def choose(
     accuracies: Float[AnyArray, "r G"], average: Float[AnyArray, "r"], *, tolerance: float = 0.02
 ) -> Int[Array, ""]:
-    """Which candidate to take, from its accuracies on a selection split, groups that it lacks being NaN.
+    """Index of the best candidate by its group accuracies ``[r G]`` on a selection split; NaN for an absent group.
 
     The best average accuracy among those whose worst group is within ``tolerance`` of the best candidate's: what a
     selection split says of a small group is noise up to there, and the average is what removal costs.
@@ -90,7 +95,7 @@ def choose(
 
 
 def drop_confident(mean: Float[AnyArray, "n"], error: Float[AnyArray, "n"], *, z: float = 1.645) -> Bool[Array, "n"]:
-    """Drop only what is surely harmful, ``mean + z * error < 0``: score and standard error from `uncertainty`.
+    """Drop examples with ``mean + z * error < 0``: score and standard error from `uncertainty`.
 
     ``z = 1.645`` errs for one useful example in twenty. An error of NaN (one checkpoint, one fold) keeps.
     """
@@ -100,7 +105,7 @@ def drop_confident(mean: Float[AnyArray, "n"], error: Float[AnyArray, "n"], *, z
 def drop_random_like(
     key: Key[Array, ""], keep: Bool[AnyArray, "n"], cell: Int[AnyArray, "n"], num_cells: int
 ) -> Bool[Array, "n"]:
-    """Remove at random, from each cell, as many examples as ``keep`` removes from it: the controls at equal k.
+    """Remove at random, from each cell, as many examples as ``keep`` removes from it: controls of equal number.
 
     One cell for all is plain random removal, ``cell=y`` is class-matched, ``cell=group`` group-matched.
     """
@@ -117,8 +122,15 @@ def guard(
     max_drop: float = 0.5,
     min_keep_class: int = 1,
 ) -> tuple[Bool[Array, "n"], GuardInfo]:
-    """Bound what a rule may remove: at most ``max_drop * n`` examples (the lowest go first), and at least
-    ``min_keep_class`` of each class stay (its highest-scored removed ones come back).
+    """Bound the removals of a rule: at most ``max_drop * n`` examples, and ``min_keep_class`` of each class stay.
+
+    Beyond the bound the highest scores are kept. A class with fewer examples gets back its highest-scored removed ones.
+
+    >>> import numpy as np, d3mjax
+    >>> scores = np.array([-1.0, -2.0, -3.0, -4.0])
+    >>> keep, info = d3mjax.selection.guard(scores, scores > 0, np.array([0, 0, 1, 1]), 2, max_drop=0.75)
+    >>> keep.tolist(), int(info.capped), info.restored.tolist()
+    ([True, False, True, False], 1, [0, 1])
     """
     scores, keep = jnp.asarray(scores), jnp.asarray(keep)
     rank_removed = rank_within(jnp.where(keep, jnp.inf, scores), jnp.zeros(y.shape, jnp.int32))
@@ -131,7 +143,7 @@ def guard(
 
 
 def label_suspects(right: Bool[AnyArray, "c n"]) -> Bool[Array, "n"]:
-    """Train examples whose label disagrees with every checkpoint: wrong labels, and cases too rare to be learnt.
+    """Train examples that every checkpoint misclassifies: wrong labels, and examples too rare to be learnt.
 
     ``right[a, i]``: whether checkpoint a classifies example i as its label says (a positive hard margin).
     """
@@ -146,7 +158,7 @@ def composition(
     num_classes: int,
     num_groups: int,
 ) -> Composition:
-    """Class by group: how many there are, how many go, and how many of those are suspects. Unknown groups count not."""
+    """Numbers ``[C G]`` of examples, removals and suspects among them; examples of unknown group are left out."""
     keep, group = jnp.asarray(keep), jnp.asarray(group)
     where = (jnp.asarray(y), jnp.where(group < 0, num_groups, group))
     count = lambda marked: jnp.zeros((num_classes, num_groups), jnp.int32).at[where].add(marked, mode="drop")
@@ -154,13 +166,13 @@ def composition(
 
 
 def share_of_removed(marked: Bool[AnyArray, "n"], keep: Bool[AnyArray, "*m n"]) -> Float[Array, ""]:
-    """Share of ``marked`` examples among the removed ones, all masks taken together; NaN where none is removed."""
+    """Share of ``marked`` examples among those that all masks ``[m n]`` remove; NaN where none is removed."""
     times_removed = (~jnp.asarray(keep)).reshape(-1, marked.shape[0]).sum(0)
     return jnp.where(marked, times_removed, 0).sum() / times_removed.sum()
 
 
 def rank_within(values: Float[AnyArray, "n"], cell: Int[AnyArray, "n"]) -> Int[Array, "n"]:
-    """Rank 0, 1, ... of each value among the examples of its own cell, ascending, ties going by index."""
+    """Rank 0, 1, ... of each value among the examples of its cell, ascending, ties by index."""
     cell = jnp.asarray(cell)
     order = jnp.lexsort((jnp.asarray(values), cell))
     sorted_cell = cell[order]

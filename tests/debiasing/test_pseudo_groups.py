@@ -1,12 +1,12 @@
 """AUTO-D3M on planted targets: numpy's SVD, brute-force cuts, and groups that neither losses nor rows tell alone."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from d3mjax.debiasing import group_weighting, pseudo_groups
+
+EPS = np.finfo(np.float32).eps
 
 
 def planted(cosine, share, major, minor, *, seed, t=80, n=300):
@@ -25,46 +25,31 @@ def svd(tau, num):
     return unit @ v[:num].T, values[:num] ** 2 / (values**2).sum()
 
 
-def products(tau):
-    tau = jnp.asarray(tau)
-    return lambda v: tau @ v, lambda u: tau.T @ u, jnp.linalg.norm(tau, axis=1)
-
-
-def test_gram_form_and_matrix_free_form_are_the_principal_components():
+def test_components_are_the_principal_components_of_unit_rows():
     tau, _ = planted(0.5, 0.3, 0.5, 0.9, seed=0)
     tau *= np.linspace(0.1, 30, len(tau), dtype=np.float32)[:, None]  # norms must not matter
     scores, share = svd(tau.astype(np.float64), 3)
     rows = pseudo_groups.gram(np.array_split(tau, 7, axis=1))
-    np.testing.assert_allclose(rows, tau @ tau.T, rtol=1e-4, atol=1e-3)
-    dense = pseudo_groups.components(rows, 3)
-    free = pseudo_groups.components_from_products(jax.random.key(0), *products(tau), 3, steps=79)
-    for found in (dense, free):
-        got = np.asarray(found.scores)
-        np.testing.assert_allclose(got * np.sign((got * scores).sum(0)), scores, atol=2e-4)
-        np.testing.assert_allclose(found.share, share, rtol=1e-3)
-        assert np.all(np.asarray(found.residual) < 1e-4)
-    np.testing.assert_allclose(free.scores, dense.scores, atol=2e-4)  # the sign is fixed
-
-
-def test_few_lanczos_steps_say_that_they_were_few():
-    tau, _ = planted(0.5, 0.3, 2.0, 2.0, seed=1)
-    exact = pseudo_groups.components_from_products(jax.random.key(0), *products(tau), 2, steps=79)
-    rough = pseudo_groups.components_from_products(jax.random.key(0), *products(tau), 2, steps=6)
-    assert rough.residual[1] > 1e-3
-    assert rough.residual[1] > 100 * exact.residual[1]
-    assert np.all(rough.share < exact.share + 1e-5)
+    norms = np.linalg.norm(tau.astype(np.float64), axis=1)
+    error = rows - tau.astype(np.float64) @ tau.T.astype(np.float64)
+    assert np.abs(error / np.outer(norms, norms)).max() < 300 * EPS  # n products an entry
+    found = pseudo_groups.components(rows, 3)
+    got = np.asarray(found.scores)
+    # Eigenvectors of a unit Gram of trace t: errors grow by its norm over the gap to the next eigenvalue.
+    np.testing.assert_allclose(got * np.sign((got * scores).sum(0)), scores, atol=1000 * EPS)
+    np.testing.assert_allclose(found.share, share, rtol=1000 * EPS)
 
 
 def test_rows_of_low_rank_and_of_norm_zero_are_padded_with_zeros():
     tau = np.zeros((12, 5), np.float32)
     tau[:6, 0], tau[6:11, 1] = 2, 3
     found = pseudo_groups.components(tau @ tau.T, 4)
-    free = pseudo_groups.components_from_products(jax.random.key(1), *products(tau), 4)
-    for c in (found, free):
-        np.testing.assert_array_equal(c.scores[11], 0)
-        assert len(np.unique(np.round(np.asarray(c.scores[:11, 0]), 4))) == 2
-        np.testing.assert_allclose(c.scores[:, 2:], 0, atol=1e-5)
-        np.testing.assert_allclose(c.share.sum(), 1, rtol=1e-5)
+    np.testing.assert_array_equal(found.scores[11], 0)
+    np.testing.assert_allclose(found.scores[:, 2:], 0, atol=100 * EPS)
+    for members in (slice(0, 6), slice(6, 11)):
+        np.testing.assert_allclose(np.ptp(found.scores[members], axis=0), 0, atol=100 * EPS)
+    assert abs(found.scores[0, 0] - found.scores[6, 0]) > 1
+    np.testing.assert_allclose(found.share.sum(), 1, rtol=100 * EPS)
 
 
 @pytest.mark.parametrize(
