@@ -1,78 +1,109 @@
-"""What `fmd` compares edits with: a temperature, averages over the attribute, and training again."""
+"""Effects of a model on a test set and on pairs, and what `fmd` compares edits with.
 
-from collections.abc import Callable
-from typing import Any
+The comparisons are a temperature that gives the same bias, the average over all values of the attribute, and training
+again: without the attribute, or with the pairs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from d3mjax.types import Split
-from experiments.bias.fmd_edits import Parts
+from d3mjax import metrics
+from d3mjax.keys import Fmd
+from d3mjax.types import Pairs, Split
 from experiments.bias_tasks import BiasTask, Features
 
-PAIRS_ALONE, DROPPED, PAIRS_TOO, FLIPS_TOO = range(3, 7)  # families of keys, beside those of `fmd`
-LAST = FLIPS_TOO
+Probabilities = Mapping[str, Float[Array, "t C"]]
+"""Softmax probabilities by rows: ``test``, and both sides of the report pairs, ``aligned`` and ``conflicting``."""
 
 
-def at_temperature(programs: dict, params, parts: Parts, bias: float, facts: dict):
-    """Probabilities of the head at the temperature above 1 that gives the same bias on the report pairs."""
+class Parts(NamedTuple):
+    """The rows of one draw, raw or as features: training set, test set, and the pairs that steer, choose and report."""
+
+    train: Split
+    test: Split
+    reference: Pairs
+    selection: Pairs
+    report: Pairs
+
+    def reported(self) -> dict[str, Features]:
+        """The rows of `Probabilities`."""
+        return {"test": self.test.x, "aligned": self.report.x, "conflicting": self.report.flipped}
+
+
+def at_temperature(probabilities: Callable[[float], Probabilities], parts: Parts, bias: float):
+    """The temperature above 1 at which the counterfactual bias on the report pairs is ``bias``, by 20 bisections."""
     low, high, y = 1.0, 100.0, (np.arange(len(parts.report.y)), np.asarray(parts.report.y))
     for _ in range(20):
         middle = (low * high) ** 0.5
-        p = programs["probabilities"](params, parts, middle)
-        found = np.abs(np.asarray(p["aligned"])[y] - np.asarray(p["conflicting"])[y]).mean()
-        low, high = (middle, high) if found > bias else (low, middle)
-    facts["temperature"] = high
-    return programs["probabilities"](params, parts, high)
+        p = probabilities(middle)
+        reached = np.abs(np.asarray(p["aligned"])[y] - np.asarray(p["conflicting"])[y]).mean()
+        low, high = (middle, high) if reached > bias else (low, middle)
+    return high
 
 
-def predicted(programs: dict, raw: Parts, variables, *, change: Callable = lambda x: [x]) -> dict[str, Any]:
-    """Probabilities of a network on the test set and the report pairs, averaged over what ``change(x)`` gives."""
-    rows = {"test": raw.test.x, "aligned": raw.report.x, "conflicting": raw.report.flipped}
-    of = lambda x: jax.nn.softmax(programs["logits"](variables, x))
-    return {name: jnp.mean(jnp.stack([of(v) for v in change(x)]), 0) for name, x in rows.items()}
+def predicted(logits: Callable, parts: Parts, *, change: Callable = lambda x: [x]) -> Probabilities:
+    """Probabilities by ``logits(x)``, averaged over the versions ``change(x)`` of the rows."""
+    of = lambda x: jax.nn.softmax(logits(x))
+    return {name: jnp.mean(jnp.stack([of(v) for v in change(x)]), 0) for name, x in parts.reported().items()}
 
 
-def measure(
-    task: BiasTask, programs: dict, raw: Parts, variables, train: Callable, timed: Callable, seed: int
-) -> dict[str, Any]:
-    """Probabilities on the test set and the report pairs of what needs no edit of the model, by name.
-
-    ``train(split, family of keys) -> variables``; ``timed(name, work)`` returns ``work()``.
-    """
-    found, count = {}, 2 * len(raw.reference.y)
-    both = Split(
-        np.concatenate([raw.reference.x, raw.reference.flipped]),
-        np.tile(raw.reference.y, 2),
-        np.full(count, -1),
-        np.full(count, -1),
-    )
-    without = raw.train._replace(x=task.drop(raw.train.x))
+def methods(
+    task: BiasTask, parts: Parts, variables: Any, train: Callable[[Split, int], Any], seed: int
+) -> dict[str, Callable[[], tuple[Any, Callable]]]:
+    """Work by name that returns variables and the ``change`` of `predicted`; ``train(split, family) -> variables``."""
+    count, x = 2 * len(parts.reference.y), np.asarray(parts.train.x)
+    unknown = np.full(count, -1)
+    sides = np.concatenate([parts.reference.x, parts.reference.flipped])
+    both = Split(sides, np.tile(parts.reference.y, 2), unknown, unknown)
     joined = lambda *splits: jax.tree.map(lambda *a: np.concatenate(a), *splits)
-    other = raw.train._replace(x=at_random(task, np.asarray(raw.train.x), seed))
-    methods = {
+    other = parts.train._replace(x=at_random(task, x, seed))
+    without, same = lambda x: [task.drop(x)], lambda x: [x]
+    return {
         "average over the attribute": lambda: (variables, task.versions),
-        "trained without the attribute": lambda: (train(without, DROPPED), lambda x: [task.drop(x)]),
-        "trained on the pairs alone": lambda: (train(both, PAIRS_ALONE), lambda x: [x]),
-        "trained on the pairs, too": lambda: (train(joined(raw.train, both), PAIRS_TOO), lambda x: [x]),
-        "trained on flips, too": lambda: (train(joined(raw.train, other), FLIPS_TOO), lambda x: [x]),
+        "trained without the attribute": lambda: (train(parts.train._replace(x=task.drop(x)), Fmd.DROPPED), without),
+        "trained on the pairs alone": lambda: (train(both, Fmd.PAIRS_ALONE), same),
+        "trained on the pairs, too": lambda: (train(joined(parts.train, both), Fmd.PAIRS_TOO), same),
+        "trained on flips, too": lambda: (train(joined(parts.train, other), Fmd.FLIPS_TOO), same),
     }
-    for name, method in methods.items():
-
-        def work(method=method):
-            network, change = method()
-            return predicted(programs, raw, network, change=change)
-
-        found[name] = timed(name, work)
-    return found
 
 
 def at_random(task: BiasTask, x: Features, seed: int) -> np.ndarray:
-    """Every row under a random value of the attribute, which may be its own; a thousand rows at a time."""
+    """Every row under a random value of the attribute, possibly the same; a thousand rows at a time."""
     rng, out = np.random.default_rng([seed, 2]), np.empty_like(x)
     for begin in range(0, len(x), 1000):
         versions = np.asarray(task.versions(x[begin : begin + 1000]))
         count = versions.shape[1]
         out[begin : begin + 1000] = versions[rng.integers(0, len(versions), count), np.arange(count)]
     return out
+
+
+def effects(
+    probabilities: Probabilities, parts: Parts, num_groups: int, *, attribute: Bool[np.ndarray, "t"] | None = None
+) -> dict[str, float]:
+    """Metrics of probabilities on the test set and the report pairs.
+
+    ``attribute``: which test examples have it, for the gaps in positive rates; for two classes alone.
+    """
+    p = {name: np.asarray(a) for name, a in probabilities.items()}
+    y, right = np.asarray(parts.test.y), p["test"].argmax(1) == np.asarray(parts.test.y)
+    sides = [p[side][np.arange(len(parts.report.y)), parts.report.y] for side in ("aligned", "conflicting")]
+    values = {
+        "accuracy": right.mean(),
+        "worst_group_accuracy": np.asarray(metrics.group_means(right, parts.test.group, num_groups)).min(),
+        "bias": np.abs(sides[0] - sides[1]).mean(),
+        "signed_bias": (sides[0] - sides[1]).mean(),
+        "flip_rate": (p["aligned"].argmax(1) != p["conflicting"].argmax(1)).mean(),
+        "conflicting_accuracy": (p["conflicting"].argmax(1) == parts.report.y).mean(),
+    }
+    if attribute is not None:
+        positive = p["test"].argmax(1) == 1
+        rate = lambda rows: positive[rows & attribute].mean() - positive[rows & ~attribute].mean()
+        values["parity_gap"] = rate(np.ones(len(y), bool))
+        values["tpr_gap"] = rate(y == 1)
+        values["odds_gap"] = max(abs(rate(y == 1)), abs(rate(y == 0)))
+    return {name: float(value) for name, value in values.items()}

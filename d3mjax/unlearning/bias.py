@@ -1,0 +1,149 @@
+"""Counterfactual bias of a model on pairs, and the influence of train examples on it.
+
+Pairs are examples and the same examples with the protected attribute flipped, ``y`` unchanged; ``p_y`` is the softmax
+probability of the true class, ``d_i = p_y(x_i) - p_y(flipped x_i)``:
+
+    counterfactual bias  B = mean |d_i|        signed bias  mean d_i        flip rate: predictions that differ
+
+    influence on bias    dB / dw_k = - grad B' (H + damping)^-1 grad loss_k        positive: including k raises the bias
+
+Flat predictions have little bias: report accuracy and flip rate beside it. Source: Chen et al., "Fast Model Debias with
+Machine Unlearning" (FMD), NeurIPS 2023.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from d3mjax.attribution import influence, outputs
+from d3mjax.types import AnyArray, Model, Pairs, Split
+
+Measure = Callable[[Model, PyTree, Pairs], Float[Array, ""]]
+"""A number of a model on pairs, such as `counterfactual_bias`: ``(model, variables, pairs) -> Float[]``."""
+
+
+class Bias(NamedTuple):
+    """All measures of a model on pairs; a leading axis where there are several models."""
+
+    absolute: jax.Array  # Float[], counterfactual bias
+    signed: jax.Array  # Float[], positive where the unflipped side is favoured
+    flips: jax.Array  # Float[], share of pairs whose predictions differ
+    accuracy: jax.Array  # Float[], on the unflipped side
+    flipped_accuracy: jax.Array  # Float[]
+
+    @property
+    def both(self) -> jax.Array:
+        """Mean accuracy of the two sides."""
+        return (self.accuracy + self.flipped_accuracy) / 2
+
+
+def differences(model: Model, variables: PyTree, pairs: Pairs) -> Float[Array, "p"]:
+    """``p_y(x) - p_y(flipped x)`` of every pair, in float32 at least."""
+    return _probability(model, variables, pairs.x, pairs.y) - _probability(model, variables, pairs.flipped, pairs.y)
+
+
+def counterfactual_bias(model: Model, variables: PyTree, pairs: Pairs) -> Float[Array, ""]:
+    """``B = mean |d|``, in 0..1; a pair whose sides are equal has gradient 0."""
+    return jnp.abs(differences(model, variables, pairs)).mean()
+
+
+def signed_bias(model: Model, variables: PyTree, pairs: Pairs) -> Float[Array, ""]:
+    """``mean d``, in -1..1: positive where the unflipped side is favoured."""
+    return differences(model, variables, pairs).mean()
+
+
+def measure(model: Model, variables: PyTree, pairs: Pairs) -> Bias:
+    """Bias, flip rate, and accuracy of both sides."""
+    one, other = (outputs.logits(model, variables, x).argmax(-1) for x in (pairs.x, pairs.flipped))
+    d, y = differences(model, variables, pairs), jnp.asarray(pairs.y)
+    return Bias(jnp.abs(d).mean(), d.mean(), (one != other).mean(), (one == y).mean(), (other == y).mean())
+
+
+def gradient_of(
+    model: Model,
+    measure: Measure,
+    variables: PyTree,
+    pairs: Pairs,
+    *,
+    keep: Callable[[str], bool] | None = None,
+) -> PyTree:
+    """Gradient of a measure by the parameters; with ``keep``, None in place of leaves whose path it rejects."""
+    of_params = lambda params: measure(model, {**variables, "params": params}, pairs)
+    gradient = jax.grad(of_params)(variables["params"])
+    if keep is None:
+        return gradient
+    return jax.tree.map_with_path(lambda path, a: a if keep(jax.tree_util.keystr(path)) else None, gradient)
+
+
+def influence_on(
+    model: Model,
+    measures: tuple[Measure, ...],
+    variables: PyTree,
+    train: Split,
+    pairs: Pairs,
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+    options: influence.Options = influence.Options(),
+) -> tuple[Float[Array, "n k"], influence.Info]:
+    """``d measure_k / d w_i`` of every train example i, by one solve a measure; arguments as of `influence.along`.
+
+    Positive: including the example raises the measure. For D3M's rules, where larger scores stay, take its negative.
+    """
+    each = [gradient_of(model, measure, variables, pairs, keep=options.keep) for measure in measures]
+    gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return influence.along(model, variables, train, gradients, weights=weights, options=options)
+
+
+def removal_count(
+    on_bias: Float[AnyArray, "n"], on_signed: Float[AnyArray, "n"], signed: Float[AnyArray, ""]
+) -> Int[Array, ""]:
+    """How many examples to remove, most biasing first, until the *predicted* signed bias reaches zero.
+
+    Removing k changes the signed bias by minus the sum of their influence on it. At most the number of examples whose
+    influence on the bias is positive.
+    """
+    order = jnp.argsort(-jnp.asarray(on_bias))
+    after = signed - jnp.cumsum(jnp.asarray(on_signed)[order])
+    crossed = after * jnp.sign(signed) <= 0
+    reached = jnp.where(crossed.any(), jnp.argmax(crossed) + 1, len(order))
+    return jnp.minimum(reached, (jnp.asarray(on_bias) > 0).sum())
+
+
+def check_pairs(pairs: Pairs, num_classes: int, *, least: int = 20) -> None:
+    """Host-side check of pairs; warns where they are fewer than ``least``, naming the standard error of their bias.
+
+    Raises:
+      ValueError: sides of different shapes, labels of another length or outside the classes, no pairs, or two sides
+        that are equal everywhere.
+    """
+    shapes = [jax.tree.map(np.shape, x) for x in (pairs.x, pairs.flipped)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"pairs: found sides of shapes {shapes[0]} and {shapes[1]}, expected the same")
+    y, lengths = np.asarray(pairs.y), {len(leaf) for leaf in jax.tree.leaves(pairs.x)}
+    if lengths != {len(y)}:
+        raise ValueError(f"pairs.y: found {len(y)} labels for {sorted(lengths)} pairs, expected one each")
+    if not len(y):
+        raise ValueError("pairs: found none, expected some")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise ValueError(f"pairs.y: found labels {y.min()}..{y.max()}, expected 0..{num_classes - 1}")
+    if all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (pairs.x, pairs.flipped)), strict=True)):
+        raise ValueError("pairs: found both sides equal everywhere, expected the attribute flipped")
+    if len(y) < least:
+        # Of numbers in 0..1 the standard deviation is 1/2 at most.
+        warnings.warn(
+            f"pairs: found {len(y)}, expected at least {least}: the standard error of their bias may be "
+            f"{0.5 / len(y) ** 0.5:.2f}, that of {least} is {0.5 / least**0.5:.2f} at most",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _probability(model: Model, variables, x, y):
+    logits = outputs.logits(model, variables, x)
+    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    return jnp.take_along_axis(p, jnp.asarray(y)[:, None], axis=1)[:, 0]
