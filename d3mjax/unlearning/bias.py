@@ -18,9 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.attribution import influence, outputs
+from d3mjax.attribution import gradients, influence, outputs, trak
 from d3mjax.types import AnyArray, Model, Pairs, Split
 
 Measure = Callable[[Model, PyTree, Pairs], Float[Array, ""]]
@@ -82,21 +82,52 @@ def gradient_of(
 
 def influence_on(
     model: Model,
-    measures: tuple[Measure, ...],
+    measure: Measure,
     variables: PyTree,
     train: Split,
     pairs: Pairs,
     *,
     weights: Float[AnyArray, "n"] | None = None,
     options: influence.Options = influence.Options(),
-) -> tuple[Float[Array, "n k"], influence.Info]:
-    """``d measure_k / d w_i`` of every train example i, by one solve a measure; arguments as of `influence.along`.
+) -> tuple[Float[Array, "n"], influence.Info]:
+    """``d measure / d w_i`` of every train example, by one solve; arguments as of `influence.along`.
 
     Positive: including the example raises the measure. For D3M's rules, where larger scores stay, take its negative.
     """
-    each = [gradient_of(model, measure, variables, pairs, keep=options.keep) for measure in measures]
-    gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    return influence.along(model, variables, train, gradients, weights=weights, options=options)
+    gradient = gradient_of(model, measure, variables, pairs, keep=options.keep)
+    gradient = jax.tree.map(lambda a: a[None], gradient)
+    columns, info = influence.along(model, variables, train, gradient, weights=weights, options=options)
+    return columns[:, 0], info
+
+
+def trak_on_biases(
+    key: Key[Array, ""],
+    model: Model,
+    variables: PyTree,
+    train: Split,
+    pairs: Pairs,
+    *,
+    options: trak.Options = trak.Options(),
+) -> Float[Array, "n 2"]:
+    """`influence_on` the counterfactual and the signed bias by TRAK of one checkpoint: differences of means over sides.
+
+    Outputs of targets are probabilities of the true class, whatever ``options.target_output``.
+    """
+    favoured, count = differences(model, variables, pairs) >= 0, len(pairs.y)
+    # Each bias is the mean over two groups of sides, one counted up, one down; the absolute one swaps some pairs.
+    sides = [jnp.where(favoured, 0, 1), jnp.where(favoured, 1, 0), jnp.full(count, 2), jnp.full(count, 3)]
+    x, y = jnp.concatenate([pairs.x, pairs.flipped] * 2), jnp.tile(jnp.asarray(pairs.y), 4)
+    target = Split(x, y, jnp.concatenate(sides), jnp.arange(4 * count))
+    options = options._replace(target_output=probability_output)
+    kernel, factor, _ = trak.group_columns(key, model, variables, train, target, 4, options=options)
+    columns = kernel * factor[:, None]
+    return columns[:, ::2] - columns[:, 1::2]
+
+
+def probability_output(model: Model, variables: PyTree) -> Callable[[PyTree, Split], Float[Array, ""]]:
+    """The probability of the true class as an output of one example, ``(params, example) -> p_y``."""
+    margin = gradients.margin_output(model, variables)
+    return lambda params, example: jax.nn.sigmoid(margin(params, example))
 
 
 def removal_count(

@@ -48,7 +48,7 @@ def stationarity(problem: Problem) -> Float[Array, ""]:
 
 
 def check_stationary(stationarity: Float[AnyArray, ""], *, rtol: float = 1e-3) -> None:
-    """Raises ValueError where `stationarity` is above ``rtol``: edits are of a model at the minimum of its objective."""
+    """Raises ValueError where `stationarity` is above ``rtol``: edits need a model at the minimum of its objective."""
     if not float(stationarity) <= rtol:
         raise ValueError(
             f"problem: found a gradient of {float(stationarity):.1e} of the sum of its parts, expected at most "

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from d3mjax.attribution import influence
@@ -79,12 +78,13 @@ def unlearn(
 
     >>> import jax, numpy as np, optax, d3mjax
     >>> rng = np.random.default_rng(0)
-    >>> y = rng.integers(0, 2, 600)
-    >>> attribute = np.where(rng.random(600) < 0.9, y, 1 - y)
-    >>> x = np.stack([y + rng.normal(size=600), attribute], 1).astype(np.float32)
+    >>> y = rng.integers(0, 2, 500)
+    >>> attribute = np.where(rng.random(500) < 0.9, y, 1 - y)
+    >>> x = np.stack([y + rng.normal(size=500), attribute], 1).astype(np.float32)
     >>> train = d3mjax.Split(x[:200], y[:200], np.full(200, -1), np.arange(200))
     >>> flipped = np.stack([x[:, 0], 1 - x[:, 1]], 1)
-    >>> pairs, selection, report = (d3mjax.Pairs(x[i], flipped[i], y[i]) for i in np.arange(200, 600).reshape(4, 100)[:3])
+    >>> parts = np.arange(200, 500).reshape(3, 100)
+    >>> pairs, selection, report = (d3mjax.Pairs(x[i], flipped[i], y[i]) for i in parts)
     >>> model = d3mjax.mlp((8,), 2)
     >>> trainer = d3mjax.make_trainer(
     ...     model, d3mjax.cross_entropy(), optax.adam(0.05), d3mjax.shuffled(), batch_size=50
@@ -134,9 +134,16 @@ def _unlearned(variables, train, pairs, selection, weights, model, num_classes, 
 def features_of(
     model: Model, variables: PyTree, path: last_layer.Path, *, microbatch: int | None = None
 ) -> Callable[[Any], Any]:
-    """A function from examples or pairs to the same with the last layer's features in place of ``x`` and ``flipped``."""
-    see = lambda x: last_layer.features(model, variables, x, path, microbatch=microbatch)
-    return lambda rows: rows._replace(**{name: see(getattr(rows, name)) for name in {"x", "flipped"} & {*rows._fields}})
+    """A function that puts the features of the last layer in place of ``x`` and ``flipped`` of a `Split` or `Pairs`."""
+
+    def see(rows):
+        inputs = {name: getattr(rows, name) for name in ("x", "flipped") if name in rows._fields}
+        features = {
+            name: last_layer.features(model, variables, x, path, microbatch=microbatch) for name, x in inputs.items()
+        }
+        return rows._replace(**features)
+
+    return see
 
 
 def head_at(variables: PyTree, path: last_layer.Path) -> PyTree:
