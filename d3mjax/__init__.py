@@ -29,6 +29,7 @@ from d3mjax.training.objectives import cross_entropy, group_dro
 from d3mjax.training.sampling import resampled, shuffled
 from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Data, Linear, Model, Objective, Pairs, Sampler, Split, Table, Trainer
+from d3mjax.unlearning.fmd import unlearn
 
 __version__ = "0.2.0"
 
@@ -77,5 +78,6 @@ __all__ = [
     "train_many",
     "training",
     "trak",
+    "unlearn",
     "unlearning",
 ]

@@ -15,7 +15,7 @@ from experiments.study import Study, cli
 WINGS = {
     "experiments.d3m": (),
     "experiments.datamodels": (),
-    "experiments.bias": (),
+    "experiments.bias": ("fmd", "fmd_against_d3m", "influence_on_bias"),
     "experiments.diagnosis": (),
 }
 

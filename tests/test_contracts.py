@@ -19,8 +19,8 @@ FLOORS = {
     **dict.fromkeys(("d3mjax.data", "d3mjax.networks", "d3mjax.training", "d3mjax.metrics"), 2),
     "d3mjax.attribution": 3,
     "d3mjax.runtime": 4,  # above attribution, which it spreads over devices
-    **dict.fromkeys(("d3mjax.debiasing", "d3mjax.unlearning", "d3mjax.diagnosis", "d3mjax.valuation"), 5),
-    "d3mjax.reports": 6,
+    **dict.fromkeys(("d3mjax.debiasing", "d3mjax.diagnosis", "d3mjax.valuation"), 5),
+    **dict.fromkeys(("d3mjax.unlearning", "d3mjax.reports"), 6),  # unlearning edits the last layer of debiasing
     "d3mjax.commands": 7,
     **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
     "experiments.bias_tasks": 9,
@@ -45,13 +45,13 @@ LEADING = ("key", "model")  # in this order, before everything else
 KEYS = ("keys", "model_keys")  # the keys of many models may stand where one key does
 # Modules that break a rule today; every entry goes with the change that repairs it.
 PENDING: dict[str, tuple[str, ...]] = {
-    "upward_imports": ("d3mjax/commands/", "experiments/bias/fmd_against_d3m.py"),
+    "upward_imports": ("d3mjax/commands/",),
     "impurities": ("d3mjax/reports/page.py",),
     "misplaced_arguments": ("d3mjax/commands/", "d3mjax/reports/"),
     "undocumented": ("d3mjax/commands/",),
     "hidden_parameters": (
         *("d3mjax/attribution/", "d3mjax/data/", "d3mjax/diagnosis/", "d3mjax/linalg/lasso.py", "d3mjax/runtime/"),
-        *("d3mjax/unlearning/", "d3mjax/commands/"),
+        "d3mjax/commands/",
     ),
     "shared_generators": (
         *("tests/attribution/", "tests/networks/", "tests/training/", "tests/linalg/", "tests/experiments/"),

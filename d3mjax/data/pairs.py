@@ -1,4 +1,4 @@
-"""Pairs that differ in an attribute, on which `debiasing.unlearning` measures bias and takes it away.
+"""Pairs that differ in an attribute, on which `unlearning` measures bias and takes it away.
 
 Flipped features and repainted images are counterfactual: one example twice. Group pairs are not: two examples.
 What is steered on (reference), chosen on (selection) and reported on must be disjoint: `PairSets`.

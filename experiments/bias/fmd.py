@@ -274,7 +274,7 @@ def measure(
     attribute = task.attribute(raw.test) if task.attribute else None
     facts: dict[str, Any] = {"steps": steps, "temperature": temperature}
     for name, probabilities in results.items():
-        facts[name] = pair_controls.effects(probabilities, raw, num_groups, attribute=attribute)
+        facts[name] = pair_controls.effects(probabilities, features, num_groups, attribute=attribute)
         facts[name] |= {"seconds": seconds[name]} if name in seconds else {}
     return facts, {}
 
