@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import jax
 import tyro
 
-from d3mjax.reports import page as report
+from d3mjax.reports import page
 from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.runtime.store import digest
 
@@ -118,7 +118,7 @@ def run_experiment(
     config: C,
     tasks: Mapping[str, Any],
     prepare: Callable[[Any, C], Callable],
-    describe: Callable[[Any, C, list[Unit]], tuple[list[dict[str, Any]], report.Section]],
+    describe: Callable[[Any, C, list[Unit]], tuple[list[dict[str, Any]], page.Section]],
     *,
     models: int,
     results: Path,
@@ -160,6 +160,6 @@ def run_experiment(
             of_task, sections[name] = describe(tasks[name], config, found)
             rows += of_task
         if hosts.leads():
-            report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
+            page.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
         hosts.wait("finished")
     return directory

@@ -29,7 +29,7 @@ from d3mjax.data import tables
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.data.sets import builders
 from d3mjax.diagnosis import repair, trees
-from d3mjax.reports import page as report
+from d3mjax.reports import page
 from d3mjax.runtime import hosts, preemption, runs, store
 from experiments import study
 from experiments.diagnosis import demix_pretrain
@@ -217,7 +217,7 @@ def work(ready: Ready) -> Path:
         directory / "probabilities.npz", id=own.names, kinds=KINDS, probabilities=diagnosis.probabilities
     )
     store.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
-    report.finish(directory, "diagnose", asdict(config), rows, {task: section}, time.perf_counter() - begin)
+    page.finish(directory, "diagnose", asdict(config), rows, {task: section}, time.perf_counter() - begin)
     print("\nAdvice\n" + "\n".join(f"- {sentence}" for sentence in advice))
     print(f"\nSuspects: {directory / 'suspects.csv'}\nRepaired table, with weights: {repaired}")
     return directory

@@ -12,10 +12,10 @@ from d3mjax.commands.debias_report import write_csv
 from d3mjax.commands.diagnose_data import MISSING, Files, Own
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair, trees
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Row, row
-from d3mjax.reports.sentences import percent
+from d3mjax.reports.tables import percent
 from d3mjax.runtime import store
 from experiments import study
 
@@ -116,9 +116,7 @@ def write_repaired(directory: Path, own: Own, diagnosis: Diagnosis, files: Files
     return directory / "repaired.parquet"
 
 
-def section(
-    task: str, own: Own, diagnosis: Diagnosis, manifest: Mapping[str, Any], advice: Sequence[str]
-) -> report.Section:
+def section(task: str, own: Own, diagnosis: Diagnosis, manifest: Mapping[str, Any], advice: Sequence[str]) -> Section:
     """What the page shows."""
     text = [
         f"{len(own.y):,} rows of {len(own.train.columns)} columns, {len(own.class_names)} classes "
@@ -137,7 +135,7 @@ def section(
             plots.reliability(said)
         ),
     }
-    return report.Section("\n".join(text), figures)
+    return Section("\n".join(text), figures)
 
 
 def advice(

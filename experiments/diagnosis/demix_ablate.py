@@ -24,8 +24,7 @@ from jax.sharding import Mesh
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
 from d3mjax.data import tables
 from d3mjax.diagnosis import claim_metrics, network_losses, row_features, set_network, set_transformer, vectors
-from d3mjax.reports import page as report
-from d3mjax.reports import plots
+from d3mjax.reports import page, plots
 from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble
@@ -278,9 +277,9 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
                 points = {r["method"]: (of(r, "label"), of(r, "feature")) for r in own if r["task"] == part}
                 text = "Fitted on other draws, networks on fewer rows than trees but for the tree beside them."
                 figure = plots.tradeoff(points, xlabel="AUPRC of label errors", ylabel="AUPRC of feature errors")
-                sections[part] = report.Section(text, {"Label errors and feature errors.": figure})
+                sections[part] = page.Section(text, {"Label errors and feature errors.": figure})
             rows += own
-        report.finish(directory, "demix_ablate", asdict(config), rows, sections, perf_counter() - begin)
+        page.finish(directory, "demix_ablate", asdict(config), rows, sections, perf_counter() - begin)
     return directory
 
 

@@ -20,7 +20,7 @@ import tyro
 from jaxtyping import Bool, Float
 
 from d3mjax.diagnosis import claim_metrics, trees
-from d3mjax.reports import page as report
+from d3mjax.reports import page
 from d3mjax.runtime import hosts, preemption, runs
 from experiments import study
 from experiments.diagnosis import demix_corpus, demix_report
@@ -258,7 +258,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             found = study.run_units(directory, name, seeds, partial(_measure, config, corpus, name), models=1)
             own = demix_report.rows_of(name, [facts for facts, _ in found])
             rows, sections = rows + own, sections | demix_report.sections_of(task, own)
-        report.finish(directory, "demix_diagnose", asdict(config), rows, sections, perf_counter() - begin)
+        page.finish(directory, "demix_diagnose", asdict(config), rows, sections, perf_counter() - begin)
     return directory
 
 

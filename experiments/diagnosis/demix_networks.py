@@ -15,8 +15,7 @@ from time import perf_counter
 import numpy as np
 import tyro
 
-from d3mjax.reports import page as report
-from d3mjax.reports import plots
+from d3mjax.reports import page, plots
 from d3mjax.runtime import hosts, preemption, runs
 from experiments import study
 from experiments.diagnosis import demix_corpus, demix_diagnose, demix_report
@@ -85,7 +84,7 @@ def gather(config: Config, results: Path, seeds: range) -> dict[str, list[Stored
     return corpus
 
 
-def sections_of(config: Config, rows: Sequence[dict]) -> dict[str, report.Section]:
+def sections_of(config: Config, rows: Sequence[dict]) -> dict[str, page.Section]:
     """What the page says of each table, and macro-F1 of all with the first of each clean ratio."""
     of = {row["task"]: row["metrics"]["macro_f1"]["per_seed"] for row in rows if row["method"] == METHODS[0]}
     made = {}
@@ -97,7 +96,7 @@ def sections_of(config: Config, rows: Sequence[dict]) -> dict[str, report.Sectio
         figures = {f"All task networks, clean ratio {clean}.": figure}
         for network in config.networks:
             for split, text in SPLITS.items():
-                made[table(network, split)] = report.Section(text, figures)
+                made[table(network, split)] = page.Section(text, figures)
                 figures = {}
     return made
 
@@ -125,7 +124,7 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             for name in config.networks
             for row in demix_report.rows_of(f"{config.task}, {name}", [facts[name] for facts, _ in found])
         ]
-        report.finish(
+        page.finish(
             directory, "demix_networks", asdict(config), rows, sections_of(config, rows), perf_counter() - begin
         )
     return directory

@@ -20,8 +20,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import claim_metrics, trees
-from d3mjax.reports import page as report
-from d3mjax.reports import plots
+from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import diagnoser, hosts, preemption, runs
 from experiments.diagnosis import demix_corpus
@@ -96,8 +95,8 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
             "evaluation": evaluation(rows, probabilities, claimed, flags, of_row(lambda cell: cell.clean)),
         }
         save(path, fitted, manifest)
-        sections = {ALL: report.Section(ABOUT, {"How often what is said is true.": _figure(manifest)})}
-        report.finish(path.parent, "demix_pretrain", asdict(config), rows, sections, time.perf_counter() - begin)
+        sections = {ALL: page.Section(ABOUT, {"How often what is said is true.": _figure(manifest)})}
+        page.finish(path.parent, "demix_pretrain", asdict(config), rows, sections, time.perf_counter() - begin)
     print(f"diagnoser: {path}")
     return path
 

@@ -27,10 +27,8 @@ from d3mjax.data import tables
 from d3mjax.data.planted import mixed_errors
 from d3mjax.diagnosis import repair, trees
 from d3mjax.diagnosis.repair import Repaired
-from d3mjax.reports import page as report
-from d3mjax.reports import plots
-from d3mjax.reports.rows import Kind, row
-from d3mjax.reports.sentences import WGA
+from d3mjax.reports import page, plots
+from d3mjax.reports.rows import WGA, Kind, row
 from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble
@@ -247,8 +245,8 @@ def main(config: Config, results: Path = Path("results"), run: str | None = None
                 points = {r["method"]: (of(r, "average_accuracy"), of(r, WGA)) for r in shown}
                 figure = plots.tradeoff(points, xlabel="average accuracy", ylabel="accuracy of the worst group")
                 text = "Means over rules and draws. The diagnoser has seen neither the rule nor the draw."
-                sections[part] = report.Section(text, {"Both accuracies of every training set.": figure})
-        report.finish(directory, "demix_repair", asdict(config), rows, sections, perf_counter() - begin)
+                sections[part] = page.Section(text, {"Both accuracies of every training set.": figure})
+        page.finish(directory, "demix_repair", asdict(config), rows, sections, perf_counter() - begin)
     return directory
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from experiments.diagnosis.demix_tables import TableTask
 
@@ -53,18 +53,18 @@ SPLITS = {
 }
 
 
-def sections_of(task: TableTask, rows: Sequence[dict[str, Any]]) -> dict[str, report.Section]:
+def sections_of(task: TableTask, rows: Sequence[dict[str, Any]]) -> dict[str, Section]:
     """What the page says of each split of a table, and macro-F1 by split with the first."""
     made = {}
     for name in dict.fromkeys(of["task"] for of in rows):
         split = name.split(", ")[1]
-        made[name] = report.Section(SPLITS.get(split, "Fitted on cells of one sort of feature error alone."), {})
+        made[name] = Section(SPLITS.get(split, "Fitted on cells of one sort of feature error alone."), {})
     about = (
         f"{task.about} {task.train:,} rows with planted errors, {task.validation} to validate on, {len(task.rules)} "
         "rules.\n"
     )
     first = next(iter(made))
-    made[first] = report.Section(about + made[first].text, _bars(rows))
+    made[first] = Section(about + made[first].text, _bars(rows))
     return made
 
 
