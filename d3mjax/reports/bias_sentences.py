@@ -7,7 +7,7 @@ others train one. Verdicts are those of `rows.verdict`.
 from collections.abc import Iterator, Sequence
 
 from d3mjax.reports.rows import WGA, Row, best, has, verdict
-from d3mjax.reports.sentences import MOST
+from d3mjax.reports.sentences import MOST, UNCLEAR
 from d3mjax.reports.tables import percent
 
 COST = 0.005
@@ -63,8 +63,7 @@ def _edits(rows: Sequence[Row]) -> Iterator[str]:
         ours, rival = (best((row for row in edits if row["role"] == role), metric) for role in ("ours", "rival"))
         if ours is not None and rival is not None:
             outcome = verdict(ours, rival, metric)
-            words = {"level": "level with", "unknown": "one seed and therefore no verdict against"}
-            parts.append(f"on {goal} {ours['method']} is {words.get(outcome, outcome)} {rival['method']}")
+            parts.append(f"on {goal} {ours['method']} is {UNCLEAR.get(outcome, outcome)} {rival['method']}")
     if parts:
         yield f"Our best edits against the best others: {', '.join(parts)}."
 

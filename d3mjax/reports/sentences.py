@@ -11,6 +11,9 @@ from d3mjax.reports.tables import percent, rounded
 
 MOST = 6
 """Sentences of one task."""
+FEW, MANY = 3, 8
+"""Rows of one verdict that a sentence names with their differences, and those that it names at all."""
+UNCLEAR = {"level": "level with", "unknown": "not comparable (one seed) with"}
 
 CONTROLS = {
     "class balance": {
@@ -56,13 +59,12 @@ def _against_plain(ours: Sequence[Row], plain: Row | None) -> Iterator[str]:
     if top is None:
         yield f"Worst-group accuracy of {base}."
         return
-    words = {"level": "level with", "unknown": "one seed and therefore no verdict against"}
     outcome, cost = verdict(top, plain), ""
     if has(top, "average_accuracy") and has(plain, "average_accuracy"):
         change = difference(top, plain, "average_accuracy")[0]
         cost = f"; average accuracy changes by {100 * change:+.1f} points"
     reached = f"{top['method']} reaches {percent(top['metrics'][WGA])} %"
-    yield f"Worst group: {reached}, {words.get(outcome, outcome)} {base}: {points(top, plain)}{cost}."
+    yield f"Worst group: {reached}, {UNCLEAR.get(outcome, outcome)} {base}: {points(top, plain)}{cost}."
 
 
 def _few_seeds(rows: Sequence[Row]) -> Iterator[str]:
@@ -95,13 +97,12 @@ def _against_yardstick(ours: Sequence[Row], rows: Sequence[Row]) -> Iterator[str
 
 
 def _suspects(ours: Sequence[Row]) -> Iterator[str]:
-    known = [row["metrics"]["suspects"] for row in ours if has(row, "suspects")]
-    having = [row for row in ours if has(row, "suspects_removed")]
-    removed = [f"{percent(row['metrics']['suspects_removed'])} % ({row['method']})" for row in having]
-    if known and removed:
+    known = [row for row in ours if has(row, "suspects") and has(row, "suspects_removed")][:FEW]
+    removed = [f"{percent(row['metrics']['suspects_removed'])} % ({row['method']})" for row in known]
+    if known:
         yield (
             "Training examples that every checkpoint misclassifies (wrong labels or rare cases): "
-            f"{percent(known[0])} % of all, and of the removed examples {', '.join(removed)}."
+            f"{percent(known[0]['metrics']['suspects'])} % of all, and of the removed examples {', '.join(removed)}."
         )
 
 
@@ -117,13 +118,18 @@ def _checkpoints(ours: Sequence[Row]) -> Iterator[str]:
 
 
 def listed(rows: Sequence[Row], other: Row, metric: str = WGA) -> str:
-    """Rows by their verdict against another row, with differences of shares in points."""
+    """Rows by their verdict against another row; differences of shares in points where few rows have that verdict."""
     groups = []
     for outcome in VERDICTS:
         same = [row for row in rows if verdict(row, other, metric) == outcome]
+        names = [row["method"] for row in same]
+        if len(same) <= FEW:
+            names = [f"{row['method']} ({points(row, other, metric)})" for row in same]
+        elif len(same) > MANY:
+            top = max(same, key=lambda row: row["metrics"][metric]["mean"])
+            names = [f"{len(same)} rows, of which {top['method']} is the highest"]
         if same:
-            names = ", ".join(f"{row['method']} ({points(row, other, metric)})" for row in same)
-            groups.append(f"{outcome if outcome != 'unknown' else 'no verdict'}: {names}")
+            groups.append(f"{outcome if outcome != 'unknown' else 'no verdict'}: {', '.join(names)}")
     return "; ".join(groups)
 
 

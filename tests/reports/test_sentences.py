@@ -46,7 +46,7 @@ def test_one_seed_gives_no_verdict():
     for row in some:
         row["metrics"] = {rows.WGA: rows.summary([row["metrics"][rows.WGA]["mean"]])}
     first, second, *_ = sentences.conclusions(some)
-    assert "no verdict" in first
+    assert "not comparable" in first
     assert "1 seed:" in second
     assert sentences.listed(some[3:4], some[0]) == "no verdict: new (+47.6 points)"
 
