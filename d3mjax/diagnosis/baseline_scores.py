@@ -25,7 +25,7 @@ from d3mjax.attribution.outputs import map_microbatches
 from d3mjax.types import AnyArray
 
 
-def rare_class(y: Int[AnyArray, " n"], num_classes: int) -> Float[Array, " n"]:
+def rare_class(y: Int[AnyArray, "n"], num_classes: int) -> Float[Array, "n"]:
     """1 for rows of the rarest class that occurs (ties: the last), else 0: "SC = y".
 
     A rule whose target is rare, as the published ones have, leaves hardly any minority rows but those of its target, so
@@ -36,24 +36,24 @@ def rare_class(y: Int[AnyArray, " n"], num_classes: int) -> Float[Array, " n"]:
     return (jnp.asarray(y) == num_classes - 1 - jnp.argmin(counts[::-1])).astype(jnp.float32)
 
 
-def loss_rank(losses: Float[AnyArray, " n"]) -> Float[Array, " n"]:
+def loss_rank(losses: Float[AnyArray, "n"]) -> Float[Array, "n"]:
     """Share of rows in the cell of lower loss, in (0, 1), ties shared: larger is more suspicious."""
     return (metrics.rank(losses) - 0.5) / losses.shape[0]
 
 
-def margin_rank(margins: Float[AnyArray, " n"]) -> Float[Array, " n"]:
+def margin_rank(margins: Float[AnyArray, "n"]) -> Float[Array, "n"]:
     """Share of rows of higher margin (`outputs.hard_margin`): larger is more suspicious."""
     return loss_rank(-jnp.asarray(margins))
 
 
-def self_influence_rank(self_influence: Float[AnyArray, " n"]) -> Float[Array, " n"]:
+def self_influence_rank(self_influence: Float[AnyArray, "n"]) -> Float[Array, "n"]:
     """Share of rows of lower ``||g_i||^2``, or `trak.self_influence`: what stands alone is larger, more suspicious."""
     return loss_rank(self_influence)
 
 
 def knn_disagreement(
-    x: Float[AnyArray, "n d"], y: Int[AnyArray, " n"], *, neighbours: int = 10, microbatch: int | None = 1024
-) -> Float[Array, " n"]:
+    x: Float[AnyArray, "n d"], y: Int[AnyArray, "n"], *, neighbours: int = 10, microbatch: int | None = 1024
+) -> Float[Array, "n"]:
     """Share of other labels among the nearest rows (Euclidean, not the row itself; equally far ones all count).
 
     Larger is more suspicious. ``microbatch`` rows at a time against all.
@@ -76,7 +76,7 @@ def knn_disagreement(
     return map_microbatches(rows, jnp.arange(len(y)), microbatch=microbatch)
 
 
-def outliers(x: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
+def outliers(x: Float[AnyArray, "n d"]) -> Float[Array, "n"]:
     """``max_j |x_ij - mean_j| / std_j`` over columns of numbers: larger is more suspicious.
 
     Mean and deviation are over the rows that have a number, broken ones among them; NaN and constant columns say 0.
@@ -87,12 +87,12 @@ def outliers(x: Float[AnyArray, "n d"]) -> Float[Array, " n"]:
     return jnp.nan_to_num(jnp.where(std > 0, away / jnp.where(std > 0, std, 1), 0)).max(1, initial=0)
 
 
-def jtt_errors(logits: Float[AnyArray, "n C"], y: Int[AnyArray, " n"]) -> Float[Array, " n"]:
+def jtt_errors(logits: Float[AnyArray, "n C"], y: Int[AnyArray, "n"]) -> Float[Array, "n"]:
     """1 where a model, stopped early, is wrong, else 0 (Just train twice, Liu et al., 2021): suspects of minority."""
     return (jnp.argmax(jnp.asarray(logits), axis=1) != jnp.asarray(y)).astype(jnp.float32)
 
 
-def confident_errors(probabilities: Float[AnyArray, "n C"], y: Int[AnyArray, " n"]) -> Bool[Array, " n"]:
+def confident_errors(probabilities: Float[AnyArray, "n C"], y: Int[AnyArray, "n"]) -> Bool[Array, "n"]:
     """Rows off the diagonal of the confident joint (Northcutt et al., 2021, arXiv 1911.00068).
 
     With ``t_k`` the mean of ``p_k`` over the rows labelled k, a row is counted as class k when ``p_k >= t_k``; where
@@ -108,7 +108,7 @@ def confident_errors(probabilities: Float[AnyArray, "n C"], y: Int[AnyArray, " n
     return confident.any(1) & (counted != y) & (predicted != y)
 
 
-def confident_learning(probabilities: Float[AnyArray, "n C"], y: Int[AnyArray, " n"]) -> Float[Array, " n"]:
+def confident_learning(probabilities: Float[AnyArray, "n C"], y: Int[AnyArray, "n"]) -> Float[Array, "n"]:
     """`confident_errors` first, then by ``max_{k != y} p_k - p_y``: larger is more suspicious, suspects are above 1."""
     p = jnp.asarray(probabilities)
     own = jax.nn.one_hot(y, p.shape[1], dtype=bool)
@@ -116,7 +116,7 @@ def confident_learning(probabilities: Float[AnyArray, "n C"], y: Int[AnyArray, "
     return confident_errors(p, y) + margin_rank(margin)
 
 
-def mean_harm(influence: Float[AnyArray, "n t"]) -> Float[Array, " n"]:
+def mean_harm(influence: Float[AnyArray, "n t"]) -> Float[Array, "n"]:
     """Minus the mean over validation rows of the helpful-positive influence: larger is more suspicious."""
     return -jnp.asarray(influence).mean(1)
 
@@ -124,15 +124,15 @@ def mean_harm(influence: Float[AnyArray, "n t"]) -> Float[Array, " n"]:
 class Glitches(NamedTuple):
     """Training-free signals; larger is more suspicious."""
 
-    cnci: Float[Array, " n"]  # label errors
-    pcid: Float[Array, " n"]  # feature errors
+    cnci: Float[Array, "n"]  # label errors
+    pcid: Float[Array, "n"]  # feature errors
     cfrank: Float[Array, "n 2"]  # both: the larger of the two ranks at its own type, 0 at the other
 
 
 def glitches(
-    influence: Callable[[Int[Array, " n"]], Float[AnyArray, "n t"]],
-    y: Int[AnyArray, " n"],
-    validation_y: Int[AnyArray, " t"],
+    influence: Callable[[Int[Array, "n"]], Float[AnyArray, "n t"]],
+    y: Int[AnyArray, "n"],
+    validation_y: Int[AnyArray, "t"],
     num_classes: int,
 ) -> Glitches:
     """All three, from ``influence(labels)``: the helpful-positive matrix were the train rows labelled so.
@@ -150,16 +150,16 @@ def glitches(
 
 
 def own_class_harm(
-    influence: Float[AnyArray, "n t"], y: Int[AnyArray, " n"], validation_y: Int[AnyArray, " t"], num_classes: int
-) -> Float[Array, " n"]:
+    influence: Float[AnyArray, "n t"], y: Int[AnyArray, "n"], validation_y: Int[AnyArray, "t"], num_classes: int
+) -> Float[Array, "n"]:
     """``NIL_i = -sum_{j: y_j = y_i} min(I_ij, 0)``: larger is more suspicious."""
     harmed = _by_class(influence, validation_y, num_classes)[1]
     return jnp.take_along_axis(harmed, jnp.asarray(y)[:, None], axis=1)[:, 0]
 
 
 def cnci(
-    counterfactual: Float[AnyArray, "n t"], y: Int[AnyArray, " n"], validation_y: Int[AnyArray, " t"], num_classes: int
-) -> Float[Array, " n"]:
+    counterfactual: Float[AnyArray, "n t"], y: Int[AnyArray, "n"], validation_y: Int[AnyArray, "t"], num_classes: int
+) -> Float[Array, "n"]:
     """Minus `own_class_harm`, with the influence that rows have when labelled as the class they harm most.
 
     ``y`` are the labels as recorded: a row that harms its own class little even under another label does not belong to
@@ -171,9 +171,9 @@ def cnci(
 def pcid(
     influence: Float[AnyArray, "n t"],
     counterfactual: Float[AnyArray, "n t"],
-    validation_y: Int[AnyArray, " t"],
+    validation_y: Int[AnyArray, "t"],
     num_classes: int,
-) -> Float[Array, " n"]:
+) -> Float[Array, "n"]:
     """``1 / (sum_j max(I_ij, 0) * max_c |PIL_ic - PIL_ic^cf|)``: what helps nobody under any label is suspicious.
 
     ``PIL_ic = sum_{j: y_j = c} max(I_ij, 0)``; ``counterfactual`` is the influence of rows labelled as the class they
@@ -183,7 +183,7 @@ def pcid(
     return 1 / (helped.sum(1) * jnp.abs(helped - changed).max(1))
 
 
-def cfrank(cnci: Float[AnyArray, " n"], pcid: Float[AnyArray, " n"]) -> Float[Array, "n 2"]:
+def cfrank(cnci: Float[AnyArray, "n"], pcid: Float[AnyArray, "n"]) -> Float[Array, "n 2"]:
     """The larger of the ranks in (0, 1) by `cnci` (label) and `pcid` (feature) at its own type, 0 at the other.
 
     The maximum along the last axis says how suspicious a row is, its place of which error. Ties are label errors.

@@ -1,15 +1,16 @@
-"""Repair by type of error: wrong labels are turned, broken features dropped or imputed, minorities weighed up.
+"""Repair by type of error: wrong labels are changed, broken features dropped or imputed, minorities up-weighted.
 
     repaired = repair(table, labels, flags, num_classes=2)
-    risk = worst_group_risk(labels, repaired, probabilities, num_classes=2, correct=...)    # look before training
+    risk = worst_group_risk(labels, repaired, probabilities, num_classes=2, correct=...)    # check before training
 
-Flags are ``[n, 3]``: label error, feature error, member of the spurious minority. No row is ever removed: the result is
-a table, labels and weights for the ordinary trainer, and a dropped row is one of weight 0. Without flags it is what
-went in, with weights of 1. Source: DeMix, Deng et al., arXiv 2606.11616, and its public code ``demix/repair.py``.
+Flags ``[n e]`` are label error, feature error and member of the spurious minority. No row is ever removed: the result
+is a table, labels and weights for the ordinary trainer, and a dropped row has weight 0. Without flags the table and
+labels stay as they are, with weights of 1. Source: DeMix, Deng et al., arXiv 2606.11616, and its public code
+``demix/repair.py``.
 
-Minority rows look like label errors: a model that follows the shortcut is wrong about both. Turning their labels makes
-them teach the shortcut, which raises average accuracy and lowers that of the worst group. `cautious` takes back what
-may be either, which helps but does not heal; `worst_group_risk` says how much of the minority is lost.
+Minority rows look like label errors: a model that follows the shortcut is wrong about both. With changed labels they
+teach the shortcut, which raises average accuracy and lowers that of the worst group. `cautious` drops the claims that
+may be either, which helps but does not solve it; `worst_group_risk` estimates how much of the minority is lost.
 """
 
 from collections.abc import Callable
@@ -25,16 +26,16 @@ LABEL, FEATURE, MINORITY = range(3)
 
 
 class Repaired(NamedTuple):
-    """What to train on; ids are those of the table that was repaired."""
+    """A repaired training set; ids are those of the table before."""
 
     table: Table
-    labels: Num[np.ndarray, " n"]
-    weights: Float[np.ndarray, " n"]  # 0 for dropped rows
+    labels: Num[np.ndarray, "n"]
+    weights: Float[np.ndarray, "n"]  # 0 for dropped rows
 
 
 def cautious(
-    flags: Bool[AnyArray, "n 3"], probabilities: Float[AnyArray, "n 3"], *, margin: float = 0.3
-) -> Bool[np.ndarray, "n 3"]:
+    flags: Bool[AnyArray, "n e"], probabilities: Float[AnyArray, "n e"], *, margin: float = 0.3
+) -> Bool[np.ndarray, "n e"]:
     """The flags, label errors only where ``p_label >= p_minority + margin``. Probabilities must be calibrated."""
     flags, p = np.array(flags), np.asarray(probabilities)
     flags[:, LABEL] &= p[:, LABEL] >= p[:, MINORITY] + margin
@@ -42,16 +43,16 @@ def cautious(
 
 
 def relabel(
-    labels: Num[AnyArray, " n"],
-    flagged: Bool[AnyArray, " n"],
+    labels: Num[AnyArray, "n"],
+    flagged: Bool[AnyArray, "n"],
     num_classes: int | None,
     *,
-    proposed: Num[AnyArray, " n"] | None = None,
-) -> tuple[Num[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    proposed: Num[AnyArray, "n"] | None = None,
+) -> tuple[Num[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
     """Labels, flagged ones ``proposed`` (out of fold) or, of two classes, the other; and which rows keep their weight.
 
-    With more classes, or numbers as labels (None), and no proposal nobody knows the label: flagged rows keep it and
-    lose their weight.
+    With more classes, or numbers as labels (None), and no proposal the label is unknown: flagged rows keep the recorded
+    one and lose their weight.
     """
     labels, flagged = np.asarray(labels), np.asarray(flagged)
     if proposed is None and num_classes != 2:
@@ -62,19 +63,19 @@ def relabel(
 
 def impute(
     table: Table,
-    labels: Num[AnyArray, " n"],
-    flagged: Bool[AnyArray, " n"],
-    sound: Bool[AnyArray, " n"],
+    labels: Num[AnyArray, "n"],
+    flagged: Bool[AnyArray, "n"],
+    sound: Bool[AnyArray, "n"],
     *,
     z: float = 5.0,
     altered: float = 0.2,
 ) -> Table:
     """Values of flagged rows that are unlike the ``sound`` rows of their class become the class's mean or mode.
 
-    A number is unlike them above ``z`` of their deviations from their mean. A level is if an error explains it better
-    than its share s among them does: a column being ``altered`` with that probability, to any of the L - 1 other levels
-    alike, the odds of it are ``altered / (L - 1) : (1 - altered) s``. What is missing stays missing, and a class
-    without sound rows stays as it is.
+    A number is unlike them if it is more than ``z`` of their deviations from their mean. A level is unlike them if an
+    error explains it better than its share s among them: where a column is ``altered`` with that probability, to any of
+    the L - 1 other levels alike, its odds are ``altered / (L - 1) : (1 - altered) s``. Missing entries stay missing,
+    and a class without sound rows stays as it is.
     """
     labels, flagged, sound = _classes(labels), np.asarray(flagged), np.asarray(sound)
     columns = dict(table.columns)
@@ -92,8 +93,8 @@ def impute(
 
 
 def halve_majority(
-    minority: Bool[AnyArray, " n"], labels: Num[AnyArray, " n"], kept: Bool[AnyArray, " n"]
-) -> Float[np.ndarray, " n"]:
+    minority: Bool[AnyArray, "n"], labels: Num[AnyArray, "n"], kept: Bool[AnyArray, "n"]
+) -> Float[np.ndarray, "n"]:
     """1 for the minority and 1/2 for others, as published; 1 for all if there is none, or nothing else."""
     minority, kept = np.asarray(minority), np.asarray(kept)
     parted = (minority & kept).any() and (~minority & kept).any()
@@ -101,15 +102,15 @@ def halve_majority(
 
 
 def equal_mass(
-    minority: Bool[AnyArray, " n"], labels: Num[AnyArray, " n"], kept: Bool[AnyArray, " n"]
-) -> Float[np.ndarray, " n"]:
+    minority: Bool[AnyArray, "n"], labels: Num[AnyArray, "n"], kept: Bool[AnyArray, "n"]
+) -> Float[np.ndarray, "n"]:
     """As much weight on the minority as on all others, mean 1 over the rows kept; 1 for all if either is empty."""
     return _balanced(np.asarray(minority).astype(int), np.asarray(kept))
 
 
 def equal_groups(
-    minority: Bool[AnyArray, " n"], labels: Num[AnyArray, " n"], kept: Bool[AnyArray, " n"]
-) -> Float[np.ndarray, " n"]:
+    minority: Bool[AnyArray, "n"], labels: Num[AnyArray, "n"], kept: Bool[AnyArray, "n"]
+) -> Float[np.ndarray, "n"]:
     """As much weight on every group of label and side, mean 1 over the rows kept; 1 for all without a minority."""
     minority, kept = np.asarray(minority), np.asarray(kept)
     if not (minority & kept).any():
@@ -119,15 +120,15 @@ def equal_groups(
 
 def repair(
     table: Table,
-    labels: Num[AnyArray, " n"],
-    flags: Bool[AnyArray, "n 3"],
+    labels: Num[AnyArray, "n"],
+    flags: Bool[AnyArray, "n e"],
     *,
     num_classes: int | None,
-    proposed: Num[AnyArray, " n"] | None = None,
+    proposed: Num[AnyArray, "n"] | None = None,
     restore: Callable[..., Table] | None = None,
-    weigh: Callable[..., Float[np.ndarray, " n"]] = halve_majority,
+    weigh: Callable[..., Float[np.ndarray, "n"]] = halve_majority,
 ) -> Repaired:
-    """Every type repaired in its own way; without any flag the table and labels that went in, all weights 1.
+    """The training set with every type of error repaired in its own way; without flags unchanged, all weights 1.
 
     Label errors: `relabel`. Feature errors: dropped, or ``restore(table, labels, flagged, sound)``, such as `impute`,
     with the labels after relabelling, ``sound`` being rows without either error. Minority:
@@ -145,69 +146,66 @@ def repair(
 
 def recommended(
     table: Table,
-    labels: Num[AnyArray, " n"],
-    flags: Bool[AnyArray, "n 3"],
-    probabilities: Float[AnyArray, "n 3"],
+    labels: Num[AnyArray, "n"],
+    flags: Bool[AnyArray, "n e"],
+    probabilities: Float[AnyArray, "n e"],
     *,
     num_classes: int,
-    correct: Bool[AnyArray, " n"] | None = None,
-    proposed: Num[AnyArray, " n"] | None = None,
+    correct: Bool[AnyArray, "n"] | None = None,
+    proposed: Num[AnyArray, "n"] | None = None,
     restore: Callable[..., Table] | None = None,
 ) -> tuple[Repaired, "Risk"]:
-    """Labels that are far likelier wrong than rare are turned; where the guard warns, groups get equal weight, too.
+    """Labels far likelier wrong than rare are changed; where the guard warns, groups get equal weight, too.
 
-    `cautious` flags without the minority; if `worst_group_risk` of that repair is ``likely``, with the minority and
-    `equal_groups`. The risk is that of the first. ``proposed`` and ``restore`` are those of `repair`; clear the flags
-    of feature errors to leave features alone. ``experiments.demix_repair`` compares it with others.
+    The repair of the `cautious` flags without the minority, and its `worst_group_risk`; if that is ``likely``, the
+    repair with the minority and `equal_groups`. ``proposed`` and ``restore`` as in `repair`; clear the flags of feature
+    errors to leave features alone. The study ``demix_repair`` compares it with others.
     """
     used = cautious(flags, probabilities)
-    labels_alone = used & np.array([True, True, False])[None]
-    mend = partial(repair, table, labels, num_classes=num_classes, proposed=proposed, restore=restore)
-    first = mend(labels_alone)
+    fix = partial(repair, table, labels, num_classes=num_classes, proposed=proposed, restore=restore)
+    first = fix(used & np.array([True, True, False])[None])
     risk = worst_group_risk(labels, first, probabilities, num_classes=num_classes, correct=correct)
-    if not risk.likely:
-        return first, risk
-    return mend(used, weigh=equal_groups), risk
+    return (fix(used, weigh=equal_groups) if risk.likely else first), risk
 
 
 class Risk(NamedTuple):
-    """What `worst_group_risk` found; shares are by label as recorded, NaN for a label without likely minority rows."""
+    """Minority that a repair loses; shares are by label as recorded, NaN for a label without likely minority rows."""
 
     value: float  # largest share over labels of the expected minority that is lost, in [0, 1]
     likely: bool  # that the worst group gets worse
-    dropped: Float[np.ndarray, " C"]  # share that loses its weight
-    turned: Float[np.ndarray, " C"]  # share that keeps its weight under another label
+    dropped: Float[np.ndarray, "C"]  # share that loses its weight
+    turned: Float[np.ndarray, "C"]  # share that keeps its weight under another label
     reason: str
 
 
 def worst_group_risk(
-    labels: Num[AnyArray, " n"],
+    labels: Num[AnyArray, "n"],
     repaired: Repaired,
-    probabilities: Float[AnyArray, "n 3"],
+    probabilities: Float[AnyArray, "n e"],
     *,
     num_classes: int,
-    correct: Bool[AnyArray, " n"] | None = None,
+    correct: Bool[AnyArray, "n"] | None = None,
     tolerance: float = 0.4,
 ) -> Risk:
-    """Whether a repair is likely to lower the worst group, from probabilities alone, no group being known.
+    """Whether a repair is likely to lower the worst group, from probabilities alone, without known groups.
 
     Within each label as recorded, the share of the expected minority (the sum of probabilities, or of flags) that the
-    repair drops or turns; ``value`` is the largest. With ``correct``, that the dirty model is right about a row, only
-    rows that it gets wrong count: from these the minority is learnt, and these look like label errors. Give it; without
-    it dropping sound minority rows that the model has right counts as much.
+    repair drops or relabels; ``value`` is the largest. With ``correct``, whether the model of the dirty table is right
+    about a row, only rows that it gets wrong count: from these the minority is learnt, and these look like label
+    errors. Without it, dropping minority rows that the model gets right counts as much.
 
     ``tolerance`` is measured: of 24 repairs of Adult (three rules unknown to the trees, one seed), the worst group
     fell by 0.02 to 0.35 in all 18 with a value of 0.48 or more; in the six of 0.36 or less it fell by 0.03 at most and
-    rose by up to 0.11. Weighing up what is left of the minority does not make good for what is lost.
+    rose by up to 0.11. Up-weighting the rest of the minority does not make up for the loss.
     """
     y, p = np.asarray(labels), np.asarray(probabilities, np.float64)[:, MINORITY]
     expected = p if correct is None else p * ~np.asarray(correct)
     gone = repaired.weights == 0
     of = lambda rows: np.bincount(y, expected * rows, num_classes)
-    there = of(np.ones(len(y)))
-    part = lambda rows: np.where(there > 0, of(rows) / np.where(there > 0, there, 1), np.nan)
+    total = of(np.ones(len(y)))
+    part = lambda rows: np.where(total > 0, of(rows) / np.where(total > 0, total, 1), np.nan)
     dropped, turned = part(gone), part((repaired.labels != y) & ~gone)
-    if not (there > 0).any():
+    if not (total > 0).any():
         return Risk(0.0, False, dropped, turned, "no row is likely to be of a minority")
     c = int(np.nanargmax(dropped + turned))
     value = float(dropped[c] + turned[c])
@@ -216,14 +214,14 @@ def worst_group_risk(
     return Risk(value, value > tolerance, dropped, turned, reason)
 
 
-def _classes(labels) -> Int[np.ndarray, " n"]:
+def _classes(labels) -> Int[np.ndarray, "n"]:
     """Labels as they are, or one class for all where they are numbers."""
     labels = np.asarray(labels)
     return labels if np.issubdtype(labels.dtype, np.integer) else np.zeros(len(labels), int)
 
 
 def _unlike_numbers(values, like, z: float):
-    """Which values are above ``z`` deviations away from those of sound rows, and the mean of these."""
+    """Values more than ``z`` deviations away from those of sound rows, and the mean of these."""
     like = like[np.isfinite(like)]
     if len(like) == 0:
         return np.zeros(len(values), bool), np.nan
@@ -231,7 +229,7 @@ def _unlike_numbers(values, like, z: float):
 
 
 def _unlike_levels(values, like, num_levels: int, altered: float):
-    """Which levels an error explains better than the shares among sound rows, and the most frequent of these."""
+    """Values that an error explains better than the shares among sound rows, and the most frequent of these."""
     counts = np.bincount(like[like >= 0], minlength=num_levels)
     if counts.sum() == 0 or num_levels < 2:
         return np.zeros(len(values), bool), -1
@@ -239,7 +237,7 @@ def _unlike_levels(values, like, num_levels: int, altered: float):
     return np.where(values >= 0, unlikely[values], False), counts.argmax()
 
 
-def _balanced(cell, kept) -> Float[np.ndarray, " n"]:
+def _balanced(cell, kept) -> Float[np.ndarray, "n"]:
     """Weights that give every cell the same mass over the rows kept, mean 1; 1 for all where only one has any."""
     counts = np.bincount(cell[kept], minlength=cell.max(initial=0) + 1)
     weights = kept.sum() / (np.maximum((counts > 0).sum(), 1) * np.maximum(counts, 1))

@@ -107,7 +107,7 @@ def cosine(x: Float[AnyArray, "n d"], of: Float[AnyArray, "t d"]) -> Float[Array
     return jnp.matmul(unit(jnp.asarray(x)), unit(jnp.asarray(of)).T, precision="highest")
 
 
-def agreement(y: Shaped[AnyArray, " n"], of: Shaped[AnyArray, " t"]) -> Float[Array, "n t"]:
+def agreement(y: Shaped[AnyArray, "n"], of: Shaped[AnyArray, "t"]) -> Float[Array, "n t"]:
     """``1[y_i = y_j]`` of classes, ``1 / (1 + |y_i - y_j|)`` of numbers."""
     y, of = jnp.asarray(y), jnp.asarray(of)
     if jnp.issubdtype(y.dtype, jnp.integer):

@@ -1,4 +1,4 @@
-"""Rivals against loops, scikit-learn and cleanlab; each is larger where the error that it is meant for was planted."""
+"""Training-free scores against loops, scikit-learn and cleanlab, and on planted errors."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
-from d3mjax.diagnosis import baseline_scores, claim_metrics
+from d3mjax.diagnosis import baseline_scores, claims
 
 
 def planted(n=60, t=40, *, classes=3, seed=0):
@@ -40,10 +40,10 @@ def test_disagreement_with_neighbours_is_that_of_scikit_learn(neighbours):
     expected = (y[near] != y[:, None]).mean(1)
     for microbatch in (None, 7):
         got = baseline_scores.knn_disagreement(x, y, neighbours=neighbours, microbatch=microbatch)
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
     order = rng.permutation(60)
     got = baseline_scores.knn_disagreement(x[order], y[order], neighbours=neighbours)
-    np.testing.assert_allclose(got, expected[order], rtol=1e-6)
+    np.testing.assert_allclose(got, expected[order], rtol=1e-5)
     with pytest.raises(ValueError, match="neighbours"):
         baseline_scores.knn_disagreement(x, y, neighbours=60)
 
@@ -96,8 +96,8 @@ def test_confident_learning_ranks_suspects_first_then_margins():
     others = np.where(np.eye(3, dtype=bool)[y], -1, p).max(1)
     for some in (suspects, ~suspects):
         np.testing.assert_allclose(stats.rankdata(score[some]), stats.rankdata((others - own)[some]), atol=0.51)
-    assert claim_metrics.average_precision(score, wrong) > 0.9
-    missing = baseline_scores.confident_errors(np.pad(p, ((0, 0), (0, 1))), y)  # a class without rows is nobody's
+    assert claims.average_precision(score, wrong) > 0.9
+    missing = baseline_scores.confident_errors(np.pad(p, ((0, 0), (0, 1))), y)  # no row is assigned to an empty class
     np.testing.assert_array_equal(missing, suspects)
 
 
@@ -131,10 +131,10 @@ def test_glitch_signals_are_those_of_a_loop(classes):
     looked_up = lambda labels: every[labels, np.arange(30)]  # NumPy cannot be traced
     got = jax.jit(baseline_scores.glitches, static_argnums=(0, 3))(looked_up, y, validation_y, classes)
     np.testing.assert_allclose(got.cnci, cnci, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.minimum(got.pcid, 1e30), pcid, rtol=1e-4)
+    np.testing.assert_allclose(np.minimum(got.pcid, 1e30), pcid, rtol=1e-3)  # a difference of sums in its denominator
     label, feature = ((stats.rankdata(signal) - 0.5) / len(y) for signal in (cnci, pcid))
     expected = np.stack([np.where(label >= feature, label, 0), np.where(label < feature, feature, 0)], 1)
-    np.testing.assert_allclose(got.cfrank, expected, rtol=1e-6)
+    np.testing.assert_allclose(got.cfrank, expected, rtol=1e-5)
     own = [harmed(row)[y[i]] for i, row in enumerate(dirty)]
     np.testing.assert_allclose(
         baseline_scores.own_class_harm(dirty, y, validation_y, classes), own, rtol=1e-4, atol=1e-5
@@ -150,7 +150,7 @@ def test_with_two_classes_and_unit_gradients_another_label_is_another_sign():
     np.testing.assert_array_equal(influence(1 - y), -influence(y))
     np.testing.assert_array_equal(
         baseline_scores.own_class_harm(influence(y), y, validation_y, 2), 0
-    )  # nobody harms its own
+    )  # no row harms its own class
 
 
 def test_wrong_labels_are_suspected_by_influence():
@@ -163,4 +163,4 @@ def test_wrong_labels_are_suspected_by_influence():
     dirty = np.where(wrong, (y + 1) % 3, y)
     influence = linear(dirty, x.astype(np.float32), p.astype(np.float32), validation_y, z.astype(np.float32), q)
     harm = baseline_scores.mean_harm(np.asarray(influence(dirty), np.float32))
-    assert claim_metrics.average_precision(harm, wrong) > 0.6
+    assert claims.average_precision(harm, wrong) > 0.6

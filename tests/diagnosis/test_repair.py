@@ -77,7 +77,7 @@ def test_imputation_takes_mean_and_mode_of_sound_rows_of_the_class():
     ones = np.flatnonzero(y == 1)
     broken, wild, odd, missing = ones[:4]
     columns["pay"][[broken, wild]] = 130, 400  # 30 and 300 deviations from the mean of the class
-    columns["work"][[broken, odd]] = 2, 0  # nobody is at sea; in this class nobody works on a farm
+    columns["work"][[broken, odd]] = 2, 0  # no row is at sea; no row of this class works on a farm
     columns["work"][missing], columns["age"][missing] = -1, np.nan
     dirty = table._replace(columns=columns)
     flags = flags_of(len(y), feature=[broken, odd, missing], label=[wild])
@@ -180,7 +180,7 @@ class TestWorstGroupRisk:
         assert self.risk(flags_of(80, feature=range(75, 80)), correct=correct).value == pytest.approx(1)
         assert self.risk(flags_of(80, feature=range(70, 75)), correct=correct).value == 0
 
-    def test_nobody_of_a_minority_is_no_risk(self):
+    def test_without_a_minority_there_is_no_risk(self):
         table = tables.from_columns({"a": np.arange(80.0)})
         repaired = repair.repair(table, self.y, flags_of(80, label=[3]), num_classes=2)
         found = repair.worst_group_risk(self.y, repaired, np.zeros((80, 3)), num_classes=2)

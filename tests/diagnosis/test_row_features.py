@@ -10,6 +10,9 @@ from scipy import stats
 
 from d3mjax.diagnosis import row_features
 
+# Means of some tens of float32 numbers of size one, and normal scores; a sort key drops the last bit.
+ROUNDING = 64 * np.finfo(np.float32).eps
+
 
 def planted(n=23, t=37, *, classes=3, seed=0):
     """Vectors as DeMix has them, agreement following from labels, and the labels."""
@@ -67,7 +70,7 @@ def test_order_statistics_are_numpy_row_by_row(t):
     expected = brute_force(vectors, y, row_features.QUANTILES, row_features.NEIGHBOURS)
     assert list(got) == list(expected)
     for name in expected:
-        np.testing.assert_allclose(got[name], expected[name], atol=3e-6, err_msg=name)
+        np.testing.assert_allclose(got[name], expected[name], rtol=ROUNDING, atol=ROUNDING, err_msg=name)
 
 
 def test_a_class_that_no_validation_row_has_leaves_nothing_to_describe():
@@ -85,16 +88,16 @@ def test_neither_the_order_of_validation_rows_nor_chunks_matter():
     whole = row_features.order_statistics(vectors, y, 3, microbatch=None)
     for microbatch in (1, 3, 512):
         np.testing.assert_allclose(
-            row_features.order_statistics(vectors, y, 3, microbatch=microbatch), whole, atol=1e-6
+            row_features.order_statistics(vectors, y, 3, microbatch=microbatch), whole, atol=ROUNDING
         )
     shuffled = vectors[:, :, rng.permutation(vectors.shape[2])]
-    np.testing.assert_allclose(row_features.order_statistics(shuffled, y, 3), whole, atol=1e-6)
+    np.testing.assert_allclose(row_features.order_statistics(shuffled, y, 3), whole, atol=ROUNDING)
     doubled = np.tile(vectors, (1, 1, 2))  # shares and means stay, quantiles nearly
     names = row_features.feature_names()
     same = [i for i, name in enumerate(names) if "quantile" not in name or " 0% " in name or "100%" in name]
     got = np.asarray(row_features.order_statistics(doubled, y, 3))
     votes = [i for i in same if "nearest" not in names[i]]  # ceil(share t) need not double
-    np.testing.assert_allclose(got[:, votes], np.asarray(whole)[:, votes], atol=1e-6)
+    np.testing.assert_allclose(got[:, votes], np.asarray(whole)[:, votes], atol=ROUNDING)
 
 
 def test_train_rows_move_with_their_features():
@@ -114,17 +117,17 @@ def test_further_channels_and_numbers_of_each_row():
     np.testing.assert_array_equal(got["influence 4, all: 25% quantile"], alone["influence 0, all: 25% quantile"])
     np.testing.assert_array_equal(got["b"], rows[:, 1])
     expected = stats.norm.ppf((stats.rankdata(rows[:, 1]) - 0.5) / len(y))
-    np.testing.assert_allclose(got["b in the cell"], expected, atol=2e-6)
+    np.testing.assert_allclose(got["b in the cell"], expected, atol=ROUNDING)
 
 
 def test_normal_scores_share_ties_and_leave_out_what_is_missing():
     x = np.array([[3, 1, 1, 2], [0, np.nan, 5, np.nan]], np.float32)
     ranks = np.array([[4, 1.5, 1.5, 3], [1, np.nan, 2, np.nan]])
     expected = stats.norm.ppf((ranks - 0.5) / np.array([[4], [2]]))
-    np.testing.assert_allclose(jax.jit(row_features.normal_scores)(x), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(row_features.normal_scores)(x), expected, atol=ROUNDING)
     large = np.random.default_rng(0).integers(0, 50, 1000).astype(np.float32)
     expected = stats.norm.ppf((stats.rankdata(large) - 0.5) / 1000)
-    np.testing.assert_allclose(row_features.normal_scores(large), expected, atol=1e-5)
+    np.testing.assert_allclose(row_features.normal_scores(large), expected, atol=ROUNDING)
 
 
 def test_nothing_is_compiled_twice():

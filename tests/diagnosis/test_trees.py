@@ -1,19 +1,17 @@
 """Trees as arrays are scikit-learn's; calibration and thresholds come from cells that the forest has not seen."""
 
-from typing import Any
-
 import jax
 import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from d3mjax.diagnosis import claim_metrics, trees
+from d3mjax.diagnosis import claims, trees
 
-SMALL: dict[str, Any] = {"rounds": 12, "leaves": 6}
+SMALL = trees.Options(rounds=12, leaves=6)
 
 
 def planted(cells=4, n=150, *, seed=0):
-    """Two types that features 0 and 1 tell, each cell with an offset of its own, and a type that nobody has."""
+    """Two types that features 0 and 1 show, each cell with an offset of its own, and a type that no row has."""
     rng = np.random.default_rng(seed)
     cell = np.repeat(np.arange(cells), n)
     flags = np.stack([rng.random(cells * n) < share for share in (0.3, 0.1, 0.0)], 1)
@@ -26,7 +24,7 @@ def planted(cells=4, n=150, *, seed=0):
 
 def test_the_forest_is_the_one_that_scikit_learn_grew():
     features, flags, cell = planted()
-    fitted = trees.fit(features, flags, cell, **SMALL)
+    fitted = trees.fit(features, flags, cell, options=SMALL)
     fresh = np.concatenate([planted(seed=9)[0], features])
     got = np.asarray(trees._log_odds(fitted.forest, fresh))
     for type in range(2):
@@ -43,7 +41,7 @@ def test_the_forest_is_the_one_that_scikit_learn_grew():
 
 def test_chunks_order_and_jit_change_nothing():
     features, flags, cell = planted(3, 40)
-    fitted = trees.fit(features, flags, cell, **SMALL)
+    fitted = trees.fit(features, flags, cell, options=SMALL)
     whole = np.asarray(trees.predict(fitted, features, microbatch=None))
     for microbatch in (1, 7):
         np.testing.assert_allclose(trees.predict(fitted, features, microbatch=microbatch), whole, atol=1e-6)
@@ -51,22 +49,22 @@ def test_chunks_order_and_jit_change_nothing():
     np.testing.assert_allclose(jax.jit(trees.predict)(fitted, features[order]), whole[order], atol=1e-6)
     claimed = np.asarray(trees.claim(fitted, whole))
     np.testing.assert_array_equal(claimed, whole >= fitted.thresholds)
-    again = trees.fit(features, flags, cell, **SMALL)
+    again = trees.fit(features, flags, cell, options=SMALL)
     jax.tree.map(np.testing.assert_array_equal, again, fitted)
 
 
 def test_it_finds_what_is_planted_in_a_cell_it_has_not_seen():
     features, flags, cell = planted(6)
     known = cell < 5
-    fitted = trees.fit(features[known], flags[known], cell[known], **SMALL)
+    fitted = trees.fit(features[known], flags[known], cell[known], options=SMALL)
     probability = np.asarray(trees.predict(fitted, features[~known]))
     for type in range(2):
-        right = claim_metrics.average_precision(probability[:, type], flags[~known, type])
-        turned = claim_metrics.average_precision(-probability[:, type], flags[~known, type])
+        right = claims.average_precision(probability[:, type], flags[~known, type])
+        turned = claims.average_precision(-probability[:, type], flags[~known, type])
         assert right > 0.6
         assert turned < 0.3
-        assert claim_metrics.calibration_error(probability[:, type], flags[~known, type]) < 0.15  # 150 rows
-    f1 = claim_metrics.scores(trees.claim(fitted, probability), flags[~known]).f1
+        assert claims.calibration_error(probability[:, type], flags[~known, type]) < 0.15  # 150 rows
+    f1 = claims.scores(trees.claim(fitted, probability), flags[~known]).f1
     assert (np.asarray(f1)[:2] > 0.5).all()
 
 
@@ -76,7 +74,7 @@ def test_whole_cells_are_held_out():
     assert len(np.unique(fold)) == 3
     for name in np.unique(cell):
         assert len(np.unique(fold[cell == name])) == 1
-    rows = trees._folds(np.array([0, 0, 0, 1, 1]), 4, 0)  # two cells: rows are parted
+    rows = trees._folds(np.array([0, 0, 0, 1, 1]), 4, 0)  # two cells: rows are split
     assert sorted(np.bincount(rows)) == [1, 1, 1, 2]
 
 
@@ -86,15 +84,15 @@ def test_a_cell_that_gives_itself_away_is_not_believed():
     cell = np.repeat(np.arange(6), 60)
     flags = rng.random((360, 1)) < 0.3
     features = np.stack([10 * cell + np.where(flags[:, 0] ^ (cell % 2 == 0), 3, 0), rng.random(360)], 1)
-    fitted = trees.fit(features.astype(np.float32), flags, cell, rounds=40, leaves=16)
-    assert claim_metrics.average_precision(trees.predict(fitted, features)[:, 0], flags[:, 0]) > 0.95
+    fitted = trees.fit(features.astype(np.float32), flags, cell, options=trees.Options(rounds=40, leaves=16))
+    assert claims.average_precision(trees.predict(fitted, features)[:, 0], flags[:, 0]) > 0.95
     assert fitted.slope[0] < 0.5
 
 
 def test_bad_input_is_named():
     features, flags, cell = planted(3, 20)
     with pytest.raises(ValueError, match="folds"):
-        trees.fit(features, flags, cell, folds=1)
+        trees.fit(features, flags, cell, options=trees.Options(folds=1))
     features[0, 0] = np.inf
     with pytest.raises(ValueError, match="features"):
         trees.fit(features, flags, cell)

@@ -1,8 +1,8 @@
-"""Planted errors whose truth is known: which examples, and what becomes of them.
+"""Planted errors of known examples: wrong labels, shifted targets, broken features.
 
 Everything about an example derives from ``fold_in(key, id)``, so the order of the examples changes nothing. Each
-injector changes exactly the examples flagged by `choose`; flags belong to ids, as rows do. `d3mjax.data.mixed_errors`
-plants several kinds in one table.
+injector changes exactly the examples flagged by `choose`; flags belong to ids, as rows do. `mixed_errors` plants
+several kinds in one table.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ Break = Callable[[Key[jax.Array, ""], jax.Array, jax.Array, jax.Array], jax.Arra
 
 def choose(
     key: Key[jax.Array, ""],
-    ids: Integer[AnyArray, " n"],
+    ids: Integer[AnyArray, "n"],
     num: int,
     *,
-    among: Bool[AnyArray, " n"] | None = None,
-) -> Bool[np.ndarray, " n"]:
+    among: Bool[AnyArray, "n"] | None = None,
+) -> Bool[np.ndarray, "n"]:
     """Flags of exactly ``num`` examples, every subset of those in ``among`` (None: all) being equally likely.
 
     Raises:
-      ValueError: if ``num`` is negative or more than there are.
+      ValueError: if ``num`` is negative or more than the eligible examples.
     """
     ids = np.asarray(ids)
     eligible = np.ones(len(ids), bool) if among is None else np.asarray(among)
@@ -42,12 +42,12 @@ def choose(
 
 def flip_labels(
     key: Key[jax.Array, ""],
-    ids: Integer[AnyArray, " n"],
-    y: Integer[AnyArray, " n"],
-    flags: Bool[AnyArray, " n"],
+    ids: Integer[AnyArray, "n"],
+    y: Integer[AnyArray, "n"],
+    flags: Bool[AnyArray, "n"],
     *,
     num_classes: int,
-) -> Int[np.ndarray, " n"]:
+) -> Int[np.ndarray, "n"]:
     """Labels where every flagged example has another class, each of the others being equally likely."""
     y = np.asarray(y)
     step = _draw(key, ids, lambda k: jax.random.randint(k, (), 1, num_classes))
@@ -56,10 +56,10 @@ def flip_labels(
 
 def shift_targets(
     key: Key[jax.Array, ""],
-    ids: Integer[AnyArray, " n"],
-    y: Float[AnyArray, " n"],
-    flags: Bool[AnyArray, " n"],
-) -> Float[np.ndarray, " n"]:
+    ids: Integer[AnyArray, "n"],
+    y: Float[AnyArray, "n"],
+    flags: Bool[AnyArray, "n"],
+) -> Float[np.ndarray, "n"]:
     """Targets of a regression where every flagged one is uniform in their range, a quarter of it away or more."""
     y = np.asarray(y)
     low, high = float(y.min()), float(y.max())
@@ -85,7 +85,7 @@ def scale(key: Key[jax.Array, ""], value: jax.Array, mean: jax.Array, std: jax.A
 def break_features(
     key: Key[jax.Array, ""],
     table: Table,
-    flags: Bool[AnyArray, " n"],
+    flags: Bool[AnyArray, "n"],
     *,
     kinds: tuple[Break, ...] = (outlier, scale),
     per_row: bool = False,
@@ -93,9 +93,9 @@ def break_features(
 ) -> Table:
     """A table where every flagged row has 1 to ``max_columns`` wrong entries.
 
-    Numbers are broken by one of ``kinds``, categories become another level. Which columns and which kind is one draw
-    for the whole table, as DeMix has it; with ``per_row`` each row draws its own. A missing entry stays missing, and
-    what has one value alone keeps it: rows whose wrong entries are all of that sort do not change.
+    Numbers are broken by one of ``kinds``, categories become another level. Columns and kind are one draw for the whole
+    table, as in DeMix; with ``per_row`` each row draws its own. A missing entry stays missing, and the entries of a
+    constant category stay: rows whose wrong entries are all of that sort do not change.
     """
     names = list(table.columns)
     most = min(max_columns, len(names))
@@ -116,11 +116,11 @@ def break_features(
     for i, name in enumerate(names):
         if not wrong[:, i].any():
             continue
-        own = jax.random.fold_in(jax.random.fold_in(key, 1), i)
+        column_key = jax.random.fold_in(jax.random.fold_in(key, 1), i)
         if name in table.levels:
-            broken = _other_level(own, ids, columns[name], len(table.levels[name]))
+            broken = _other_level(column_key, ids, columns[name], len(table.levels[name]))
         else:
-            broken = _broken(own, ids, columns[name], kinds, kind)
+            broken = _broken(column_key, ids, columns[name], kinds, kind)
         columns[name] = np.where(wrong[:, i], broken, columns[name]).astype(columns[name].dtype)
     return table._replace(columns=columns)
 

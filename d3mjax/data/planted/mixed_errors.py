@@ -1,10 +1,10 @@
-"""Wrong labels, broken features and a spurious minority in one table, with the truth about every row (DeMix).
+"""Wrong labels, broken features and a spurious minority in one table, with the true errors of every row (DeMix).
 
-    errors = mixed_errors.inject(key, table, labels, rule, clean=0.5, num_classes=2)
-    errors.table, errors.labels, errors.flags     # Bool[n 3]: label error, feature error, minority of the rule
+    errors = mixed_errors.inject(key, table, labels, rule, num_classes=2, options=Options(clean=0.5))
+    errors.table, errors.labels, errors.flags     # Bool[n e]: label error, feature error, minority of the rule
 
-A row of the minority is no error in itself: it is right, and rare. It is flagged before the errors are planted, and
-may carry one of them. Source: Deng et al., arXiv 2606.11616, and its public code.
+A row of the minority is not an error in itself: it is right, and rare. It is flagged before the errors are planted, and
+may have one of them. Source: Deng et al., arXiv 2606.11616, and its public code.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ KINDS = ("label error", "feature error", "spurious minority")
 
 
 class Rule(NamedTuple):
-    """A shortcut that most rows obey: those that meet ``condition`` have the label, and no others have."""
+    """A shortcut that most rows follow: those that meet ``condition`` have the label, all others do not."""
 
     name: str
     condition: Callable[[Table], Bool[np.ndarray, "n"]]
@@ -30,17 +30,29 @@ class Rule(NamedTuple):
     balanced: bool = False  # whether rows are drawn so that condition and label both hold for one half of them
 
 
+class Options(NamedTuple):
+    """Which errors `inject` plants, and in how many rows."""
+
+    clean: float = 0.5  # share of the rows without wrong label or broken features
+    share: float = 0.15  # of the minority, in the rows that `subset` keeps
+    size: int | None = None  # number of rows to keep; None is as many as there can be
+    kinds: tuple[corruptions.Break, ...] = (corruptions.outlier, corruptions.scale)  # of broken numbers
+    per_row: bool = False  # each row draws its own broken columns
+    overlap: bool = False  # a row may have both errors
+    class_rates: tuple[float, ...] | None = None  # relative odds, by class, that a label is wrong
+
+
 class Errors(NamedTuple):
-    """A table with planted errors; rows are those that `inject` was given, less those that made the rule too weak."""
+    """A table with planted errors: the rows given to `inject`, less those that made the rule too weak."""
 
     table: Table
     labels: np.ndarray  # Int[n] or Float[n]
-    flags: np.ndarray  # Bool[n 3], in the order of `KINDS`
+    flags: np.ndarray  # Bool[n e], in the order of `KINDS`
     clean_labels: np.ndarray  # [n]
     clean_table: Table
 
 
-def minority(rule: Rule, table: Table, labels: Shaped[AnyArray, " n"]) -> Bool[np.ndarray, " n"]:
+def minority(rule: Rule, table: Table, labels: Shaped[AnyArray, "n"]) -> Bool[np.ndarray, "n"]:
     """Rows against the rule: exactly one of condition and label holds."""
     return np.asarray(rule.condition(table)) != np.asarray(rule.label(np.asarray(labels)))
 
@@ -48,16 +60,16 @@ def minority(rule: Rule, table: Table, labels: Shaped[AnyArray, " n"]) -> Bool[n
 def subset(
     key: Key[jax.Array, ""],
     table: Table,
-    labels: Shaped[AnyArray, " n"],
+    labels: Shaped[AnyArray, "n"],
     rule: Rule,
     *,
     share: float = 0.15,
     size: int | None = None,
-) -> Int[np.ndarray, " k"]:
+) -> Int[np.ndarray, "k"]:
     """Rows, in order, of which ``share`` are the minority of ``rule``, to within one row (balanced: two).
 
     As many as there can be, or ``size``. A balanced rule has equally many rows in the two cells (condition, label) of
-    the majority, and in the two of the minority, so that neither condition nor label tells who belongs to it.
+    the majority, and in the two of the minority, so that neither condition nor label alone predicts the minority.
 
     Raises:
       ValueError: if the rule has no row of a kind it needs, or there are fewer rows than ``size``.
@@ -87,29 +99,24 @@ def subset(
 def inject(
     key: Key[jax.Array, ""],
     table: Table,
-    labels: Shaped[AnyArray, " n"],
+    labels: Shaped[AnyArray, "n"],
     rule: Rule | None,
     *,
-    clean: float,
     num_classes: int | None,
-    share: float = 0.15,
-    size: int | None = None,
-    kinds: tuple[corruptions.Break, ...] = (corruptions.outlier, corruptions.scale),
-    per_row: bool = False,
-    overlap: bool = False,
-    class_rates: tuple[float, ...] | None = None,
+    options: Options = Options(),
 ) -> Errors:
     """Errors in all but a share ``clean`` of the rows: half of the others get a wrong label, half broken features.
 
     First the rows are thinned by `subset` until ``rule`` holds for ``1 - share`` of them (None: no rule, no minority).
     Then ``floor((1 - clean) n / 2)`` labels are wrong and as many rows broken, disjoint unless ``overlap``. With
-    ``num_classes`` None labels are numbers (`corrupt.shift_targets`). ``class_rates`` are relative odds, by class,
-    that a label is wrong. Columns and kind of `corrupt.break_features` depend on the key alone where not ``per_row``,
-    so two tables (train and validation) with one key and different ids get the same.
+    ``num_classes`` None labels are numbers (`corruptions.shift_targets`). Columns and kind of
+    `corruptions.break_features` depend on the key alone where not ``per_row``, so two tables (train and validation)
+    with one key and different ids get the same.
 
     Raises:
       ValueError: if ``clean`` is not in [0, 1], a class has fewer rows than ``class_rates`` ask for, or as `subset`.
     """
+    clean, share, size, kinds, per_row, overlap, class_rates = options
     if not 0 <= clean <= 1:
         raise ValueError(f"clean: found {clean}, expected a share of the rows in [0, 1]")
     part = [jax.random.fold_in(key, i) for i in range(5)]

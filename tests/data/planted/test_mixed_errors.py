@@ -6,7 +6,7 @@ import pytest
 
 from d3mjax.data import tables
 from d3mjax.data.planted import corruptions, mixed_errors
-from d3mjax.data.planted.mixed_errors import Rule
+from d3mjax.data.planted.mixed_errors import Options, Rule
 
 RULE = Rule("red is positive", lambda table: tables.codes(table, "colour", "red") == 0, lambda y: y == 1)
 BALANCED = RULE._replace(balanced=True)
@@ -35,7 +35,9 @@ def changed(errors):
     [*((clean, RULE, False) for clean in (0.4, 0.5, 0.6, 0.7, 0.8)), (0.5, BALANCED, False), (0.6, BALANCED, True)],
 )
 def test_flags_are_the_truth_and_counts_exact(clean, rule, per_row):
-    errors = mixed_errors.inject(jax.random.key(1), *made(), rule, clean=clean, num_classes=2, per_row=per_row)
+    errors = mixed_errors.inject(
+        jax.random.key(1), *made(), rule, num_classes=2, options=Options(clean, per_row=per_row)
+    )
     wrong, broken, rare = errors.flags.T
     n = len(errors.labels)
     assert wrong.sum() == broken.sum() == int((1 - clean) * n / 2 + 1e-9)
@@ -54,18 +56,18 @@ def test_flags_are_the_truth_and_counts_exact(clean, rule, per_row):
 def test_rows_are_those_given_and_as_many_as_asked_for():
     table, y = made()
     by_id = dict(zip(table.id.tolist(), y.tolist(), strict=True))
-    errors = mixed_errors.inject(jax.random.key(2), table, y, RULE, clean=0.5, num_classes=2, size=301)
+    errors = mixed_errors.inject(jax.random.key(2), table, y, RULE, num_classes=2, options=Options(size=301))
     assert len(errors.labels) == 301
     assert [by_id[i] for i in errors.table.id.tolist()] == errors.clean_labels.tolist()
 
 
 def test_one_draw_for_the_table_or_one_for_each_row():
     for key in range(6):
-        errors = mixed_errors.inject(jax.random.key(key), *made(), None, clean=0.2, num_classes=2)
+        errors = mixed_errors.inject(jax.random.key(key), *made(), None, num_classes=2, options=Options(0.2))
         columns = changed(errors).sum(0)
         # A kind of error hits all flagged rows in the same columns.
         assert set(columns.tolist()) <= {0, errors.flags[:, 1].sum()}
-    errors = mixed_errors.inject(jax.random.key(0), *made(), None, clean=0.2, num_classes=2, per_row=True)
+    errors = mixed_errors.inject(jax.random.key(0), *made(), None, num_classes=2, options=Options(0.2, per_row=True))
     assert (changed(errors).sum(0) > 0).all()
     assert not errors.flags[:, 2].any()
 
@@ -73,7 +75,7 @@ def test_one_draw_for_the_table_or_one_for_each_row():
 def test_the_order_of_rows_changes_nothing():
     table, y = made()
     order = np.random.default_rng(3).permutation(len(y))
-    options = {"clean": 0.5, "num_classes": 2, "per_row": True}
+    options = {"num_classes": 2, "options": Options(per_row=True)}
     a = mixed_errors.inject(jax.random.key(4), table, y, RULE, **options)
     b = mixed_errors.inject(jax.random.key(4), tables.take(table, order), y[order], RULE, **options)
     back = np.argsort(b.table.id), np.argsort(a.table.id)
@@ -85,8 +87,7 @@ def test_the_order_of_rows_changes_nothing():
 
 
 def test_train_and_validation_of_one_key_are_broken_alike():
-    options = {"clean": 0.5, "num_classes": 2}
-    first, second = (mixed_errors.inject(jax.random.key(5), *made(seed=s), None, **options) for s in (0, 1))
+    first, second = (mixed_errors.inject(jax.random.key(5), *made(seed=s), None, num_classes=2) for s in (0, 1))
     np.testing.assert_array_equal(changed(first).any(0), changed(second).any(0))
 
 
@@ -113,7 +114,7 @@ def test_outliers_and_scales_by_hand():
 def test_numbers_as_labels_are_moved_far():
     table, _ = made()
     y = np.random.default_rng(7).gamma(2.0, size=len(table.id))
-    errors = mixed_errors.inject(jax.random.key(8), table, y, None, clean=0.5, num_classes=None)
+    errors = mixed_errors.inject(jax.random.key(8), table, y, None, num_classes=None)
     wrong = errors.flags[:, 0]
     moved = np.abs(errors.labels - errors.clean_labels)
     assert moved[wrong].min() >= np.ptp(y) / 4 * (1 - 1e-5)
@@ -123,9 +124,8 @@ def test_numbers_as_labels_are_moved_far():
 
 
 def test_labels_may_be_wrong_by_class_and_kinds_may_meet():
-    errors = mixed_errors.inject(
-        jax.random.key(9), *made(), None, clean=0.4, num_classes=2, class_rates=(0.0, 1.0), overlap=True
-    )
+    options = Options(0.4, class_rates=(0.0, 1.0), overlap=True)
+    errors = mixed_errors.inject(jax.random.key(9), *made(), None, num_classes=2, options=options)
     wrong, broken, _ = errors.flags.T
     assert (errors.clean_labels[wrong] == 1).all()
     assert wrong.sum() == int(0.3 * len(wrong))
@@ -141,7 +141,7 @@ def test_labels_may_be_wrong_by_class_and_kinds_may_meet():
 )
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        mixed_errors.inject(jax.random.key(0), *made(), RULE, num_classes=2, **options)
-    none = Rule("nobody", lambda table: np.zeros(len(table.id), bool), lambda y: y >= 0)
-    with pytest.raises(ValueError, match=r"rule: found \[0, 900\] rows for and against 'nobody'"):
-        mixed_errors.inject(jax.random.key(0), *made(), none, clean=0.5, num_classes=2)
+        mixed_errors.inject(jax.random.key(0), *made(), RULE, num_classes=2, options=Options(**options))
+    none = Rule("no row", lambda table: np.zeros(len(table.id), bool), lambda y: y >= 0)
+    with pytest.raises(ValueError, match=r"rule: found \[0, 900\] rows for and against 'no row'"):
+        mixed_errors.inject(jax.random.key(0), *made(), none, num_classes=2)

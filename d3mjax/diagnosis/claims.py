@@ -1,13 +1,14 @@
-"""How well errors of several types are told: per type, over types, and what it costs the rows without any.
+"""Claims that rows have errors: their calibration, thresholds, and metrics for each type of error.
 
-``n`` rows and ``e`` types (label, feature, spurious minority). Nothing invents a number: what cannot be said, as the
-precision of a type that is never claimed or the recall of one that does not occur, is NaN.
+``n`` rows and ``e`` types (label, feature, spurious minority). A metric without a value is NaN, such as the precision
+of a type that is never claimed or the recall of a type that does not occur.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from d3mjax.types import AnyArray
@@ -16,12 +17,19 @@ CANDIDATES = tuple(round(0.05 * i, 2) for i in range(1, 20))
 """Thresholds to choose among."""
 
 
+class Calibration(NamedTuple):
+    """Platt's calibration of each type: ``sigmoid(slope * log_odds + intercept)``."""
+
+    slope: Float[AnyArray, "e"]  # above 0, so that ranks stay
+    intercept: Float[AnyArray, "e"]
+
+
 class Scores(NamedTuple):
     """Per type; NaN where nothing is claimed (precision) or the type does not occur (recall, F1)."""
 
-    precision: Float[Array, " e"]
-    recall: Float[Array, " e"]
-    f1: Float[Array, " e"]  # 2 TP / (2 TP + FP + FN)
+    precision: Float[Array, "e"]
+    recall: Float[Array, "e"]
+    f1: Float[Array, "e"]  # 2 TP / (2 TP + FP + FN)
 
 
 def scores(claimed: Bool[AnyArray, "n e"], truth: Bool[AnyArray, "n e"]) -> Scores:
@@ -38,17 +46,17 @@ def macro_f1(claimed: Bool[AnyArray, "n e"], truth: Bool[AnyArray, "n e"]) -> Fl
 
 
 def exact_match(claimed: Bool[AnyArray, "n e"], truth: Bool[AnyArray, "n e"]) -> Float[Array, ""]:
-    """Share of rows of which every type is told right."""
+    """Share of rows whose claims are right for every type."""
     return (jnp.asarray(claimed) == jnp.asarray(truth)).all(1).mean()
 
 
 def clean_false_positives(claimed: Bool[AnyArray, "n e"], truth: Bool[AnyArray, "n e"]) -> Float[Array, ""]:
-    """Share of the rows without any error of which one is claimed; NaN if every row has one."""
+    """Share of the rows without errors that get a claim; NaN if every row has an error."""
     clean = ~jnp.asarray(truth).any(1)
     return (jnp.asarray(claimed).any(1) & clean).sum() / clean.sum()
 
 
-def average_precision(values: Float[AnyArray, " n"], truth: Bool[AnyArray, " n"]) -> Float[Array, ""]:
+def average_precision(values: Float[AnyArray, "n"], truth: Bool[AnyArray, "n"]) -> Float[Array, ""]:
     """Area under precision against recall, in steps: the mean over true rows of the precision at their own value.
 
     Larger values are claimed first; equal ones together, as scikit-learn does. NaN without a true row.
@@ -56,12 +64,12 @@ def average_precision(values: Float[AnyArray, " n"], truth: Bool[AnyArray, " n"]
     values, truth = jnp.asarray(values), jnp.asarray(truth)
     order = jnp.argsort(-values)
     descending, hits = -values[order], jnp.cumsum(truth[order])
-    last = jnp.searchsorted(descending, descending, side="right")  # rows claimed once this value is
+    last = jnp.searchsorted(descending, descending, side="right")  # number of rows claimed together with this value
     return jnp.where(truth[order], hits[last - 1] / last, 0).sum() / truth.sum()
 
 
 def calibration_error(
-    probabilities: Float[AnyArray, " n"], truth: Bool[AnyArray, " n"], *, bins: int = 10
+    probabilities: Float[AnyArray, "n"], truth: Bool[AnyArray, "n"], *, bins: int = 10
 ) -> Float[Array, ""]:
     """Expected calibration error: mean over rows of ``|mean probability - share of true rows|`` of their bin."""
     probabilities = jnp.asarray(probabilities)
@@ -70,8 +78,8 @@ def calibration_error(
     return jnp.abs(gap).sum() / probabilities.shape[0]
 
 
-def flag(probabilities: Float[AnyArray, "n e"], thresholds: Float[AnyArray, " e"]) -> Bool[Array, "n e"]:
-    """Which errors each row is claimed to have: ``probability >= threshold`` of the type."""
+def flag(probabilities: Float[AnyArray, "n e"], thresholds: Float[AnyArray, "e"]) -> Bool[Array, "n e"]:
+    """The claims ``probability >= threshold`` of each row and type."""
     return jnp.asarray(probabilities) >= jnp.asarray(thresholds)[None]
 
 
@@ -80,13 +88,42 @@ def best_thresholds(
     truth: Bool[AnyArray, "n e"],
     *,
     candidates: tuple[float, ...] = CANDIDATES,
-) -> Float[Array, " e"]:
-    """The candidate of highest F1 for each type, claiming ``probability >= threshold``; ties take the lowest.
+) -> Float[Array, "e"]:
+    """The candidate threshold of highest F1 for each type; ties take the lowest, a type that never occurs the highest.
 
-    Choose on rows that neither fitted the probabilities nor report. A type that does not occur gets the highest.
+    Choose on rows that neither fitted the probabilities nor report.
     """
     probabilities = jnp.asarray(probabilities)
     levels = jnp.asarray(candidates, probabilities.dtype)
     f1 = jnp.stack([scores(probabilities >= level, truth).f1 for level in levels])
     best = jnp.where(jnp.isnan(f1).all(0), len(candidates) - 1, jnp.argmax(jnp.nan_to_num(f1), 0))
     return levels[best]
+
+
+def platt(odds: Float[AnyArray, "n e"], truth: Bool[AnyArray, "n e"]) -> Calibration:
+    """Slope and intercept of each type that calibrate log-odds, from rows that fitted neither; runs on the host.
+
+    Minimises the cross-entropy. A ranking worse than chance is flattened, not reversed: its slope is 0.001.
+
+    Source: Platt, 1999, "Probabilistic outputs for support vector machines".
+    """
+    pairs = zip(np.asarray(odds, np.float32).T, np.asarray(truth, bool).T, strict=True)
+    return Calibration(*np.array([_platt(o, flag) for o, flag in pairs], np.float32).T)
+
+
+def calibrated(odds: Float[AnyArray, "n e"], calibration: Calibration) -> Float[Array, "n e"]:
+    """Probabilities of log-odds under the `Calibration` of `platt`."""
+    slope, intercept = (jnp.asarray(a)[None] for a in calibration)
+    return jax.nn.sigmoid(slope * jnp.asarray(odds) + intercept)
+
+
+def _platt(odds, flag) -> tuple[float, float]:
+    from sklearn.linear_model import LogisticRegression
+
+    share = flag.mean()
+    if share in (0, 1):
+        return 1.0, 0.0
+    fitted = LogisticRegression(C=1e6).fit(odds[:, None], flag)  # two numbers need no penalty
+    if fitted.coef_.item() > 1e-3:
+        return fitted.coef_.item(), fitted.intercept_.item()
+    return 1e-3, float(np.log(share / (1 - share)))

@@ -1,0 +1,161 @@
+"""Cells: a table, the networks trained on it, its influence vectors, and the features of its rows.
+
+A cell is one table with one model; planted cells (`plan`) are one table, rule, clean ratio and seed. Cells of one shape
+are one compiled program mapped over devices. Besides the tensor of `vectors` a cell has a few numbers a row (`EXTRAS`)
+that mean the same for any table.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from d3mjax.attribution import outputs
+from d3mjax.data import tables
+from d3mjax.data.planted import mixed_errors
+from d3mjax.data.planted.mixed_errors import Errors, Rule
+from d3mjax.data.sets.shortcut_tables import Parts, TableTask
+from d3mjax.diagnosis import oddity, row_features, vectors
+from d3mjax.networks import dense, ft_transformer
+from d3mjax.training import ensemble, objectives, sampling
+from d3mjax.training.trainer import make_trainer
+from d3mjax.types import AnyArray, Model, Split, Table, Trainer
+
+FOLDS = 3
+EXTRAS = ("norm", "path", "left out", "left out margin", *oddity.NAMES)
+FEATURES = row_features.feature_names(rows=EXTRAS)
+"""Names of the features that trees read, in order."""
+
+
+class Network(NamedTuple):
+    """A task network and its training; ``batch`` None is all rows at once."""
+
+    name: str
+    make: Callable[[Sequence[slice], int], Model]  # (columns, number of classes)
+    tx: optax.GradientTransformation
+    steps: int
+    batch: int | None = None
+
+
+def _mlp(*hidden: int) -> Callable:
+    return lambda columns, num_classes: dense.mlp(hidden, num_classes)
+
+
+MLP2 = Network("mlp 64-32", _mlp(64, 32), optax.adam(1e-3), 200)
+MLP1 = Network("mlp 256-128-64", _mlp(256, 128, 64), optax.adam(1e-3), 200)
+DEEP = Network("over-fitted mlp 128-128-128", _mlp(128, 128, 128), optax.adam(3e-3), 400)
+FTT = Network("FT-transformer", ft_transformer.ft_transformer, optax.adamw(1e-3), 200, batch=256)
+NETWORKS = {network.name: network for network in (MLP2, MLP1, DEEP, FTT)}
+
+
+class Planned(NamedTuple):
+    """Planted errors in train and validation rows, and their features."""
+
+    train: Errors
+    validation: Errors
+    splits: tuple[Split, Split]
+
+
+class Cell(NamedTuple):
+    """The input of a diagnoser."""
+
+    vectors: np.ndarray  # Float16[n 4 t]
+    extras: np.ndarray  # Float32[n r], in the order of `EXTRAS`
+    logits: np.ndarray  # Float32[n C]
+    left_out: np.ndarray  # Float32[n C], logits of models trained on the other folds
+    by_class: np.ndarray  # Float16[n C t], the cosine of gradients, were the rows labelled so; positive: helpful
+
+
+def plan(task: TableTask, parts: Parts, rule: Rule | None, clean: float, seed: int) -> Planned:
+    """Errors drawn by ``seed``, in train and validation rows alike; the encoder is fitted on the dirty rows."""
+    dirty, held = (
+        mixed_errors.inject(
+            jax.random.key(seed),
+            *part,
+            rule,
+            num_classes=task.num_classes,
+            options=mixed_errors.Options(clean=clean, size=size),
+        )
+        for part, size in ((parts.train, task.train), (parts.validation, task.validation))
+    )
+    encoder = tables.fit_encoder(dirty.table)
+    train, validation = (labelled(encoder, errors.table, errors.labels) for errors in (dirty, held))
+    return Planned(dirty, held, (train, validation))
+
+
+def labelled(encoder: tables.Encoder, table: Table, labels: Int[AnyArray, "n"]) -> Split:
+    """Encoded rows with their labels; groups are unknown."""
+    y = np.asarray(labels, np.int32)
+    return Split(tables.encode(encoder, table), y, np.full(len(y), -1, np.int32), table.id)
+
+
+def trainer_of(model: Model, network: Network, num_rows: int) -> Trainer:
+    """The training of a network on ``num_rows`` weighted rows."""
+    batch = min(network.batch or num_rows, num_rows)
+    return make_trainer(model, objectives.cross_entropy(), network.tx, sampling.shuffled(), batch_size=batch)
+
+
+def make_train(
+    network: Network, columns: Sequence[slice], num_classes: int, num_rows: int, *, width: int = 1, mesh: Mesh | None
+) -> Callable[..., list[Cell]]:
+    """``(key, [(train, validation)], [table]) -> [Cell]``: one compilation for all cells of one shape.
+
+    ``columns`` are the features of each column (`tables.slices`); ``width`` and ``mesh`` as `ensemble.map_models`.
+    """
+    model = network.make(columns, num_classes)
+    trainer = trainer_of(model, network, num_rows)
+
+    def one(key, train: Split, validation: Split):
+        everything = jnp.ones(num_rows)
+        state, margins = trainer.init(key, train.x[:1]), []
+        for _ in range(4):
+            state, _ = trainer.run(state, train, everything, network.steps // 4)
+            margins.append(outputs.soft_margins(model, state.variables, train))
+        logits = outputs.logits(model, state.variables, train.x)
+        others = left_out(key, model, trainer, train, network.steps)
+        extras = [vectors.norms(model, state.variables, train), jnp.stack(margins).mean(0)]
+        extras += [objectives.losses(others, train.y), outputs.soft_margin(others, train.y)]
+        tensor = vectors.tensor(model, state.variables, train, validation)
+        labelled_as = lambda c: train._replace(y=jnp.full_like(train.y, c))
+        product = lambda c: vectors.gram(model, state.variables, labelled_as(c), validation).astype(jnp.float16)
+        by_class = jax.lax.map(product, jnp.arange(num_classes)).swapaxes(0, 1)
+        return tensor, jnp.stack(extras, 1), logits, others, by_class
+
+    @jax.jit
+    def compiled(key, numbers, trains, validations):
+        keys = ensemble.model_keys(key, numbers)
+        return ensemble.map_models(one, width=width, mesh=mesh)(keys, trains, validations)
+
+    def train(key, splits: Sequence[tuple[Split, Split]], raw: Sequence[Table]) -> list[Cell]:
+        stacked = jax.tree.map(lambda *a: np.stack(a), *splits)
+        arrays = jax.device_get(compiled(key, np.arange(len(splits)), *stacked))
+        cells = []
+        for v, extras, *more, table in zip(*arrays, raw, strict=True):
+            rows = np.concatenate([extras, oddity.scores(table)], 1).astype(np.float32)
+            cells.append(Cell(v, rows, *more))
+        return cells
+
+    return train
+
+
+def left_out(key: Key[Array, ""], model: Model, trainer: Trainer, split: Split, steps: int) -> Float[Array, "n C"]:
+    """Logits of each row under a model that was trained on the other of `FOLDS` folds."""
+    fold = jax.random.permutation(jax.random.fold_in(key, 1), len(split.y)) % FOLDS
+
+    def one(k):
+        state = trainer.init(jax.random.fold_in(key, 2 + k), split.x[:1])
+        state, _ = trainer.run(state, split, (fold != k).astype(jnp.float32), steps)
+        return outputs.logits(model, state.variables, split.x)
+
+    each = jax.lax.map(one, jnp.arange(FOLDS))
+    return jnp.take_along_axis(each, fold[None, :, None], axis=0)[0]
+
+
+def features(cell: Cell, y: Int[AnyArray, "n"], num_classes: int) -> Float[np.ndarray, "n f"]:
+    """The features of trees, in the order of `FEATURES`."""
+    return np.asarray(row_features.order_statistics(cell.vectors, y, num_classes, rows=cell.extras))

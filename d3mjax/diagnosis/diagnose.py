@@ -1,0 +1,107 @@
+"""Which rows of a table are probably wrong, and how: networks, influence vectors and a taught diagnoser in one call."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from d3mjax.data import tables
+from d3mjax.diagnosis import trees
+from d3mjax.diagnosis.cells import MLP2, Cell, Network, features, labelled, make_train
+from d3mjax.types import AnyArray, Table
+
+
+class Look(NamedTuple):
+    """What one network contributes to a diagnosis."""
+
+    probabilities: Float[np.ndarray, "n e"]  # of each type of error
+    left_out: Float[np.ndarray, "n C"]  # class probabilities by networks that have not seen the row
+    fitted: Float[np.ndarray, "n C"]  # class probabilities by the network trained on all rows
+
+
+class Info(NamedTuple):
+    """What a repair needs besides the claims, and the spread between networks."""
+
+    proposed: Int[np.ndarray, "n"]  # the likeliest other class, by networks that have not seen the row
+    correct: Bool[np.ndarray, "n"]  # whether the networks trained on all rows predict the recorded class
+    claimed: Float[np.ndarray, "m e"]  # share of the rows that each network alone claims
+
+
+class Diagnosis(NamedTuple):
+    """Errors of every row: wrong label, broken features, minority of a shortcut (the order of `mixed_errors.KINDS`)."""
+
+    probabilities: Float[np.ndarray, "n e"]  # calibrated, means over networks
+    claims: Bool[np.ndarray, "n e"]  # probability at or above the threshold of its type
+    info: Info
+
+
+def diagnose(
+    key: Key[Array, ""],
+    table: Table,
+    y: Int[AnyArray, "n"],
+    validation: Table,
+    validation_y: Int[AnyArray, "t"],
+    diagnoser: trees.Trees,
+    *,
+    networks: int = 3,
+    network: Network = MLP2,
+    width: int = 1,
+    mesh: Mesh | None = None,
+) -> Diagnosis:
+    """Probable errors of every row of ``table``: wrong label, broken features, or minority of a shortcut.
+
+    Trains ``networks`` small networks on the table, describes each row by its influence on the rows of ``validation``
+    (64 or more that nothing is trained on; they may have errors of their own), and applies ``diagnoser``, trees taught
+    on other tables. Both tables have the same columns and levels, see `tables.from_columns`; classes are 0..C-1. Pass
+    the result on to `repair.recommended`. ``width`` and ``mesh`` are those of `ensemble.map_models`.
+
+    >>> import jax, numpy as np
+    >>> from d3mjax.data import tables
+    >>> from d3mjax.diagnosis import cells, trees
+    >>> from d3mjax.diagnosis.diagnose import diagnose
+    >>> rng = np.random.default_rng(0)
+    >>> features = rng.normal(size=(600, len(cells.FEATURES))).astype(np.float32)  # in place of a taught diagnoser
+    >>> signs = [cells.FEATURES.index(name) for name in ("left out in the cell", "far", "norm in the cell")]
+    >>> options = trees.Options(folds=2, rounds=4, leaves=3)
+    >>> diagnoser = trees.fit(features, features[:, signs] > 1.2, np.arange(600) // 100, options=options)
+    >>> y, held_y = rng.integers(0, 2, 80), rng.integers(0, 2, 64)
+    >>> table, validation = (tables.from_columns({"a": 4.0 * c + rng.normal(size=len(c))}) for c in (y, held_y))
+    >>> y[:4] = 1 - y[:4]  # wrong labels
+    >>> result = diagnose(jax.random.key(0), table, y, validation, held_y, diagnoser, networks=1)
+    >>> result.claims.shape, bool(result.claims[:4, 0].all()), bool(result.claims[4:, 0].mean() < 0.2)
+    ((80, 3), True, True)
+
+    Raises:
+      ValueError: if the columns of the tables differ, or classes of ``validation_y`` do not occur in ``y``.
+      FloatingPointError: if the training of a network diverges.
+    """
+    y, validation_y = np.asarray(y), np.asarray(validation_y)
+    if unknown := set(validation_y.tolist()) - set(y.tolist()):
+        raise ValueError(f"validation_y: found classes {sorted(unknown)}, expected those of y")
+    num_classes = int(y.max()) + 1
+    encoder, columns = tables.fit_encoder(table), list(tables.slices(table).values())
+    splits = labelled(encoder, table, y), labelled(encoder, validation, validation_y)
+    train = make_train(network, columns, num_classes, len(y), width=width, mesh=mesh)
+    cells = train(key, [splits] * networks, [table] * networks)
+    return combine([look(diagnoser, cell, y, num_classes) for cell in cells], y, diagnoser)
+
+
+def look(diagnoser: trees.Trees, cell: Cell, y: Int[AnyArray, "n"], num_classes: int) -> Look:
+    """The probabilities by one network's cell. Raises FloatingPointError if its training diverged."""
+    if not np.isfinite(cell.vectors).all():
+        raise FloatingPointError("influence is not finite, training diverged")
+    p = np.asarray(trees.predict(diagnoser, features(cell, y, num_classes)))
+    return Look(p, *(np.asarray(jax.nn.softmax(logits)) for logits in (cell.left_out, cell.logits)))
+
+
+def combine(looks: Sequence[Look], y: Int[AnyArray, "n"], diagnoser: trees.Trees) -> Diagnosis:
+    """Claims by the mean probabilities of all networks."""
+    y = np.asarray(y)
+    probabilities, left_out, fitted = (np.mean(arrays, axis=0) for arrays in zip(*looks, strict=True))
+    others = np.where(np.arange(left_out.shape[1])[None] == y[:, None], -1, left_out)
+    claimed = np.stack([np.asarray(trees.claim(diagnoser, one.probabilities)).mean(0) for one in looks])
+    info = Info(others.argmax(1).astype(y.dtype), fitted.argmax(1) == y, claimed)
+    return Diagnosis(probabilities, np.asarray(trees.claim(diagnoser, probabilities)), info)
