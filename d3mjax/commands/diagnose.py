@@ -1,17 +1,16 @@
 """Which rows of your own table are wrong, and how: a list of suspects, a repaired table, and how far to trust them.
 
-Claim:    a diagnoser that was taught on other tables finds wrong labels and broken features in yours; how often it is
-          right on tables that it has not seen is measured, and said for each kind.
+Claim:    a diagnoser taught on other tables finds wrong labels and broken features in yours; how often its claims are
+          right on tables that it has not seen is measured, and reported for each kind.
 Command:  d3mjax-diagnose --train train.parquet --validation val.parquet --label y     (--help explains every option)
-Expected: precision and recall as the report of the diagnoser says, where your errors are like the planted ones.
-Device:   two CPU cores, a minute or two for 4,000 rows; the first use teaches a diagnoser, once, in some 20 minutes.
+Expected: precision and recall as in the report of the diagnoser, where your errors are like the planted ones.
+Device:   two CPU cores, a minute or two for 4,000 rows; the first use teaches a diagnoser, once, in about 20 minutes.
 """
 
 import hashlib
-import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,25 +18,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from jaxtyping import Bool
 
 from d3mjax.attribution import outputs
-from d3mjax.commands import diagnose_data, diagnose_report
+from d3mjax.commands import command, diagnose_data, diagnose_report, diagnose_teach
 from d3mjax.commands.diagnose_data import Files, Own
-from d3mjax.commands.diagnose_report import Diagnosis
+from d3mjax.commands.diagnose_report import Decision
 from d3mjax.data import tables
 from d3mjax.data.planted.mixed_errors import KINDS
-from d3mjax.data.sets import builders
-from d3mjax.diagnosis import repair, trees
-from d3mjax.reports import page
-from d3mjax.runtime import hosts, preemption, runs, store
-from experiments import study
-from experiments.diagnosis import demix_pretrain
-from experiments.diagnosis.demix_cells import MLP2, features, labelled, make_vectors, trainer_of
+from d3mjax.diagnosis import diagnose, repair, trees
+from d3mjax.diagnosis.cells import MLP2, Network, labelled, make_train, trainer_of
+from d3mjax.runtime import hosts, runs, store
 
 RESERVED = 256  # validation rows besides those looked at that make a check of their own
 RESTORE = {"impute": repair.impute, "drop": None}
-DEFAULT = demix_pretrain.Config()
+DEFAULT = diagnose_teach.Config()
 
 
 @dataclass(frozen=True)
@@ -45,34 +40,35 @@ class Config:
     """What determines the numbers."""
 
     files: Files
-    # File of a diagnoser, as python -m experiments.demix_pretrain makes it. If not given, the default one, which is
-    # made where RESULTS does not have it yet: that takes some 20 minutes, once.
+    # File of a diagnoser, as python -m experiments demix_pretrain makes it. If not given, the default one, which is
+    # made where RESULTS does not have it yet: that takes about 20 minutes, once.
     diagnoser: str | None = None
-    # Networks that are trained on --train to look at it; probabilities are means over them.
+    # Networks that are trained on --train to describe its rows; probabilities are means over them.
     networks: int = 3
-    # What becomes of rows whose features are suspected: single values that stand out are replaced by what is usual in
-    # the class, or the row gets weight 0.
+    # Repair of rows with suspected features: single values that stand out are replaced by the usual ones of the class,
+    # or the row gets weight 0.
     broken: Literal["impute", "drop"] = "impute"
     # Networks trained with and without the repair, to compare.
     seeds: int = 5
 
 
-class Ready(NamedTuple):
-    """What is done once everything is checked and a place for the results is found."""
+class Job(NamedTuple):
+    """The input of `work`: everything checked, and the directory of the results."""
 
     config: Config
     own: Own
-    fitted: trees.Trees
+    diagnoser: trees.Trees
     manifest: dict[str, Any]
     directory: Path
+    network: Network = MLP2
 
 
-def prepare(config: Config, results: Path = Path("results"), run: str | None = None) -> Ready:
+def prepare(config: Config, results: Path = Path("results"), run: str | None = None) -> Job:
     """Find the rows of a table that are wrong: label errors, broken features, and a minority against a shortcut.
 
-    Trains small networks on --train, looks at how each of its rows acts on the rows of --validation (influence), and
-    asks a diagnoser that was taught on other tables with planted errors. Says how far to trust each kind, proposes a
-    repair, and shows what training on it changes. The same command again resumes.
+    Trains small networks on --train, describes each of its rows by its influence on the rows of --validation, and
+    applies a diagnoser taught on other tables with planted errors. Reports how far to trust each kind, proposes a
+    repair, and compares training with and without it. The same command again resumes.
 
     RESULTS/diagnose/RUN holds suspects.csv (id, kind, probability, proposal), repaired.parquet or repaired.csv (the
     table with a column of weights), probabilities.npz, advice.txt, report.html, metrics.json and the plots.
@@ -81,7 +77,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
     $ d3mjax-diagnose --train train.csv --validation val.csv --label income --id row --drop name date
 
     A diagnoser of your own:
-    $ python -m experiments.demix_pretrain --config.seeds 5 --run five
+    $ python -m experiments demix_pretrain --config.seeds 5 --run five
     $ d3mjax-diagnose --train t.csv --validation v.csv --label y --diagnoser results/demix_pretrain/five/diagnoser.npz
 
     Args:
@@ -89,156 +85,136 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
         results: Where results are written.
         run: Name of the directory; if not given, a hash of data, diagnoser and options.
     """
-    hosts.start()
-    if jax.process_count() > 1:
-        raise ValueError(f"found {jax.process_count()} processes, expected one: this command runs on one host")
-    for name in ("networks", "seeds"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name}: found {getattr(config, name)}, expected at least 1")
+    command.start(config, ("networks", "seeds"))
     own = diagnose_data.read(config.files)
     path = find_diagnoser(config, results)
     try:
-        fitted, manifest = demix_pretrain.load(path)
+        diagnoser, manifest = diagnose_teach.load(path)
     except ValueError as error:
         raise ValueError(f"--diagnoser: {error}") from error
-    facts = asdict(config) | {"data": builders.digest(_named(own))}  # other contents of the files are another run
-    facts |= {"diagnoser": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
-    return Ready(config, own, fitted, manifest, runs.open_run(results, "diagnose", facts, run))
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    directory = command.open_run(results, "diagnose", config, _arrays(own), run, diagnoser=checksum)
+    return Job(config, own, diagnoser, manifest, directory)
 
 
 def find_diagnoser(config: Config, results: Path) -> Path:
-    """The file of the user, or the default one, which is made if it is not there."""
+    """The file of the user, or the default one, which is taught if ``results`` does not have it."""
     if config.diagnoser is not None:
         path = Path(config.diagnoser)
         if not path.is_file():
-            raise ValueError(f"--diagnoser: found no file {path}, expected one of python -m experiments.demix_pretrain")
+            raise ValueError(f"--diagnoser: found no file {path}, expected one of python -m experiments demix_pretrain")
         return path
-    path = demix_pretrain.place(DEFAULT, results, None)
-    if not demix_pretrain.finished(path):
+    path = diagnose_teach.diagnoser_path(DEFAULT, results)
+    if not diagnose_teach.finished(path):
         print(
             f"No --diagnoser: teaching the default one on {len(DEFAULT.tasks)} tables with planted errors "
-            f"({', '.join(DEFAULT.tasks)}). That takes some 20 minutes on two cores, once: it is kept as {path}, and "
-            "the same command goes on where this one is stopped."
+            f"({', '.join(DEFAULT.tasks)}). That takes about 20 minutes on two cores, once: it is kept as {path}, and "
+            "the same command resumes where this one is stopped."
         )
-        demix_pretrain.main(DEFAULT, results)
+        diagnose_teach.teach(DEFAULT, results)
     return path
 
 
-def look(own: Own, fitted: trees.Trees, seed: int, progress: Callable[[int], object], *, make: Callable) -> study.Unit:
-    """Probabilities of each kind by one network, and what networks that have not seen a row think its class is."""
-    encoder, chosen = tables.fit_encoder(own.train), diagnose_data.looked_at(own)
+def look(job: Job, train: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:
+    """The probabilities of each kind, and of each class, by one network."""
+    own, encoder, chosen = job.own, tables.fit_encoder(job.own.train), diagnose_data.looked_at(job.own)
     held = labelled(encoder, tables.take(own.validation, chosen), own.validation_y[chosen])
-    (cell,) = make(jax.random.key(seed), [(labelled(encoder, own.train, own.y), held)], [own.train])
-    if not np.isfinite(cell.vectors).all():
-        raise FloatingPointError(f"network {seed}: influence is not finite, training diverged")
-    found = features(cell, own.y, len(own.class_names))
+    (cell,) = train(jax.random.key(seed), [(labelled(encoder, own.train, own.y), held)], [own.train])
+    result = diagnose.look(job.diagnoser, cell, own.y, len(own.class_names))
     progress(1)
-    arrays = {"probabilities": trees.predict(fitted, found), "left_out": jax.nn.softmax(cell.left_out)}
-    arrays["seen"] = jax.nn.softmax(cell.logits)
-    return {}, {name: np.asarray(a) for name, a in arrays.items()}
+    return {}, result._asdict()
 
 
-def decide(config: Config, own: Own, fitted: trees.Trees, found: list[study.Unit]) -> Diagnosis:
-    """Suspects by the mean probability of all networks, and the repair that is proposed.
+def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
+    """Suspects by the mean probability of all networks, and the proposed repair."""
+    own = job.own
+    result = diagnose.combine([diagnose.Look(**arrays) for _, arrays in units], own.y, job.diagnoser)
+    repaired, risk = repair.recommended(
+        own.train,
+        own.y,
+        result.claims,
+        result.probabilities,
+        num_classes=len(own.class_names),
+        correct=result.info.correct,
+        proposed=result.info.proposed,
+        restore=RESTORE[job.config.broken],
+    )
+    used = repair.cautious(result.claims, result.probabilities)
+    used[:, repair.MINORITY] &= risk.likely
+    return Decision(result, used, repaired, risk, np.asarray(job.diagnoser.thresholds))
 
-    The proposed class is the likeliest other one, by networks that have not seen the row.
-    """
-    mean = lambda name: np.mean([arrays[name] for _, arrays in found], axis=0)
-    probabilities, classes = mean("probabilities"), mean("left_out")
-    flags = np.asarray(trees.claim(fitted, probabilities))
-    others = np.where(np.arange(classes.shape[1])[None] == own.y[:, None], -1, classes)
-    proposed, num_classes = others.argmax(1).astype(own.y.dtype), len(own.class_names)
-    options: dict[str, Any] = {"num_classes": num_classes, "proposed": proposed, "restore": RESTORE[config.broken]}
-    right = mean("seen").argmax(1) == own.y
-    repaired, risk = repair.recommended(own.train, own.y, flags, probabilities, correct=right, **options)
-    used = repair.cautious(flags, probabilities)
-    used[:, 2] &= risk.likely
-    return Diagnosis(probabilities, flags, used, proposed, repaired, risk, np.asarray(fitted.thresholds))
 
-
-def compare(
-    own: Own, diagnosis: Diagnosis, seed: int, progress: Callable[[int], object], *, fit: Callable
-) -> study.Unit:
-    """Accuracy of each class on the validation rows that check, by one network trained on each of the two tables."""
+def compare(own: Own, decision: Decision, fit: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:
+    """Whether each reserved validation row is predicted right, by one network trained on each of the two tables."""
     rows = reserved(own)
-    repaired, found = diagnosis.repaired, {}
-    tried = {
+    repaired, right = decision.repaired, {}
+    sets = {
         diagnose_report.BEFORE: (own.train, own.y, np.ones(len(own.y), np.float32)),
         diagnose_report.AFTER: (repaired.table, repaired.labels, repaired.weights),
     }
-    for name, (table, y, weights) in tried.items():
+    for name, (table, y, weights) in sets.items():
         encoder = tables.fit_encoder(table)
         held = labelled(encoder, tables.take(own.validation, rows), own.validation_y[rows])
-        right = fit(jax.random.key(1000 + seed), labelled(encoder, table, y), weights, held)
-        found[name] = np.asarray(right)
+        right[name] = np.asarray(fit(jax.random.key(1000 + seed), labelled(encoder, table, y), weights, held))
         progress(1)
-    return {}, found
+    return {}, right
 
 
-def reserved(own: Own) -> np.ndarray:
-    """Validation rows to check with: those not looked at where there are enough, else all."""
+def reserved(own: Own) -> Bool[np.ndarray, "v"]:
+    """Validation rows to check with: those that describe no training row where there are enough, else all."""
     rest = ~diagnose_data.looked_at(own)
     return rest if rest.sum() >= RESERVED else np.ones_like(rest)
 
 
-def make_fit(own: Own) -> Callable:
+def make_fit(own: Own, network: Network) -> Callable:
     """``(key, train, weights [n], held) -> right [v]``, compiled."""
-    model = MLP2.make(list(tables.slices(own.train).values()), len(own.class_names))
-    trainer = trainer_of(model, MLP2, len(own.y))
+    model = network.make(list(tables.slices(own.train).values()), len(own.class_names))
+    trainer = trainer_of(model, network, len(own.y))
 
     @jax.jit
     def fit(key, train, weights, held):
-        state, _ = trainer.run(trainer.init(key, train.x[:1]), train, weights, MLP2.steps)
+        state, _ = trainer.run(trainer.init(key, train.x[:1]), train, weights, network.steps)
         return jnp.argmax(outputs.logits(model, state.variables, held.x), 1) == held.y
 
     return fit
 
 
-def work(ready: Ready) -> Path:
+def work(job: Job) -> Path:
     """Run or resume everything, write it, print the tables and the advice; returns the directory."""
     begin = time.perf_counter()
-    config, own, fitted, manifest, directory = ready
+    config, own, directory = job.config, job.own, job.directory
     columns, num_classes = list(tables.slices(own.train).values()), len(own.class_names)
-    make = make_vectors(MLP2, columns, num_classes, len(own.y), hosts.local_mesh())
-    with preemption.at_once():
-        seen = partial(look, own, fitted, make=make)
-        found = study.run_units(directory, "network", range(config.networks), seen, models=1)
-        diagnosis = decide(config, own, fitted, found)
-        tried = partial(compare, own, diagnosis, fit=make_fit(own))
-        checks = study.run_units(directory, "retrained", range(config.seeds), tried, models=2)
+    train = make_train(job.network, columns, num_classes, len(own.y), mesh=hosts.local_mesh())
+    units = runs.run_units(directory, "network", range(config.networks), partial(look, job, train), models=1)
+    decision = decide(job, units)
+    measure = partial(compare, own, decision, make_fit(own, job.network))
+    checks = runs.run_units(directory, "retrained", range(config.seeds), measure, models=2)
 
-    task = re.sub(r"\W+", "-", Path(config.files.train).stem).strip("-")
-    rows = diagnose_report.rows_of(task, own, fitted, found, diagnosis, checks, own.validation_y[reserved(own)])
-    advice = diagnose_report.advice(own, diagnosis, manifest, rows, separate=not reserved(own).all())
-    section = diagnose_report.section(task, own, diagnosis, manifest, advice)
-    diagnose_report.write_suspects(directory, own, diagnosis)
-    repaired = diagnose_report.write_repaired(directory, own, diagnosis, config.files)
-    store.write_arrays(
-        directory / "probabilities.npz", id=own.names, kinds=KINDS, probabilities=diagnosis.probabilities
-    )
-    store.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
-    page.finish(directory, "diagnose", asdict(config), rows, {task: section}, time.perf_counter() - begin)
-    print("\nAdvice\n" + "\n".join(f"- {sentence}" for sentence in advice))
+    task, held = command.task_name(config.files.train), reserved(own)
+    rows = diagnose_report.rows_of(task, decision, checks, own.validation_y[held])
+    advice = diagnose_report.advice(own, decision, job.manifest, rows, separate=not held.all())
+    section = diagnose_report.section(own, decision, job.manifest, advice)
+    diagnose_report.write_suspects(directory, own, decision)
+    repaired = diagnose_report.write_repaired(directory, own, decision, config.files)
+    arrays = {"id": own.names, "kinds": np.array(KINDS), "probabilities": decision.diagnosis.probabilities}
+    store.write_arrays(directory / "probabilities.npz", **arrays)
+    command.finish(directory, config, rows, {task: section}, advice, time.perf_counter() - begin)
     print(f"\nSuspects: {directory / 'suspects.csv'}\nRepaired table, with weights: {repaired}")
     return directory
 
 
-def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+def main(config: Config, results: Path = Path("results"), run: str | None = None, *, network: Network = MLP2) -> Path:
     """Check everything, then do all the work."""
-    return work(prepare(config, results, run))
+    return work(prepare(config, results, run)._replace(network=network))
 
 
 def cli() -> None:
     """The command ``d3mjax-diagnose``: bad input is one line, not a traceback."""
-    try:
-        ready = tyro.cli(prepare, prog="d3mjax-diagnose", config=(tyro.conf.OmitArgPrefixes,))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"d3mjax-diagnose: {error}") from error
-    work(ready)
+    command.cli("d3mjax-diagnose", prepare, work)
 
 
-def _named(own: Own) -> dict[str, np.ndarray]:
-    """All arrays of the user's data by name, for its digest."""
+def _arrays(own: Own) -> dict[str, np.ndarray]:
+    """All arrays of the user's data by name, for their digest."""
     held = {f"validation.{name}": a for name, a in own.validation.columns.items()}
     return {**own.raw, **held, "validation y": own.validation_y, "features": np.array(list(own.train.columns))}
 

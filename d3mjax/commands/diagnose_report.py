@@ -1,4 +1,4 @@
-"""Rows, figures, lists and advice of `experiments.diagnose`, from what it found and what its diagnoser is worth."""
+"""Rows, figures, lists and advice of `d3mjax-diagnose`, from the diagnosis and the evaluation of its diagnoser."""
 
 import io
 import re
@@ -8,73 +8,65 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d3mjax.commands.debias_report import write_csv
+from d3mjax.commands.command import write_csv
 from d3mjax.commands.diagnose_data import MISSING, Files, Own
 from d3mjax.data.planted.mixed_errors import KINDS
-from d3mjax.diagnosis import repair, trees
+from d3mjax.diagnosis import repair
+from d3mjax.diagnosis.diagnose import Diagnosis
+from d3mjax.diagnosis.repair import LABEL, MINORITY
+from d3mjax.reports import page as report
 from d3mjax.reports import plots
-from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Row, row
-from d3mjax.reports.tables import percent
-from d3mjax.runtime import store
-from experiments import study
+from d3mjax.reports.sentences import percent
+from d3mjax.runtime import runs, store
 
 BEFORE, AFTER = "trained on the table as it is", "trained on the proposed repair"
-LABEL, FEATURE, MINORITY = range(3)
 
 
-class Diagnosis(NamedTuple):
-    """What was found in the rows to train on, and the repair."""
+class Decision(NamedTuple):
+    """A diagnosis of the rows to train on, and the repair."""
 
-    probabilities: np.ndarray  # Float[n 3], in the order of `KINDS`
-    flags: np.ndarray  # Bool[n 3], suspects
-    used: np.ndarray  # Bool[n 3], those of them that the repair acts on
-    proposed: np.ndarray  # Int[n], the likeliest other class
+    diagnosis: Diagnosis
+    used: np.ndarray  # Bool[n e], the claims that the repair acts on
     repaired: repair.Repaired
     risk: repair.Risk
-    thresholds: np.ndarray  # Float[3]
+    thresholds: np.ndarray  # Float[e]
 
 
-def rows_of(
-    task: str,
-    own: Own,
-    fitted: trees.Trees,
-    found: Sequence[study.Unit],
-    diagnosis: Diagnosis,
-    checks: Sequence[study.Unit],
-    y: np.ndarray,
-) -> list[dict[str, Any]]:
+def rows_of(task: str, decision: Decision, checks: Sequence[runs.Unit], y: np.ndarray) -> list[dict[str, Any]]:
     """Shares of suspects by each network alone; accuracy on the validation rows with labels ``y``, over seeds."""
-    claims = [np.asarray(trees.claim(fitted, arrays["probabilities"])).mean(0) for _, arrays in found]
-    shares = {f"share suspected: {kind}": [float(claim[i]) for claim in claims] for i, kind in enumerate(KINDS)}
-    rows = [row(task, "diagnosis, each network alone", shares, role="ours", settings={"networks": len(found)})]
+    claimed = decision.diagnosis.info.claimed
+    shares = {f"share suspected: {kind}": claimed[:, i].tolist() for i, kind in enumerate(KINDS)}
+    settings = {"networks": len(claimed)}
+    rows = [row(task, "diagnosis, each network alone", shares, role="ours", settings=settings)]
     for name, role in ((BEFORE, "plain"), (AFTER, "ours")):
         right = [arrays[name] for _, arrays in checks]
         worst = [min(r[y == c].mean() for c in np.unique(y)) for r in right]
-        removed = float((diagnosis.repaired.weights == 0).mean()) if name == AFTER else 0.0
+        removed = float((decision.repaired.weights == 0).mean()) if name == AFTER else 0.0
         measured = {"average_accuracy": [r.mean() for r in right], "worst_class_accuracy": worst}
         measured["removed"] = [removed] * len(right)
         rows.append(row(task, name, measured, role=role, settings={"rows": len(y)}))
     return rows
 
 
-def write_suspects(directory: Path, own: Own, diagnosis: Diagnosis) -> None:
+def write_suspects(directory: Path, own: Own, decision: Decision) -> None:
     """``suspects.csv``: a line for each suspected row and kind, the likeliest first."""
-    rows, kinds = np.nonzero(diagnosis.flags)
-    order = np.argsort(-diagnosis.probabilities[rows, kinds], kind="stable")
+    probabilities = decision.diagnosis.probabilities
+    rows, kinds = np.nonzero(decision.diagnosis.claims)
+    order = np.argsort(-probabilities[rows, kinds], kind="stable")
     lines = (
-        [own.names[i], KINDS[k], f"{diagnosis.probabilities[i, k]:.3f}", _proposal(own, diagnosis, i, k)]
+        [own.names[i], KINDS[k], f"{probabilities[i, k]:.3f}", _proposal(own, decision, i, k)]
         for i, k in zip(rows[order], kinds[order], strict=True)
     )
     write_csv(directory / "suspects.csv", ("id", "kind", "probability", "proposal"), lines)
 
 
-def _proposal(own: Own, diagnosis: Diagnosis, i: int, kind: int) -> str:
-    repaired = diagnosis.repaired
+def _proposal(own: Own, decision: Decision, i: int, kind: int) -> str:
+    repaired = decision.repaired
     if kind == LABEL:
-        if not diagnosis.used[i, LABEL]:
+        if not decision.used[i, LABEL]:
             return "keep: as likely a rare example with the right label; look at it"
-        return f"relabel as {own.class_names[diagnosis.proposed[i]]}"
+        return f"relabel as {own.class_names[decision.diagnosis.info.proposed[i]]}"
     if kind == MINORITY:
         return f"up-weight: {repaired.weights[i]:.3g}, others {np.median(repaired.weights):.3g}"
     if repaired.weights[i] == 0:
@@ -87,9 +79,9 @@ def _proposal(own: Own, diagnosis: Diagnosis, i: int, kind: int) -> str:
     return f"impute {'; '.join(changed)}" if changed else "keep: no single value stands out; look at it"
 
 
-def write_repaired(directory: Path, own: Own, diagnosis: Diagnosis, files: Files) -> Path:
+def write_repaired(directory: Path, own: Own, decision: Decision, files: Files) -> Path:
     """The user's columns with what the repair changed, and ``weight``; Parquet if the user's file is, else csv."""
-    repaired, columns = diagnosis.repaired, dict(own.raw)
+    repaired, columns = decision.repaired, dict(own.raw)
     for name, values in repaired.table.columns.items():
         changed = _changed(own.train.columns[name], values)
         if changed.any():
@@ -116,8 +108,8 @@ def write_repaired(directory: Path, own: Own, diagnosis: Diagnosis, files: Files
     return directory / "repaired.parquet"
 
 
-def section(task: str, own: Own, diagnosis: Diagnosis, manifest: Mapping[str, Any], advice: Sequence[str]) -> Section:
-    """What the page shows."""
+def section(own: Own, decision: Decision, manifest: Mapping[str, Any], advice: Sequence[str]) -> report.Section:
+    """Text and figures of the page."""
     text = [
         f"{len(own.y):,} rows of {len(own.train.columns)} columns, {len(own.class_names)} classes "
         f"({', '.join(own.class_names[:6])}{', ...' * (len(own.class_names) > 6)}); {len(own.validation_y):,} "
@@ -125,53 +117,55 @@ def section(task: str, own: Own, diagnosis: Diagnosis, manifest: Mapping[str, An
         "How far to trust it:",
         *(f"- {sentence}" for sentence in advice),
     ]
-    by_kind: dict[str, Any] = dict(zip(KINDS, diagnosis.probabilities.T, strict=True))
-    said = {kind: told["reliability"] for kind, told in manifest["evaluation"].items()}
+    by_kind: dict[str, Any] = dict(zip(KINDS, decision.diagnosis.probabilities.T, strict=True))
+    reliability = {kind: figures["reliability"] for kind, figures in manifest["evaluation"].items()}
     figures = {
-        "How likely it is that a row has each kind of error; suspects are to the right of the line.": (
-            plots.probability_histograms(by_kind, dict(zip(KINDS, diagnosis.thresholds.tolist(), strict=True)))
+        "Probability of each kind of error, over rows; suspects are to the right of the line.": (
+            plots.probability_histograms(by_kind, dict(zip(KINDS, decision.thresholds.tolist(), strict=True)))
         ),
-        "How often what the diagnoser says of tables that it has not seen is true: on the dotted line always.": (
-            plots.reliability(said)
+        "Reliability of the diagnoser on tables that it has not seen; perfect on the dotted line.": (
+            plots.reliability(reliability)
         ),
     }
-    return Section("\n".join(text), figures)
+    return report.Section("\n".join(text), figures)
 
 
 def advice(
-    own: Own, diagnosis: Diagnosis, manifest: Mapping[str, Any], rows: Sequence[Row], *, separate: bool
+    own: Own, decision: Decision, manifest: Mapping[str, Any], rows: Sequence[Row], *, separate: bool
 ) -> list[str]:
-    """What somebody who has to decide should know, in plain words; every sentence follows from numbers."""
-    found = [_kind(kind, diagnosis.flags[:, i], manifest["evaluation"][kind]) for i, kind in enumerate(KINDS)]
-    shares = [100 * told["share"] for told in manifest["evaluation"].values()]
+    """Sentences for somebody who has to decide; each follows from numbers."""
+    evaluation, claimed = manifest["evaluation"], decision.diagnosis.claims
+    shares = [100 * figures["share"] for figures in evaluation.values()]
     before, after = (next(of for of in rows if of["method"] == name) for name in (BEFORE, AFTER))
     return [
         *own.said,
-        *found,
-        f"These figures are of {len(manifest['evaluation'][KINDS[0]]['tables'])} tables in which "
+        *(_kind(kind, claimed[:, i], evaluation[kind]) for i, kind in enumerate(KINDS)),
+        f"These figures are of {len(evaluation[KINDS[0]]['tables'])} tables in which "
         f"{', '.join(f'{share:.0f} %' for share in shares)} of the rows had the three kinds of error. Where yours has "
         "fewer, more of the claims are wrong; errors that are not like the planted ones are missed.",
-        _minority(diagnosis.risk, own.class_names),
-        _caution(diagnosis),
+        _minority(decision.risk, own.class_names),
+        _caution(decision),
         _worth_it(before, after, separate),
         "Look at the first lines of suspects.csv before you train on the repaired table.",
     ]
 
 
-def _kind(kind: str, flags: np.ndarray, told: Mapping[str, Any]) -> str:
-    """How many are suspected, how often that is true elsewhere, and what is as good without any of this."""
-    text = f"{kind.capitalize()}: {flags.sum():,} of {len(flags):,} rows are suspected ({flags.mean():.1%}). "
-    if told["precision"] is None or told["recall"] is None:
-        return text + "Nothing is known of how often that is true: do not rely on it."
-    each = [table["precision"] for table in told["tables"].values() if table.get("precision") is not None]
-    rivals = {name: value.get("precision") or 0.0 for name, value in told["rivals"].items()}
+def _kind(kind: str, claimed: np.ndarray, figures: Mapping[str, Any]) -> str:
+    """Number of suspects, precision of such claims on other tables, and the precision of trivial rules."""
+    text = f"{kind.capitalize()}: {claimed.sum():,} of {len(claimed):,} rows are suspected ({claimed.mean():.1%}). "
+    if figures["precision"] is None or figures["recall"] is None:
+        return text + "It is not known how often such claims are right: do not rely on them."
+    each = [table["precision"] for table in figures["tables"].values() if table.get("precision") is not None]
+    rivals = {name: value.get("precision") or 0.0 for name, value in figures["rivals"].items()}
     simple, every = rivals["trivial rules"], rivals["every row"]
-    precision, recall = told["precision"], told["recall"]
-    by_clean = ", ".join(f"{right:.0%} where {clean:.0%} of the rows were clean" for clean, right in told["by_clean"])
+    precision, recall = figures["precision"], figures["recall"]
+    by_clean = ", ".join(
+        f"{right:.0%} where {clean:.0%} of the rows were clean" for clean, right in figures["by_clean"]
+    )
     text += (
         f"On tables that the diagnoser had not seen, {precision:.0%} of such claims were right ({min(each):.0%} to "
         f"{max(each):.0%} by table; {by_clean}), and {recall:.0%} of such rows were found. Claiming as many rows by "
-        f"{told['trivial']} is right for {simple:.0%}, claiming every row for {every:.0%}. "
+        f"{figures['trivial']} is right for {simple:.0%}, claiming every row for {every:.0%}. "
     )
     if precision < max(simple, every) + 0.03:
         return text + "That is no better than the trivial rule: take it as a hint where to look, nothing more."
@@ -181,7 +175,7 @@ def _kind(kind: str, flags: np.ndarray, told: Mapping[str, Any]) -> str:
 
 
 def _minority(risk: repair.Risk, class_names: Sequence[str]) -> str:
-    reason = re.sub(r"\blabel (\d+)", lambda found: f"class {class_names[int(found[1])]}", risk.reason)
+    reason = re.sub(r"\blabel (\d+)", lambda match: f"class {class_names[int(match[1])]}", risk.reason)
     if risk.likely:
         return (
             f"Warning: the repair is likely to lower the worst group ({reason}). Rare examples with right labels "
@@ -190,11 +184,11 @@ def _minority(risk: repair.Risk, class_names: Sequence[str]) -> str:
     return f"The repair is not likely to lower the worst group ({reason})."
 
 
-def _caution(diagnosis: Diagnosis) -> str:
-    kept = (diagnosis.flags & ~diagnosis.used)[:, LABEL].sum()
-    turned, weights = diagnosis.used[:, LABEL].sum(), diagnosis.repaired.weights
+def _caution(decision: Decision) -> str:
+    kept = (decision.diagnosis.claims & ~decision.used)[:, LABEL].sum()
+    changed, weights = decision.used[:, LABEL].sum(), decision.repaired.weights
     return (
-        f"The repair gives {turned:,} rows another label, leaves {kept:,} suspected labels as they are, because the "
+        f"The repair gives {changed:,} rows another label, leaves {kept:,} suspected labels as they are, because the "
         f"rows are as likely a rare case, and drops {(weights == 0).sum():,} rows."
     )
 
@@ -203,16 +197,16 @@ def _worth_it(before: Row, after: Row, separate: bool) -> str:
     a, b = (row["metrics"]["average_accuracy"] for row in (before, after))
     change = 100 * (b["mean"] - a["mean"])
     spread = None if a["std"] is None else 100 * (a["std"] ** 2 + b["std"] ** 2) ** 0.5
-    meaning = "one seed decides nothing: take --seeds 5"
+    meaning = "one seed is not enough to compare: take --seeds 5"
     if spread is not None:
-        meaning = "within the spread: no gain to count on"
+        meaning = "within the spread: not a reliable gain"
         if abs(change) > spread:
             meaning = "more than the spread" + (": a gain" if change > 0 else ": a loss, leave the table as it is")
-    which = "that were not looked at" if separate else "(those that were looked at)"
+    which = "that the networks did not use" if separate else "(those that the networks used)"
     return (
         f"Trained on the repaired table, accuracy on validation rows {which} goes from {percent(a)} % to "
         f"{percent(b)} %, {change:+.1f} points; {meaning}. The validation rows may have errors of the same kinds, on "
-        "which a right answer counts as wrong: a list of rows that somebody has checked says more."
+        "which a right answer counts as wrong: validation rows that somebody has checked are better evidence."
     )
 
 

