@@ -16,7 +16,7 @@ WINGS = {
     "experiments.d3m": (),
     "experiments.datamodels": (),
     "experiments.bias": ("fmd", "fmd_against_d3m", "influence_on_bias"),
-    "experiments.diagnosis": (),
+    "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "teach"),
 }
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import tyro
 
-from d3mjax.reports import page as pages
-from d3mjax.reports import tables
+from d3mjax.reports import page as report
 from d3mjax.reports.rows import by_task
 from d3mjax.runtime import store
 
@@ -56,10 +55,10 @@ def body(run: Path, document: Mapping[str, Any]) -> str:
     page = run / "report.html"
     if not page.exists():
         return "".join(
-            f"<h3>{escape(task)}</h3>{tables.html(rows)}" for task, rows in by_task(document["rows"]).items()
+            f"<h3>{escape(task)}</h3>{report.table_html(rows)}" for task, rows in by_task(document["rows"]).items()
         )
     text = page.read_text()
-    first, last = text.find("<h2>"), text.find("<h2>Configuration")
+    first, last = text.find("<h2>"), text.find("<h2>How to repeat it")
     return re.sub(r"<(/?)h2", r"<\1h3", text[first:last])
 
 
@@ -80,8 +79,8 @@ def page(results: Path, also: tuple[str, ...] = ()) -> str:
             revision = document["environment"]["revision"][:12]
             facts = f"{name}/{run.name}, {document['seconds']:,.0f} s, revision {revision}"
             parts.append(f'<p class="soft">{escape(facts)}</p>{body(run, document)}')
-    meaning = pages.legend(rows)
-    return pages.html(
+    meaning = report.meaning_html(rows)
+    return report.html(
         "d3mjax: all results",
         f"<h1>All results</h1><p>{STORY}</p>{meaning}<ol>{''.join(contents)}</ol>{''.join(parts)}",
     )

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import jax
 import tyro
 
-from d3mjax.reports import page
+from d3mjax.reports import page as report
 from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.runtime.store import digest
 
@@ -63,9 +63,12 @@ class Study:
     claim: str  # one sentence that its table supports
     config: Any  # the default configuration, a frozen dataclass with the fields of `Config`
     tasks: Mapping[str, Any]
-    prepare: Callable[..., Callable]  # (task, config, results) -> measure(seed, progress) -> (facts, arrays)
-    describe: Callable[..., tuple[list[dict[str, Any]], Any]]  # (task, config, units) -> rows and section of the page
     minutes: float  # of the default configuration on two CPU cores
+    prepare: Callable[..., Any] = lambda *_: (
+        None
+    )  # (task, config, results) -> measure(seed, progress) -> (facts, arrays)
+    describe: Callable[..., Any] = lambda *_: None  # (task, config, units) -> rows and section, or sections by task
+    work: Callable[[Any, Path, str | None], Path] | None = None  # (config, results, run): all of it, in place of units
     headline: tuple[str, str, str] | None = None  # task, method and metric of the number that the list shows
     smoke: Callable[[Any], Any] = lambda config: config  # the configuration of a smoke run
     small: Callable[[Any], Any] = lambda task: task  # the task of a smoke run
@@ -76,6 +79,8 @@ class Study:
 def run(study: Study, config: Any, results: Path = Path("results"), name: str | None = None) -> Path:
     """Run or resume a study and write ``results/<study>/<run>``; raises as `run_experiment`."""
     config = study.smoke(config) if config.smoke else config
+    if study.work is not None:
+        return study.work(config, results, name)
 
     def prepare(task, config):
         return study.prepare(study.small(task) if config.smoke else task, config, results)
@@ -118,7 +123,7 @@ def run_experiment(
     config: C,
     tasks: Mapping[str, Any],
     prepare: Callable[[Any, C], Callable],
-    describe: Callable[[Any, C, list[Unit]], tuple[list[dict[str, Any]], page.Section]],
+    describe: Callable[[Any, C, list[Unit]], tuple[list[dict[str, Any]], Any]],
     *,
     models: int,
     results: Path,
@@ -128,7 +133,8 @@ def run_experiment(
     """Run or resume every task and seed, write ``results/<experiment>/<run>``, and return it.
 
     ``prepare(task, config) -> measure`` and ``measure(seed, progress) -> (facts, arrays)`` do the work;
-    ``describe(task, config, units) -> (rows, section)`` says what came out of all seeds. ``models``: how many a unit
+    ``describe(task, config, units) -> (rows, section)`` shows the results of all seeds, the section being one or a dict
+    by the task of rows. ``models``: how many a unit
     reports to ``progress(count)``. Where there are several hosts, units are dealt out to them; with ``together`` all
     hosts work on every unit, which is for banks: their blocks are dealt out. The first host writes the page. SIGTERM
     ends it between two pieces of work.
@@ -157,9 +163,10 @@ def run_experiment(
         for name in config.tasks:
             measure = prepare(tasks[name], config)
             found = runs.run_units(directory, name, seeds, measure, models=models, together=together)
-            of_task, sections[name] = describe(tasks[name], config, found)
+            of_task, section = describe(tasks[name], config, found)
+            sections |= section if isinstance(section, dict) else {name: section}
             rows += of_task
         if hosts.leads():
-            page.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
+            report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
         hosts.wait("finished")
     return directory
