@@ -12,7 +12,8 @@ from typing import Any
 
 import tyro
 
-from d3mjax.reports import page as report
+from d3mjax.reports import page as pages
+from d3mjax.reports import tables
 from d3mjax.reports.rows import by_task
 from d3mjax.runtime import store
 
@@ -55,10 +56,10 @@ def body(run: Path, document: Mapping[str, Any]) -> str:
     page = run / "report.html"
     if not page.exists():
         return "".join(
-            f"<h3>{escape(task)}</h3>{report.table_html(rows)}" for task, rows in by_task(document["rows"]).items()
+            f"<h3>{escape(task)}</h3>{tables.html(rows)}" for task, rows in by_task(document["rows"]).items()
         )
     text = page.read_text()
-    first, last = text.find("<h2>"), text.find("<h2>How to repeat it")
+    first, last = text.find("<h2>"), text.find("<h2>Configuration")
     return re.sub(r"<(/?)h2", r"<\1h3", text[first:last])
 
 
@@ -79,8 +80,8 @@ def page(results: Path, also: tuple[str, ...] = ()) -> str:
             revision = document["environment"]["revision"][:12]
             facts = f"{name}/{run.name}, {document['seconds']:,.0f} s, revision {revision}"
             parts.append(f'<p class="soft">{escape(facts)}</p>{body(run, document)}')
-    meaning = report.meaning_html(rows)
-    return report.html(
+    meaning = pages.legend(rows)
+    return pages.html(
         "d3mjax: all results",
         f"<h1>All results</h1><p>{STORY}</p>{meaning}<ol>{''.join(contents)}</ol>{''.join(parts)}",
     )

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import jax
 import tyro
 
-from d3mjax.reports import page as report
+from d3mjax.reports import page
 from d3mjax.runtime import hosts, preemption, runs
 from d3mjax.runtime.store import digest
 
@@ -167,6 +167,6 @@ def run_experiment(
             sections |= section if isinstance(section, dict) else {name: section}
             rows += of_task
         if hosts.leads():
-            report.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
+            page.finish(directory, experiment, asdict(config), rows, sections, time.perf_counter() - begin)
         hosts.wait("finished")
     return directory

@@ -28,7 +28,13 @@ FLOORS = {
     **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "bench")},
     **dict.fromkeys(("experiments.__main__", "experiments.overview"), 11),
 }
-IMPURE_ROOMS = {"d3mjax.runtime", "d3mjax.data", "d3mjax.commands", *(name for name in FLOORS if "experiments" in name)}
+IMPURE_ROOMS = {
+    "d3mjax.runtime",
+    "d3mjax.data",
+    "d3mjax.reports",
+    "d3mjax.commands",
+    *(name for name in FLOORS if "experiments" in name),
+}
 IMPURE_MODULES = {"os", "pathlib", "shutil", "subprocess", "tempfile", "time", "datetime", "argparse", "logging"}
 IMPURE_NAMES = {"open", "print", "input"}
 IMPURE_ATTRIBUTES = {

@@ -31,7 +31,7 @@ from d3mjax.commands.debias_data import Files, Own
 from d3mjax.data.sets import builders
 from d3mjax.debiasing import baselines, group_weighting, selection
 from d3mjax.networks import adapt
-from d3mjax.reports import page as report
+from d3mjax.reports import page
 from d3mjax.runtime import hosts, runs, store
 from d3mjax.training import ensemble
 from d3mjax.types import Data, Model
@@ -284,7 +284,7 @@ def work(ready: Ready) -> Path:
     debias_report.write_lists(directory, own, found, final)
     store.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
     seconds = time.perf_counter() - begin
-    report.finish(directory, "debias", asdict(config), rows, {task.name: section}, seconds)
+    page.finish(directory, "debias", asdict(config), rows, {task.name: section}, seconds)
     print("\nAdvice\n" + "\n".join(f"- {sentence}" for sentence in advice))
     print(f"\nExamples to drop (keep = 0): {directory / 'examples.csv'}")
     return directory

@@ -12,10 +12,10 @@ import numpy as np
 from d3mjax.commands import debias_auto
 from d3mjax.commands.debias_data import Own
 from d3mjax.debiasing import selection
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
-from d3mjax.reports.rows import Row
-from d3mjax.reports.sentences import WGA, percent, verdict
+from d3mjax.reports.page import Section
+from d3mjax.reports.rows import WGA, Row, verdict
+from d3mjax.reports.tables import percent
 from d3mjax.runtime import store
 from experiments import study
 from experiments.d3m import d3m_report
@@ -95,11 +95,11 @@ def rows_of(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
     return d3m_report.rows_of(task.name, found, methods=methods)
 
 
-def section(task: Task, own: Own, found: list[study.Unit], ours: Final, advice: Sequence[str]) -> report.Section:
+def section(task: Task, own: Own, found: list[study.Unit], ours: Final, advice: Sequence[str]) -> Section:
     """What the page shows; no figures where --auto refused throughout, as nothing is removed."""
     text = "\n".join([task.about, "Advice:", *(f"- {sentence}" for sentence in advice)])
     if debias_auto.refused(debias_auto.of_seeds(found)):
-        return report.Section(text, {})
+        return Section(text, {})
     worst = lambda name: [d3m_report.worst(arrays, name).mean() for _, arrays in found]
     shares = sorted(float(name.split("/")[2]) for name in found[0][1] if name.startswith("test/D3M/"))
     n = len(own.train.y)
@@ -123,7 +123,7 @@ def section(task: Task, own: Own, found: list[study.Unit], ours: Final, advice: 
         images = own.train.x[first].reshape(-1, *task.image)
         titles = [f"{own.names[i]}: {task.class_names[own.train.y[i]]}"[:18] for i in first]
         figures["The first training examples to go: id and label."] = plots.image_grid(images, titles)
-    return report.Section(text, figures)
+    return Section(text, figures)
 
 
 def advice(rows: Sequence[Row], found: Sequence[study.Unit], group_names: Sequence[str]) -> list[str]:

@@ -14,10 +14,10 @@ from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair
 from d3mjax.diagnosis.diagnose import Diagnosis
 from d3mjax.diagnosis.repair import LABEL, MINORITY
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Row, row
-from d3mjax.reports.sentences import percent
+from d3mjax.reports.tables import percent
 from d3mjax.runtime import runs, store
 
 BEFORE, AFTER = "trained on the table as it is", "trained on the proposed repair"
@@ -108,7 +108,7 @@ def write_repaired(directory: Path, own: Own, decision: Decision, files: Files) 
     return directory / "repaired.parquet"
 
 
-def section(own: Own, decision: Decision, manifest: Mapping[str, Any], advice: Sequence[str]) -> report.Section:
+def section(own: Own, decision: Decision, manifest: Mapping[str, Any], advice: Sequence[str]) -> Section:
     """Text and figures of the page."""
     text = [
         f"{len(own.y):,} rows of {len(own.train.columns)} columns, {len(own.class_names)} classes "
@@ -127,7 +127,7 @@ def section(own: Own, decision: Decision, manifest: Mapping[str, Any], advice: S
             plots.reliability(reliability)
         ),
     }
-    return report.Section("\n".join(text), figures)
+    return Section("\n".join(text), figures)
 
 
 def advice(

@@ -20,8 +20,7 @@ from d3mjax.data.sets.shortcut_tables import TABLES, TableTask, small
 from d3mjax.diagnosis import claims, corpus, trees
 from d3mjax.diagnosis.cells import FEATURES, MLP2, Network
 from d3mjax.diagnosis.corpus import Stored
-from d3mjax.reports import page as report
-from d3mjax.reports import plots
+from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import diagnoser, hosts, preemption, runs
 
@@ -103,8 +102,8 @@ def teach(config: Config, results: Path = Path("results"), run: str | None = Non
         }
         save(path, fitted, manifest)
         reliability = {kind: figures["reliability"] for kind, figures in manifest["evaluation"].items()}
-        sections = {ALL: report.Section(ABOUT, {"Reliability of the probabilities.": plots.reliability(reliability)})}
-        report.finish(path.parent, "demix_pretrain", asdict(config), rows, sections, time.perf_counter() - begin)
+        sections = {ALL: page.Section(ABOUT, {"Reliability of the probabilities.": plots.reliability(reliability)})}
+        page.finish(path.parent, "demix_pretrain", asdict(config), rows, sections, time.perf_counter() - begin)
     print(f"diagnoser: {path}")
     return path
 

@@ -11,6 +11,11 @@ from d3mjax.types import AnyArray
 Row = Mapping[str, Any]
 """One row of ``metrics.json``: task, method, role, information, settings, metrics."""
 
+WGA = "worst_group_accuracy"
+
+VERDICTS = ("above", "level", "below", "unknown")
+"""Outcomes of a comparison of two rows; unknown where a single seed has no spread."""
+
 
 class Kind(NamedTuple):
     """The place of a method in a comparison: its role, the group labels it needs, and what a control controls for."""
@@ -35,7 +40,7 @@ class Summary(TypedDict):
 def row(
     task: str,
     method: str,
-    per_seed: Mapping[str, Sequence[Any]],
+    per_seed: Mapping[str, AnyArray | Sequence[Any]],
     *,
     role: str,
     information: str = "none",
@@ -85,3 +90,33 @@ def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for each in rows:
         tasks.setdefault(each["task"], []).append(each)
     return tasks
+
+
+def num_seeds(row: Row) -> int:
+    """Seeds behind a row: those of the metric with the most."""
+    return max((len(value["per_seed"]) for value in row["metrics"].values()), default=0)
+
+
+def has(row: Row, metric: str) -> bool:
+    """Whether a row has a finite mean of a metric."""
+    return row["metrics"].get(metric, {}).get("mean") is not None
+
+
+def difference(row: Row, other: Row, metric: str = WGA) -> tuple[float, float | None]:
+    """Difference of the means, and the joint spread: the root of the sum of squared standard deviations over seeds."""
+    a, b = row["metrics"][metric], other["metrics"][metric]
+    spread = None if None in (a["std"], b["std"]) else (a["std"] ** 2 + b["std"] ** 2) ** 0.5
+    return a["mean"] - b["mean"], spread
+
+
+def verdict(row: Row, other: Row, metric: str = WGA) -> str:
+    """One of `VERDICTS`: two rows are level if their means differ by at most the joint spread."""
+    gap, spread = difference(row, other, metric)
+    if spread is None:
+        return "unknown"
+    return "level" if abs(gap) <= spread else "above" if gap > 0 else "below"
+
+
+def best(rows: Iterable[Row], metric: str = WGA) -> Row | None:
+    """The row of the largest mean; None where no row has the metric."""
+    return max((row for row in rows if has(row, metric)), key=lambda row: row["metrics"][metric]["mean"], default=None)

@@ -1,145 +1,108 @@
-"""What the rows of one task show and do not show, in sentences computed from the numbers.
+"""Conclusions from the rows of one task, computed from the numbers, the most important first.
 
-Rows are told apart by their method names: plain training is the row "ERM", or "dirty" on a table with errors; controls
-are the rows whose names hold "class-matched" or "targets alone", oracles are the rows that need training groups, and
-ours are the rows with "D3M" in their names that do not. Two rows differ when their means differ by more than the joint
-spread, the root of the sum of the squared standard deviations over seeds. Where several rows are the same control, the
-best is the one to beat.
+Rows are selected by role, information and settings. Two rows differ if their means differ by more than the joint
+spread (`rows.verdict`). Where several rows have the same role, the best is the one to compare with.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from d3mjax.reports.rows import Row
+from d3mjax.reports.rows import VERDICTS, WGA, Row, best, difference, has, num_seeds, verdict
+from d3mjax.reports.tables import percent, rounded
 
-WGA = "worst_group_accuracy"
-PLAIN = ("ERM", "dirty")
+MOST = 6
+"""Sentences of one task."""
+FEW, MANY = 3, 8
+"""Rows of one verdict that a sentence names with their differences, and those that it names at all."""
+UNCLEAR = {"level": "level with", "unknown": "not comparable (one seed) with"}
 
-SPOKEN = ("suspects", "suspects_removed", "effective_checkpoints")
-"""Metrics of a row that sentences tell and tables leave out."""
+CONTROLS = {
+    "class balance": {
+        "above": "The choice of examples matters beyond their number and classes.",
+        "level": "This run does not show that the choice of examples matters beyond class balance.",
+        "below": "The choice of examples is worse than a random one of the same classes.",
+        "unknown": "One seed shows no spread.",
+    },
+    "targets alone": {
+        "above": "The training set adds to what the targets hold.",
+        "level": "The targets alone suffice, so this task does not show that finding training examples helps.",
+        "below": "Training on the targets alone is better, so this task does not show that finding examples helps.",
+        "unknown": "One seed shows no spread.",
+    },
+}
+"""Meaning of a verdict on the best of our rows against each control."""
 
 
-def reading(rows: Sequence[Row]) -> list[str]:
-    """Sentences about worst-group accuracy; none where no row has one."""
-    rows = [row for row in rows if row["metrics"].get(WGA, {}).get("mean") is not None]
+def conclusions(rows: Sequence[Row]) -> list[str]:
+    """At most `MOST` sentences on worst-group accuracy, the verdict first; none where no row has one."""
+    rows = [row for row in rows if has(row, WGA)]
     if not rows:
         return []
-    ours = [row for row in rows if "D3M" in row["method"] and row["information"] != "training groups"]
-    erm = _best(rows, lambda row: row["method"] in PLAIN)
-    matched = _best(rows, lambda row: "class-matched" in row["method"].lower())
-    targets = _best(rows, lambda row: "targets alone" in row["method"].lower())
-    oracle = _best(rows, lambda row: row["information"] == "training groups")
-    said = list(_against_plain(rows, erm))
+    ours = [row for row in rows if row["role"] == "ours"]
+    others = [row for row in rows if row["role"] not in ("ours", "plain")]
+    plain = best(row for row in rows if row["role"] == "plain")
+    sentences = [*_against_plain(ours, plain), *_few_seeds(rows)]
     if ours:
-        said += [*_against_matched(ours, matched), *_against_targets(ours, targets)]
-        said += [*_against_oracle(ours, oracle), *_cost(ours, erm), *_suspects(ours), *_checkpoints(ours)]
-    few = min(num_seeds(row) for row in rows)
+        sentences += [*_against_controls(ours, rows), *_against_yardstick(ours, rows)]
+        sentences += [*_suspects(ours), *_checkpoints(ours)]
+    if plain is not None:
+        lists = (("All of ours", ours[1:] and ours), ("Other methods", others))
+        sentences += [f"{name} against plain training: {listed(some, plain)}." for name, some in lists if some]
+    return sentences[:MOST]
+
+
+def _against_plain(ours: Sequence[Row], plain: Row | None) -> Iterator[str]:
+    top = best(ours)
+    if plain is None:
+        yield "No row is plain training, so this table does not show whether any method helps."
+        return
+    base = f"plain training ({plain['method']}, {percent(plain['metrics'][WGA])} %)"
+    if top is None:
+        yield f"Worst-group accuracy of {base}."
+        return
+    outcome, cost = verdict(top, plain), ""
+    if has(top, "average_accuracy") and has(plain, "average_accuracy"):
+        change = difference(top, plain, "average_accuracy")[0]
+        cost = f"; average accuracy changes by {100 * change:+.1f} points"
+    reached = f"{top['method']} reaches {percent(top['metrics'][WGA])} %"
+    yield f"Worst group: {reached}, {UNCLEAR.get(outcome, outcome)} {base}: {points(top, plain)}{cost}."
+
+
+def _few_seeds(rows: Sequence[Row]) -> Iterator[str]:
+    few = min(map(num_seeds, rows))
     if few < 3:
-        said.append(f"Only {few} seed{'s' * (few > 1)}: the spread is hardly known, take all of this as a hint.")
-    return said
+        yield f"Only {few} seed{'s' * (few > 1)}: the spread is poorly known, so these results are preliminary."
 
 
-def verdict(row: Row, other: Row, metric: str = WGA) -> str:
-    """Whether `row` is "above", "below" or "level" with `other`; "unknown" where a single seed shows no spread."""
-    difference, joint = _difference(row, other, metric)
-    if joint is None:
-        return "unknown"
-    return "level" if abs(difference) <= joint else "above" if difference > 0 else "below"
+def _against_controls(ours: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
+    missing = {}
+    if any(has(row, "removed") for row in ours):
+        text = "No row removes random examples of the same classes, so class balance alone may explain a gain."
+        missing["class balance"] = text
+    if any(row["information"] == "validation groups" for row in ours):
+        missing["targets alone"] = "No row trains on the targets alone, so the targets alone may explain a gain."
+    for controls, meaning in CONTROLS.items():
+        control = best(row for row in rows if row["settings"].get("controls") == controls)
+        top = best(ours)
+        if control is not None and top is not None:
+            yield f"Against {control['method']}: {listed(ours, control)}. {meaning[verdict(top, control)]}"
+        elif controls in missing:
+            yield missing[controls]
 
 
-def num_seeds(row: Row) -> int:
-    """Seeds behind a row: those of its best-covered metric."""
-    return max((len(value["per_seed"]) for value in row["metrics"].values()), default=0)
-
-
-def percent(value: Mapping[str, Any]) -> str:
-    """Mean ± standard deviation of a share, in per cent."""
-    return _rounded(value, 100.0)
-
-
-def _against_plain(rows: Sequence[Row], erm: Row | None) -> Iterator[str]:
-    if erm is None:
-        yield "There is no row of plain training (ERM), so nothing here says whether any method helps."
-        return
-    yield f"Plain training ({erm['method']}) reaches {percent(erm['metrics'][WGA])} % on its worst group."
-    phrases = {
-        "above": "Better by more than the joint spread",
-        "level": "Within the joint spread of it",
-        "below": "Worse by more than the joint spread",
-        "unknown": "One seed, so no spread to judge the difference",
-    }
-    for result, phrase in phrases.items():
-        found = [r for r in rows if r is not erm and verdict(r, erm) == result]
-        listed = ", ".join(f"{r['method']} ({_points(r, erm)})" for r in found)
-        if found:
-            yield f"{phrase}: {listed}."
-
-
-def _against_matched(ours: Sequence[Row], matched: Row | None) -> Iterator[str]:
-    if matched is None:
-        yield "No row removes random examples of the same classes, so a gain may come from class balance alone."
-        return
-    meaning = {
-        "above": "which examples go matters, not only how many and of which class.",
-        "level": "this run does not show that the choice of examples matters beyond class balance.",
-        "below": "its choice of examples does harm here.",
-        "unknown": "one seed decides nothing.",
-    }
-    for row in ours:
-        gap = _points(row, matched)
-        yield f"{row['method']} against {matched['method']}, {gap}: {meaning[verdict(row, matched)]}"
-
-
-def _against_targets(ours: Sequence[Row], targets: Row | None) -> Iterator[str]:
-    if targets is None:
-        yield "No row trains on the targets alone, so the targets by themselves may be all that is needed."
-        return
-    name = targets["method"]
-    for row in ours:
-        method, gap, result = row["method"], _points(row, targets), verdict(row, targets)
-        if result == "above":
-            yield f"{method} against {name}, {gap}: the training set holds something that the targets do not."
-        elif result == "unknown":
-            yield f"{method} against {name}, {gap}: one seed decides nothing."
-        else:
-            yield (
-                f"{method} against {name}, {gap}: the targets by themselves do "
-                f"{'better' if result == 'below' else 'as well'}, so for {method} this task proves nothing about "
-                "finding training examples."
-            )
-
-
-def _against_oracle(ours: Sequence[Row], oracle: Row | None) -> Iterator[str]:
-    if oracle is None:
-        return
-    place = {"above": "above", "level": "level with", "below": "below", "unknown": "(one seed) to be compared with"}
-    for row in ours:
-        yield (
-            f"{row['method']} is {place[verdict(row, oracle)]} {oracle['method']}, the best row that is given the "
-            f"training groups ({_points(row, oracle)})."
-        )
-
-
-def _cost(ours: Sequence[Row], erm: Row | None) -> Iterator[str]:
-    before = erm["metrics"].get("average_accuracy") if erm else None
-    for row in ours:
-        after = row["metrics"].get("average_accuracy")
-        if before and after and None not in (before["mean"], after["mean"]):
-            yield f"Average accuracy under {row['method']}: {percent(after)} %, under ERM {percent(before)} %."
+def _against_yardstick(ours: Sequence[Row], rows: Sequence[Row]) -> Iterator[str]:
+    yardstick = best(row for row in rows if row["role"] == "yardstick")
+    if yardstick is not None:
+        name = f"{yardstick['method']}, the best yardstick (given {yardstick['information']})"
+        yield f"Against {name}: {listed(ours, yardstick)}."
 
 
 def _suspects(ours: Sequence[Row]) -> Iterator[str]:
-    known = [row["metrics"] for row in ours if "suspects" in row["metrics"]]
-    removed = [
-        f"{percent(row['metrics'][key])} % ({row['method']})"
-        for row in ours
-        if (key := "suspects_removed") in row["metrics"]
-    ]
-    if known and removed:
+    known = [row for row in ours if has(row, "suspects") and has(row, "suspects_removed")][:FEW]
+    removed = [f"{percent(row['metrics']['suspects_removed'])} % ({row['method']})" for row in known]
+    if known:
         yield (
-            "Label-error suspects are training examples that every checkpoint misclassifies, because the label is "
-            f"wrong or the case too rare to be learnt: {percent(known[0]['suspects'])} % of the training set, and of "
-            f"the removed examples {', '.join(removed)}."
+            "Training examples that every checkpoint misclassifies (wrong labels or rare cases): "
+            f"{percent(known[0]['metrics']['suspects'])} % of all, and of the removed examples {', '.join(removed)}."
         )
 
 
@@ -148,28 +111,29 @@ def _checkpoints(ours: Sequence[Row]) -> Iterator[str]:
         worth, number = row["metrics"].get("effective_checkpoints"), row["settings"].get("checkpoints")
         if worth and number:
             yield (
-                f"Averaging the {number} checkpoints behind the scores evens out as much as averaging "
-                f"{_rounded(worth)} unrelated ones would: 1 would mean that all say the same, {number} that they share "
-                "nothing and the scores are noise."
+                f"The {number} checkpoints behind the scores reduce noise as much as {rounded(worth)} independent ones "
+                f"(1: all agree; {number}: they share nothing, and the scores are noise)."
             )
             return
 
 
-def _rounded(value: Mapping[str, Any], scale: float = 1.0) -> str:
-    spread = f" ± {scale * value['std']:.1f}" if value["std"] else ""
-    return f"{scale * value['mean']:.1f}{spread}"
+def listed(rows: Sequence[Row], other: Row, metric: str = WGA) -> str:
+    """Rows by their verdict against another row; differences of shares in points where few rows have that verdict."""
+    groups = []
+    for outcome in VERDICTS:
+        same = [row for row in rows if verdict(row, other, metric) == outcome]
+        names = [row["method"] for row in same]
+        if len(same) <= FEW:
+            names = [f"{row['method']} ({points(row, other, metric)})" for row in same]
+        elif len(same) > MANY:
+            top = max(same, key=lambda row: row["metrics"][metric]["mean"])
+            names = [f"{len(same)} rows, of which {top['method']} is the highest"]
+        if same:
+            groups.append(f"{outcome if outcome != 'unknown' else 'no verdict'}: {', '.join(names)}")
+    return "; ".join(groups)
 
 
-def _best(rows: Sequence[Row], matches: Callable[[Row], bool]) -> Row | None:
-    return max(filter(matches, rows), key=lambda row: row["metrics"][WGA]["mean"], default=None)
-
-
-def _difference(row: Row, other: Row, metric: str = WGA) -> tuple[float, float | None]:
-    a, b = row["metrics"][metric], other["metrics"][metric]
-    joint = None if None in (a["std"], b["std"]) else (a["std"] ** 2 + b["std"] ** 2) ** 0.5
-    return a["mean"] - b["mean"], joint
-
-
-def _points(row: Row, other: Row) -> str:
-    difference, joint = _difference(row, other)
-    return f"{100 * difference:+.1f}" + ("" if joint is None else f" ± {100 * joint:.1f}") + " points"
+def points(row: Row, other: Row, metric: str = WGA) -> str:
+    """Difference of two shares in points, with the joint spread."""
+    gap, spread = difference(row, other, metric)
+    return f"{100 * gap:+.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}") + " points"

@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from d3mjax.reports import page as report
+from d3mjax.reports import tables
 from d3mjax.runtime import hosts, runs, store
 from experiments.bench import bank, lasso, models, tensor, trak
 
@@ -39,7 +39,7 @@ def main(
     document = runs.metrics_document("bench", config, rows, time.perf_counter() - begin)
     store.write_json(directory / "metrics.json", document)
     for task in dict.fromkeys(row["task"] for row in rows):
-        print(f"\n{task}\n{report.table_text([row for row in rows if row['task'] == task])}")
+        print(f"\n{task}\n{tables.text([row for row in rows if row['task'] == task])}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import numpy as np
 from d3mjax import metrics
 from d3mjax.attribution import outputs, trak
 from d3mjax.debiasing import baselines, group_weighting, selection
-from d3mjax.reports import page as report
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
@@ -235,7 +235,7 @@ def run(
 
     def describe(task: Task, config: Config, found: list[study.Unit]):
         text = f"{task.about} {about} Gap closed is the gain over ERM as a share of SUBG's."
-        return rows(task, found), report.Section(text, figures(task, config, found))
+        return rows(task, found), Section(text, figures(task, config, found))
 
     models = config.source.models
     return study.run_experiment(name, config, tasks, prepare, describe, models=models, results=results, run=run)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from experiments import study
 
@@ -18,7 +18,7 @@ ORACLES = {
 FOUND = ("refused", "attribute_auc", "explained", "separation", "loss_share")
 
 
-def describe(case: Any, _config: Any, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(case: Any, _config: Any, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """Rows and what the page shows of one task and mix of targets."""
     rows = []
     for method in found[0][0]:
@@ -36,7 +36,7 @@ def describe(case: Any, _config: Any, found: list[study.Unit]) -> tuple[list[dic
         rows.append(row(case.name, method, values, role=kind.role, information=kind.information))
     order = list(ORACLES)[:2]
     rows.sort(key=lambda of: order.index(of["method"]) if of["method"] in order else len(order))
-    return rows, report.Section(text(case, found), figures(case, found))
+    return rows, Section(text(case, found), figures(case, found))
 
 
 def text(case: Any, found: list[study.Unit]) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from experiments import study
 from experiments.tasks import Task
@@ -30,7 +30,7 @@ METHODS = {
 """The methods of the table, in its order."""
 
 
-def describe(task: Task, _config: Any, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, _config: Any, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """Rows and what the page shows of a task."""
     return rows_of(task.name, found), section(task, found)
 
@@ -59,7 +59,7 @@ def worst(arrays: Mapping[str, np.ndarray], method: str) -> np.ndarray:
     return arrays[f"test/{method}"].min(-1)
 
 
-def section(task: Task, seeds: list) -> report.Section:
+def section(task: Task, seeds: list) -> Section:
     """What the page shows of a task; single examples are those of its first seed."""
     _, first = seeds[0]
     n = len(first["id"])
@@ -96,4 +96,4 @@ def section(task: Task, seeds: list) -> report.Section:
         f"{task.about} Random, matched and highest removals take out as many examples as the rule. "
         f"Kept ids and scores of every seed: units/{task.name}-<seed>.npz (id, score, kept)."
     )
-    return report.Section(text, figures)
+    return Section(text, figures)

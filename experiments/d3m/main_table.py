@@ -20,8 +20,8 @@ import tyro
 
 from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.debiasing import baselines, selection
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, summary
 from d3mjax.runtime import hosts, runs
 from d3mjax.runtime.hosts import models_at_once
@@ -140,7 +140,7 @@ def note(facts: dict, arrays: dict, name: str, outcome: tuning.Outcome, uses: tu
     facts["tuned"][name] = {**chosen, "selection_score": outcome.score, **notes}
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """One row a method with the gap it closes, and the accuracy of every group under the main ones."""
     tuned = found[0][0]["tuned"]
     known = {name: kind_of(task, name) for name in tuned}
@@ -162,7 +162,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         "default recipe. A star marks a method that fits a model on validation groups."
     )
     figures = {"Test accuracy of every group.": plots.bar_groups(bars, task.group_names)}
-    return rows, report.Section(text, figures)
+    return rows, Section(text, figures)
 
 
 def kind_of(task: Task, name: str) -> Kind:

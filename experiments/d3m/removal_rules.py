@@ -22,8 +22,8 @@ import tyro
 from d3mjax import metrics
 from d3mjax.attribution import outputs, projections, trak, uncertainty
 from d3mjax.debiasing import baselines, group_weighting, loop, selection
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
@@ -180,7 +180,7 @@ def measure(
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """Rows and what the page shows of a task."""
     worst = {name: np.array([a[f"test/{name}"].min(-1).mean() for _, a in found]) for name in found[0][0]}
     gap = np.maximum(worst["SUBG"].mean(), worst["RWG"].mean()) - worst["ERM"].mean()
@@ -206,7 +206,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         f"Who was removed by {name} (first seed).": plots.removed_by_cell(first[f"weights/{name}"] > 0, *cells)
         for name in ("D3M, drop negative", "D3M, lowest", "D3M, outliers")
     }
-    return rows, report.Section(text, figures)
+    return rows, Section(text, figures)
 
 
 def prepare(task: Task, config: Config) -> Callable:

@@ -19,8 +19,8 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import effects
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.types import Data
 from experiments import study
@@ -100,7 +100,7 @@ def flips(config: Config, retrain: Callable, data: Data, key, progress: Callable
     return np.diagonal(mean, axis1=0, axis2=2).T < 0
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """Rows of the estimates and of every method at every number of examples, and their curves."""
     arrays = [arrays for _, arrays in found]
     settings = {"heldout": [facts for facts, _ in found]}
@@ -129,7 +129,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         "comes second for the target. The estimate knows no support for a target whose positive weights do not add up "
         "to its margin."
     )
-    return rows, report.Section(text, {"Targets flipped against the number of training examples touched.": figure})
+    return rows, Section(text, {"Targets flipped against the number of training examples touched.": figure})
 
 
 def mean(values: np.ndarray, of: Callable = np.mean) -> float:

@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import effects
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from experiments import study
 from experiments.datamodels import bank_tasks
@@ -91,7 +91,7 @@ def by_kind(config: Config, arrays: Mapping[str, np.ndarray], what: str) -> dict
     return {**{kind: own[:, i] for i, kind in enumerate(OWN)}, "random": random.transpose(0, 2, 1)}
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """One row a kind of removal, and scatter plots of the first seed."""
     rows = []
     predicted, actual, noise = ([by_kind(config, a, w) for _, a in found] for w in ("predicted", "actual", "noise"))
@@ -122,7 +122,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         "ceiling is the correlation that the noise of these means leaves to a perfect prediction."
     )
     labels = {"xlabel": "predicted change of margin", "ylabel": "actual change"}
-    return rows, report.Section(text, {caption: plots.scatters(points, **labels)})
+    return rows, Section(text, {caption: plots.scatters(points, **labels)})
 
 
 def counts_of(config: Config, kind: str) -> tuple[int, ...]:

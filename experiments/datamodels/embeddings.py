@@ -22,8 +22,8 @@ from sklearn.metrics import normalized_mutual_info_score
 from sklearn.neighbors import kneighbors_graph
 
 from d3mjax.attribution import effects
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from d3mjax.training import sampling
 from d3mjax.types import Data
@@ -131,7 +131,7 @@ def pictures(task: Task, data: Data, parts: effects.Components, name: str) -> di
     return {f"{name}/images": images, f"{name}/classes": np.asarray(data.target.y)[index]}
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """Rows on components, clusters and learners; explained variance, and targets at the ends of components."""
     facts, arrays = [facts for facts, _ in found], found[0][1]
     rows = []
@@ -162,7 +162,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         "one end and positive for the other. Mean cosine between the datamodels of network and linear model: "
         f"{np.mean([f['cosine of learners'] for f in facts]):.2f}."
     )
-    return rows, report.Section(text, figures)
+    return rows, Section(text, figures)
 
 
 def _grid(task: Task, arrays, name: str):

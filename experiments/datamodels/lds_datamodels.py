@@ -20,8 +20,8 @@ import tyro
 from d3mjax import metrics
 from d3mjax.attribution import datamodels, outputs
 from d3mjax.linalg import lasso
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from d3mjax.runtime import bank, hosts
 from d3mjax.runtime.hosts import models_at_once
@@ -143,7 +143,7 @@ def named(subsets: Subsets, models: int, method: str) -> str:
     return f"{subsets.share}/{subsets.repeats}/{models}/{method}"
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """Rows and what the page shows of a task; bands are standard deviations over data seeds."""
     facts, rows = [facts for facts, _ in found], []
     for subsets, models in settings(config):
@@ -177,7 +177,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         f"{task.about} n = {2000:,} training examples; truth: {config.subsets} half subsets, {config.truth_repeats} "
         "trainings each, none of them used to fit."
     )
-    return rows, report.Section(text, figures)
+    return rows, Section(text, figures)
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:

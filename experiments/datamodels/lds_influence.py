@@ -20,8 +20,8 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from d3mjax.training import ensemble
 from d3mjax.types import Data, Model, Split
@@ -172,7 +172,7 @@ def named(source: str, checkpoints: int) -> str:
     return f"{source}, {lds_trak.counted_as(checkpoints)}"
 
 
-def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """One row a source and number of checkpoints; LDS against damping."""
     facts = [facts for facts, _ in found]
     rows = []
@@ -196,7 +196,7 @@ def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[l
         "LDS of the groups' margins, GGN, against damping.": figure("lds", "LDS (mean over groups)"),
         "LDS of the signed bias, GGN, against damping.": figure("lds_bias", "LDS of the signed bias"),
     }
-    return rows, report.Section(text, figures)
+    return rows, Section(text, figures)
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:

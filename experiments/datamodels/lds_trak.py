@@ -20,8 +20,8 @@ import tyro
 
 from d3mjax import metrics
 from d3mjax.attribution import gradients, outputs, projections, trak
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
@@ -220,7 +220,7 @@ def ceiling(margins: np.ndarray) -> float:
     return float(np.sqrt(max(margins.shape[1] * single / (1 + (margins.shape[1] - 1) * single), 0.0)))
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """Rows and what the page shows of a task."""
     facts = [facts for facts, _ in found]
     return rows_of(task.name, config, facts), section(task, config, facts)
@@ -245,7 +245,7 @@ def counted_as(checkpoints: int) -> str:
     return f"{checkpoints} checkpoint{'s' * (checkpoints > 1)}"
 
 
-def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.Section:
+def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> Section:
     """LDS curves; bands are standard deviations over data seeds."""
     ends = (min(config.checkpoints), max(config.checkpoints))
 
@@ -273,7 +273,7 @@ def section(task: Task, config: Config, facts: list[dict[str, Any]]) -> report.S
         f"{task.about} n = 2,000 training examples; truth: {config.subsets} half subsets, {config.repeats} trainings "
         "each, none of them used for attribution."
     )
-    return report.Section(text, figures)
+    return Section(text, figures)
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:

@@ -18,8 +18,8 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import effects
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from experiments import study
 from experiments.datamodels import bank_tasks
@@ -80,7 +80,7 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
     return facts, jax.device_get(arrays)
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """One row a ranking, precision against recall, and the first suspects beside their training examples."""
     names = [name for name, value in found[0][0].items() if isinstance(value, dict)]
     rows = [
@@ -111,7 +111,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         "construction; datamodels find what the model uses, and rank a copy first only where the model depends on its "
         "original. Specific weights are in units of their training example's root mean square over all targets."
     )
-    return rows, report.Section(text, figures)
+    return rows, Section(text, figures)
 
 
 def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:

@@ -17,8 +17,8 @@ import numpy as np
 import tyro
 
 from d3mjax.attribution import effects
-from d3mjax.reports import page as report
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from experiments import study
 from experiments.datamodels import bank_tasks
@@ -64,7 +64,7 @@ def measure(task: Task, config: Config, make: Callable, seed: int, progress: Cal
     return facts, arrays
 
 
-def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], report.Section]:
+def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
     """One row a method and end, and a grid of targets between their similar and opposed examples."""
     facts = [facts for facts, _ in found]
     rows = []
@@ -79,7 +79,7 @@ def describe(task: Task, config: Config, found: list[study.Unit]) -> tuple[list[
         caption = f"Targets, their {NUM} most similar and their {NUM} most opposed training examples (first seed)."
         figures[caption] = _grid(task, arrays)
     text = f"{task.about} Shares are over the {NUM} largest and the {NUM} smallest weights of every target."
-    return rows, report.Section(text, figures)
+    return rows, Section(text, figures)
 
 
 def _grid(task: Task, arrays):

@@ -30,8 +30,7 @@ from d3mjax.diagnosis.cells import MLP2, Planned, features, labelled, make_train
 from d3mjax.diagnosis.repair import Repaired
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
-from d3mjax.reports.rows import Kind, by_task, row
-from d3mjax.reports.sentences import WGA
+from d3mjax.reports.rows import WGA, Kind, by_task, row
 from d3mjax.runtime import hosts, runs
 from d3mjax.training import ensemble
 from experiments.diagnosis import diagnose

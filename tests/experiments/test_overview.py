@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from d3mjax.reports import page as report
-from d3mjax.reports import plots
+from d3mjax.reports import page, plots
 from d3mjax.reports.rows import row
 from d3mjax.runtime import runs
 from experiments import overview
@@ -15,8 +14,8 @@ def finished(results, experiment, run, *, smoke=False, accuracy=0.5, at=0):
     directory = runs.open_run(results, experiment, {"smoke": smoke}, run)
     rows = [row("patch", "ERM", {"worst_group_accuracy": [accuracy, accuracy + 0.02]}, role="plain")]
     figure = plots.curves({"ours": ([1, 2], [[0.1, 0.2]])}, xlabel="x", ylabel="y")
-    report.finish(
-        directory, experiment, {"smoke": smoke}, rows, {"patch": report.Section("About it.", {"Seen.": figure})}, 1.0
+    page.finish(
+        directory, experiment, {"smoke": smoke}, rows, {"patch": page.Section("About it.", {"Seen.": figure})}, 1.0
     )
     os.utime(directory / "metrics.json", (at, at))
     return directory

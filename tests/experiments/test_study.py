@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from d3mjax.reports import page as report
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from d3mjax.runtime import runs, store
 from experiments import study
@@ -38,7 +38,7 @@ def experiment(results, config, done, fail_at=None):
             *range(config.first_seed, config.first_seed + len(found))
         ]
         rows = [row("ab"[scale == 2], "ours", {"value": [facts["value"] for facts, _ in found]}, role="ours")]
-        return rows, report.Section(f"A scale of {scale}.", {})
+        return rows, Section(f"A scale of {scale}.", {})
 
     return study.run_experiment("toy", config, TASKS, prepare, describe, models=4, results=results, run=None)
 

@@ -24,7 +24,7 @@ from d3mjax.data import splits
 from d3mjax.debiasing import group_weighting, selection
 from d3mjax.linalg import lasso
 from d3mjax.networks import dense
-from d3mjax.reports import page as report
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import row
 from d3mjax.runtime import bank, hosts, long_training, preemption, runs, sharded, store
 from d3mjax.runtime.sweep import shared_sweep
@@ -197,7 +197,7 @@ def run_experiment(results, name, *, config=CONFIG, task=TASK, **options):
     rows = lambda task, config, found: [
         row("task", "ours", {"seed": [facts["seed"] for facts, _ in found]}, role="ours")
     ]
-    describe = lambda *at: (rows(*at), report.Section("", {}))
+    describe = lambda *at: (rows(*at), Section("", {}))
     arguments = ("nothing", config, {"task": task}, lambda task, config: measure, describe)
     return study.run_experiment(*arguments, models=1, results=results, run=name, **options)
 

@@ -1,0 +1,42 @@
+"""Figures show numbers that can be counted by hand, and refuse what they cannot draw."""
+
+import numpy as np
+import pytest
+
+from d3mjax.reports import plots
+
+
+def texts(figure):
+    return [t.get_text() for axes in figure.axes for t in [*axes.texts, *axes.get_yticklabels(), axes.title]] + [
+        axes.get_title(loc="left") for axes in figure.axes
+    ]
+
+
+def test_removed_by_cell_counts_by_hand():
+    kept = [True, False, False, True, False, True]
+    y, group = [0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 1, -1]
+    got = texts(plots.removed_by_cell(kept, y, group, ["cat", "dog"], ["indoor", "outdoor"]))
+    assert "cat · indoor" in got
+    assert "dog · unknown group" in got
+    assert got[:5] == [
+        "1 of 2 (50%), 33% of all removed",
+        "1 of 1 (100%), 33% of all removed",
+        "0 of 1 (0%), 0% of all removed",
+        "0 of 1 (0%), 0% of all removed",
+        "1 of 1 (100%), 33% of all removed",
+    ]
+
+
+def test_score_histogram_counts_by_hand_and_survives_equal_scores():
+    got = texts(plots.score_histogram([-1.0, 0.0, 2.0, -3.0], [0, 0, 0, 2], ["a", "empty", "c"]))
+    assert "a: 3 examples, 33% below zero" in got
+    assert "c: 1 examples, 100% below zero" in got
+    plots.score_histogram(np.zeros(4), [0] * 4, ["a"])  # one bin
+
+
+def test_image_grid_takes_grey_and_colour_and_refuses_the_rest():
+    for shape in ((3, 4, 4), (3, 4, 4, 1), (3, 4, 4, 3)):
+        assert len(plots.image_grid(np.zeros(shape, np.uint8), ["a", "b", "c"]).axes) == 3
+    for shape, titles in (((3, 16), "abc"), ((3, 4, 4, 2), "abc"), ((3, 4, 4), "ab")):
+        with pytest.raises(ValueError, match="titles for images of shape"):
+            plots.image_grid(np.zeros(shape), list(titles))
