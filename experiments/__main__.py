@@ -14,7 +14,10 @@ from experiments.study import Study, cli
 # Where each study stands. A module may hold several.
 WINGS = {
     "experiments.d3m": (),
-    "experiments.datamodels": (),
+    "experiments.datamodels": (
+        *("lds_trak", "lds_datamodels", "lds_influence"),
+        *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
+    ),
     "experiments.bias": ("fmd", "fmd_against_d3m", "influence_on_bias"),
     "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "teach"),
 }

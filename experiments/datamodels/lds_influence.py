@@ -2,32 +2,30 @@
 
 Claim:    the GGN, damped by a hundredth of the mean curvature, predicts better than the Hessian, EK-FAC, the last layer
           alone and TRAK, and five checkpoints better than one.
-Command:  python -m experiments.lds_influence        (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote.
-Device:   two CPU cores; 2,000 trainings a task and seed for the truth, then five checkpoints; half an hour.
+Command:  python -m experiments lds_influence
+Expected: on adult-sex 0.883 ± 0.022 for the GGN with five checkpoints, 0.681 ± 0.041 for EK-FAC.
+Device:   two CPU cores, 30 minutes; 2,000 trainings a task and seed for the truth, then five checkpoints.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from d3mjax import metrics
+from d3mjax import keys, metrics
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
-from d3mjax.reports import plots
 from d3mjax.reports.page import Section
-from d3mjax.reports.rows import row
-from d3mjax.training import ensemble
+from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind
 from d3mjax.types import Data, Model, Split
-from experiments import study
 from experiments.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
-from experiments.datamodels import lds_trak
+from experiments.datamodels import common, lds
+from experiments.study import Study, Unit
 
 RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
 ADULT = adult_task("sex", "Male", "Female", hidden=(32,), **RECIPE)
@@ -77,89 +75,11 @@ def mixed_output(num_groups: int) -> Callable:
     return make
 
 
-def sources(bias_task: BiasTask, config: Config) -> dict[str, Callable]:
-    """``(key, variables, data) -> (columns [n G + 2], residual)`` of one checkpoint, by name."""
-    task = bias_task.task
-    model, num_groups = task.network(), len(task.group_names) + 2
-    output = mixed_output(len(task.group_names))
-
-    defaults = influence.Options(damping=config.damping, microbatch=1000, target_output=output)
-    sketched = trak.Options(projections.sjlt(config.size), damping=0.1, microbatch=40, target_output=output)
-
-    def newton(options: influence.Options) -> Callable:
-        def columns(_key, variables, data: Data):
-            place = (model, variables, data.train, data.target, num_groups)
-            found, info = influence.group_columns(*place, options=options)
-            return found, info.residual.max()
-
-        return columns
-
-    def by_trak(options: trak.Options) -> Callable:
-        def columns(key, variables, data: Data):
-            place = (key, model, variables, data.train, data.target, num_groups)
-            kernel, factor, info = trak.group_columns(*place, options=options)
-            return kernel * factor[:, None], info.residual
-
-        return columns
-
-    last = f"Dense_{len(task.hidden)}"
-    cg = defaults._replace(inverse=influence.by_cg(max_steps=500))
-    found = {f"GGN, damping {d:g}": newton(cg._replace(damping=d)) for d in config.dampings}
-    if config.controls:
-        found |= {
-            f"Hessian, damping {10 * config.damping:g}": newton(
-                defaults._replace(damping=10 * config.damping, curvature=influence.hessian)
-            ),
-            f"K-FAC, damping {config.damping:g}": newton(defaults._replace(inverse=ekfac.by_ekfac(corrected=False))),
-            f"GGN of the last layer, damping {config.damping:g}": newton(
-                defaults._replace(keep=lambda path: last in path)
-            ),
-        }
-    found |= {
-        f"EK-FAC, damping {config.damping:g}": newton(defaults._replace(inverse=ekfac.by_ekfac())),
-        f"TRAK, p = {config.size}": by_trak(sketched),
-        f"TRAK with curvature, p = {config.size}": by_trak(sketched._replace(curvature=gradients.logistic_curvature)),
-    }
-    return found
-
-
-def prepare(task: BiasTask, config: Config) -> Callable:
-    """`measure` of one task, compiled once for all seeds."""
-    base = task.task
-
-    def mapped(source: Callable) -> Callable:
-        return lds_trak.mapped(lambda data, key, variables: source(key, variables, data))
-
-    programs = {name: mapped(source) for name, source in sources(task, config).items()}
-    truth, train = lds_trak.make_truth(base, config.repeats), lds_trak.make_checkpoints(base)
-    return partial(measure, task, config, programs, truth, train)
-
-
-def measure(
-    task: BiasTask, config: Config, programs: dict, truth: Callable, train: Callable, seed: int, progress: Callable
-) -> study.Unit:
-    """LDS of the groups' mean margins and of the signed bias, with the first of the checkpoints and with more."""
-    groups, key = len(task.task.group_names), jax.random.key(seed)
-    data = with_pairs(task.load(seed, smoke=config.smoke), groups)
-    n, most = len(data.train.y), max(config.checkpoints)
-    held = jax.random.fold_in(key, lds_trak.TRUTH)
-    margins = truth(data, held, config.subsets, progress)
-    member = np.eye(groups + 2)[np.asarray(data.target.group)]
-    values = np.where(np.asarray(data.target.group) < groups, margins, 1 / (1 + np.exp(-margins)))
-    values = with_bias(values @ (member / member.sum(0)))
-    subsets = lds_trak.half_subsets(held, jnp.arange(config.subsets), n)
-    keys = lambda family: ensemble.model_keys(jax.random.fold_in(key, family), jnp.arange(most))
-    variables = train(data, keys(lds_trak.CHECKPOINTS))
-    facts: dict[str, Any] = {"ceiling": [lds_trak.ceiling(values[..., :-1]), lds_trak.ceiling(values[..., -1:])]}
-    for name, source in programs.items():
-        columns, residual = jax.device_get(source(data, keys(lds_trak.PROJECTIONS), variables))
-        for count in config.checkpoints:
-            found = with_bias(columns[:count].mean(0))
-            predicted = metrics.subset_predictions(jnp.asarray(found.T), subsets)
-            lds = metrics.spearman(predicted.T, jnp.asarray(values.mean(1)).T)
-            figures = {"lds": lds[:-1].mean(), "lds_bias": lds[-1], "residual": residual[:count].max()}
-            facts[named(name, count)] = {metric: float(value) for metric, value in figures.items()}
-    return facts, {}
+def mixed_means(margins: np.ndarray, group: np.ndarray, num_groups: int) -> np.ndarray:
+    """Means of `mixed_output` over groups with the signed bias last, ``[... G + 1]``, from soft margins ``[... t]``."""
+    member = np.eye(num_groups + 2)[group]
+    values = np.where(group < num_groups, margins, 1 / (1 + np.exp(-margins)))
+    return with_bias(values @ (member / member.sum(0)))
 
 
 def with_bias(values: np.ndarray) -> np.ndarray:
@@ -167,24 +87,105 @@ def with_bias(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values[..., :-2], values[..., -2:-1] - values[..., -1:]], -1)
 
 
+class Source(NamedTuple):
+    """One attribution of groups."""
+
+    columns: Callable  # (data, key, variables) -> (columns [n G + 2], residual) of one checkpoint
+    kind: Kind
+
+
+def sources(bias_task: BiasTask, config: Config) -> dict[str, Source]:
+    """All attributions that are compared, by name."""
+    task = bias_task.task
+    model, num_groups = task.network(), len(task.group_names) + 2
+    output = mixed_output(len(task.group_names))
+
+    newton = influence.Options(damping=config.damping, microbatch=1000, target_output=output)
+    sketched = trak.Options(projections.sjlt(config.size), damping=0.1, microbatch=40, target_output=output)
+
+    def by_influence(options: influence.Options, kind: Kind = Kind("rival")) -> Source:
+        def columns(data: Data, _key, variables):
+            arrays = (model, variables, data.train, data.target, num_groups)
+            columns, info = influence.group_columns(*arrays, options=options)
+            return columns, info.residual.max()
+
+        return Source(columns, kind)
+
+    def by_trak(options: trak.Options) -> Source:
+        def columns(data: Data, key, variables):
+            arrays = (key, model, variables, data.train, data.target, num_groups)
+            kernel, factor, info = trak.group_columns(*arrays, options=options)
+            return kernel * factor[:, None], info.residual
+
+        return Source(columns, Kind("rival"))
+
+    damping, last = config.damping, f"Dense_{len(task.hidden)}"
+    by_cg, kfac = newton._replace(inverse=influence.by_cg(max_steps=500)), ekfac.by_ekfac(corrected=False)
+    hessian = newton._replace(damping=10 * damping, curvature=influence.hessian)
+    ours = {f"GGN, damping {d:g}": by_influence(by_cg._replace(damping=d), Kind("ours")) for d in config.dampings}
+    more = {
+        f"Hessian, damping {10 * damping:g}": by_influence(hessian),
+        f"K-FAC, damping {damping:g}": by_influence(newton._replace(inverse=kfac)),
+        f"GGN of the last layer, damping {damping:g}": by_influence(newton._replace(keep=lambda path: last in path)),
+    }
+    rivals = {
+        f"EK-FAC, damping {damping:g}": by_influence(newton._replace(inverse=ekfac.by_ekfac())),
+        f"TRAK, p = {config.size}": by_trak(sketched),
+        f"TRAK with curvature, p = {config.size}": by_trak(sketched._replace(curvature=gradients.logistic_curvature)),
+    }
+    return {**ours, **(more if config.controls else {}), **rivals}
+
+
+def prepare(task: BiasTask, config: Config, results: Path) -> Callable:
+    """`measure` of one task, compiled once for all seeds."""
+    programs = {name: common.over_models(source.columns) for name, source in sources(task, config).items()}
+    truth, checkpoints = lds.make_truth(task.task, config.repeats), common.make_checkpoints(task.task)
+    return partial(measure, task, config, programs, truth, checkpoints)
+
+
+def measure(
+    task: BiasTask,
+    config: Config,
+    programs: dict,
+    truth: Callable,
+    checkpoints: Callable,
+    seed: int,
+    progress: Callable,
+) -> Unit:
+    """LDS of the groups' mean margins and of the signed bias, with the first of the checkpoints and with more."""
+    groups, root = len(task.task.group_names), jax.random.key(seed)
+    data = with_pairs(task.load(seed, smoke=config.smoke), groups)
+    halves = truth(data, jax.random.fold_in(root, keys.Lds.TRUTH), config.subsets, progress)
+    halves = halves._replace(margins=mixed_means(halves.margins, np.asarray(data.target.group), groups))
+    members = partial(keys.members, root, count=max(config.checkpoints))
+    variables = checkpoints(data, members(keys.Lds.CHECKPOINTS))
+    parts = (halves.margins[..., :-1], halves.margins[..., -1:])
+    facts: dict[str, Any] = {"ceiling": [lds.ceiling(part) for part in parts]}
+    for name, source in programs.items():
+        columns, residual = jax.device_get(source(data, members(keys.Lds.PROJECTIONS), variables))
+        for count in config.checkpoints:
+            mean_columns = with_bias(columns[:count].mean(0))
+            scores = metrics.lds(mean_columns.T, halves.masks, halves.outputs)
+            values = {"lds": scores[:-1].mean(), "lds_bias": scores[-1], "residual": residual[:count].max()}
+            facts[named(name, count)] = {metric: float(value) for metric, value in values.items()}
+    return facts, {}
+
+
 def named(source: str, checkpoints: int) -> str:
-    """What the table calls it."""
-    return f"{source}, {lds_trak.counted_as(checkpoints)}"
+    """Its name in the table and among stored facts."""
+    return f"{source}, {lds.counted(checkpoints)}"
 
 
-def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[list[dict[str, Any]], Section]:
+def describe(task: BiasTask, config: Config, units: list[Unit]) -> tuple[list[dict[str, Any]], Section]:
     """One row a source and number of checkpoints; LDS against damping."""
-    facts = [facts for facts, _ in found]
-    rows = []
-    for name in (name for name in facts[0] if name != "ceiling"):
-        values = {metric: [fact[name][metric] for fact in facts] for metric in ("lds", "lds_bias", "residual")}
-        rows.append(row(task.name, name, values, role="ours"))
+    facts = [facts for facts, _ in units]
+    kinds = {named(name, c): source.kind for name, source in sources(task, config).items() for c in config.checkpoints}
     ceiling = {metric: [f["ceiling"][i] for f in facts] for i, metric in enumerate(("lds", "lds_bias"))}
-    rows.append(row(task.name, "ceiling set by retraining noise", ceiling, role="ceiling"))
+    rows = [*common.rows_of(task.task, facts, kinds), lds.ceiling_row(task.name, ceiling)]
 
     def figure(metric: str, label: str):
         at = lambda count: [[f[named(f"GGN, damping {d:g}", count)][metric] for d in config.dampings] for f in facts]
-        lines = {lds_trak.counted_as(count): (config.dampings, np.array(at(count))) for count in config.checkpoints}
+        lines = {lds.counted(count): (config.dampings, np.array(at(count))) for count in config.checkpoints}
         return plots.curves(lines, xlabel="damping / sum of weights", ylabel=label)
 
     text = (
@@ -199,16 +200,23 @@ def describe(task: BiasTask, config: Config, found: list[study.Unit]) -> tuple[l
     return rows, Section(text, figures)
 
 
-def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
-    """Measure all sources, print a table for each task, and write ``results/lds_influence/<run>``; rerun to resume."""
-    if config.smoke:
-        small = {"checkpoints": (1, 2), "dampings": (0.01, 0.1), "size": 32, "controls": False}
-        config = replace(config, seeds=1, subsets=20, repeats=2, **small)
-    models = config.subsets * config.repeats
-    return study.run_experiment(
-        "lds_influence", config, TASKS, prepare, describe, models=models, results=results, run=run
-    )
+def smoke(config: Config) -> Config:
+    """One seed, twenty subsets, two checkpoints and no controls."""
+    few: dict[str, Any] = {"checkpoints": (1, 2), "dampings": (0.01, 0.1), "size": 32, "controls": False}
+    tasks = common.smoke_tasks(config, shipped=(ADULT.name,))
+    return replace(config, tasks=tasks, seeds=1, subsets=20, repeats=2, **few)
 
 
-if __name__ == "__main__":
-    tyro.cli(main)
+STUDY = Study(
+    "lds_influence",
+    claim="The GGN predicts group margins and counterfactual bias better than the Hessian, EK-FAC, the last layer and "
+    "TRAK.",
+    config=Config(),
+    tasks=TASKS,
+    prepare=prepare,
+    describe=describe,
+    minutes=30,
+    headline=("adult-sex", "GGN, damping 0.01, 5 checkpoints", "lds"),
+    smoke=smoke,
+    models=lambda config: config.subsets * config.repeats,
+)

@@ -10,7 +10,7 @@ import pytest
 from d3mjax.runtime import hosts
 from d3mjax.training import ensemble, sampling
 from experiments.d3m import engine
-from experiments.datamodels import bank_tasks
+from experiments.datamodels import common
 from experiments.tasks import PATCH
 
 TASK = replace(PATCH, steps=3)
@@ -78,7 +78,7 @@ def test_blocks_of_datamodels_and_of_retraining_share_one_copy(copies):
     b = columns(data, jax.random.key(0), lambda count: None)[0]
     assert b.shape == (1, 600, 4)
     assert len(copies) == leaves
-    retrain = bank_tasks.make_retrain(TASK)
+    retrain = common.make_retrain(TASK)
     found = retrain(data, jax.random.key(1), np.ones((2, 600)), repeats=150)  # two blocks
     assert found.shape == (2, 150, len(data.target.y), 2)
     assert len(copies) == 2 * leaves

@@ -1,0 +1,106 @@
+"""Shared by the studies of datamodels: training of many models with something read from each, and rows of results."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from d3mjax.attribution import outputs
+from d3mjax.reports.rows import Kind, row
+from d3mjax.runtime import hosts
+from d3mjax.runtime.hosts import models_at_once
+from d3mjax.runtime.sweep import shared_sweep
+from d3mjax.training import sampling
+from d3mjax.training.ensemble import map_models, model_keys, train_many
+from d3mjax.types import AnyArray, Data
+from experiments.tasks import Task
+
+
+def smoke_tasks(config: Any, shipped: tuple[str, ...] = ("patch",)) -> tuple[str, ...]:
+    """The tasks of a smoke run: those that the user named, else those whose data ship with the package."""
+    return shipped if config.tasks == type(config).tasks else config.tasks
+
+
+def make_training(task: Task, look: Callable) -> Callable:
+    """``train(data, keys [m], weights [m n], y=None) -> (look of each model, losses [m s])``, compiled once a shape.
+
+    ``look(model, variables, data.target)``. Labels ``y`` are ``[n]`` or ``[m n]``; None: those of the data. Data are
+    copied to every device, unless they are there already.
+    """
+    model, trainer, mesh = task.network(), task.trainer(task.steps, sampling.shuffled()), hosts.local_mesh()
+
+    @jax.jit
+    def compiled(data: Data, keys, weights, y):
+        return train_many(
+            trainer,
+            keys,
+            data.train._replace(y=y),
+            jnp.asarray(weights, jnp.float32),
+            task.steps,
+            look=partial(look, model),
+            shared=(data.target,),
+            width=models_at_once(),
+            mesh=mesh,
+        )
+
+    return lambda data, keys, weights, y=None: compiled(
+        hosts.place(data, mesh), keys, weights, data.train.y if y is None else y
+    )
+
+
+def make_checkpoints(task: Task) -> Callable:
+    """``checkpoints(data, keys [c]) -> variables`` with a leading axis, trained on all of the training set."""
+    train = make_training(task, lambda model, variables, target: variables)
+    return lambda data, keys: train(data, keys, np.ones(len(data.train.y), np.float32))[0]
+
+
+def over_models(fn: Callable) -> Callable:
+    """``fn(data, *arguments)`` of one model as a compiled function of arguments with a leading model axis."""
+    mesh = hosts.local_mesh()
+    spread = jax.jit(lambda data, *a: map_models(fn, width=models_at_once(), mesh=mesh, shared=(data,))(*a))
+    return lambda data, *arguments: spread(hosts.place(data, mesh), *arguments)
+
+
+def make_retrain(task: Task) -> Callable[..., np.ndarray]:
+    """``retrain(data, key, weights [j n], repeats=r, labels=[j n]) -> logits [j r t C]`` of models trained anew.
+
+    Model ``r`` of every job has the same key: jobs differ in their weights and labels alone. Where there are several
+    hosts all call this, and each trains its share.
+    """
+    train = make_training(task, lambda model, variables, target: outputs.logits(model, variables, target.x))
+
+    def retrain(data: Data, key, weights, *, repeats: int, labels=None, progress=lambda count: None) -> np.ndarray:
+        data_on_devices, weights = hosts.place(data, hosts.local_mesh()), np.asarray(weights)
+        labels = np.broadcast_to(data.train.y, weights.shape) if labels is None else np.asarray(labels)
+
+        def block(ids):
+            job = ids // repeats
+            return train(data_on_devices, model_keys(key, ids % repeats), weights[job], labels[job])
+
+        ids = np.arange(len(weights) * repeats)
+        logits = shared_sweep(block, ids, block=min(len(ids), 250), progress=progress)
+        return logits.reshape(len(weights), repeats, *logits.shape[1:])
+
+    return retrain
+
+
+def hard_margins(logits: np.ndarray, y: AnyArray) -> np.ndarray:
+    """Hard margins ``[... t]`` of logits ``[... t C]``."""
+    return np.asarray(outputs.hard_margin(jnp.asarray(logits), np.broadcast_to(y, logits.shape[:-1])))
+
+
+def rows_of(task: Task, facts: Sequence[Mapping[str, Any]], kinds: Mapping[str, Kind]) -> list[dict[str, Any]]:
+    """One row for each name in ``kinds``, from ``facts[seed][name][metric]``."""
+    return [
+        row(
+            task.name,
+            name,
+            {metric: [f[name][metric] for f in facts] for metric in facts[0][name]},
+            role=kind.role,
+            settings=kind.settings(),
+        )
+        for name, kind in kinds.items()
+    ]
