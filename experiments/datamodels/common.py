@@ -73,7 +73,7 @@ def make_retrain(task: Task) -> Callable[..., np.ndarray]:
     train = make_training(task, lambda model, variables, target: outputs.logits(model, variables, target.x))
 
     def retrain(data: Data, key, weights, *, repeats: int, labels=None, progress=lambda count: None) -> np.ndarray:
-        data_on_devices, weights = hosts.place(data, hosts.local_mesh()), np.asarray(weights)
+        data_on_devices, weights = hosts.place(data, hosts.local_mesh()), np.asarray(weights, np.float32)
         labels = np.broadcast_to(data.train.y, weights.shape) if labels is None else np.asarray(labels)
 
         def block(ids):

@@ -74,7 +74,7 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
     looked = np.unique(np.geomspace(1, len(arrays["planted"]), 25).astype(int))
     recall = {n: (looked, np.stack([a[f"recall/{n}"][looked - 1] for _, a in units])) for n in KINDS}
     labels = {"xlabel": "targets looked at", "ylabel": "share of the planted found"}
-    figure = plots.curves(recall, **labels, ticks=(1, 10, 100, looked[-1]))
+    figure = plots.curves(recall, **labels, ticks=(1, 10, 100, int(looked[-1])))
     figures = {"Planted near-duplicates found against the number of targets looked at.": figure}
     if "pairs" in arrays:
         titles = [t for p in arrays["of_planted"] for t in ("planted" if p else "target", "train")]
