@@ -18,8 +18,8 @@ import numpy as np
 
 from d3mjax import keys, metrics
 from d3mjax.attribution import effects
-from d3mjax.reports.page import Section
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.types import Data
 from experiments.datamodels import banks

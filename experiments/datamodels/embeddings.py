@@ -23,8 +23,8 @@ from sklearn.neighbors import kneighbors_graph
 
 from d3mjax import keys
 from d3mjax.attribution import effects
-from d3mjax.reports.page import Section
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.types import Data
 from experiments.datamodels import banks, common

@@ -19,8 +19,8 @@ import numpy as np
 
 from d3mjax import keys, metrics
 from d3mjax.attribution import ekfac, gradients, influence, projections, trak
-from d3mjax.reports.page import Section
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind
 from d3mjax.types import Data, Model, Split
 from experiments.bias_tasks import BiasTask, Loaded, adult_task, fashion_task

@@ -14,8 +14,8 @@ import numpy as np
 
 from d3mjax import keys
 from d3mjax.attribution import effects
-from d3mjax.reports.page import Section
 from d3mjax.reports import plots
+from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from experiments.datamodels import banks, common
 from experiments.study import Unit
