@@ -33,31 +33,45 @@ def cg(
     """Conjugate gradients for a positive definite ``A + damping I``, until ``||r|| <= rtol ||vector||``.
 
     ``precondition(r)`` is a symmetric guess of the inverse. The residual is computed anew every ``recompute`` steps, as
-    the recursive one drifts. Along a direction of negative curvature it stops: the residual stays large.
+    the recursive one drifts. Along a direction of negative curvature it stops: the residual stays large. One product a
+    step, one for each residual computed anew and one for the residual returned, mapped as unmapped. Reverse-mode
+    derivatives do not exist (`lax.while_loop`).
     """
     apply = lambda x: matvec(x) + damping * x
     norm = jnp.linalg.norm(vector)
 
+    # One product an iteration, with p, or with x to compute the residual of the step before anew. A branch for the
+    # second would become a select under vmap, and make both products at every step.
     def advance(state):
-        x, r, p, rz, _, step = state
-        product = apply(p)
+        x, r, p, rz, convex, anew, step = state
+        product = apply(jnp.where(anew, x, p))
         curvature = _dot(p, product)
-        alpha = jnp.where(curvature > 0, rz / jnp.where(curvature > 0, curvature, 1), 0)
+        convex = jnp.where(anew, convex, curvature > 0)
+        alpha = jnp.where(convex & ~anew, rz / jnp.where(curvature > 0, curvature, 1), 0)
         x = x + alpha * p
-        r = jax.lax.cond((step + 1) % recompute == 0, lambda: vector - apply(x), lambda: r - alpha * product)
+        r = jnp.where(anew, vector - product, r - alpha * product)
         z = precondition(r)
         rz_after = _dot(r, z)
-        p = z + jnp.where(rz > 0, rz_after / jnp.where(rz > 0, rz, 1), 0) * p
-        return x, r, p, rz_after, curvature > 0, step + 1
+        p_after = z + jnp.where(rz > 0, rz_after / jnp.where(rz > 0, rz, 1), 0) * p
+        due = ~anew & ((step + 1) % recompute == 0)
+        return (
+            x,
+            r,
+            jnp.where(due, p, p_after),
+            jnp.where(due, rz, rz_after),
+            convex,
+            due,
+            jnp.where(due, step, step + 1),
+        )
 
     def unfinished(state):
-        _, r, _, _, convex, step = state
-        return (jnp.linalg.norm(r) > rtol * norm) & convex & (step < max_steps)
+        _, r, _, _, convex, anew, step = state
+        return anew | ((jnp.linalg.norm(r) > rtol * norm) & convex & (step < max_steps))
 
     z = precondition(vector)
-    start = (jnp.zeros_like(vector), vector, z, _dot(vector, z), norm >= 0, jnp.int32(0))
-    x, _, _, _, _, steps = jax.lax.while_loop(unfinished, advance, start)
-    return Solve(x, _residual(apply, x, vector), steps)
+    start = (jnp.zeros_like(vector), vector, z, _dot(vector, z), norm >= 0, norm < 0, jnp.int32(0))
+    x, _, _, _, _, _, steps = jax.lax.while_loop(unfinished, advance, start)
+    return Solve(x, relative_residual(apply, x, vector), steps)
 
 
 def dense(matvec: Matvec, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float = 0.0) -> Solve:
@@ -65,7 +79,7 @@ def dense(matvec: Matvec, vector: Float[Array, "n"], *, damping: Float[Array, ""
     matrix = jax.vmap(matvec)(jnp.eye(vector.shape[0], dtype=vector.dtype))
     matrix = (matrix + matrix.T) / 2 + damping * jnp.eye(vector.shape[0], dtype=vector.dtype)
     x = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix, lower=True), vector)
-    return Solve(x, _residual(lambda x: _dot(matrix, x), x, vector), jnp.int32(0))
+    return Solve(x, relative_residual(lambda x: _dot(matrix, x), x, vector), jnp.int32(0))
 
 
 def lissa(
@@ -83,7 +97,7 @@ def lissa(
     """
     apply = lambda x: matvec(x) + damping * x
     h = jax.lax.fori_loop(0, depth, lambda _, h: vector + h - apply(h) / scale, vector)
-    return Solve(h / scale, _residual(apply, h / scale, vector), jnp.int32(depth))
+    return Solve(h / scale, relative_residual(apply, h / scale, vector), jnp.int32(depth))
 
 
 def lissa_depth(smallest: float, scale: float, *, rtol: float) -> int:
@@ -180,7 +194,8 @@ def check(
     raise FloatingPointError(f"{said}; take more steps, more damping or, for LiSSA, a larger scale")
 
 
-def _residual(apply, x, vector):
+def relative_residual(apply: Matvec, x: Float[Array, "n"], vector: Float[Array, "n"]) -> Float[Array, ""]:
+    """``||vector - apply(x)|| / ||vector||``; 0 if both are 0."""
     norm = jnp.linalg.norm(vector)
     return jnp.linalg.norm(vector - apply(x)) / jnp.where(norm > 0, norm, 1)
 

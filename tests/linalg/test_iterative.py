@@ -145,3 +145,22 @@ def test_no_direction_has_no_solve():
     solve = iterative.cg(lambda x: x, jnp.zeros(3))
     assert (solve.value == 0).all()
     assert (solve.residual, solve.steps) == (0, 0)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_step_costs_one_product_mapped_as_unmapped(mapped):
+    calls = []
+
+    def product(v):
+        calls.append(v.shape)
+        return np.asarray(v) * np.logspace(0, 2, 24, dtype=v.dtype)[(None,) * (v.ndim - 1)]
+
+    matvec = lambda v: jax.pure_callback(
+        product, jax.ShapeDtypeStruct(v.shape, v.dtype), v, vmap_method="broadcast_all"
+    )
+    solve = jax.jit(lambda v: iterative.cg(matvec, v, rtol=1e-4, recompute=10))
+    vectors = np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32)
+    result = jax.vmap(solve)(vectors) if mapped else solve(vectors[0])
+    steps = int(np.max(jax.block_until_ready(result).steps))
+    assert steps > 20
+    assert len(calls) == steps + steps // 10 + 1  # and the residuals computed anew, the last of which is returned
