@@ -1,4 +1,4 @@
-"""Datamodels: linear maps from the subset a model was trained on to what it says about target examples.
+"""Datamodels: linear maps from the subset a model was trained on to outputs for target examples.
 
     outputs[j, t]  ~  sum_n masks[j, n] weight[t, n] + bias[t]
 
@@ -27,18 +27,19 @@ from d3mjax.types import AnyArray, Linear
 
 
 class RidgeInfo(NamedTuple):
-    """How well each target was predicted on the held-out masks; NaN where what is compared is constant over them."""
+    """How well each target was predicted on masks that were not fitted; NaN where it is constant over them."""
 
     mse: jax.Array  # Float[l t], mean squared error at every lambda
-    chosen: jax.Array  # Float[t], the lambda taken
+    chosen: jax.Array  # Float[t], the lambda of the smallest error
     r2: jax.Array  # Float[t], 1 - mse / (mean squared distance to the mean of the fitting rows), at that lambda
     correlation: jax.Array  # Float[t], Pearson, at that lambda
+    residual: jax.Array  # Float[], largest relative residual of the solves; 0 from an eigendecomposition
 
 
 class LassoInfo(NamedTuple):
     """As `RidgeInfo`, and how far the fit is from optimal; errors at penalties below a stopped search are infinite."""
 
-    mse: jax.Array  # Float[t l]
+    mse: jax.Array  # Float[l t]
     chosen: jax.Array  # Float[t]
     r2: jax.Array  # Float[t]
     correlation: jax.Array  # Float[t]
@@ -60,14 +61,24 @@ def default_lambdas(masks: Shaped[AnyArray, "m n"], *, num: int = 13) -> Float[A
 
 def fit_ridge(
     masks: Shaped[AnyArray, "m n"], outputs: Float[AnyArray, "m t"], lambdas: Float[AnyArray, " l"]
-) -> Linear:
-    """Ridge datamodels at every lambda: weight ``[l t n]``, bias ``[l t]``; for one lambda by held-out masks see below.
+) -> tuple[Linear, RidgeInfo]:
+    """Ridge datamodels at every lambda, weight ``[l t n]`` and bias ``[l t]``, and their leave-one-out errors.
 
     Minimises ``(1/m) ||outputs - masks w - bias||^2 + lam ||w||^2``, so ``lam`` compares with the variance of a mask
-    column, ``alpha (1 - alpha)``. Computed in float32, or float64 if the outputs are.
+    column, ``alpha (1 - alpha)``. Computed in float32, or float64 if the outputs are. The errors are those of every
+    mask predicted from all others, each target at its best lambda: do not use them if masks repeat (several seeds).
     """
     outputs = _at_least_float32(outputs)
-    return ridge.solve(ridge.factor(masks, dtype=outputs.dtype), outputs, lambdas)
+    lambdas = jnp.asarray(lambdas, outputs.dtype)
+    factor = ridge.factor(masks, dtype=outputs.dtype)
+    compare = lambda residual: (jnp.mean(residual**2, axis=0), _correlation(outputs, outputs - residual))
+    mse, correlation = ridge.leave_one_out(factor, outputs, lambdas, look=compare)
+    best = jnp.argmin(mse, axis=0)
+    at_best = lambda a: jnp.take_along_axis(a, best[None, :], axis=0)[0]
+    # A mean without row i is off the row by m / (m - 1) times its distance to the mean of all.
+    spread = jnp.var(outputs, axis=0) * (outputs.shape[0] / (outputs.shape[0] - 1)) ** 2
+    info = RidgeInfo(mse, lambdas[best], 1 - at_best(mse) / spread, at_best(correlation), jnp.zeros((), mse.dtype))
+    return ridge.solve(factor, outputs, lambdas), info
 
 
 def fit_ridge_heldout(
@@ -101,7 +112,7 @@ def fit_ridge_heldout(
     fitted_mean = (jnp.sum(outputs, axis=0) - jnp.sum(truth, axis=0)) / num_fit
     spread = jnp.mean((truth - fitted_mean[None, :]) ** 2, axis=0)
     r2 = 1 - jnp.take_along_axis(mse, best[None, :], axis=0)[0] / spread
-    info = RidgeInfo(mse, chosen, r2, _correlation(truth, prediction))
+    info = RidgeInfo(mse, chosen, r2, _correlation(truth, prediction), jnp.zeros((), mse.dtype))
     return ridge.solve_each(factor, outputs, chosen), info
 
 
@@ -113,11 +124,12 @@ def fit_ridge_few(
     *,
     rtol: float = 1e-4,
     max_steps: int = 200,
-) -> tuple[Linear, RidgeInfo, Float[Array, ""]]:
-    """`fit_ridge_heldout` with one shared lambda for few targets, such as group means: the largest residual comes last.
+) -> tuple[Linear, RidgeInfo]:
+    """`fit_ridge_heldout` with one shared lambda for few targets, such as group means, by conjugate gradients.
 
-    Shifted conjugate gradients instead of an eigendecomposition: all lambdas of a target from one Krylov space, some
-    tens of products with the masks where the decomposition costs about ``10 min(m, n)`` of them.
+    Shifted conjugate gradients: all lambdas of a target from one Krylov space, some tens of products with the masks
+    where an eigendecomposition costs about ``10 min(m, n)`` of them. Look at ``info.residual``, of ``rtol`` if all
+    solves ended within ``max_steps``. Reverse-mode derivatives do not exist (`lax.while_loop`).
     """
     outputs, masks = _at_least_float32(outputs), jnp.asarray(masks)
     lambdas, num_models = jnp.asarray(lambdas, outputs.dtype), masks.shape[0]
@@ -140,10 +152,10 @@ def fit_ridge_few(
     best = jnp.argmin(jnp.mean(mse, axis=1))
     spread = jnp.mean((truth - mean_y[None]) ** 2, axis=0)
     chosen = jnp.broadcast_to(lambdas[best], spread.shape)
-    info = RidgeInfo(mse, chosen, 1 - mse[best] / spread, _correlation(truth, prediction[best]))
     final, mean_x, mean_y = regress(jnp.ones(num_models, outputs.dtype), lambdas[best][None])
-    weight = final.value[:, 0]
-    return Linear(weight, mean_y - weight @ mean_x), info, jnp.maximum(jnp.max(fit.residual), jnp.max(final.residual))
+    weight, residual = final.value[:, 0], jnp.maximum(jnp.max(fit.residual), jnp.max(final.residual))
+    info = RidgeInfo(mse, chosen, 1 - mse[best] / spread, _correlation(truth, prediction[best]), residual)
+    return Linear(weight, mean_y - weight @ mean_x), info
 
 
 def fit_lasso(
@@ -199,12 +211,12 @@ def fit_lasso(
 
     truth = outputs[heldout]
     best, chosen, mse = map_targets(search, fitting, truth.T, block=options.target_block)
-    # Where no row told anything, there is no penalty to choose: all weights are zero.
+    # A target that is constant over the fitted rows has no penalty to choose: all weights are zero.
     chosen = jnp.where(fitting.power > 0, chosen, lasso.largest_penalty(everything))
     weight, gap = map_targets(refit, everything, chosen, block=options.target_block)
     spread = jnp.mean((truth - fitting.target_mean[None]) ** 2, axis=0)
     r2 = 1 - jnp.min(mse, axis=1) / spread
-    info = LassoInfo(mse, chosen, r2, _correlation(truth, best.T), jnp.sum(weight != 0, axis=1), gap)
+    info = LassoInfo(mse.T, chosen, r2, _correlation(truth, best.T), jnp.sum(weight != 0, axis=1), gap)
     return lasso.unstandardise(everything, weight), info
 
 

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from d3mjax.attribution import dense_gradients, gradients
-from d3mjax.attribution.influence import Inverse, Problem, cross_entropy, loss
+from d3mjax.attribution import dense_gradients
+from d3mjax.attribution.curvatures import Inverse, Problem, cross_entropy, loss
+from d3mjax.attribution.microbatches import scan_microbatches
+from d3mjax.linalg import iterative
 from d3mjax.types import Solve
 
 Path = tuple
@@ -53,9 +55,8 @@ def by_ekfac(*, corrected: bool = True) -> Inverse:
 
         def solve(vector) -> Solve:
             x = ravel_pytree(apply(fisher, problem, unravel(vector)))[0]
-            error = jnp.linalg.norm(matvec(x) + problem.damping * x - vector)
-            norm = jnp.linalg.norm(vector)
-            return Solve(x, error / jnp.where(norm > 0, norm, 1), jnp.int32(0))
+            damped = lambda x: matvec(x) + problem.damping * x
+            return Solve(x, iterative.relative_residual(damped, x, vector), jnp.int32(0))
 
         return solve
 
@@ -123,7 +124,7 @@ def _parted(grads: PyTree):
 def _expected(problem: Problem, fn: Callable) -> PyTree:
     """Mean over examples, and labels as the model has them, of ``fn(gradients, weight [b])``, which sums over b."""
     if problem.loss is not cross_entropy:
-        raise ValueError(f"loss: found {problem.loss}, expected influence.cross_entropy, whose Fisher this is")
+        raise ValueError(f"loss: found {problem.loss}, expected curvatures.cross_entropy, whose Fisher this is")
     output = lambda params, example: -loss(problem, params, example)
 
     def sums(part):
@@ -144,5 +145,5 @@ def _expected(problem: Problem, fn: Callable) -> PyTree:
     everything = (problem.examples, problem.weights)
     shapes = jax.eval_shape(sums, jax.tree.map(lambda a: a[:1], everything))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = gradients.scan_microbatches(add, zeros, everything, microbatch=problem.microbatch)
+    total, _ = scan_microbatches(add, zeros, everything, microbatch=problem.microbatch)
     return jax.tree.map(lambda a: a / problem.weights.sum(), total)

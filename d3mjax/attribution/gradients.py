@@ -8,7 +8,8 @@ output of row i and ``g_i = grad f_i(params)``:
     weighted_gradients   sum_i mix[i, k] g_i     one reverse pass for k   [k, ...] per leaf
     jvp                  g_i . tangent[k]        one forward pass for k   [n k]
 
-``microbatch`` bounds memory and, up to rounding, changes nothing else. Statistics that are no parameters are frozen.
+``microbatch`` bounds memory and, up to rounding, changes nothing else; None for `microbatches.default_microbatch`,
+which bounds the bytes. Statistics that are not parameters are frozen.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from d3mjax.attribution.outputs import map_microbatches, soft_margin
+from d3mjax.attribution.microbatches import default_microbatch, map_microbatches, scan_microbatches
+from d3mjax.attribution.outputs import soft_margin
 from d3mjax.types import Model, Split
 
 Output = Callable[[Any, Any], jax.Array]
@@ -28,6 +30,7 @@ Output = Callable[[Any, Any], jax.Array]
 def per_example(output: Output, params: PyTree, examples: PyTree, *, microbatch: int | None = None) -> PyTree:
     """Gradients of every row: the tree of ``params`` with a leading axis ``n``. Holds ``n * d`` numbers: see `jvp`."""
     rows = lambda part: jax.vmap(jax.grad(output), (None, 0))(params, part)
+    microbatch = default_microbatch(output, params, examples) if microbatch is None else microbatch
     return map_microbatches(rows, examples, microbatch=microbatch)
 
 
@@ -43,6 +46,7 @@ def jvp(
         values, push = jax.linearize(lambda p: jax.vmap(output, (None, 0))(p, part), params)
         return values, jax.vmap(push)(tangents).T
 
+    microbatch = default_microbatch(output, params, examples) if microbatch is None else microbatch
     return map_microbatches(rows, examples, microbatch=microbatch)
 
 
@@ -58,28 +62,8 @@ def weighted_gradients(
         return jax.tree.map(jnp.add, total, jax.vmap(lambda w: pull(w)[0])(weight.T)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros((mix.shape[1], *p.shape), p.dtype), params)
+    microbatch = default_microbatch(output, params, examples) if microbatch is None else microbatch
     return scan_microbatches(add, zeros, (examples, mix), microbatch=microbatch)[0]
-
-
-def scan_microbatches(
-    step: Callable, carry: PyTree, x: PyTree[Array], *, microbatch: int | None
-) -> tuple[PyTree, PyTree]:
-    """``carry, rows = step(carry, part, valid [b])`` over slices of ``x``; rows are joined, sums live in the carry.
-
-    The last slice is padded with repeated rows, for which ``valid`` is False.
-    """
-    num_rows = jax.tree.leaves(x)[0].shape[0]
-    size = num_rows if microbatch is None else min(microbatch, num_rows)
-    if size < 1:
-        raise ValueError(f"microbatch: found {microbatch} for {num_rows} rows, expected at least 1 of each")
-    index = jnp.arange(-(-num_rows // size) * size).reshape(-1, size)
-
-    def body(carry, i):
-        part = jax.tree.map(lambda a: jnp.take(a, i, axis=0, mode="clip"), x)
-        return step(carry, part, i < num_rows)
-
-    carry, rows = jax.lax.scan(body, carry, index)
-    return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num_rows], rows)
 
 
 def subset(output: Output, params: PyTree, keep: Callable[[str], bool]) -> tuple[Output, PyTree]:

@@ -17,34 +17,36 @@ gradient of the group's mean output, one reverse pass, and ``v_g = P_a K_a^-1 u_
 one forward-mode pass over the training set: neither features nor gradients are stored, and only K_a needs gradients of
 single examples. `scores` keeps the features of one checkpoint at a time and forms tau.
 
-Everything is pure and can be jitted and mapped; what is wrong with *values* is said on the host by `trak_checks.check`.
+Everything is pure and can be jitted and mapped; `check` judges *values* on the host.
 Source: Park, Georgiev, Ilyas, Leclerc, Madry, "TRAK: Attributing Model Behavior at Scale", ICML 2023.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.attribution import dense_gradients, gradients
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution import dense_gradients, gradients, per_checkpoint
+from d3mjax.attribution.microbatches import default_microbatch, map_microbatches, scan_microbatches
+from d3mjax.attribution.per_checkpoint import CheckpointColumns, GroupScores, Scores
 from d3mjax.attribution.projections import MakeProjection, default_size, sjlt
-from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
 from d3mjax.types import AnyArray, Model, Split
 
 _dot = partial(jnp.matmul, precision="highest")
 
 
 class Options(NamedTuple):
-    """How to attribute.
+    """Options of `scores`, `group_scores`, `group_columns` and `self_influence`.
 
     ``projection``: of gradients to p numbers (`projections`); None for ``sjlt(min(256, default_size(n)))``.
     ``damping``: ridge relative to the mean eigenvalue of the Gram matrix; .1 is safe and near the best for predicting
     retraining, .01 was better for the sign of D3M's scores; above 1 scores tend to gradient dot products, 0 needs n
-    far above p. ``microbatch``: examples at a time, None for all; memory and speed only.
+    far above p. ``microbatch``: examples at a time; None for `microbatches.default_microbatch`. Memory and speed only.
     ``keep``: which parameters, by path (`gradients.subset`); None for all. ``output``: makes an output function from
     ``(model, variables)``; ``target_output``: the same for targets, if different (`gradients.negative_loss_output`).
     ``factor``: the train-side q from ``(values [n], examples)``. ``factor_inside``: the mean over checkpoints of kernel
@@ -67,20 +69,12 @@ class Options(NamedTuple):
     library_scale: bool = False
 
 
-class GroupScores(NamedTuple):
-    """``columns[n, g]``, mean of tau over group g (NaN if g is empty), and what it was made of per checkpoint."""
+class Info(NamedTuple):
+    """Diagnostics of a run, one row a checkpoint; `check` judges them."""
 
-    columns: jax.Array  # Float[n G]
-    kernel: jax.Array  # Float[c n G]
-    factor: jax.Array  # Float[c n], q
-    info: Info
-
-
-class Scores(NamedTuple):
-    """``tau``, ``[t n]``: positive where including the train example raises the output of the target."""
-
-    tau: jax.Array
-    info: Info
+    residual: jax.Array  # Float[*c], largest relative residual ||K x - u|| / ||u|| of the solves
+    pivot: jax.Array  # Float[*c], smallest over largest squared pivot of the Cholesky factor of K; NaN: not definite
+    finite: jax.Array  # Bool[*c n], whether the projected gradient of each train example is finite
 
 
 def group_scores(
@@ -97,7 +91,7 @@ def group_scores(
 ) -> GroupScores:
     """Mean attribution of every train example over each group of ``target``, without the matrix of single targets.
 
-    ``checkpoints`` are variables with a leading axis ``c`` (`trak_checks.stack_checkpoints`); number a is projected
+    ``checkpoints`` are variables with a leading axis ``c`` (`per_checkpoint.stack_checkpoints`); number a is projected
     under ``fold_in(key, ids[a])``, ids being 0..c-1 unless given. ``weights`` are those the checkpoints were trained
     under: examples of weight 0 stay out of K and are scored all the same. Targets of group -1 are left out. Memory:
     ``c n G`` numbers, K, some p features, and the gradients of a microbatch.
@@ -106,18 +100,11 @@ def group_scores(
       ValueError: no target has a group, or one is beyond ``num_groups``; leading axes of checkpoints differ; the
         projection is as wide as n and damping is 0. Values that are not finite and a singular K are left to `check`.
     """
-    check_groups(target.group, num_groups)
-
-    def one(at):
-        return group_columns(at[0], model, at[1], train, target, num_groups, weights=weights, options=options)
-
-    kernel, factor, info = jax.lax.map(one, (checkpoint_keys(key, checkpoints, ids=ids), checkpoints))
-    return GroupScores(combine(kernel, factor), kernel, factor, info)
-
-
-def combine(kernel: Float[Array, "c n G"], factor: Float[Array, "c n"]) -> Float[Array, "n G"]:
-    """Two separate means over checkpoints, then the product."""
-    return kernel.mean(0) * factor.mean(0)[:, None]
+    per_checkpoint.check_groups(target.group, num_groups)
+    one = lambda key, variables: group_columns(
+        key, model, variables, train, target, num_groups, weights=weights, options=options
+    )
+    return per_checkpoint.group_scores(one, per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids), checkpoints)
 
 
 def group_columns(
@@ -132,19 +119,17 @@ def group_columns(
     options: Options = Options(),
     reduce: Callable[[PyTree], PyTree] = lambda tree: tree,
     shares: int = 1,
-) -> tuple[Float[Array, "n G"], Float[Array, "n"], Info]:
-    """Kernel, q and info of one checkpoint under its own key: the unit of work that `group_scores` maps.
+) -> CheckpointColumns:
+    """Group columns of one checkpoint under its own key: the unit of work of `group_scores`.
 
     ``reduce`` sums over devices, ``shares`` of them, each with as many train examples (`runtime.sharded`).
     """
-    o, train, target = options, _arrays(train), _arrays(target)
-    output, params = _function(o, o.output, model, variables)
-    target_output, _ = _function(o, o.target_output or o.output, model, variables)
-    projection = _projection(o, len(train.y) * shares)(key, params)
+    train, target, weights = *map(per_checkpoint.as_arrays, (train, target)), per_checkpoint.weights_of(train, weights)
+    o, output, target_output, params = _prepared(options, model, variables, train)
+    num_train = len(train.y) * shares
+    projection = _projection(o, num_train)(key, params)
 
-    member = jax.nn.one_hot(target.group, num_groups)
-    size = member.sum(0)
-    mix = member / jnp.maximum(size, 1)[None, :]
+    mix, size = per_checkpoint.group_mix(target.group, num_groups)
     directions = gradients.weighted_gradients(target_output, params, mix, target, microbatch=o.microbatch)
 
     def add(gram, part, valid):
@@ -155,15 +140,14 @@ def group_columns(
     target_phi = projection.project(directions)
     p = target_phi.shape[1]
     # K is touched once for p rows or more, however few gradients fit into a microbatch: an update costs p * p.
-    slab = o.microbatch and o.microbatch * -(-p // o.microbatch)
+    slab = o.microbatch * -(-p // o.microbatch)
     gram = jnp.zeros((p, p), target_phi.dtype)
-    gram, finite = gradients.scan_microbatches(add, gram, (train, _weights(train, weights)), microbatch=slab)
-    solution, info = _solve(o, reduce(gram), target_phi, finite, n=len(train.y) * shares)
+    gram, finite = scan_microbatches(add, gram, (train, weights), microbatch=slab)
+    solution, info = _solve(o, reduce(gram), target_phi, finite, num_train)
     tangents = jax.tree.map(lambda v, p: v.astype(p.dtype), projection.unproject(solution), params)
     values, kernel = gradients.jvp(output, params, tangents, train, microbatch=o.microbatch)
     kernel = jnp.where((size > 0)[None, :], kernel, jnp.nan).astype(gram.dtype)
-    kernel, factor = _with_factor(o, kernel, values, train)
-    return kernel, factor, info
+    return CheckpointColumns(*_with_factor(o, kernel, values, train), info)
 
 
 def scores(
@@ -177,21 +161,23 @@ def scores(
     ids: Int[AnyArray, "c"] | None = None,
     options: Options = Options(),
 ) -> Scores:
-    """The whole matrix tau; arguments and errors as of `group_scores`. Memory: tau, ``(n + t) p`` features, and K."""
-    o, train, target = options, _arrays(train), _arrays(target)
+    """Attribution ``tau[t, n]`` of every train example to every target, in units of the output.
 
-    def one(checkpoint_key, variables):
-        output, params = _function(o, o.output, model, variables)
-        target_output, _ = _function(o, o.target_output or o.output, model, variables)
-        projection = _projection(o, len(train.y))(checkpoint_key, params)
+    Arguments and errors as of `group_scores`. Memory: tau, ``(n + t) p`` features, and K.
+    """
+    train, target, weights = *map(per_checkpoint.as_arrays, (train, target)), per_checkpoint.weights_of(train, weights)
+
+    def one(key, variables):
+        o, output, target_output, params = _prepared(options, model, variables, train)
+        projection = _projection(o, len(train.y))(key, params)
         values, phi = _features(o, output, params, projection, train)
         _, target_phi = _features(o, target_output, params, projection, target)
-        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
-        solution, info = _solve(o, gram, target_phi, jnp.isfinite(phi).all(-1), n=len(train.y))
-        kernel, factor = _with_factor(o, _dot(solution, phi.T), values, train, axis=0)
-        return kernel, factor, info
+        gram = _gram(phi, _curved(o, weights, values, train))
+        solution, info = _solve(o, gram, target_phi, jnp.isfinite(phi).all(-1), len(train.y))
+        return _with_factor(o, _dot(solution, phi.T), values, train, axis=0), info
 
-    (kernel, factor), info = _sum_over_checkpoints(one, checkpoint_keys(key, checkpoints, ids=ids), checkpoints)
+    keys = per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids)
+    (kernel, factor), info = per_checkpoint.mean_over_checkpoints(one, keys, checkpoints)
     return Scores(kernel * factor[None, :], info)
 
 
@@ -205,33 +191,69 @@ def self_influence(
     ids: Int[AnyArray, "c"] | None = None,
     options: Options = Options(),
 ) -> tuple[Float[Array, "n"], Info]:
-    """``tau[i, i]``, how much each train example supports itself: large for the memorised and the mislabelled."""
-    o, train = options, _arrays(train)
+    """``tau[i, i]`` of every train example, its support of itself: large for the memorised and the mislabelled.
 
-    def one(checkpoint_key, variables):
-        output, params = _function(o, o.output, model, variables)
-        values, phi = _features(o, output, params, _projection(o, len(train.y))(checkpoint_key, params), train)
-        gram = _gram(phi, _curved(o, _weights(train, weights), values, train))
-        solution, info = _solve(o, gram, phi, jnp.isfinite(phi).all(-1), n=len(train.y))
+    Arguments and errors as of `group_scores`.
+    """
+    train, weights = per_checkpoint.as_arrays(train), per_checkpoint.weights_of(train, weights)
+
+    def one(key, variables):
+        o, output, _, params = _prepared(options, model, variables, train)
+        values, phi = _features(o, output, params, _projection(o, len(train.y))(key, params), train)
+        gram = _gram(phi, _curved(o, weights, values, train))
+        solution, info = _solve(o, gram, phi, jnp.isfinite(phi).all(-1), len(train.y))
         kernel, factor = _with_factor(o, (solution * phi).sum(-1)[:, None], values, train)
-        return kernel[:, 0], factor, info
+        return (kernel[:, 0], factor), info
 
-    (kernel, factor), info = _sum_over_checkpoints(one, checkpoint_keys(key, checkpoints, ids=ids), checkpoints)
+    keys = per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids)
+    (kernel, factor), info = per_checkpoint.mean_over_checkpoints(one, keys, checkpoints)
     return kernel * factor, info
 
 
-def _arrays(split: Split) -> Split:
-    return jax.tree.map(jnp.asarray, split)
+def check(
+    info: Info, *, example_ids: Int[AnyArray, "n"] | None = None, checkpoint_ids: Sequence[int] | None = None
+) -> None:
+    """Judge a finished run on the host: warn (RuntimeWarning) where K was close to singular, raise where it failed.
+
+    Raises:
+      FloatingPointError: gradients that are not finite (names examples and checkpoints), or a K that could not be
+        factored (names checkpoints).
+    """
+    residual, pivot, finite = np.atleast_1d(info.residual), np.atleast_1d(info.pivot), np.atleast_2d(info.finite)
+    names = np.arange(len(pivot)) if checkpoint_ids is None else np.asarray(checkpoint_ids)
+    if not finite.all():
+        examples = np.arange(finite.shape[1]) if example_ids is None else np.asarray(example_ids)
+        bad = examples[~finite.all(0)]
+        raise FloatingPointError(
+            f"gradients are not finite for {len(bad)} train examples, first {bad[:5].tolist()}, at checkpoints "
+            f"{names[~finite.all(1)][:5].tolist()}"
+        )
+    advice = "raise damping (0.1 is safe) or take a smaller projection (projections.default_size)"
+    if not np.isfinite(residual + pivot).all():
+        failed = names[~np.isfinite(residual + pivot)].tolist()
+        raise FloatingPointError(f"the Gram matrix of checkpoints {failed} is not positive definite: {advice}")
+    if (pivot < 1e-5).any() or (residual > 1e-2).any():
+        warnings.warn(
+            f"the Gram matrix is close to singular (smallest pivot {pivot.min():.1e} of the largest, relative residual "
+            f"{residual.max():.1e}): {advice}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
-def _weights(train: Split, weights):
-    return jnp.ones(train.y.shape[0]) if weights is None else jnp.asarray(weights)
+def _prepared(options: Options, model: Model, variables, train: Split):
+    """Options with a microbatch, both outputs as functions of the attributed parameters, and those parameters."""
+    outputs = (options.output, options.target_output or options.output)
+    (output, params), (target_output, _) = (
+        per_checkpoint.attributed(make(model, variables), variables, options.keep) for make in outputs
+    )
+    if options.microbatch is None:
+        options = options._replace(microbatch=default_microbatch(output, params, train))
+    return options, output, target_output, params
 
 
-def _function(o: Options, make: Callable, model: Model, variables):
-    """The output as a function of the attributed parameters, and those parameters."""
-    output, params = make(model, variables), variables["params"]
-    return (output, params) if o.keep is None else gradients.subset(output, params, o.keep)
+def _projection(o: Options, num_train: int) -> MakeProjection:
+    return sjlt(min(256, default_size(num_train))) if o.projection is None else o.projection
 
 
 def _features(o: Options, output, params, projection, examples):
@@ -256,17 +278,14 @@ def _gram(phi, weights):
     return _dot(weighted.T, weighted * weights.astype(phi.dtype)[:, None])
 
 
-def _projection(o: Options, n: int) -> MakeProjection:
-    return sjlt(min(256, default_size(n))) if o.projection is None else o.projection
-
-
-def _solve(o: Options, gram, targets, finite, *, n: int):
+def _solve(o: Options, gram, targets, finite, num_train: int):
     """``K^-1 u`` for every row u of ``targets [k p]``, and its diagnostics."""
     p = gram.shape[0]
-    if isinstance(o.damping, int | float) and (o.damping < 0 or (o.damping == 0 and p >= n)):
+    if isinstance(o.damping, int | float) and (o.damping < 0 or (o.damping == 0 and p >= num_train)):
         raise ValueError(
-            f"damping: found {o.damping} with a projection to p = {p} for n = {n} examples, where the Gram matrix is "
-            f"singular; project to fewer dimensions (default_size({n}) = {default_size(n)}) or take damping = 0.1"
+            f"damping: found {o.damping} with a projection to p = {p} for n = {num_train} examples, where the Gram "
+            f"matrix is singular; project to fewer dimensions (default_size({num_train}) = {default_size(num_train)}) "
+            "or take damping = 0.1"
         )
     ridge = o.damping * jnp.trace(gram) / p
     matrix = gram + ridge.astype(gram.dtype) * jnp.eye(p, dtype=gram.dtype)
@@ -282,7 +301,7 @@ def _solve(o: Options, gram, targets, finite, *, n: int):
 
 
 # One after the other where mapped, over dampings say: as a batch they wait for each other's threads on CPUs when
-# several devices share few cores, and may do so for ever.
+# several devices share few cores, and can deadlock.
 @jax.custom_batching.sequential_vmap
 def _cholesky(matrix, targets):
     factor, lower = jax.scipy.linalg.cho_factor(matrix, lower=True)
@@ -293,14 +312,3 @@ def _with_factor(o: Options, kernel, values, train, axis: int = 1):
     """Kernel and q; inside the mean over checkpoints if asked. ``axis`` is the one of ``kernel`` that is not train."""
     factor = o.factor(values, train).astype(kernel.dtype)
     return (kernel * jnp.expand_dims(factor, axis), jnp.ones_like(factor)) if o.factor_inside else (kernel, factor)
-
-
-def _sum_over_checkpoints(one: Callable, keys, checkpoints):
-    """Means over checkpoints of the first two results of ``one``, in place; the third stacked."""
-    shapes = jax.eval_shape(one, keys[0], jax.tree.map(lambda a: a[0], checkpoints))[:2]
-
-    def add(total, at):
-        kernel, factor, info = one(*at)
-        return jax.tree.map(lambda a, b: a + b / len(keys), total, (kernel, factor)), info
-
-    return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), (keys, checkpoints))

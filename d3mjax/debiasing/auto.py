@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from d3mjax.attribution import outputs, trak, trak_checks
+from d3mjax.attribution import outputs, per_checkpoint, trak
 from d3mjax.debiasing import pseudo_groups, sources
 from d3mjax.debiasing.pseudo_groups import PseudoGroups
 from d3mjax.runtime.hosts import local_mesh, place
@@ -85,7 +85,7 @@ def attribute_targets(
     """
     train, target = _on_one_device((data.train, data.target))
     scores = _scores(key, checkpoints.variables, train, target, jnp.float32(damping), model=model, options=options)
-    trak_checks.check(jax.device_get(scores.info), example_ids=np.asarray(train.id))
+    trak.check(jax.device_get(scores.info), example_ids=np.asarray(train.id))
     return np.asarray(scores.tau)
 
 
@@ -132,7 +132,7 @@ def attribute_groups(
     kernel, factor, info = jax.device_get(_attributed(place(data, mesh), keys, checkpoints.variables, **statics))
     facts = attribution.check(info, data)
     # As in `sources`: within the program devices would have to wait for each other.
-    columns = jax.vmap(trak.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
+    columns = jax.vmap(per_checkpoint.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
     return sources.Columns(np.asarray(columns), kernel[:, 0], checkpoints.right, facts)
 
 

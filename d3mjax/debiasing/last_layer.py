@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.debiasing.baselines import subsample_balanced
 from d3mjax.linalg import logistic
 from d3mjax.types import AnyArray, Linear, Model

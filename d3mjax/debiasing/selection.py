@@ -95,9 +95,10 @@ def choose(
 
 
 def drop_confident(mean: Float[AnyArray, "n"], error: Float[AnyArray, "n"], *, z: float = 1.645) -> Bool[Array, "n"]:
-    """Drop examples with ``mean + z * error < 0``: score and standard error from `uncertainty`.
+    """Drop examples with ``mean + z * error < 0``, whose harm is sure.
 
-    ``z = 1.645`` errs for one useful example in twenty. An error of NaN (one checkpoint, one fold) keeps.
+    Mean score and standard error are those of `per_checkpoint.checkpoint_error`. ``z = 1.645`` errs for one useful
+    example in twenty. An error of NaN (one checkpoint) keeps.
     """
     return ~(jnp.asarray(mean) + z * jnp.asarray(error) < 0)
 

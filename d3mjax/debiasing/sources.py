@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from d3mjax import metrics
-from d3mjax.attribution import datamodels, influence, outputs, trak, trak_checks
+from d3mjax.attribution import datamodels, influence, outputs, per_checkpoint, trak
 from d3mjax.linalg import iterative, lasso
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.runtime.sweep import sweep
@@ -71,8 +71,8 @@ def by_trak(options: trak.Options, *, dampings: tuple[float, ...] = ()) -> Attri
         return jax.vmap(damped)(jnp.array([options.damping, *dampings]))
 
     def check(info, data: Data) -> dict[str, Any]:
-        worst = trak_checks.Info(info.residual.max(1), info.pivot.min(1), info.finite.all(1))
-        trak_checks.check(worst, example_ids=data.train.id)
+        worst = trak.Info(info.residual.max(1), info.pivot.min(1), info.finite.all(1))
+        trak.check(worst, example_ids=data.train.id)
         return {"residual": info.residual.max(), "smallest_pivot": info.pivot.min()}
 
     return Attribution(attribute, check, ("D3M", *(f"D3M, damping {damping:g}" for damping in dampings)))
@@ -84,9 +84,9 @@ def by_influence(options: influence.Options, *, rtol: float) -> Attribution:
     Source: Koh and Liang, 2017; `attribution.influence`.
     """
 
-    def attribute(_key, model: Model, variables, data: Data, num_groups: int):
-        columns, info = influence.group_columns(model, variables, data.train, data.target, num_groups, options=options)
-        return jax.tree.map(lambda a: a[None], (columns, jnp.ones(columns.shape[0]), info))
+    def attribute(key, model: Model, variables, data: Data, num_groups: int):
+        args = (key, model, variables, data.train, data.target, num_groups)
+        return jax.tree.map(lambda a: a[None], influence.group_columns(*args, options=options))
 
     def check(info, data: Data) -> dict[str, Any]:
         iterative.check(info.residual, info.steps, rtol=10 * rtol)
@@ -126,7 +126,7 @@ def from_checkpoints(
     ensemble.check_losses(losses, np.arange(checkpoints))
     facts = attribution.check(info, data)
     # Means over checkpoints are taken here: within the program devices would have to wait for each other.
-    columns = jax.vmap(trak.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
+    columns = jax.vmap(per_checkpoint.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
     return Columns(np.asarray(columns), kernel[:, 0], right, facts)
 
 
@@ -208,5 +208,5 @@ def _regress(key, ids, margins, *, bank: Bank, num_examples: int):
         linear, info = datamodels.fit_lasso(subsets, margins, heldout, options=path)
         return linear.weight.T[None], {"heldout_r2": info.r2, "support": info.support}
     lambdas = datamodels.default_lambdas(subsets)[4:]  # outputs of single models are never 95 % signal
-    linear, info, residual = datamodels.fit_ridge_few(subsets, margins, lambdas, heldout)
-    return linear.weight.T[None], {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}
+    linear, info = datamodels.fit_ridge_few(subsets, margins, lambdas, heldout)
+    return linear.weight.T[None], {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": info.residual}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from d3mjax import metrics
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.types import AnyArray
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from d3mjax import metrics
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.types import AnyArray
 
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)

@@ -19,7 +19,7 @@ import optax
 from flax import linen
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.diagnosis import claims
 from d3mjax.training import sampling
 from d3mjax.training import trainer as trainers

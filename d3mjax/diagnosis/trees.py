@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.diagnosis import claims
 from d3mjax.types import AnyArray
 

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float16, PyTree, Shaped
 
-from d3mjax.attribution import dense_gradients, gradients, influence
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution import curvatures, dense_gradients, gradients
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.types import AnyArray, Model, Split
 
 CHANNELS = ("influence", "cosine", "agreement", "loss")
@@ -39,7 +39,7 @@ def tensor(
     train: Split,
     validation: Split,
     *,
-    loss: Any = influence.cross_entropy,
+    loss: Any = curvatures.cross_entropy,
     normalise: bool = True,
     microbatch: int | None = 1024,
 ) -> Float16[Array, "n 4 t"]:
@@ -67,7 +67,7 @@ def gram(
     train: Split,
     validation: Split,
     *,
-    loss: Any = influence.cross_entropy,
+    loss: Any = curvatures.cross_entropy,
     normalise: bool = True,
     microbatch: int | None = 1024,
 ) -> Float[Array, "n t"]:
@@ -86,7 +86,7 @@ def norms(
     variables: PyTree,
     split: Split,
     *,
-    loss: Any = influence.cross_entropy,
+    loss: Any = curvatures.cross_entropy,
     microbatch: int | None = 1024,
 ) -> Float[Array, "n"]:
     """``||g_i||`` of every row, by the same products."""
@@ -120,7 +120,7 @@ def losses(
     variables: PyTree,
     split: Split,
     *,
-    loss: Any = influence.cross_entropy,
+    loss: Any = curvatures.cross_entropy,
     microbatch: int | None = 1024,
 ) -> Float[Array, "n"]:
     """``loss_i`` of every row, in evaluation mode."""

@@ -20,13 +20,14 @@ Letters: ``m`` rows, ``n`` columns, ``t`` targets, ``l`` lambdas, ``v`` rows to 
 in the precision of the inputs, float32 at least, with matrix products at full precision.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from d3mjax.linalg.lasso import Moments
 from d3mjax.types import AnyArray, Linear
@@ -125,8 +126,17 @@ def leave_out(
     return jax.lax.map(residuals, penalties)
 
 
-def leave_one_out(factor: Factor, y: Float[AnyArray, "m t"], lambdas: Float[AnyArray, " l"]) -> Float[Array, "l m t"]:
-    """Residuals of every row when the fit sees all rows but that one: `leave_out` of single rows, all at once."""
+def leave_one_out(
+    factor: Factor,
+    y: Float[AnyArray, "m t"],
+    lambdas: Float[AnyArray, " l"],
+    *,
+    look: Callable[[Float[Array, "m t"]], PyTree] = lambda residuals: residuals,
+) -> PyTree:
+    """``look(residuals [m t])`` at every lambda, stacked ``[l ...]``: of each row, when the fit sees all others.
+
+    `leave_out` of single rows, all at once. The default keeps all residuals, ``[l m t]``.
+    """
     num_rows = factor.x.shape[0]
     start, left, sign, coefficients, penalties = _leave_out_terms(factor, y, lambdas, jnp.arange(num_rows))
 
@@ -134,7 +144,7 @@ def leave_one_out(factor: Factor, y: Float[AnyArray, "m t"], lambdas: Float[AnyA
         scaled = left / (factor.eigenvalues + penalty)[None]
         values = (sign < 0) * (1 - 1 / num_rows) + sign * jnp.sum(scaled * left, axis=1)
         values = jnp.maximum(values, _least(factor, penalty, 1))
-        return (start + sign * _dot(scaled, coefficients)) / values[:, None]
+        return look((start + sign * _dot(scaled, coefficients)) / values[:, None])
 
     return jax.lax.map(residuals, penalties)
 

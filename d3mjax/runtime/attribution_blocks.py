@@ -10,7 +10,7 @@ computes the others. A damaged block is computed again. One checkpoint is in mem
         return trak.group_columns(jax.random.fold_in(key, id), model, variables, train, target, 4)
 
     kernel, factor, info = map_checkpoints(run, "trak", columns, load, ids, (key, train, target))
-    scores = trak.combine(kernel, factor)           # as `trak.group_scores` of all checkpoints stacked
+    scores = per_checkpoint.combine(kernel, factor)           # as `trak.group_scores` of all checkpoints stacked
 """
 
 import functools

@@ -22,8 +22,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from d3mjax.attribution import datamodels, trak
-from d3mjax.attribution.trak_checks import Info, check_groups, checkpoint_keys
+from d3mjax.attribution import datamodels, per_checkpoint, trak
+from d3mjax.attribution.per_checkpoint import GroupScores
 from d3mjax.linalg import lasso, ridge
 from d3mjax.runtime.hosts import put
 from d3mjax.types import AnyArray, Linear, Model, Split
@@ -42,14 +42,14 @@ def group_scores(
     weights: Float[AnyArray, "n"] | None = None,
     ids: Int[AnyArray, "c"] | None = None,
     options: trak.Options = trak.Options(),
-) -> trak.GroupScores:
+) -> GroupScores:
     """`trak.group_scores` with an equal share of the train examples on each device along ``axis``.
 
     Each device keeps the gradients of its own examples; they send each other the Gram ``[p p]`` of a checkpoint.
     Targets, few beside train examples, are on all devices. Arguments, results and errors as there. Compiled at every
     call: jit what calls it more than once. If n is no multiple of the devices, the results are copied to all of them.
     """
-    check_groups(target.group, num_groups)
+    per_checkpoint.check_groups(target.group, num_groups)
     count = mesh.shape[axis]
     n = len(train.y)
     counted = np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32)
@@ -78,10 +78,11 @@ def group_scores(
         out_specs=(PartitionSpec(None, axis), everywhere),
         check_vma=False,  # the sums between devices are written out, and no gradient passes through them
     )
-    keys = checkpoint_keys(key, checkpoints, ids=ids)
+    keys = per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids)
     of_example, (residual, pivot) = jax.jit(spread)(train, counted, target, keys, checkpoints)
     kernel, factor, finite = (a[:, :n] for a in of_example)
-    return trak.GroupScores(trak.combine(kernel, factor), kernel, factor, Info(residual, pivot, finite))
+    info = trak.Info(residual, pivot, finite)
+    return GroupScores(per_checkpoint.combine(kernel, factor), kernel, factor, info)
 
 
 def fit_lasso(
@@ -114,7 +115,7 @@ def fit_ridge(
     axis: str = "model",
     target_block: int = 256,
 ) -> Linear:
-    """`datamodels.fit_ridge` with models shared out for the Gram, and targets for everything after it.
+    """Weights of `datamodels.fit_ridge`, with models shared out for the Gram, and targets for everything after it.
 
     Always the primal form, which is meant for more models than examples: every device decomposes the Gram ``[n n]``
     and makes ``target_block`` of its targets at a time. Compiled at every call.

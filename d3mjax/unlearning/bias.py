@@ -90,13 +90,14 @@ def influence_on(
     weights: Float[AnyArray, "n"] | None = None,
     options: influence.Options = influence.Options(),
 ) -> tuple[Float[Array, "n"], influence.Info]:
-    """``d measure / d w_i`` of every train example, by one solve; arguments as of `influence.along`.
+    """``d measure / d w_i`` of every train example, by one solve; ``weights`` and options as of `influence.scores`.
 
     Positive: including the example raises the measure. For D3M's rules, where larger scores stay, take its negative.
     """
     gradient = gradient_of(model, measure, variables, pairs, keep=options.keep)
     gradient = jax.tree.map(lambda a: a[None], gradient)
-    columns, info = influence.along(model, variables, train, gradient, weights=weights, options=options)
+    problem = influence.problem_of(model, variables, train, weights=weights, options=options)
+    columns, info = influence.along(problem, options.inverse, gradient)
     return columns[:, 0], info
 
 

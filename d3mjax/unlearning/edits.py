@@ -5,10 +5,10 @@
     pairs, no train data theta + eta H^-1 sum_i [grad loss(aligned_i) - grad loss(conflicting_i)]
     Newton on the bias   theta - eta W H^-1 grad B        (W, the sum of weights, makes eta free of n)
 
-H is the curvature of the summed objective at its minimum (`influence.Problem`): `refit` the edited parameters first, or
-the step also finishes training. The problem's parameters are edited, a last layer or all; `influence.ggn`, `hessian` or
-`one_vs_rest` are its curvature, `by_last_layer`, `by_dense` or `by_cg` its inverse. Source: Chen et al., "Fast Model
-Debias with Machine Unlearning", NeurIPS 2023.
+H is the curvature of the summed objective at its minimum (`curvatures.Problem`): `refit` the edited parameters first,
+or the step also finishes training. The problem's parameters are edited, a last layer or all; `curvatures.ggn`,
+`hessian` or `one_vs_rest` are its curvature, `by_last_layer`, `by_dense` or `by_cg` of `inverses` its inverse. Source:
+Chen et al., "Fast Model Debias with Machine Unlearning", NeurIPS 2023.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from d3mjax.attribution import influence
-from d3mjax.attribution.influence import Inverse, Problem
+from d3mjax.attribution import curvatures
+from d3mjax.attribution.curvatures import Inverse, Problem
 from d3mjax.types import AnyArray, Model, Pairs, Split
 from d3mjax.unlearning.bias import counterfactual_bias
 
@@ -29,7 +29,7 @@ def loss_gradient(problem: Problem, examples: Split, coefficients: Float[AnyArra
     examples = jax.tree.map(jnp.asarray, examples)
 
     def total(params):
-        each = jax.vmap(lambda example: influence.loss(problem, params, example))(examples)
+        each = jax.vmap(lambda example: curvatures.loss(problem, params, example))(examples)
         return (jnp.asarray(coefficients) * each).sum()
 
     return ravel_pytree(jax.grad(total)(problem.params))[0]
@@ -42,7 +42,7 @@ def objective_gradient(problem: Problem) -> Float[Array, "d"]:
 
 def stationarity(problem: Problem) -> Float[Array, ""]:
     """Norm of `objective_gradient` over ``sum_i w_i ||grad loss_i||``: 0 at a minimum."""
-    grad = jax.grad(lambda params, example: influence.loss(problem, params, example))
+    grad = jax.grad(lambda params, example: curvatures.loss(problem, params, example))
     norms = jax.vmap(lambda example: jnp.linalg.norm(ravel_pytree(grad(problem.params, example))[0]))(problem.examples)
     return jnp.linalg.norm(objective_gradient(problem)) / (problem.weights * norms).sum()
 

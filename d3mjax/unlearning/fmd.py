@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from d3mjax.attribution import influence
+from d3mjax.attribution import curvatures, influence
 from d3mjax.attribution.inverses import by_last_layer
 from d3mjax.debiasing import last_layer
 from d3mjax.networks import dense
@@ -157,7 +157,7 @@ def last_layer_of(
     num_classes: int,
     *,
     damping: float,
-    curvature: Callable = influence.ggn,
+    curvature: Callable = curvatures.ggn,
     weights: Float[AnyArray, "n"] | None = None,
 ) -> Editable:
     """The last layer on the training features, ``damping`` against their mean loss; solves are exact."""
@@ -168,7 +168,7 @@ def last_layer_of(
 
 
 def network_of(
-    model: Model, variables: PyTree, train: Split, inverse: influence.Inverse, *, damping: float, most: int
+    model: Model, variables: PyTree, train: Split, inverse: curvatures.Inverse, *, damping: float, most: int
 ) -> Editable:
     """All parameters of a network, the curvature that of the first ``most`` training examples times n / ``most``.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.attribution.influence import Inverse, Problem
+from d3mjax.attribution.curvatures import Inverse, Problem
 from d3mjax.debiasing import last_layer
 from d3mjax.types import AnyArray, Model, Pairs
 from d3mjax.unlearning import edits

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from d3mjax.attribution import gradients, influence
-from d3mjax.attribution.outputs import map_microbatches
+from d3mjax.attribution import curvatures, gradients
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.diagnosis import vectors
 from d3mjax.networks import dense
 from d3mjax.reports.rows import row
@@ -67,7 +67,7 @@ def _split(n: int, features: int, seed: int) -> Split:
 
 def _explicit(model: Model, variables, train: Split, validation: Split):
     logits = gradients.logits_of(model, variables)
-    output = lambda params, example: influence.cross_entropy(logits(params, example), example.y)
+    output = lambda params, example: curvatures.cross_entropy(logits(params, example), example.y)
 
     def unit(part):
         tree = gradients.per_example(output, variables["params"], part)

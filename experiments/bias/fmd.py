@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d3mjax.attribution import influence
+from d3mjax.attribution import curvatures, inverses
 from d3mjax.debiasing import last_layer
 from d3mjax.keys import Fmd
 from d3mjax.networks import dense
@@ -155,7 +155,7 @@ def head_edits(head: Callable, num_classes: int, config: Config) -> dict[str, Ca
     subsets = lambda key: jax.random.fold_in(key, Fmd.SUBSETS)
     return {
         "FMD": of(shot),
-        "FMD, one-vs-rest": of(shot, curvature=influence.one_vs_rest),
+        "FMD, one-vs-rest": of(shot, curvature=curvatures.one_vs_rest),
         "FMD, re-linearised": of(rounds),
         "FMD, conflicting side alone": of(partial(rounds, aligned=0.0)),
         "FMD, sign flipped": of(partial(shot, sign=lambda key, count: -1.0)),
@@ -176,7 +176,7 @@ def random_signs(key, count: int):
 def network_edits(model: Model, config: Config) -> dict[str, Callable]:
     """Edits of all parameters, as they were trained, by conjugate gradients."""
     settings = {"damping": config.whole_damping, "most": config.curved}
-    by_cg = influence.by_cg(rtol=1e-3, max_steps=config.max_steps)
+    by_cg = inverses.by_cg(rtol=1e-3, max_steps=config.max_steps)
     paths_of = {
         "FMD": partial(paths.one_shot, etas=config.etas),
         "Newton on the bias": partial(paths.newton, eta=config.whole_eta, rounds=config.whole_rounds),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax import metrics
-from d3mjax.attribution import influence, outputs, projections, trak
+from d3mjax.attribution import influence, inverses, outputs, projections, trak
 from d3mjax.debiasing import baselines, d3m, last_layer, selection, sources
 from d3mjax.keys import Fmd
 from d3mjax.runtime import hosts
@@ -59,7 +59,7 @@ def make_more(task: BiasTask, config: Config) -> fmd.More:
     options = trak.Options(projections.sjlt(source.size), damping=source.damping, microbatch=source.microbatch)
     attribution, trainer = sources.by_trak(options), base.trainer(base.steps, sampling.shuffled())
     num_classes, num_groups = len(base.class_names), len(base.group_names)
-    solver = influence.Options(inverse=influence.by_cg(rtol=1e-3, max_steps=300), microbatch=1000)
+    solver = influence.Options(inverse=inverses.by_cg(rtol=1e-3, max_steps=300), microbatch=1000)
 
     def columns(data, key):
         settings = {"checkpoints": source.models, "width": hosts.models_at_once()}

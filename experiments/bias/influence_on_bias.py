@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d3mjax.attribution import influence, outputs, projections, trak
+from d3mjax.attribution import influence, inverses, outputs, projections, trak
 from d3mjax.debiasing import selection
 from d3mjax.keys import InfluenceOnBias, members
 from d3mjax.reports import page, plots
@@ -86,7 +86,7 @@ def make_programs(task: BiasTask, config: Config) -> Programs:
     """All compiled functions of a task, used for every seed."""
     base, model = task.task, task.task.network()
     trainer, last = base.trainer(base.steps, sampling.shuffled()), f"Dense_{len(base.hidden)}"
-    by_cg = influence.by_cg(rtol=1e-3, max_steps=config.max_steps)
+    by_cg = inverses.by_cg(rtol=1e-3, max_steps=config.max_steps)
     options = influence.Options(damping=config.damping, inverse=by_cg, microbatch=1000)
     kinds = {WHOLE: options, LAST: options._replace(keep=lambda path: last in path)}
     by_trak = trak.Options(projections.sjlt(config.size), microbatch=40)
@@ -136,7 +136,8 @@ def columns(key, model: Model, variables, split: Split, reference: Pairs, *, kin
     for kind, options in kinds.items():
         each = [bias.gradient_of(model, m, variables, reference, keep=options.keep) for m in measures]
         gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-        by_kind[kind], info = influence.along(model, variables, split, gradients, options=options)
+        problem = influence.problem_of(model, variables, split, options=options)
+        by_kind[kind], info = influence.along(problem, options.inverse, gradients)
         residuals[kind] = info.residual.max()
     return by_kind, residuals, bias.signed_bias(model, variables, reference)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import tyro
 
-from d3mjax.attribution import trak
+from d3mjax.attribution import per_checkpoint
 from d3mjax.reports import plots
 from experiments.d3m import ablations, engine
 from experiments.d3m.ablations import Variant
@@ -43,7 +43,7 @@ def make(task: Task, config: Config) -> Callable:
         progress(config.source.models)
 
         def keep(c):
-            mean = trak.combine(jnp.asarray(kernel[:c]), jnp.asarray(factor[:c]))
+            mean = per_checkpoint.combine(jnp.asarray(kernel[:c]), jnp.asarray(factor[:c]))
             return ablations.keep(task, data, mean, found.losses[:c].mean(0), beta=config.beta)
 
         return {named(c): Variant(keep(c)) for c in config.counts}

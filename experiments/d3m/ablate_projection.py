@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import tyro
 
-from d3mjax.attribution import projections, trak
+from d3mjax.attribution import per_checkpoint, projections
 from d3mjax.reports import plots
 from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant
@@ -55,7 +55,7 @@ def make(task: Task, config: Config) -> Callable:
         keys = ablations.keys(seed, config.source.models, ablations.COLUMNS)
         keep = {}
         for name, columns in programs.items():
-            mean = trak.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
+            mean = per_checkpoint.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
             keep[name] = Variant(ablations.keep(task, data, mean, found.losses.mean(0), beta=config.beta))
         progress(config.source.models)
         return keep

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import tyro
 
-from d3mjax.attribution import trak
+from d3mjax.attribution import per_checkpoint
 from d3mjax.debiasing import baselines
 from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind
@@ -53,7 +53,7 @@ def make(task: Task, config: Config) -> Callable:
     def variants(data, seed, progress):
         found = train(data, ablations.keys(seed, config.source.models))
         keys = ablations.keys(seed, config.source.models, ablations.COLUMNS)
-        mean = trak.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
+        mean = per_checkpoint.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
         progress(config.source.models)
         by_group = baselines.balanced_weights(jnp.asarray(data.train.group), len(task.group_names))
         keep = ablations.keep(task, data, mean, found.losses.mean(0), beta=config.beta)

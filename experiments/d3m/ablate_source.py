@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import trak
+from d3mjax.attribution import per_checkpoint
 from d3mjax.reports import plots
 from d3mjax.runtime import hosts
 from experiments.d3m import ablations, engine
@@ -50,7 +50,7 @@ def make(task: Task, config: Config) -> Callable:
 
     def by_trak(data, seed, count: int, attribute: Callable):
         found = train(data, ablations.keys(seed, count))
-        return trak.combine(
+        return per_checkpoint.combine(
             *map(jnp.asarray, attribute(data, ablations.keys(seed, count, ablations.COLUMNS), found[0]))
         )
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import trak
+from d3mjax.attribution import per_checkpoint
 from d3mjax.debiasing import baselines, selection
 from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind
@@ -56,7 +56,7 @@ def make(task: Task, config: Config) -> Callable:
         for (count, mix), chosen in sets.items():
             some = jnp.where(jnp.asarray(chosen), jnp.asarray(group), -1)
             fewer = data._replace(target=data.target._replace(group=some))
-            mean = np.array(trak.combine(*map(jnp.asarray, columns(fewer, keys, found.variables))))
+            mean = np.array(per_checkpoint.combine(*map(jnp.asarray, columns(fewer, keys, found.variables))))
             # A group without targets has no column, and no say.
             absent = np.bincount(group[chosen], minlength=num_groups) == 0
             losses = np.where(absent, np.nan, found.losses.mean(0))

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import tyro
 
-from d3mjax.attribution import gradients, trak
+from d3mjax.attribution import gradients, per_checkpoint
 from d3mjax.debiasing import group_weighting
 from d3mjax.reports import plots
 from experiments.d3m import ablations
@@ -53,7 +53,7 @@ def make(task: Task, config: Config) -> Callable:
         weights |= {name: weigh(losses) for name, weigh in OTHERS.items()}
         keep = {}
         for output, columns in programs.items():
-            mean = trak.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
+            mean = per_checkpoint.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
             for name, group_weights in weights.items():
                 keep[named(name, output)] = Variant(ablations.keep(task, data, mean, losses, weights=group_weights))
         progress(config.source.models)

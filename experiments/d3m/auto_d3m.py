@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import outputs, projections, trak, trak_checks
+from d3mjax.attribution import outputs, projections, trak
 from d3mjax.debiasing import baselines, group_weighting, pseudo_groups, selection
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
@@ -97,7 +97,7 @@ def make_attribute(task: tasks.Task, config: Config) -> Callable[[Data, jax.Arra
         tau = []
         for damping in (source.damping, config.similar):
             found = score(data, jax.random.fold_in(key, COLUMNS), checkpoints, jnp.float32(damping))
-            trak_checks.check(jax.device_get(found.info), example_ids=data.train.id)
+            trak.check(jax.device_get(found.info), example_ids=data.train.id)
             tau.append(np.asarray(found.tau))
         damped, similar = (np.asarray(pseudo_groups.gram([rows])) for rows in tau)
         return Attributed(tau[0], damped, similar, np.asarray(margins))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax import metrics
-from d3mjax.attribution import datamodels, influence, outputs, projections, trak, trak_checks
+from d3mjax.attribution import datamodels, influence, inverses, outputs, per_checkpoint, projections, trak
 from d3mjax.linalg import iterative, lasso
 from d3mjax.runtime.hosts import models_at_once, place
 from d3mjax.runtime.sweep import sweep
@@ -155,8 +155,8 @@ def make_trak_columns(task: Task, mesh: Mesh, source: Trak, dampings: tuple[floa
         return jax.vmap(damped)(jnp.array(dampings))
 
     def check(info, data: Data) -> dict[str, Any]:
-        worst = trak_checks.Info(info.residual.max(1), info.pivot.min(1), info.finite.all(1))
-        trak_checks.check(worst, example_ids=data.train.id)
+        worst = trak.Info(info.residual.max(1), info.pivot.min(1), info.finite.all(1))
+        trak.check(worst, example_ids=data.train.id)
         return {"residual": info.residual.max(), "smallest_pivot": info.pivot.min()}
 
     return make_checkpoint_columns(task, mesh, source.models, attribute, check)
@@ -173,14 +173,13 @@ def make_influence_columns(task: Task, mesh: Mesh, source: Influence) -> Callabl
     return make_checkpoint_columns(task, mesh, source.models, attribute, check)
 
 
-def influence_columns(task: Task, source: Influence, _key, variables, data: Data):
-    """Columns ``[n G]`` of one checkpoint, ones in place of TRAK's factor ``[n]``, and the solves' info."""
+def influence_columns(task: Task, source: Influence, key, variables, data: Data):
+    """Columns ``[n G]`` of one checkpoint, a factor of 1, and the diagnostics of the solves."""
     options = influence.Options(
-        damping=source.damping, microbatch=source.microbatch, inverse=influence.by_cg(rtol=source.rtol)
+        damping=source.damping, microbatch=source.microbatch, inverse=inverses.by_cg(rtol=source.rtol)
     )
-    place = (task.network(), variables, data.train, data.target, len(task.group_names))
-    columns, info = influence.group_columns(*place, options=options)
-    return columns, jnp.ones(columns.shape[0]), info
+    place = (key, task.network(), variables, data.train, data.target, len(task.group_names))
+    return influence.group_columns(*place, options=options)
 
 
 def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Callable, check: Callable) -> Callable:
@@ -209,7 +208,7 @@ def make_checkpoint_columns(task: Task, mesh: Mesh, count: int, attribute: Calla
         facts = check(info, data)
         progress(count)
         # Means over checkpoints are taken here: within the program devices would have to wait for each other.
-        b = jax.vmap(trak.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
+        b = jax.vmap(per_checkpoint.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
         return np.asarray(b), facts, Checkpoints(kernel[:, 0], right)
 
     return columns
@@ -249,8 +248,8 @@ def make_datamodel_columns(task: Task, mesh: Mesh, bank: Bank) -> Callable:
             linear, info = datamodels.fit_lasso(subset, margins, heldout, options=options)
             return linear.weight.T[None], {"heldout_r2": info.r2, "support": info.support}
         lambdas = datamodels.default_lambdas(subset)[4:]  # outputs of single models are never 95 % signal
-        linear, info, residual = datamodels.fit_ridge_few(subset, margins, lambdas, heldout)
-        return linear.weight.T[None], {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": residual}
+        linear, info = datamodels.fit_ridge_few(subset, margins, lambdas, heldout)
+        return linear.weight.T[None], {"heldout_r2": info.r2, "lambda": info.chosen[0], "residual": info.residual}
 
     def columns(data: Data, key, progress: Callable[[int], object]):
         here, ids = place(data, mesh), np.arange(bank.models)

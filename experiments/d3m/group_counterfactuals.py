@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import effects, gradients, trak
+from d3mjax.attribution import effects, gradients, per_checkpoint
 from d3mjax.debiasing import group_weighting, selection
 from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind, row
@@ -52,7 +52,7 @@ def make(task: Task, config: Config) -> Callable:
     def variants(data, seed, progress):
         found = train(data, ablations.keys(seed, config.source.models))
         keys = ablations.keys(seed, config.source.models, ablations.COLUMNS)
-        mean = trak.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
+        mean = per_checkpoint.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
         progress(config.source.models)
         scores = group_weighting.scores(mean, group_weighting.softmax_weights(found.losses.mean(0), beta=config.beta))
         noise = np.random.default_rng(seed).random(len(scores)).astype(np.float32)

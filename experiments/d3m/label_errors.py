@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import effects, trak
+from d3mjax.attribution import effects, per_checkpoint
 from d3mjax.debiasing import group_weighting, selection
 from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind
@@ -50,7 +50,7 @@ def make(task: Task, config: Config) -> Callable:
         seed_keys = ablations.keys(seed, config.source.models)
         found = train(data, seed_keys)
         keys = ablations.keys(seed, config.source.models, ablations.COLUMNS)
-        mean = trak.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
+        mean = per_checkpoint.combine(*map(jnp.asarray, columns(data, keys, found.variables)))
         progress(config.source.models)
         scores = group_weighting.scores(mean, group_weighting.softmax_weights(found.losses.mean(0), beta=config.beta))
         losses, influence = rank(data, seed_keys)

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from d3mjax import metrics
-from d3mjax.attribution import outputs, projections, trak, uncertainty
+from d3mjax.attribution import outputs, per_checkpoint, projections, trak
 from d3mjax.debiasing import baselines, group_weighting, loop, selection
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
@@ -84,7 +84,7 @@ def make_attribute(task: Task, source: engine.Trak) -> Callable:
         found, curve = jax.device_get(compiled(keys, data, jnp.asarray(weights, jnp.float32), jnp.float32(damping)))
         ensemble.check_losses(curve, np.arange(source.models))
         found = jax.tree.map(jnp.asarray, found)
-        group_weighting.check_scores(trak.combine(*found[:2]), found[3])
+        group_weighting.check_scores(per_checkpoint.combine(*found[:2]), found[3])
         return found
 
     return attribute
@@ -93,13 +93,14 @@ def make_attribute(task: Task, source: engine.Trak) -> Callable:
 def score(found, beta: float) -> jax.Array:
     """Alignment ``[n]`` from what `make_attribute` found."""
     kernel, factor, _, losses = found
-    return group_weighting.scores(trak.combine(kernel, factor), group_weighting.softmax_weights(losses, beta=beta))
+    columns = per_checkpoint.combine(kernel, factor)
+    return group_weighting.scores(columns, group_weighting.softmax_weights(losses, beta=beta))
 
 
 def rules(found, y, num_classes: int, config: Config) -> dict[str, jax.Array]:
     """Training weights ``[n]`` by rule."""
     scores, k = score(found, config.beta), int(config.share * len(y))
-    mean, error = uncertainty.checkpoint_error(found[0], group_weighting.softmax_weights(found[3], beta=config.beta))
+    mean, error = per_checkpoint.checkpoint_error(found[0], group_weighting.softmax_weights(found[3], beta=config.beta))
     lowest, negative = selection.drop_lowest(scores, k), selection.drop_negative(scores)
     guarded = partial(selection.guard, scores, y=y, num_classes=num_classes)
     found_rules = {

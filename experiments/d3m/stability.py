@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from d3mjax.attribution import trak
+from d3mjax.attribution import per_checkpoint
 from d3mjax.reports import plots
 from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant
@@ -50,7 +50,7 @@ def make(task: Task, config: Config) -> Callable:
         keep = {}
         for name, (found, keys), side in zip(SOURCES, (first, other, first, first), sides, strict=True):
             fewer = data._replace(target=data.target._replace(group=side))
-            mean = trak.combine(*map(jnp.asarray, columns(fewer, keys, found.variables)))
+            mean = per_checkpoint.combine(*map(jnp.asarray, columns(fewer, keys, found.variables)))
             keep[name] = ablations.keep(task, data, mean, found.losses.mean(0), beta=config.beta)
         reference = keep[SOURCES[0]]
         return {f"D3M, {name}": Variant(mask, overlap(reference, mask)) for name, mask in keep.items()}

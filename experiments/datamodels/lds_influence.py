@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax import keys, metrics
-from d3mjax.attribution import ekfac, gradients, influence, projections, trak
+from d3mjax.attribution import curvatures, ekfac, gradients, influence, inverses, projections, trak
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind
@@ -104,9 +104,9 @@ def sources(bias_task: BiasTask, config: Config) -> dict[str, Source]:
     sketched = trak.Options(projections.sjlt(config.size), damping=0.1, microbatch=40, target_output=output)
 
     def by_influence(options: influence.Options, kind: Kind = Kind("rival")) -> Source:
-        def columns(data: Data, _key, variables):
-            arrays = (model, variables, data.train, data.target, num_groups)
-            columns, info = influence.group_columns(*arrays, options=options)
+        def columns(data: Data, key, variables):
+            arrays = (key, model, variables, data.train, data.target, num_groups)
+            columns, _, info = influence.group_columns(*arrays, options=options)
             return columns, info.residual.max()
 
         return Source(columns, kind)
@@ -120,8 +120,8 @@ def sources(bias_task: BiasTask, config: Config) -> dict[str, Source]:
         return Source(columns, Kind("rival"))
 
     damping, last = config.damping, f"Dense_{len(task.hidden)}"
-    by_cg, kfac = newton._replace(inverse=influence.by_cg(max_steps=500)), ekfac.by_ekfac(corrected=False)
-    hessian = newton._replace(damping=10 * damping, curvature=influence.hessian)
+    by_cg, kfac = newton._replace(inverse=inverses.by_cg(max_steps=500)), ekfac.by_ekfac(corrected=False)
+    hessian = newton._replace(damping=10 * damping, curvature=curvatures.hessian)
     ours = {f"GGN, damping {d:g}": by_influence(by_cg._replace(damping=d), Kind("ours")) for d in config.dampings}
     more = {
         f"Hessian, damping {10 * damping:g}": by_influence(hessian),

@@ -102,8 +102,8 @@ def make_channels(task: TableTask, network: Network, columns: Any, *, forms: boo
             return (tensor,)
         product = vectors.gram(model, variables, train, validation, normalise=False)
         options = influence.Options(target_output=gradients.negative_loss_output, inverse=ekfac.by_ekfac())
-        curved, _ = influence.scores(model, variables, train, validation, options=options)
         checkpoint = jax.tree.map(lambda a: a[None], variables)
+        curved, _ = influence.scores(key, model, checkpoint, train, validation, options=options)
         options = trak.Options(projections.sjlt(min(512, task.train // 4)), damping=0.01)
         traced = trak.scores(key, model, checkpoint, train, validation, options=options)
         others = [vectors.from_attribution(tau) for tau in (product.T, curved, traced.tau)]

@@ -40,7 +40,7 @@ def planted(masks, t=3, noise=0.0, seed=1):
 def test_fit_equals_sklearn(m):
     masks = mixed_size(m, 12)
     outputs = planted(masks, noise=1.0)[2]
-    linear = datamodels.fit_ridge(masks, outputs, LAMBDAS)
+    linear, _ = datamodels.fit_ridge(masks, outputs, LAMBDAS)
     for i, lam in enumerate(LAMBDAS):
         expected = Ridge(alpha=lam * m, solver="cholesky").fit(masks, outputs)
         np.testing.assert_allclose(linear.weight[i], expected.coef_, atol=1e-8)
@@ -49,10 +49,29 @@ def test_fit_equals_sklearn(m):
         np.testing.assert_allclose(prediction, expected.predict(masks), atol=1e-8)
 
 
+@pytest.mark.parametrize("m", [10, 30])
+def test_errors_at_every_lambda_are_those_of_leaving_one_out(m):
+    masks = mixed_size(m, 12)
+    outputs = planted(masks, noise=1.0)[2]
+    _, info = datamodels.fit_ridge(masks, outputs, LAMBDAS)
+    others = [np.delete(np.arange(m), i) for i in range(m)]
+    fits = [[Ridge(alpha=lam * m, solver="cholesky").fit(masks[of], outputs[of]) for of in others] for lam in LAMBDAS]
+    predictions = np.stack([[fit.predict(masks[i : i + 1])[0] for i, fit in enumerate(row)] for row in fits])
+    mse = ((predictions - outputs[None]) ** 2).mean(1)
+    np.testing.assert_allclose(info.mse, mse, rtol=1e-6)
+    best = mse.argmin(0)
+    np.testing.assert_array_equal(info.chosen, LAMBDAS[best])
+    means = np.stack([outputs[of].mean(0) for of in others])
+    np.testing.assert_allclose(info.r2, 1 - mse.min(0) / ((outputs - means) ** 2).mean(0), rtol=1e-6)
+    for t in range(outputs.shape[1]):
+        expected = np.corrcoef(predictions[best[t], :, t], outputs[:, t])[0, 1]
+        np.testing.assert_allclose(info.correlation[t], expected, rtol=1e-6)
+
+
 def test_mixed_sizes_recover_the_planted_world_as_lambda_vanishes():
     masks = mixed_size(40, 12)
     weight, bias, outputs = planted(masks)
-    linear = datamodels.fit_ridge(masks, outputs, np.array([0.0, 1e-12]))
+    linear, _ = datamodels.fit_ridge(masks, outputs, np.array([0.0, 1e-12]))
     for i in range(2):
         np.testing.assert_allclose(linear.weight[i], weight, atol=1e-8)
         np.testing.assert_allclose(linear.bias[i], bias, atol=1e-8)
@@ -64,7 +83,7 @@ def test_mixed_sizes_recover_the_planted_world_as_lambda_vanishes():
 def test_fixed_size_masks_lose_the_level_and_nothing_else(m, dtype):
     masks = fixed_size(m, 12, keep=5)
     weight, _, outputs = planted(masks)
-    linear = datamodels.fit_ridge(masks, outputs.astype(dtype), np.array([0, 1e-6, 0.1], dtype))
+    linear, _ = datamodels.fit_ridge(masks, outputs.astype(dtype), np.array([0, 1e-6, 0.1], dtype))
     tolerance = 10 * np.sqrt(np.finfo(dtype).eps) if m == 40 else 10 * np.finfo(dtype).eps
     np.testing.assert_allclose(linear.weight.mean(axis=-1), 0, atol=100 * np.finfo(dtype).eps)
     assert (np.abs(weight.mean(axis=1)) > 0.3).all()
@@ -87,8 +106,8 @@ def test_group_means_are_the_averages_of_rows():
     masks = mixed_size(20, 12)
     outputs = planted(masks, t=5, noise=1.0)[2]
     groups = np.array([[1, 0, 0, 1, 0], [0, 1, 1, 0, 1]]) / np.array([[2], [3]])
-    rows = datamodels.fit_ridge(masks, outputs, LAMBDAS)
-    columns = datamodels.fit_ridge(masks, outputs @ groups.T, LAMBDAS)
+    rows, _ = datamodels.fit_ridge(masks, outputs, LAMBDAS)
+    columns, _ = datamodels.fit_ridge(masks, outputs @ groups.T, LAMBDAS)
     np.testing.assert_allclose(columns.weight, groups @ rows.weight, atol=1e-10)
     np.testing.assert_allclose(columns.bias, rows.bias @ groups.T, atol=1e-10)
 
@@ -137,7 +156,7 @@ def test_jit_vmap_and_kinds_of_arrays_agree():
     twice = run(jnp.stack([outputs, outputs[::-1]]))
     jax.tree.map(lambda a, b: same(a[0], b), twice, expected)
     assert jax.jit(datamodels.level_is_identified)(masks)
-    single = datamodels.fit_ridge(masks, outputs.astype(np.float32), LAMBDAS)
+    single, _ = datamodels.fit_ridge(masks, outputs.astype(np.float32), LAMBDAS)
     assert single.weight.dtype == jnp.float32
 
 
@@ -201,10 +220,10 @@ def test_conjugate_gradients_choose_and_fit_as_the_eigendecomposition_does(m):
     heldout = np.arange(2, 9)
     lambdas = np.array([30.0, 1e-2, 1.0])
     exact, expected = datamodels.fit_ridge_heldout(masks, outputs, lambdas, heldout)
-    linear, info, residual = jax.jit(datamodels.fit_ridge_few, static_argnames="rtol")(
+    linear, info = jax.jit(datamodels.fit_ridge_few, static_argnames="rtol")(
         masks, outputs, lambdas, heldout, rtol=1e-12
     )
-    assert residual < 1e-11
+    assert info.residual < 1e-11
     for ours, theirs in zip((*linear, *info), (*exact, *expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
 
@@ -230,8 +249,8 @@ def test_lasso_chooses_and_fits_as_scikit_learn_does():
         for penalty in grid:
             model = Lasso(alpha=penalty, tol=1e-12, max_iter=100_000).fit(standardised(kept, kept), outputs[kept, t])
             errors.append(np.mean((outputs[heldout, t] - model.predict(standardised(heldout, kept))) ** 2))
-        stopped = ~np.isfinite(info.mse[t])
-        np.testing.assert_allclose(np.asarray(info.mse[t])[~stopped], np.array(errors)[~stopped], rtol=1e-4)
+        stopped = ~np.isfinite(info.mse[:, t])
+        np.testing.assert_allclose(np.asarray(info.mse[:, t])[~stopped], np.array(errors)[~stopped], rtol=1e-4)
         np.testing.assert_allclose(info.chosen[t], grid[np.argmin(errors)], rtol=1e-6)
         everything = np.arange(160)
         final = Lasso(alpha=grid[np.argmin(errors)], tol=1e-12, max_iter=100_000)

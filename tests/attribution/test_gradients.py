@@ -129,16 +129,3 @@ def test_outputs_by_hand():
 
 def test_logistic_factor_keeps_small_numbers():
     np.testing.assert_allclose(gradients.logistic_factor(jnp.array([60.0]), None), [np.exp(-60.0)], rtol=1e-4)
-
-
-def test_scan_pads_with_rows_that_do_not_count():
-    total, rows = gradients.scan_microbatches(
-        lambda s, part, valid: (s + jnp.where(valid, part, 0).sum(), 2 * part),
-        jnp.float32(0),
-        jnp.arange(7.0),
-        microbatch=3,
-    )
-    assert total == 21
-    np.testing.assert_array_equal(rows, 2 * np.arange(7.0))
-    with pytest.raises(ValueError, match="microbatch"):
-        gradients.scan_microbatches(lambda s, *_: (s, None), 0, jnp.arange(7.0), microbatch=0)

@@ -9,10 +9,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from scipy.stats import rankdata
 
-from d3mjax.attribution import ekfac, gradients, influence
+from d3mjax.attribution import curvatures, ekfac, gradients, influence, inverses
 from d3mjax.networks import dense
 from d3mjax.types import Split
 
+KEY = jax.random.key(0)
 close = np.testing.assert_allclose
 
 
@@ -37,6 +38,14 @@ def network(hidden=(5,), classes=3):
     model = dense.mlp(hidden, classes)
     variables = model.init(jax.random.key(0), TRAIN.x[:1])
     return model, jax.tree.map(lambda a: a.astype(float), variables)
+
+
+def attribute(model, variables, train=TRAIN, target=TARGET, *, weights=WEIGHTS, **fields):
+    """Scores of one checkpoint by the exact inverse, unless another is given, and its diagnostics."""
+    options = influence.Options(**{"inverse": inverses.by_dense(), **fields})
+    checkpoints = jax.tree.map(lambda a: a[None], variables)
+    tau, info = influence.scores(KEY, model, checkpoints, train, target, weights=weights, options=options)
+    return tau, jax.tree.map(lambda a: a[0], info)
 
 
 def objective(model, variables, weights, flat, train=TRAIN):
@@ -70,13 +79,13 @@ def test_curvature_products_are_those_of_the_matrices(microbatch):
     )
     flat, unravel = ravel_pytree(variables["params"])
     exact = jax.hessian(partial(objective, model, variables, WEIGHTS))(flat)
-    found = jax.vmap(influence.hessian(problem))(jnp.eye(len(flat)))
+    found = jax.vmap(curvatures.hessian(problem))(jnp.eye(len(flat)))
     close(found, exact, atol=1e-10)
 
     logits = lambda w: model.apply({"params": unravel(w)}, TRAIN.x)[0]
     jacobian, p = jax.jacobian(logits)(flat), jax.nn.softmax(logits(flat))
     inner = WEIGHTS[:, None, None] * (jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None])
-    found = jax.vmap(influence.ggn(problem))(jnp.eye(len(flat)))
+    found = jax.vmap(curvatures.ggn(problem))(jnp.eye(len(flat)))
     close(found, jnp.einsum("ncd,nck,nke->de", jacobian, inner, jacobian), atol=1e-10)
     assert np.linalg.eigvalsh(found).min() > -1e-9 > np.linalg.eigvalsh(exact).min()
 
@@ -86,44 +95,44 @@ def test_the_ggn_is_the_hessian_of_a_linear_model():
     problem = influence.problem_of(model, variables, TRAIN)
     vectors = jax.random.normal(jax.random.key(0), (3, 15))
     for v in vectors:
-        close(influence.ggn(problem)(v), influence.hessian(problem)(v), atol=1e-10)
+        close(curvatures.ggn(problem)(v), curvatures.hessian(problem)(v), atol=1e-10)
 
 
 INVERSES = {
-    "cg": influence.by_cg(rtol=1e-12),
-    "lissa": influence.by_lissa(jax.random.key(0), depth=4000),
-    "arnoldi": influence.by_arnoldi(jax.random.key(0), num=43, keep=43),
+    "cg": inverses.by_cg(rtol=1e-12),
+    "lissa": inverses.by_lissa(depth=4000),
+    "arnoldi": inverses.by_arnoldi(num=43, keep=43),
 }
 
 
 @pytest.mark.parametrize("name", INVERSES)
 def test_every_inverse_ends_at_the_exact_one(name):
     model, variables = network()
-    scores = lambda inverse: influence.scores(
-        model, variables, TRAIN, TARGET, weights=WEIGHTS, options=influence.Options(damping=0.05, inverse=inverse)
-    )
-    exact, info = scores(influence.by_dense())
+    exact, info = attribute(model, variables, damping=0.05)
     assert exact.shape == (7, 23)
     assert (info.residual < 1e-10).all()
-    found, info = scores(INVERSES[name])
+    found, info = attribute(model, variables, damping=0.05, inverse=INVERSES[name])
     close(found, exact, atol=1e-8)
     assert (info.residual < 1e-7).all()
 
 
 def test_scores_are_the_formula_and_groups_their_means():
     model, variables = network()
-    options = influence.Options(damping=0.1, inverse=influence.by_dense(), microbatch=3)
-    tau, _ = influence.scores(model, variables, TRAIN, TARGET, weights=WEIGHTS, options=options)
+    tau, _ = attribute(model, variables, damping=0.1, microbatch=3)
     flat, _ = ravel_pytree(variables["params"])
     rows = lambda output, part: jax.vmap(lambda g: ravel_pytree(g)[0])(
         gradients.per_example(output(model, variables), variables["params"], part)
     )
     problem = influence.problem_of(model, variables, TRAIN, weights=WEIGHTS)
-    matrix = jax.vmap(influence.ggn(problem))(jnp.eye(len(flat))) + 0.1 * WEIGHTS.sum() * jnp.eye(len(flat))
+    matrix = jax.vmap(curvatures.ggn(problem))(jnp.eye(len(flat))) + 0.1 * WEIGHTS.sum() * jnp.eye(len(flat))
     f, losses = rows(gradients.margin_output, TARGET), -rows(gradients.negative_loss_output, TRAIN)
     close(tau, -f @ np.linalg.solve(matrix, losses.T), atol=1e-10)
 
-    columns, _ = influence.group_columns(model, variables, TRAIN, TARGET, 3, weights=WEIGHTS, options=options)
+    options = influence.Options(damping=0.1, inverse=inverses.by_dense(), microbatch=3)
+    columns, factor, _ = influence.group_columns(
+        KEY, model, variables, TRAIN, TARGET, 3, weights=WEIGHTS, options=options
+    )
+    assert (factor == 1).all()
     for group in range(2):
         close(columns[:, group], tau[TARGET.group == group].mean(0), atol=1e-10)
     assert np.isnan(columns[:, 2]).all()
@@ -137,8 +146,7 @@ def test_a_little_more_weight_changes_the_output_as_predicted():
     damping, changed = 0.3, (0, 1, 2, 22)
     steps = [s * np.eye(23)[i] for i in changed for s in (1e-3, -1e-3)]
     model, (here, *there) = fitted([WEIGHTS, *(WEIGHTS + step for step in steps)], damping)
-    options = influence.Options(damping=damping / WEIGHTS.sum(), inverse=influence.by_dense())
-    tau, _ = influence.scores(model, here, TRAIN, TARGET, weights=WEIGHTS, options=options)
+    tau, _ = attribute(model, here, damping=damping / WEIGHTS.sum())
     margins = [margins_of(model, variables, TARGET) for variables in there]
     for k, i in enumerate(changed):
         close(tau[:, i], (margins[2 * k] - margins[2 * k + 1]) / 2e-3, rtol=1e-4, atol=1e-7)
@@ -149,8 +157,7 @@ def test_removal_of_one_of_many_is_predicted():
     n, damping = 200, 2.0
     train, target = split(n, classes=2), split(7, classes=2, seed=1)
     model, (whole, *parts) = fitted([np.ones(n), *(1.0 - np.eye(n))], damping, classes=2, train=train)
-    options = influence.Options(damping=damping / n, inverse=influence.by_dense())
-    tau, _ = influence.scores(model, whole, train, target, options=options)
+    tau, _ = attribute(model, whole, train, target, weights=None, damping=damping / n)
     actual = np.stack([margins_of(model, v, target) for v in parts], 1) - margins_of(model, whole, target)[:, None]
     assert np.corrcoef(rankdata(-tau), rankdata(actual))[0, 1] > 0.99
     slope = np.vdot(tau, -actual) / np.vdot(tau, tau)
@@ -162,13 +169,10 @@ def test_ekfac_is_the_exact_fisher_of_one_layer_whose_inputs_and_errors_are_apar
     # Uniform predictions make the errors independent of the inputs: the Fisher is then a Kronecker product.
     model, variables = network(())
     variables = jax.tree.map(jnp.zeros_like, variables)
-    options = influence.Options(damping=0.2, microbatch=microbatch)
-    scores = lambda inverse: influence.scores(
-        model, variables, TRAIN, TARGET, weights=WEIGHTS, options=options._replace(inverse=inverse)
-    )
-    exact, _ = scores(influence.by_dense())
+    scores = partial(attribute, model, variables, damping=0.2, microbatch=microbatch)
+    exact, _ = scores()
     for corrected in (True, False):
-        found, info = scores(ekfac.by_ekfac(corrected=corrected))
+        found, info = scores(inverse=ekfac.by_ekfac(corrected=corrected))
         close(found, exact, atol=1e-9)
         assert (info.residual < 1e-9).all()
 
@@ -177,7 +181,7 @@ def test_the_correction_brings_kfac_closer_to_the_fisher():
     model, variables = network((5,))
     problem = influence.problem_of(model, variables, TRAIN, weights=WEIGHTS)._replace(damping=jnp.asarray(0.0))
     flat, unravel = ravel_pytree(variables["params"])
-    exact = jax.vmap(influence.ggn(problem))(jnp.eye(len(flat)))
+    exact = jax.vmap(curvatures.ggn(problem))(jnp.eye(len(flat)))
 
     def matrix(corrected):
         fisher = ekfac.fit(problem, corrected=corrected)
@@ -195,19 +199,31 @@ def test_shuffled_training_examples_are_shuffled_columns():
     model, variables = network()
     order = np.random.default_rng(0).permutation(23)
     shuffled = jax.tree.map(lambda a: np.asarray(a)[order], TRAIN)
-    options = influence.Options(inverse=influence.by_dense())
-    one, _ = influence.scores(model, variables, TRAIN, TARGET, weights=WEIGHTS, options=options)
-    other, _ = influence.scores(model, variables, shuffled, TARGET, weights=WEIGHTS[order], options=options)
+    one, _ = attribute(model, variables)
+    other, _ = attribute(model, variables, shuffled, weights=WEIGHTS[order])
     close(other, one[:, order], atol=1e-10)
 
 
 def test_one_layer_alone_is_a_block_of_the_problem():
     model, variables = network()
     keep = lambda path: "Dense_1" in path
-    options = influence.Options(inverse=influence.by_dense(), keep=keep)
-    found, _ = influence.scores(model, variables, TRAIN, TARGET, options=options)
-    options = options._replace(inverse=influence.by_cg(rtol=1e-12))
-    cg, _ = influence.scores(model, variables, TRAIN, TARGET, options=options)
+    found, _ = attribute(model, variables, weights=None, keep=keep)
+    cg, _ = attribute(model, variables, weights=None, keep=keep, inverse=inverses.by_cg(rtol=1e-12))
     close(found, cg, atol=1e-9)
-    problem = influence.problem_of(model, variables, TRAIN, options=options)
+    problem = influence.problem_of(model, variables, TRAIN, options=influence.Options(keep=keep))
     assert len(ravel_pytree(problem.params)[0]) == 5 * 3 + 3
+
+
+def test_checkpoints_are_averaged_and_groups_are_means():
+    model, first = network()
+    checkpoints = jax.tree.map(lambda a: jnp.stack([a, 1.5 * a]), first)
+    options = influence.Options(damping=0.1, inverse=inverses.by_dense())
+    args = (KEY, model, checkpoints, TRAIN, TARGET)
+    tau, info = influence.scores(*args, weights=WEIGHTS, options=options)
+    singles = [attribute(model, jax.tree.map(lambda a, c=c: a[c], checkpoints), damping=0.1)[0] for c in range(2)]
+    close(tau, np.mean(singles, axis=0), atol=1e-10)
+    assert info.residual.shape == (2, 7)
+    result = influence.group_scores(*args, 2, weights=WEIGHTS, options=options)
+    close(result.columns, np.stack([tau[TARGET.group == g].mean(0) for g in range(2)], 1), atol=1e-10)
+    with pytest.raises(ValueError, match="expected 0 to 0"):
+        influence.group_scores(*args, 1)

@@ -83,13 +83,6 @@ def test_outputs_do_not_depend_on_the_microbatch(variables, name, microbatch):
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_microbatches_of_pytrees_keep_every_row_in_order():
-    x = {"a": jnp.arange(7.0), "b": jnp.arange(14).reshape(7, 2)}
-    got = outputs.map_microbatches(lambda p: (p["b"] + 1, p["a"] * 2), x, microbatch=3)
-    np.testing.assert_array_equal(got[0], x["b"] + 1)
-    np.testing.assert_array_equal(got[1], x["a"] * 2)
-
-
 def test_microbatch_below_one_is_refused(variables):
     with pytest.raises(ValueError, match="microbatch: found 0"):
         outputs.losses(MODEL, variables, SPLIT, microbatch=0)

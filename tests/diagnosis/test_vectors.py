@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from d3mjax.attribution import gradients, influence
+from d3mjax.attribution import curvatures, gradients
 from d3mjax.diagnosis import vectors
 from d3mjax.networks import dense, ft_transformer
 from d3mjax.types import Split
@@ -36,7 +36,7 @@ def split(n, seed, classes=3):
     return Split(rng.normal(size=(n, 9)).astype(np.float32), y, np.zeros(n, np.int32), np.arange(n, dtype=np.int32))
 
 
-def explicit(model, variables, rows, loss=influence.cross_entropy):
+def explicit(model, variables, rows, loss=curvatures.cross_entropy):
     output = lambda p, e: loss(gradients.logits_of(model, variables)(p, e), e.y)
     tree = gradients.per_example(output, variables["params"], jax.tree.map(jnp.asarray, rows))
     return np.asarray(jax.vmap(lambda g: ravel_pytree(g)[0])(tree), np.float64)
@@ -79,8 +79,8 @@ def test_losses_of_numbers():
     model, train, held = dense.mlp((5,), 1), split(11, 0), split(4, 1)
     train, held = (s._replace(y=s.x[:, 0] * 2 + 1) for s in (train, held))
     variables = model.init(jax.random.key(3), train.x)
-    a, b = (explicit(model, variables, rows, influence.squared_error) for rows in (train, held))
-    products = vectors.gram(model, variables, train, held, loss=influence.squared_error, normalise=False)
+    a, b = (explicit(model, variables, rows, curvatures.squared_error) for rows in (train, held))
+    products = vectors.gram(model, variables, train, held, loss=curvatures.squared_error, normalise=False)
     assert_products(products, a @ b.T, a, b)
     same = vectors.agreement(train.y, held.y)
     np.testing.assert_allclose(same, 1 / (1 + np.abs(train.y[:, None] - held.y[None])), rtol=ROUNDING)
@@ -128,6 +128,6 @@ def test_what_half_precision_cannot_hold_is_cut_off():
     model, train = dense.mlp((5,), 1), split(11, 0)
     train = train._replace(y=1e4 * train.x[:, 0])
     variables = model.init(jax.random.key(9), train.x)
-    found = vectors.tensor(model, variables, train, train, loss=influence.squared_error, normalise=False)
+    found = vectors.tensor(model, variables, train, train, loss=curvatures.squared_error, normalise=False)
     assert np.isfinite(found).all()
     assert found[:, 3].max() == np.finfo(np.float16).max

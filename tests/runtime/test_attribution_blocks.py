@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from d3mjax.attribution import trak, trak_checks
+from d3mjax.attribution import per_checkpoint, trak
 from d3mjax.attribution.projections import rademacher, sjlt
 from d3mjax.networks import dense
 from d3mjax.runtime.attribution_blocks import map_checkpoints
@@ -56,10 +56,10 @@ def _files(path):
 
 def test_equals_all_checkpoints_stacked(tmp_path):
     kernel, factor, info = _run(tmp_path, columns=_trak)
-    checkpoints = trak_checks.stack_checkpoints([_load(id) for id in (0, 1, 7)])
+    checkpoints = per_checkpoint.stack_checkpoints([_load(id) for id in (0, 1, 7)])
     ids = jnp.array([0, 1, 7])
     want = trak.group_scores(KEY, MODEL, checkpoints, TRAIN, TARGET, 2, ids=ids, options=trak.Options(rademacher(5)))
-    np.testing.assert_allclose(trak.combine(kernel, factor), want.columns, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(per_checkpoint.combine(kernel, factor), want.columns, rtol=1e-4, atol=1e-6)
     assert info.finite.shape == (3, 21)
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_block_is_computed_again(tmp_path):
 
 def test_what_fails_its_check_is_not_written(tmp_path):
     bad = TRAIN._replace(x=np.where(np.arange(21)[:, None] == 3, np.nan, TRAIN.x).astype(np.float32))
-    check = lambda id, out: trak_checks.check(out[2], example_ids=TRAIN.id + 100, checkpoint_ids=[id])
+    check = lambda id, out: trak.check(out[2], example_ids=TRAIN.id + 100, checkpoint_ids=[id])
     with pytest.raises(FloatingPointError, match=r"\[103\].*\[7\]"):
         _run(tmp_path, ids=[7], columns=_trak, arrays=(KEY, bad, TARGET), check=check)
     assert not (tmp_path / "units").exists()

@@ -318,4 +318,4 @@ def test_real_models_with_several_seeds_a_mask(tmp_path):
     np.testing.assert_array_equal(y[:5], trained(np.arange(5), x[:5])[0])
     assert len(np.unique(y[:3, 0])) == 3
     datamodels.check_masks(x, y)
-    assert datamodels.fit_ridge(x, y, np.ones(1, np.float32)).weight.shape == (1, 12, 12)
+    assert datamodels.fit_ridge(x, y, np.ones(1, np.float32))[0].weight.shape == (1, 12, 12)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from d3mjax.attribution import influence
+from d3mjax.attribution import influence, inverses
 from d3mjax.networks import dense
 from d3mjax.types import Pairs, Split
 from d3mjax.unlearning import bias, edits
 
 DAMPING, N, P = 0.02, 120, 60
-EXACT = influence.by_dense()
+EXACT = inverses.by_dense()
 MODEL = dense.mlp((), 2)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted_attribute import DAMPING, EXACT, MODEL, PAIRS, SAME, TRAIN, N, flat, measured, problem_at
 
-from d3mjax.attribution import influence
+from d3mjax.attribution import curvatures, influence
 from d3mjax.networks import dense
 from d3mjax.types import Pairs, Split
 from d3mjax.unlearning import bias, edits
@@ -90,7 +90,7 @@ def test_one_vs_rest_is_a_logistic_curvature_per_class():
     v = np.arange(8.0)  # bias [2], then kernel [3 2]
     by_class = np.concatenate([v[2:].reshape(3, 2), v[:2][None]])
     expected = np.stack([rows.T @ (s[:, c] * (1 - s[:, c]) * (rows @ by_class[:, c])) for c in range(2)], 1)
-    found = influence.one_vs_rest(problem)(jnp.asarray(v))
+    found = curvatures.one_vs_rest(problem)(jnp.asarray(v))
     close(found, np.concatenate([expected[3], expected[:3].ravel()]), rtol=1e-10)
 
 
@@ -108,7 +108,7 @@ def regression(weights, *, seed=0, n=30, swap=None):
     solution = np.linalg.solve(gram, (rows.T * weights) @ y)
     model = dense.linear(1)
     params = {"Dense_0": {"kernel": jnp.asarray(solution[:3, None]), "bias": jnp.asarray(solution[3:])}}
-    options = influence.Options(damping=damping / weights.sum(), loss=influence.squared_error)
+    options = influence.Options(damping=damping / weights.sum(), loss=curvatures.squared_error)
     return influence.problem_of(model, {"params": params}, train, weights=weights, options=options), rows, gram
 
 
@@ -137,8 +137,9 @@ def test_leaving_one_out_of_a_ridge_regression():
     train = problem.examples
     output = lambda model, variables: lambda params, example: model.apply({"params": params}, example.x[None])[0][0, 0]
     model = dense.linear(1)
-    options = influence.Options(0.7 / 30, EXACT, target_output=output, loss=influence.squared_error)
-    tau, info = influence.scores(model, {"params": problem.params}, train, train, options=options)
+    options = influence.Options(0.7 / 30, EXACT, target_output=output, loss=curvatures.squared_error)
+    checkpoint = {"params": jax.tree.map(lambda a: a[None], problem.params)}
+    tau, info = influence.scores(jax.random.key(0), model, checkpoint, train, train, options=options)
     assert info.residual.max() < 1e-12
     leverage = np.einsum("ij,jk,ik->i", rows, np.linalg.inv(gram), rows)
     without = [flat(regression(1.0 - (np.arange(30) == i))[0]) for i in range(30)]

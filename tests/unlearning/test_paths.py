@@ -23,7 +23,7 @@ from planted_attribute import (
     problem_at,
 )
 
-from d3mjax.attribution import influence
+from d3mjax.attribution import curvatures, influence, inverses
 from d3mjax.networks import dense
 from d3mjax.unlearning import bias, edits, fmd, paths
 from d3mjax.unlearning.bias import Bias
@@ -135,12 +135,12 @@ def test_the_network_is_curved_by_a_part_that_counts_as_all(network):
     v = jax.random.normal(jax.random.key(1), ravel_pytree(variables["params"])[0].shape)
 
     def problem(most):
-        return fmd.network_of(model, variables, TRAIN, influence.by_cg(), damping=0.01, most=most).problem
+        return fmd.network_of(model, variables, TRAIN, inverses.by_cg(), damping=0.01, most=most).problem
 
-    part, whole, more = (np.asarray(influence.ggn(problem(most))(v)) for most in (40, N, 10 * N))
+    part, whole, more = (np.asarray(curvatures.ggn(problem(most))(v)) for most in (40, N, 10 * N))
     np.testing.assert_array_equal(whole, more)
     close([problem(most).weights.sum() for most in (40, N)], N)
     close([problem(most).damping for most in (40, N)], 0.01 * N)
     first = jax.tree.map(lambda a: a[:40], TRAIN)
-    alone = influence.ggn(influence.problem_of(model, variables, first))(v)
+    alone = curvatures.ggn(influence.problem_of(model, variables, first))(v)
     close(part, N / 40 * np.asarray(alone), atol=1e-12)
