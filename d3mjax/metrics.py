@@ -1,7 +1,7 @@
-"""What is reported: group accuracies, rank correlation, LDS, and intervals over seeds and masks.
+"""Metrics of reports: group accuracies, rank correlation, LDS, and intervals over seeds and masks.
 
 All functions are pure JAX and take batches as leading axes or through `vmap`. Accuracies and shares
-are fractions in [0, 1]. Nothing here invents a number: an empty group or a constant column is NaN, never 0.
+are fractions in [0, 1]. The value of an empty group or a constant column is NaN, never 0.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,11 @@ def group_means(
     """Mean of ``values`` (correct answers, losses, margins) over each group; NaN for an empty group.
 
     Examples of group -1 (unknown) count in no mean.
+
+    >>> import numpy as np
+    >>> from d3mjax import metrics
+    >>> metrics.group_means(np.array([True, False, True]), np.array([0, 0, 1]), 2).tolist()
+    [0.5, 1.0]
     """
     member = jax.nn.one_hot(group, num_groups, axis=0)  # [G t]; a row of -1 is all zero
     total = jnp.matmul(member, jnp.asarray(values, member.dtype), precision="highest")
@@ -26,17 +31,17 @@ def group_means(
 
 
 def worst_group_accuracy(accuracies: Float[AnyArray, "*b G"]) -> Float[Array, "*b"]:
-    """The smallest group accuracy; NaN if any group has none, because an untested group is no good news."""
+    """Smallest group accuracy; NaN if any group has none, because an empty group must not count as good."""
     return jnp.min(accuracies, axis=-1)
 
 
 def average_accuracy(correct: Bool[AnyArray, "*b t"] | Float[AnyArray, "*b t"]) -> Float[Array, "*b"]:
-    """Mean over examples, as they come."""
+    """Mean over all examples."""
     return jnp.mean(jnp.asarray(correct, jnp.result_type(float)), axis=-1)
 
 
 def weighted_accuracy(accuracies: Float[AnyArray, "*b G"], shares: Num[AnyArray, " G"]) -> Float[Array, "*b"]:
-    """Mean of group accuracies weighted by `shares` (fractions or counts), e.g. the training mix on balanced test data.
+    """Mean of group accuracies weighted by ``shares`` (fractions or counts), such as the training mix.
 
     A group of share 0 may be empty; an empty group that has a share makes the mean NaN.
     """
@@ -62,7 +67,7 @@ def spearman(x: Num[AnyArray, "*b m"], y: Num[AnyArray, "*b m"]) -> Float[Array,
 def subset_predictions(
     tau: Float[AnyArray, "t n"], masks: Bool[AnyArray, "m n"] | Float[AnyArray, "m n"]
 ) -> Float[Array, "m t"]:
-    """What an attribution predicts for models trained under `masks`, up to a constant per target."""
+    """Outputs that an attribution predicts for models trained under ``masks``, up to a constant per target."""
     tau = jnp.asarray(tau)
     return jnp.matmul(jnp.asarray(masks, tau.dtype), tau.T, precision="highest")
 
@@ -74,8 +79,15 @@ def lds(
 ) -> Float[Array, " t"]:
     """Linear datamodelling score of every target: over masks, the rank correlation of true and predicted outputs.
 
-    The masks must be fresh: used neither to fit `tau` nor to choose anything. Average `outputs` over training seeds
-    first. A target whose outputs or predictions are constant gets NaN: count and report those.
+    The masks must be fresh: used neither to fit ``tau`` nor to choose anything. Average ``outputs`` over training seeds
+    first. A target whose outputs or predictions are constant gets NaN: count and report those. Source: Park et al.,
+    2023.
+
+    >>> import numpy as np
+    >>> from d3mjax import metrics
+    >>> tau, masks = np.array([[1.0, 2.0, 4.0]]), np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], bool)
+    >>> round(float(metrics.lds(tau, masks, np.array([[0.1], [0.2], [0.9]]))[0]), 3)
+    1.0
     """
     return spearman(subset_predictions(tau, masks).T, jnp.asarray(outputs).T)
 
@@ -88,7 +100,7 @@ def bootstrap_interval(
     num_resamples: int = 1000,
     level: float = 0.95,
 ) -> Float[Array, "2"]:
-    """Percentile interval of `statistic` (a scalar of an array [s]) over resampled seeds."""
+    """Percentile interval of ``statistic`` (a scalar of an array ``[s]``) over resampled seeds."""
     values = jnp.asarray(values)
     index = jax.random.randint(key, (num_resamples, values.size), 0, values.size)
     return jnp.quantile(jax.lax.map(statistic, values[index]), _tails(level))
@@ -104,8 +116,8 @@ def lds_interval(
 ) -> Float[Array, "2"]:
     """Percentile interval of the mean LDS, with masks and targets both resampled.
 
-    `predictions` come from `subset_predictions`. All targets share the masks, so resampling targets alone would be too
-    narrow. Targets that have no LDS (NaN) are left out of each mean. Sorts once: a resample is a vector of counts.
+    ``predictions`` come from `subset_predictions`. All targets share the masks, so resampling targets alone would be
+    too narrow. Targets that have no LDS (NaN) are left out of each mean. Sorts once: a resample is a vector of counts.
     """
     x, y = jnp.asarray(predictions).T, jnp.asarray(outputs).T  # [t m]
     num_targets, num_masks = x.shape
@@ -144,7 +156,7 @@ def _tie_runs(x):
 
 
 def _counted_rank(runs, counts):
-    """Average-tie ranks in the sample that holds entry j `counts[j]` times."""
+    """Average-tie ranks in the sample that holds entry j ``counts[j]`` times."""
     order, first, last = runs
     upto = jnp.pad(jnp.cumsum(counts[order], axis=-1), ((0, 0), (1, 0)))  # [t m+1] entries before each position
     before, through = (jnp.take_along_axis(upto, i, axis=-1) for i in (first, last + 1))

@@ -67,6 +67,15 @@ def fit_ridge(
     Minimises ``(1/m) ||outputs - masks w - bias||^2 + lam ||w||^2``, so ``lam`` compares with the variance of a mask
     column, ``alpha (1 - alpha)``. Computed in float32, or float64 if the outputs are. The errors are those of every
     mask predicted from all others, each target at its best lambda: do not use them if masks repeat (several seeds).
+
+    >>> import numpy as np
+    >>> from d3mjax import datamodels
+    >>> rng = np.random.default_rng(0)
+    >>> masks = rng.random((200, 10)) < 0.5
+    >>> outputs = 2.0 * masks[:, :1] - 1.0 * masks[:, 3:4] + rng.normal(size=(200, 1))  # 0 helps, 3 harms
+    >>> linear, info = datamodels.fit_ridge(masks, outputs, np.array([0.01, 0.1]))
+    >>> linear.weight.shape, linear.bias.shape, info.mse.shape
+    ((2, 1, 10), (2, 1), (2, 1))
     """
     outputs = _at_least_float32(outputs)
     lambdas = jnp.asarray(lambdas, outputs.dtype)
@@ -96,6 +105,15 @@ def fit_ridge_heldout(
     counts all rows) is the same in both fits. ``heldout`` are distinct row indices; rows with the same mask (several
     seeds) belong on one side. One eigendecomposition does all of it, and nothing larger than ``[m n]``, ``[l v t]`` or
     ``[t n]`` is formed.
+
+    >>> import numpy as np
+    >>> from d3mjax import datamodels
+    >>> rng = np.random.default_rng(0)
+    >>> masks = rng.random((200, 10)) < 0.5
+    >>> outputs = 2.0 * masks[:, :1] - 1.0 * masks[:, 3:4] + rng.normal(size=(200, 1))  # 0 helps, 3 harms
+    >>> linear, info = datamodels.fit_ridge_heldout(masks, outputs, datamodels.default_lambdas(masks), np.arange(40))
+    >>> int(linear.weight[0].argmax()), int(linear.weight[0].argmin()), bool(info.r2[0] > 0.3)
+    (0, 3, True)
     """
     outputs, heldout = _at_least_float32(outputs), jnp.asarray(heldout)
     lambdas = jnp.asarray(lambdas, outputs.dtype)
@@ -179,6 +197,16 @@ def fit_lasso(
     targets over devices (`runtime.sharded.fit_lasso`).
 
     Source: Ilyas et al., 2022, equation 3 (their ``lam`` is twice this one).
+
+    >>> import numpy as np
+    >>> from d3mjax import datamodels
+    >>> rng = np.random.default_rng(0)
+    >>> masks = rng.random((200, 10)) < 0.5
+    >>> outputs = 2.0 * masks[:, :1] - 1.0 * masks[:, 3:4] + rng.normal(size=(200, 1))  # 0 helps, 3 harms
+    >>> from d3mjax.linalg import lasso
+    >>> linear, info = datamodels.fit_lasso(masks, outputs, np.arange(40), options=lasso.Options(num_lambdas=20))
+    >>> int(linear.weight[0].argmax()), int(linear.weight[0].argmin()), bool(info.gap[0] < 1e-4)
+    (0, 3, True)
     """
     masks, outputs, heldout = jnp.asarray(masks), _at_least_float32(outputs), jnp.asarray(heldout)
     fitting = moments(masks, outputs, keep=jnp.ones(masks.shape[0], bool).at[heldout].set(False))

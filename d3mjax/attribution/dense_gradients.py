@@ -2,7 +2,7 @@
 
 For one example the gradient of a dense layer's kernel is ``sum_s a_s d_s'``: inputs times derivatives by the layer's
 output, summed over the positions s (one for an MLP, one a token for a transformer). An MLP 784-64-10 has 50,890
-parameters and 932 numbers in its factors. What only needs inner products or linear maps of gradients can use those.
+parameters and 932 numbers in its factors, which suffice for inner products and linear maps of gradients.
 """
 
 from typing import Any, NamedTuple
@@ -27,11 +27,11 @@ class Factors(NamedTuple):
 
 
 def value_and_factors(output: Output, params: PyTree, examples: PyTree) -> tuple[Float[Array, "b"], PyTree]:
-    """Outputs of every row, and their gradients: the tree of ``params`` with a leading axis ``b``, and a `Factors` in
-    place of the kernel of each Flax linen ``Dense`` layer.
+    """Output of every row and its gradient, with `Factors` in place of the kernel of each linen ``Dense`` layer.
 
-    Other parameters, and models that are not of linen, keep ordinary gradients. A kernel must not be used outside its
-    layer's ``__call__``, nor the layer inside ``linen.scan`` or ``linen.remat``.
+    The gradients are the tree of ``params`` with a leading axis ``b``. Other parameters, and models that are not of
+    linen, keep ordinary gradients. A kernel must not be used outside its layer's ``__call__``, nor the layer inside
+    ``linen.scan`` or ``linen.remat``.
     """
     paths = []
 

@@ -1,4 +1,4 @@
-"""Gradients of any output, one example at a time, streamed in microbatches; and the output functions themselves.
+"""Gradients of any output, one example at a time, streamed in microbatches; and output functions.
 
 An output function is ``(params, example) -> scalar``: ``params`` any pytree of floats, ``example`` one row of whatever
 pytree of arrays is passed as ``examples`` (for the builders here, one row of a `Split`). With ``f_i(params)`` the
@@ -28,7 +28,7 @@ Output = Callable[[Any, Any], jax.Array]
 
 
 def per_example(output: Output, params: PyTree, examples: PyTree, *, microbatch: int | None = None) -> PyTree:
-    """Gradients of every row: the tree of ``params`` with a leading axis ``n``. Holds ``n * d`` numbers: see `jvp`."""
+    """Gradient of every row: the tree of ``params`` with a leading axis ``n``. Holds ``n * d`` numbers: see `jvp`."""
     rows = lambda part: jax.vmap(jax.grad(output), (None, 0))(params, part)
     microbatch = default_microbatch(output, params, examples) if microbatch is None else microbatch
     return map_microbatches(rows, examples, microbatch=microbatch)
@@ -70,10 +70,10 @@ def subset(output: Output, params: PyTree, keep: Callable[[str], bool]) -> tuple
     """``output`` as a function of the leaves whose path ``keep`` accepts, and those leaves; the others are constants.
 
     A path looks like ``"['Dense_1']['kernel']"``, so ``lambda path: "Dense_1" in path`` is that layer alone. The tree
-    stays what it was, with None for leaves that are not chosen: to JAX they are not there.
+    keeps its structure, with None for leaves that are not chosen.
 
     Raises:
-      ValueError: if no leaf is accepted, naming the paths there are.
+      ValueError: no leaf is accepted; names all paths.
     """
     chosen = jax.tree.map_with_path(lambda path, a: a if keep(jax.tree_util.keystr(path)) else None, params)
     if not jax.tree.leaves(chosen):
@@ -123,7 +123,7 @@ def binary_margin_output(model: Model, variables: PyTree) -> Output:
 
 
 def prediction_output(model: Model, variables: PyTree) -> Output:
-    """The prediction itself, for regression with one output; pair it with `residual_factor`."""
+    """Prediction of a regression with one output; pair it with `residual_factor`."""
     logits = logits_of(model, variables)
     return lambda params, example: logits(params, example).reshape(())
 
@@ -161,6 +161,6 @@ def residual_factor(values: Float[Array, "n"], examples: PyTree) -> Float[Array,
 
 
 def no_factor(values: Float[Array, "n"], examples: PyTree) -> Float[Array, "n"]:
-    """All ones."""
+    """Factor of 1 for every example."""
     del examples
     return jnp.ones_like(values)

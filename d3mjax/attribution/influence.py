@@ -76,19 +76,15 @@ def scores(
     Raises:
       ValueError: leading axes of checkpoints differ, or ``options.keep`` accepts no parameter.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from d3mjax.attribution import influence, per_checkpoint
-    >>> from d3mjax.networks import dense
-    >>> from d3mjax.types import Split
-    >>> x = jax.random.normal(jax.random.key(0), (20, 3))
-    >>> split = Split(x, (x[:, 0] > 0).astype(int), jnp.arange(20) % 2, jnp.arange(20))
-    >>> model = dense.mlp((4,), 2)
-    >>> keys = jax.random.split(jax.random.key(1), 2)
-    >>> checkpoints = jax.vmap(lambda key: model.init(key, x[:1]))(keys)
-    >>> target = jax.tree.map(lambda a: a[:6], split)
-    >>> tau, info = influence.scores(jax.random.key(2), model, checkpoints, split, target)
+    >>> import jax
+    >>> import d3mjax
+    >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
+    >>> model = d3mjax.linear(2)
+    >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> tau, info = d3mjax.influence.scores(jax.random.key(1), model, checkpoints, data.train, data.target)
     >>> tau.shape, info.residual.shape, bool((info.residual < 1e-3).all())
-    ((6, 20), (2, 6), True)
+    ((24, 60), (3, 24), True)
     """
 
     def one(key, variables):
@@ -119,18 +115,15 @@ def group_scores(
     One solve a group and checkpoint; the matrix of single targets never exists. Arguments, results and errors as of
     `trak.group_scores`; the factor is 1.
 
-    >>> import jax, jax.numpy as jnp
-    >>> from d3mjax.attribution import influence
-    >>> from d3mjax.networks import dense
-    >>> from d3mjax.types import Split
-    >>> x = jax.random.normal(jax.random.key(0), (20, 3))
-    >>> split = Split(x, (x[:, 0] > 0).astype(int), jnp.arange(20) % 2, jnp.arange(20))
-    >>> model = dense.mlp((4,), 2)
-    >>> keys = jax.random.split(jax.random.key(1), 2)
-    >>> checkpoints = jax.vmap(lambda key: model.init(key, x[:1]))(keys)
-    >>> result = influence.group_scores(jax.random.key(2), model, checkpoints, split, split, 2)
+    >>> import jax
+    >>> import d3mjax
+    >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
+    >>> model = d3mjax.linear(2)
+    >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> result = d3mjax.influence.group_scores(jax.random.key(1), model, checkpoints, data.train, data.target, 4)
     >>> result.columns.shape, result.info.residual.shape
-    ((20, 2), (2, 2))
+    ((60, 4), (3, 4))
     """
     per_checkpoint.check_groups(target.group, num_groups)
     one = lambda key, variables: group_columns(

@@ -22,9 +22,8 @@ from jaxtyping import Array, Float
 from d3mjax.attribution import curvatures
 from d3mjax.attribution.curvatures import Inverse, Problem
 from d3mjax.linalg import iterative
+from d3mjax.linalg.products import dot
 from d3mjax.types import Solve
-
-_dot = partial(jnp.matmul, precision="highest")
 
 
 def by_cg(*, rtol: float = 1e-4, max_steps: int = 200) -> Inverse:
@@ -88,7 +87,7 @@ def by_last_layer() -> Inverse:
 
         def solve(vector):
             x = jax.scipy.linalg.cho_solve(factor, vector)
-            apply = lambda x: _dot(matrix, x) + problem.damping * x
+            apply = lambda x: dot(matrix, x) + problem.damping * x
             return Solve(x, iterative.relative_residual(apply, x, vector), jnp.int32(0))
 
         return solve
@@ -106,7 +105,7 @@ def last_layer_curvature(problem: Problem) -> Float[Array, "d d"]:
         shapes = {name: leaf.shape for name, leaf in leaves.items()}
         raise ValueError(f"problem: found parameters {shapes} on x {phi.shape}, expected a kernel [p C] and a bias [C]")
     rows = jnp.concatenate([jnp.ones((len(phi), 1), phi.dtype), phi], axis=1)
-    logits = _dot(phi, leaves["kernel"]) + leaves["bias"][None]
+    logits = dot(phi, leaves["kernel"]) + leaves["bias"][None]
     num_classes = logits.shape[1]
     if problem.curvature is curvatures.ggn:
         p = jax.nn.softmax(logits)
@@ -120,7 +119,7 @@ def last_layer_curvature(problem: Problem) -> Float[Array, "d d"]:
     def block(at):
         c, k = at
         weight = problem.weights * p[:, c] * (jnp.where(c == k, 1, 0) - p[:, k])
-        return _dot(rows.T, rows * weight[:, None])
+        return dot(rows.T, rows * weight[:, None])
 
     blocks = jax.lax.map(block, (first, second))
     width = rows.shape[1]

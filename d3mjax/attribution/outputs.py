@@ -1,4 +1,4 @@
-"""Model outputs: the one number per example that is attributed. Margins grow as the model does better."""
+"""Model outputs: one number per example, for attribution. Margins grow as the model does better."""
 
 from typing import Any
 
@@ -12,13 +12,19 @@ from d3mjax.types import AnyArray, Model, Split
 
 
 def hard_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[Array, "*t"]:
-    """``logit_y - max_{c != y} logit_c`` (Ilyas et al., 2022); positive exactly when the prediction is right."""
+    """Hard margin ``logit_y - max_{c != y} logit_c``: positive exactly when the prediction is right.
+
+    Source: Ilyas et al., 2022.
+    """
     own, others = _own_and_others(logits, y)
     return own - others.max(-1)
 
 
 def soft_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[Array, "*t"]:
-    """``logit_y - logsumexp_{c != y} logit_c = log(p / (1 - p))`` (Park et al., 2023); smooth and unsaturated."""
+    """Soft margin ``logit_y - logsumexp_{c != y} logit_c = log(p / (1 - p))``: smooth and unsaturated.
+
+    Source: Park et al., 2023.
+    """
     own, others = _own_and_others(logits, y)
     return own - jax.nn.logsumexp(others, axis=-1)
 

@@ -34,7 +34,7 @@ class Projection(NamedTuple):
 
     project: Callable  # tree of [b, ...] -> Float[b p]
     unproject: Callable  # Float[k p] -> tree of [k, ...]
-    factored: bool = False  # whether `project` is best given `factors.Factors` where it can have them
+    factored: bool = False  # whether `project` takes `dense_gradients.Factors` in place of dense kernels
 
 
 MakeProjection = Callable[[jax.Array, object], Projection]
@@ -137,8 +137,8 @@ def tensor_sketch(p: int) -> MakeProjection:
 
         a d' projected = irfft(rfft(hash a) * rfft(hash d))
 
-    neither the gradient nor its d numbers are needed, only `factors.Factors`. Leaves that are not matrices are taken
-    as one, ``[size / last axis, last axis]``; gradients that come without factors are scattered, which is slow.
+    neither the gradient nor its d numbers are needed, only `dense_gradients.Factors`. Leaves that are not matrices are
+    taken as one, ``[size / last axis, last axis]``; gradients without factors are scattered, which is slow.
     """
     _check(p)
 

@@ -23,7 +23,6 @@ Source: Park, Georgiev, Ilyas, Leclerc, Madry, "TRAK: Attributing Model Behavior
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,9 +34,8 @@ from d3mjax.attribution import dense_gradients, gradients, per_checkpoint
 from d3mjax.attribution.microbatches import default_microbatch, map_microbatches, scan_microbatches
 from d3mjax.attribution.per_checkpoint import CheckpointColumns, GroupScores, Scores
 from d3mjax.attribution.projections import MakeProjection, default_size, sjlt
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Model, Split
-
-_dot = partial(jnp.matmul, precision="highest")
 
 
 class Options(NamedTuple):
@@ -89,8 +87,9 @@ def group_scores(
     ids: Int[AnyArray, "c"] | None = None,
     options: Options = Options(),
 ) -> GroupScores:
-    """Mean attribution of every train example over each group of ``target``, without the matrix of single targets.
+    """Group columns ``B[n, G]``: mean attribution of every train example to the targets of each group.
 
+    The matrix of single targets never exists.
     ``checkpoints`` are variables with a leading axis ``c`` (`per_checkpoint.stack_checkpoints`); number a is projected
     under ``fold_in(key, ids[a])``, ids being 0..c-1 unless given. ``weights`` are those the checkpoints were trained
     under: examples of weight 0 stay out of K and are scored all the same. Targets of group -1 are left out. Memory:
@@ -99,6 +98,17 @@ def group_scores(
     Raises:
       ValueError: no target has a group, or one is beyond ``num_groups``; leading axes of checkpoints differ; the
         projection is as wide as n and damping is 0. Values that are not finite and a singular K are left to `check`.
+
+    >>> import jax
+    >>> import d3mjax
+    >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
+    >>> model = d3mjax.linear(2)
+    >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> result = d3mjax.trak.group_scores(jax.random.key(1), model, checkpoints, data.train, data.target, 4)
+    >>> result.columns.shape, result.kernel.shape
+    ((60, 4), (3, 60, 4))
+    >>> d3mjax.trak.check(result.info)
     """
     per_checkpoint.check_groups(target.group, num_groups)
     one = lambda key, variables: group_columns(
@@ -164,6 +174,19 @@ def scores(
     """Attribution ``tau[t, n]`` of every train example to every target, in units of the output.
 
     Arguments and errors as of `group_scores`. Memory: tau, ``(n + t) p`` features, and K.
+
+    >>> import jax
+    >>> import d3mjax
+    >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
+    >>> model = d3mjax.linear(2)
+    >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> options = d3mjax.trak.Options(damping=0.01)
+    >>> tau, info = d3mjax.trak.scores(
+    ...     jax.random.key(1), model, checkpoints, data.train, data.target, options=options
+    ... )
+    >>> tau.shape, info.residual.shape
+    ((24, 60), (3,))
     """
     train, target, weights = *map(per_checkpoint.as_arrays, (train, target)), per_checkpoint.weights_of(train, weights)
 
@@ -174,7 +197,7 @@ def scores(
         _, target_phi = _features(o, target_output, params, projection, target)
         gram = _gram(phi, _curved(o, weights, values, train))
         solution, info = _solve(o, gram, target_phi, jnp.isfinite(phi).all(-1), len(train.y))
-        return _with_factor(o, _dot(solution, phi.T), values, train, axis=0), info
+        return _with_factor(o, dot(solution, phi.T), values, train, axis=0), info
 
     keys = per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids)
     (kernel, factor), info = per_checkpoint.mean_over_checkpoints(one, keys, checkpoints)
@@ -275,7 +298,7 @@ def _curved(o: Options, weights, values, examples):
 
 def _gram(phi, weights):
     weighted = jnp.where(weights[:, None] > 0, phi, 0)  # a row left out must not bring in its NaN
-    return _dot(weighted.T, weighted * weights.astype(phi.dtype)[:, None])
+    return dot(weighted.T, weighted * weights.astype(phi.dtype)[:, None])
 
 
 def _solve(o: Options, gram, targets, finite, num_train: int):
@@ -291,7 +314,7 @@ def _solve(o: Options, gram, targets, finite, num_train: int):
     matrix = gram + ridge.astype(gram.dtype) * jnp.eye(p, dtype=gram.dtype)
     factor, solution = _cholesky(matrix, targets)
     norm = jnp.linalg.norm(targets, axis=1)
-    error = jnp.linalg.norm(_dot(solution, matrix) - targets, axis=1)
+    error = jnp.linalg.norm(dot(solution, matrix) - targets, axis=1)
     pivots = jnp.diagonal(factor) ** 2
     info = Info(jnp.max(error / jnp.where(norm > 0, norm, 1)), pivots.min() / pivots.max(), finite)
     if o.library_scale:

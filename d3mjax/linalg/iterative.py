@@ -1,8 +1,8 @@
-"""Solvers that see a matrix only through its products with vectors, and a step that others are made of.
+"""Solvers that need a matrix only as a product with a vector: ``(A + damping I)^-1 vector``.
 
-``matvec`` is the product with a symmetric matrix A ``[n n]``; each solver returns an approximation of
-``(A + damping I)^-1 vector``, its true relative residual, and the steps it took. Map them over vectors. What went wrong
-is in the residual: `check` says it on the host.
+``matvec`` is the product with a symmetric matrix A ``[n n]``; each solver returns the solution, its true relative
+residual and the steps it took, and is mapped over vectors by `jax.vmap`. `check` judges residuals on the host.
+`cg` and `shifted_cg` are while-loops: they have no reverse-mode derivative.
 """
 
 import math
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Solve
 
 Matvec = Callable[[Float[Array, "n"]], Float[Array, "n"]]
-_dot = lambda a, b: jnp.matmul(a, b, precision="highest")
 
 
 def cg(
@@ -45,13 +45,13 @@ def cg(
     def advance(state):
         x, r, p, rz, convex, anew, step = state
         product = apply(jnp.where(anew, x, p))
-        curvature = _dot(p, product)
+        curvature = dot(p, product)
         convex = jnp.where(anew, convex, curvature > 0)
         alpha = jnp.where(convex & ~anew, rz / jnp.where(curvature > 0, curvature, 1), 0)
         x = x + alpha * p
         r = jnp.where(anew, vector - product, r - alpha * product)
         z = precondition(r)
-        rz_after = _dot(r, z)
+        rz_after = dot(r, z)
         p_after = z + jnp.where(rz > 0, rz_after / jnp.where(rz > 0, rz, 1), 0) * p
         due = ~anew & ((step + 1) % recompute == 0)
         return (
@@ -69,135 +69,9 @@ def cg(
         return anew | ((jnp.linalg.norm(r) > rtol * norm) & convex & (step < max_steps))
 
     z = precondition(vector)
-    start = (jnp.zeros_like(vector), vector, z, _dot(vector, z), norm >= 0, norm < 0, jnp.int32(0))
+    start = (jnp.zeros_like(vector), vector, z, dot(vector, z), norm >= 0, norm < 0, jnp.int32(0))
     x, _, _, _, _, _, steps = jax.lax.while_loop(unfinished, advance, start)
     return Solve(x, relative_residual(apply, x, vector), steps)
-
-
-def dense(matvec: Matvec, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float = 0.0) -> Solve:
-    """By a Cholesky factor of the matrix, formed by n products: exact, for n up to some thousands. No steps."""
-    matrix = jax.vmap(matvec)(jnp.eye(vector.shape[0], dtype=vector.dtype))
-    matrix = (matrix + matrix.T) / 2 + damping * jnp.eye(vector.shape[0], dtype=vector.dtype)
-    x = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix, lower=True), vector)
-    return Solve(x, relative_residual(lambda x: _dot(matrix, x), x, vector), jnp.int32(0))
-
-
-def lissa(
-    matvec: Matvec,
-    vector: Float[Array, "n"],
-    *,
-    scale: Float[Array, ""] | float,
-    depth: int,
-    damping: Float[Array, ""] | float = 0.0,
-) -> Solve:
-    """``h <- v + h - (A + damping I) h / scale``, ``depth`` times; the value is ``h / scale``.
-
-    Converges for ``scale`` above half the largest eigenvalue of ``A + damping I``; take 1.05 times that (`extremes`),
-    and the depth from `lissa_depth`. Source: Agarwal, Bullins and Hazan, 2017.
-    """
-    apply = lambda x: matvec(x) + damping * x
-    h = jax.lax.fori_loop(0, depth, lambda _, h: vector + h - apply(h) / scale, vector)
-    return Solve(h / scale, relative_residual(apply, h / scale, vector), jnp.int32(depth))
-
-
-def lissa_depth(smallest: float, scale: float, *, rtol: float) -> int:
-    """Steps after which the error has shrunk to ``rtol``, at ``1 - smallest / scale`` a step.
-
-    ``smallest``: the least eigenvalue, damping included. Raises ValueError unless ``0 < smallest < scale``.
-    """
-    if not 0 < smallest < scale:
-        raise ValueError(f"smallest, scale: found {smallest}, {scale}, expected 0 < smallest < scale")
-    return math.ceil(math.log(rtol) / math.log1p(-smallest / scale))
-
-
-class Lanczos(NamedTuple):
-    """Eigenpairs of the matrix on a Krylov space, ascending; ``error``: of each, ``||A v - value v||``."""
-
-    values: jax.Array  # Float[k]
-    vectors: jax.Array  # Float[k n], orthonormal rows
-    error: jax.Array  # Float[k]
-
-
-def lanczos(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], num: int) -> Lanczos:
-    """The Krylov space of ``num`` products from a random start, every vector orthogonalised twice against all before.
-
-    Where A has fewer distinct eigenvalues than ``num``, the rest are zero vectors of eigenvalue 0. Source: Schioppa et
-    al., 2022 (Arnoldi's iteration, on a symmetric matrix).
-    """
-    start = jax.random.normal(key, like.shape, like.dtype)
-    basis = jnp.zeros((num, *like.shape), like.dtype).at[0].set(start / jnp.linalg.norm(start))
-    eps = jnp.finfo(like.dtype).eps
-
-    def advance(k, state):
-        basis, products = state
-        product = matvec(basis[k])
-        products = products.at[k].set(product)
-        rest = product
-        for _ in range(2):
-            rest = rest - _dot(basis.T, _dot(basis, rest))
-        norm = jnp.linalg.norm(rest)
-        fresh = norm > 100 * eps * jnp.linalg.norm(product)
-        following = jnp.where(fresh, rest / jnp.where(fresh, norm, 1), 0)
-        return basis.at[k + 1].set(following, mode="drop"), products
-
-    basis, products = jax.lax.fori_loop(0, num, advance, (basis, jnp.zeros_like(basis)))
-    small = _dot(basis, products.T)
-    values, turn = jnp.linalg.eigh((small + small.T) / 2)
-    vectors = _dot(turn.T, basis)
-    return Lanczos(values, vectors, jnp.linalg.norm(_dot(turn.T, products) - values[:, None] * vectors, axis=1))
-
-
-def arnoldi(space: Lanczos, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float = 0.0, keep: int) -> Solve:
-    """``sum_e e (e . v) / (value_e + damping)`` over the ``keep`` eigenpairs of largest value; nothing elsewhere.
-
-    The residual is what of the vector lies outside of them, and the error of the eigenpairs.
-    """
-    values, vectors, error = (a[-keep:] for a in space)
-    share = _dot(vectors, vector) / (values + damping)
-    inside = _dot(vectors.T, share * (values + damping))
-    norm = jnp.linalg.norm(vector)
-    residual = jnp.linalg.norm(vector - inside) + jnp.linalg.norm(share * error)
-    return Solve(_dot(vectors.T, share), residual / jnp.where(norm > 0, norm, 1), jnp.int32(space.values.shape[0]))
-
-
-def extremes(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], *, num: int = 32) -> tuple[Array, Array]:
-    """The smallest and the largest eigenvalue, each approached from inside, by `lanczos`."""
-    space = lanczos(key, matvec, like, num)
-    real = jnp.linalg.norm(space.vectors, axis=1) > 0.5
-    return jnp.min(jnp.where(real, space.values, jnp.inf)), jnp.max(jnp.where(real, space.values, -jnp.inf))
-
-
-def check(
-    residual: Float[AnyArray, "..."],
-    steps: Int[AnyArray, "..."],
-    *,
-    rtol: float,
-    smallest: float | None = None,
-    damping: float = 0.0,
-) -> None:
-    """Look at finished solves on the host. ``smallest``: the least eigenvalue of A, if it is known.
-
-    Raises:
-      FloatingPointError: a residual above ``rtol`` or not finite; where the matrix is indefinite it names the damping
-        that would help.
-    """
-    worst = float(np.max(np.asarray(residual)))
-    if worst <= rtol:
-        return
-    count = int(np.max(np.asarray(steps)))
-    said = f"inverse product: relative residual {worst:.1e} after {count} steps, asked for {rtol:.1e}"
-    if smallest is not None and smallest + damping <= 0:
-        raise FloatingPointError(
-            f"{said}; the curvature is indefinite, with an eigenvalue near {smallest:.3g} and damping {damping:.3g}: "
-            f"take damping above {-1.1 * smallest:.3g}, or the GGN"
-        )
-    raise FloatingPointError(f"{said}; take more steps, more damping or, for LiSSA, a larger scale")
-
-
-def relative_residual(apply: Matvec, x: Float[Array, "n"], vector: Float[Array, "n"]) -> Float[Array, ""]:
-    """``||vector - apply(x)|| / ||vector||``; 0 if both are 0."""
-    norm = jnp.linalg.norm(vector)
-    return jnp.linalg.norm(vector - apply(x)) / jnp.where(norm > 0, norm, 1)
 
 
 def shifted_cg(
@@ -208,16 +82,16 @@ def shifted_cg(
     rtol: float = 1e-5,
     max_steps: int = 200,
 ) -> Solve:
-    """``(A + shift_l I)^-1 vector`` for all shifts at the price of one: value ``[l n]``, residual ``[l]``, steps.
+    """``(A + shift_l I)^-1 vector`` for all shifts at the cost of one: value ``[l n]``, residual ``[l]``, steps.
 
     ``A`` is symmetric positive semi-definite and the shifts are positive. Conjugate gradients on the smallest shift,
     whose residuals are parallel to those of every other shift, because Krylov spaces do not change under shifts
-    (Jegerlehner, 1996). Each shift stops at a residual ``||r|| <= rtol ||vector||``, all after ``max_steps``: look at
-    the residual returned, the recursive one over ``||vector||``. Map it over vectors.
+    (Jegerlehner, 1996). Each shift stops at a residual ``||r|| <= rtol ||vector||``, all after ``max_steps``. The
+    residual returned is the recursive one over ``||vector||``. Reverse-mode derivatives do not exist
+    (`lax.while_loop`).
     """
     base = jnp.min(shifts)
     offset = shifts - base
-    dot = lambda a, b: jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST)
     norm2 = dot(vector, vector)
 
     def advance(state):
@@ -247,6 +121,130 @@ def shifted_cg(
     return Solve(end[0], end[4], end[-1])
 
 
-def shrink(x: Float[Array, "t n"], by: Float[Array, "#t #n"]) -> Float[Array, "t n"]:
-    """Soft thresholding, ``sign(x) max(|x| - by, 0)``: the proximal step of ``by * sum |x|``."""
-    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)
+def dense(matvec: Matvec, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float = 0.0) -> Solve:
+    """Exact solve by a Cholesky factor of the matrix, formed by n products: for n up to some thousands. No steps."""
+    matrix = jax.vmap(matvec)(jnp.eye(vector.shape[0], dtype=vector.dtype))
+    matrix = (matrix + matrix.T) / 2 + damping * jnp.eye(vector.shape[0], dtype=vector.dtype)
+    x = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix, lower=True), vector)
+    return Solve(x, relative_residual(lambda x: dot(matrix, x), x, vector), jnp.int32(0))
+
+
+def lissa(
+    matvec: Matvec,
+    vector: Float[Array, "n"],
+    *,
+    scale: Float[Array, ""] | float,
+    depth: int,
+    damping: Float[Array, ""] | float = 0.0,
+) -> Solve:
+    """LiSSA: ``h <- v + h - (A + damping I) h / scale``, ``depth`` times; the value is ``h / scale``.
+
+    Converges for ``scale`` above half the largest eigenvalue of ``A + damping I``; take 1.05 times that (`extremes`),
+    and the depth from `lissa_depth`. Source: Agarwal, Bullins and Hazan, 2017.
+    """
+    apply = lambda x: matvec(x) + damping * x
+    h = jax.lax.fori_loop(0, depth, lambda _, h: vector + h - apply(h) / scale, vector)
+    return Solve(h / scale, relative_residual(apply, h / scale, vector), jnp.int32(depth))
+
+
+def lissa_depth(smallest: float, scale: float, *, rtol: float) -> int:
+    """Depth of `lissa` after which the error has shrunk to ``rtol``, at ``1 - smallest / scale`` a step.
+
+    ``smallest``: the least eigenvalue, damping included.
+
+    Raises:
+      ValueError: unless ``0 < smallest < scale``.
+    """
+    if not 0 < smallest < scale:
+        raise ValueError(f"smallest, scale: found {smallest}, {scale}, expected 0 < smallest < scale")
+    return math.ceil(math.log(rtol) / math.log1p(-smallest / scale))
+
+
+class Lanczos(NamedTuple):
+    """Eigenpairs of the matrix on a Krylov space, ascending; ``error``: of each, ``||A v - value v||``."""
+
+    values: jax.Array  # Float[k]
+    vectors: jax.Array  # Float[k n], orthonormal rows
+    error: jax.Array  # Float[k]
+
+
+def lanczos(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], num: int) -> Lanczos:
+    """Eigenpairs on the Krylov space of ``num`` products from a random start.
+
+    Every vector is orthogonalised twice against all before. Where A has fewer distinct eigenvalues than ``num``, the
+    rest are zero vectors of eigenvalue 0. Source: Schioppa et al., 2022 (Arnoldi's iteration, on a symmetric matrix).
+    """
+    start = jax.random.normal(key, like.shape, like.dtype)
+    basis = jnp.zeros((num, *like.shape), like.dtype).at[0].set(start / jnp.linalg.norm(start))
+    eps = jnp.finfo(like.dtype).eps
+
+    def advance(k, state):
+        basis, products = state
+        product = matvec(basis[k])
+        products = products.at[k].set(product)
+        rest = product
+        for _ in range(2):
+            rest = rest - dot(basis.T, dot(basis, rest))
+        norm = jnp.linalg.norm(rest)
+        fresh = norm > 100 * eps * jnp.linalg.norm(product)
+        following = jnp.where(fresh, rest / jnp.where(fresh, norm, 1), 0)
+        return basis.at[k + 1].set(following, mode="drop"), products
+
+    basis, products = jax.lax.fori_loop(0, num, advance, (basis, jnp.zeros_like(basis)))
+    small = dot(basis, products.T)
+    values, turn = jnp.linalg.eigh((small + small.T) / 2)
+    vectors = dot(turn.T, basis)
+    return Lanczos(values, vectors, jnp.linalg.norm(dot(turn.T, products) - values[:, None] * vectors, axis=1))
+
+
+def arnoldi(space: Lanczos, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float = 0.0, keep: int) -> Solve:
+    """Inverse on the ``keep`` eigenpairs of largest value: ``sum_e e (e . v) / (value_e + damping)``, 0 elsewhere.
+
+    The residual is the part of the vector outside their span, plus the error of the eigenpairs.
+    """
+    values, vectors, error = (a[-keep:] for a in space)
+    share = dot(vectors, vector) / (values + damping)
+    inside = dot(vectors.T, share * (values + damping))
+    norm = jnp.linalg.norm(vector)
+    residual = jnp.linalg.norm(vector - inside) + jnp.linalg.norm(share * error)
+    return Solve(dot(vectors.T, share), residual / jnp.where(norm > 0, norm, 1), jnp.int32(space.values.shape[0]))
+
+
+def extremes(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], *, num: int = 32) -> tuple[Array, Array]:
+    """Smallest and largest eigenvalue, each approached from inside, by `lanczos`."""
+    space = lanczos(key, matvec, like, num)
+    real = jnp.linalg.norm(space.vectors, axis=1) > 0.5
+    return jnp.min(jnp.where(real, space.values, jnp.inf)), jnp.max(jnp.where(real, space.values, -jnp.inf))
+
+
+def check(
+    residual: Float[AnyArray, "..."],
+    steps: Int[AnyArray, "..."],
+    *,
+    rtol: float,
+    smallest: float | None = None,
+    damping: float = 0.0,
+) -> None:
+    """Judge finished solves on the host. ``smallest``: the least eigenvalue of A, if it is known.
+
+    Raises:
+      FloatingPointError: a residual is above ``rtol`` or not finite; names a sufficient damping where the matrix is
+        indefinite.
+    """
+    worst = float(np.max(np.asarray(residual)))
+    if worst <= rtol:
+        return
+    count = int(np.max(np.asarray(steps)))
+    message = f"inverse product: relative residual {worst:.1e} after {count} steps, asked for {rtol:.1e}"
+    if smallest is not None and smallest + damping <= 0:
+        raise FloatingPointError(
+            f"{message}; the curvature is indefinite, with an eigenvalue near {smallest:.3g} and damping "
+            f"{damping:.3g}: take damping above {-1.1 * smallest:.3g}, or the GGN"
+        )
+    raise FloatingPointError(f"{message}; take more steps, more damping or, for LiSSA, a larger scale")
+
+
+def relative_residual(apply: Matvec, x: Float[Array, "n"], vector: Float[Array, "n"]) -> Float[Array, ""]:
+    """``||vector - apply(x)|| / ||vector||``; 0 if both are 0."""
+    norm = jnp.linalg.norm(vector)
+    return jnp.linalg.norm(vector - apply(x)) / jnp.where(norm > 0, norm, 1)

@@ -6,8 +6,8 @@ With ``z`` the standardised columns of ``x`` (mean 0, variance 1 over the ``m`` 
 
 for every target ``t``; the bias is not penalised. `moments` reads the rows once; after that one step for all targets is
 one product ``[t n] x [n n]``. Where rows are few, ``2m < n``, two products with the rows are cheaper, and the Gram
-matrix never exists. `solve` stops each target by its duality gap, a certificate: the objective found is at most
-``gap`` above the smallest there is. `path` goes down a list of penalties.
+matrix never exists. `solve` stops each target by its duality gap, a certificate: the objective reached is at most
+``gap`` above the minimum. `path` goes down a list of penalties. Both are while-loops, without reverse-mode derivative.
 
 Letters: ``m`` rows, ``n`` columns, ``t`` targets, ``l`` penalties. Arithmetic is in the precision of ``y``, float32 at
 least, with matrix products at full precision.
@@ -24,14 +24,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from d3mjax.linalg.iterative import shrink
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Linear
-
-_dot = partial(jnp.matmul, precision="highest")
 
 
 class Moments(NamedTuple):
-    """All that the solver needs to know of ``x [m n]`` and ``y [m t]``; what is constant counts as all zeros."""
+    """Sums over the rows of ``x [m n]`` and ``y [m t]`` for the solver; constant columns and targets count as zeros."""
 
     mean: jax.Array  # Float[n]
     scale: jax.Array  # Float[n], standard deviations; 1 where a column is constant
@@ -44,7 +42,7 @@ class Moments(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Weights on the scale of standardised columns, and how far from optimal they can be."""
+    """Weights on the scale of standardised columns, and a bound of their distance from the minimum."""
 
     weight: jax.Array  # Float[t n]
     gap: jax.Array  # Float[t], duality gap / mean(yc^2); 0 for a constant target
@@ -71,7 +69,7 @@ def moments(
     block: int = 4096,
     reduce: Callable[[PyTree], PyTree] | None = None,
 ) -> Moments:
-    """Means, deviations, Gram matrix and cross products of the rows to ``keep``, ``block`` of them at a time.
+    """Means, deviations, Gram matrix and cross products of the rows that ``keep`` accepts, ``block`` at a time.
 
     ``x`` of booleans or numbers. ``reduce`` sums over devices that hold other rows; there is always a Gram then.
     A column or target is constant if its deviation is at most the rounding of its mean.
@@ -92,8 +90,8 @@ def moments(
         rows, targets, fresh = (jax.lax.dynamic_slice_in_dim(a, first, block) for a in (x, y, keep))
         fresh &= first + jnp.arange(block) >= k * block
         rows = jnp.where(fresh[:, None], rows.astype(dtype) - mean[None], 0)
-        gram = 0 if few else _dot(rows.T, rows)
-        return jax.tree.map(jnp.add, sums, (jnp.sum(rows**2, axis=0), _dot(targets.T, rows), gram)), None
+        gram = 0 if few else dot(rows.T, rows)
+        return jax.tree.map(jnp.add, sums, (jnp.sum(rows**2, axis=0), dot(targets.T, rows), gram)), None
 
     zeros = (jnp.zeros(num_columns, dtype), jnp.zeros((y.shape[1], num_columns), dtype))
     zeros = (*zeros, 0 if few else jnp.zeros((num_columns, num_columns), dtype))
@@ -135,12 +133,12 @@ def solve(
 ) -> Fit:
     """Weights at one penalty per target, by steps until every ``gap <= tolerance * mean(yc^2)``, or ``max_steps``.
 
-    Each target has a momentum of its own, restarted when it points uphill; one that is done keeps still. The gap is
+    Each target has a momentum of its own, restarted when it points uphill; a finished target is not updated. The gap is
     computed every ``check_every`` steps, from a product at full precision. In between, products are brought up to date
     by that of the *change* of the weights, which ``step_dtype`` may round (None for full precision): its error shrinks
     with the change, so the weights converge to the same point. With bfloat16 this is several times faster where the
     hardware multiplies such matrices (TPUs, GPUs, CPUs with AMX), and slower where it does not. The gap returned is
-    what was reached; in float32 it cannot fall much below 1e-6.
+    the one reached; in float32 it cannot fall much below 1e-6.
     """
     tolerance, max_steps, check_every, step_dtype = options[:4]
     penalty = jnp.asarray(penalty, moments.power.dtype)
@@ -187,7 +185,7 @@ def path(
 ) -> PyTree:
     """``look(fit)`` at every penalty, stacked ``[l ...]``; each fit starts from the one before.
 
-    The default keeps all weights, ``[l t n]``: pass what is wanted of them instead.
+    The default keeps all weights, ``[l t n]``: pass a function of the fit that keeps less.
     """
 
     def one(weight, penalty):
@@ -197,17 +195,22 @@ def path(
     return jax.lax.scan(one, jnp.zeros_like(moments.cross), jnp.asarray(penalties, moments.power.dtype))[1]
 
 
+def shrink(x: Float[Array, "t n"], by: Float[Array, "#t #n"]) -> Float[Array, "t n"]:
+    """Soft thresholding, ``sign(x) max(|x| - by, 0)``: the proximal step of ``by * sum |x|``."""
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - by, 0)
+
+
 def objective(moments: Moments, penalty: Float[AnyArray, " t"], weight: Float[AnyArray, "t n"]) -> Float[Array, " t"]:
-    """``(1 / 2m) ||yc - z w||^2 + lam ||w||_1``."""
+    """Objective of every target: ``(1 / 2m) ||yc - z w||^2 + lam ||w||_1``."""
     product = _times_gram(moments.gram, moments.rows, weight)
     squares, _ = _residual(moments, weight, product)
     return squares / 2 + penalty * jnp.sum(jnp.abs(weight), axis=1)
 
 
 def unstandardise(moments: Moments, weight: Float[AnyArray, "t n"]) -> Linear:
-    """The same predictions from ``x`` as given: weight ``w / scale`` and bias ``mean(y) - weight . mean``."""
+    """Weights on the scale of ``x`` as given: ``w / scale``, with bias ``mean(y) - weight . mean``."""
     weight = jnp.asarray(weight) / moments.scale[None]
-    return Linear(weight, moments.target_mean - _dot(weight, moments.mean))
+    return Linear(weight, moments.target_mean - dot(weight, moments.mean))
 
 
 def map_targets(fn: Callable[..., PyTree], moments: Moments, *args: Any, block: int) -> PyTree:
@@ -228,7 +231,7 @@ def map_targets(fn: Callable[..., PyTree], moments: Moments, *args: Any, block: 
 
 
 def _times_gram(gram, rows, weight):
-    return _dot(weight, gram) if rows is None else _dot(_dot(weight, rows.T), rows)
+    return dot(weight, gram) if rows is None else dot(dot(weight, rows.T), rows)
 
 
 def _rounded_product(gram, rows, dtype):

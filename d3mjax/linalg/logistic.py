@@ -10,21 +10,19 @@ Letters: ``m`` rows, ``p`` features, ``C`` classes. Source: Beck and Teboulle, 2
 (restarts).
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from d3mjax.linalg.iterative import shrink
+from d3mjax.linalg.lasso import shrink
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Linear
-
-_dot = partial(jnp.matmul, precision="highest")
 
 
 class Fit(NamedTuple):
-    """The minimiser, the violation of its optimality conditions over the gradient at zero, and the steps taken."""
+    """Minimiser, violation of its optimality conditions relative to the gradient at zero, and steps taken."""
 
     head: Linear  # weight Float[C p], bias Float[C]
     residual: jax.Array  # Float[]
@@ -42,10 +40,11 @@ def fit(
     rtol: float = 1e-4,
     max_steps: int = 5000,
 ) -> Fit:
-    """The minimiser of the objective above; standardise ``x`` first, or convergence is slow and penalties uneven.
+    """Multinomial logistic regression: the minimiser of the objective above, and its residual.
 
-    Without penalty the minimiser of separable rows is at infinity: look at the residual. Rows of weight 0 count
-    nowhere. In the precision of ``x``, float32 at least; costs ``p^3`` once and ``m p C`` a step.
+    Standardise ``x`` first, or convergence is slow and penalties uneven. Without penalty the minimiser of separable
+    rows is at infinity: look at the residual. Rows of weight 0 are left out. In the precision of ``x``, float32 at
+    least; costs ``p^3`` once and ``m p C`` a step. Reverse-mode derivatives do not exist (`lax.while_loop`).
     """
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -55,11 +54,11 @@ def fit(
     one_hot = jax.nn.one_hot(y, num_classes, dtype=x.dtype)
     penalised = jnp.ones(rows.shape[1], x.dtype).at[-1].set(0)
     # The Hessian of logsumexp has no eigenvalue above one half.
-    step = 1 / (jnp.linalg.eigvalsh(_dot(rows.T, rows * share[:, None]))[-1] / 2 + l2)
+    step = 1 / (jnp.linalg.eigvalsh(dot(rows.T, rows * share[:, None]))[-1] / 2 + l2)
 
     def gradient(w):
-        error = jax.nn.softmax(_dot(rows, w.T)) - one_hot
-        return _dot((error * share[:, None]).T, rows) + l2 * penalised[None] * w
+        error = jax.nn.softmax(dot(rows, w.T)) - one_hot
+        return dot((error * share[:, None]).T, rows) + l2 * penalised[None] * w
 
     def advance(state):
         w, ahead, momentum, _, count = state

@@ -1,12 +1,20 @@
-"""Matrix products by other means than floating point."""
+"""Matrix products: at full precision, and by integers."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
+
+from d3mjax.types import AnyArray
+
+
+def dot(a: Shaped[AnyArray, "..."], b: Shaped[AnyArray, "..."]) -> Shaped[Array, "..."]:
+    """``jnp.matmul(a, b, precision="highest")``: float32 products, which TPUs and some GPUs round otherwise."""
+    return jnp.matmul(a, b, precision="highest")
 
 
 def integer_product(rows: Float[Array, "b k"], entries: Int[Array, "k q"], digits: int) -> Float[Array, "b q"]:
-    """``rows @ entries`` with every row as integers of ``digits`` signed bytes, relative to its largest entry.
+    """``rows @ entries`` by 8-bit integer products.
 
+    Every row is written as integers of ``digits`` signed bytes, relative to its largest entry.
     ``row = unit * (d_0 + 256 d_1 + 65536 d_2)`` with ``unit = max |row| / (127 * 256^(digits - 1))``, rounded: entries
     are off by ``unit / 2`` at most, which is ``max |row|`` times 4e-3, 1.5e-5 or 6e-8 for 1, 2 or 3 digits. Each
     digit has a product with int32 sums, exact as long as ``k < 2^24``. A row that is not finite gives none that is.

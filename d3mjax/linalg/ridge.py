@@ -21,7 +21,6 @@ in the precision of the inputs, float32 at least, with matrix products at full p
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,13 +29,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from d3mjax.linalg.lasso import Moments
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Linear
-
-_dot = partial(jnp.matmul, precision="highest")
 
 
 class Factor(NamedTuple):
-    """The eigendecomposition of the smaller centred Gram, and what is needed to get back to weights."""
+    """Eigendecomposition of the smaller centred Gram, and the rows that lead from it to weights."""
 
     x: jax.Array  # Shaped[m n], as given
     mean: jax.Array  # Float[n], of the columns
@@ -45,7 +43,7 @@ class Factor(NamedTuple):
 
 
 def factor(x: Shaped[AnyArray, "m n"], *, dtype: DTypeLike = jnp.float32) -> Factor:
-    """Decompose once, for a Gram and its `eigh`; ``dtype`` is the least precision, raised to that of ``x``."""
+    """Eigendecomposition of the smaller centred Gram of ``x``; ``dtype`` is the least precision, raised to ``x``'s."""
     x = jnp.asarray(x)
     dtype = jnp.promote_types(x.dtype, dtype)
     num_rows, num_columns = x.shape
@@ -53,7 +51,7 @@ def factor(x: Shaped[AnyArray, "m n"], *, dtype: DTypeLike = jnp.float32) -> Fac
     # Centre x, not its Gram, though the Gram of 0/1 masks is exact counts: subtracting means of counts rounds whole
     # rows the same way, which moved null eigenvalues up to 20 times as far as rounding of sums over centred x does.
     left = _centred(x, mean)
-    gram = _dot(left, left.T) if num_rows <= num_columns else _dot(left.T, left)
+    gram = dot(left, left.T) if num_rows <= num_columns else dot(left.T, left)
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     return Factor(x, mean, jnp.maximum(eigenvalues, 0), vectors)
 
@@ -62,14 +60,14 @@ def solve(factor: Factor, y: Float[AnyArray, "m t"], lambdas: Float[AnyArray, " 
     """Weights ``[l t n]`` and biases ``[l t]`` of every target at every lambda: ``y ~ x @ weight[l].T + bias[l]``."""
     y, coefficients = _coefficients(factor, y)
     weight = jax.lax.map(lambda f: _expand(factor, (f[:, None] * coefficients).T), _filter(factor, lambdas))
-    return Linear(weight, jnp.mean(y, axis=0)[None] - _dot(weight, factor.mean))
+    return Linear(weight, jnp.mean(y, axis=0)[None] - dot(weight, factor.mean))
 
 
 def solve_each(factor: Factor, y: Float[AnyArray, "m t"], lambdas: Float[AnyArray, " t"]) -> Linear:
     """Weights ``[t n]`` and biases ``[t]``, each target at a lambda of its own."""
     y, coefficients = _coefficients(factor, y)
     weight = _expand(factor, _filter(factor, lambdas) * coefficients.T)
-    return Linear(weight, jnp.mean(y, axis=0) - _dot(weight, factor.mean))
+    return Linear(weight, jnp.mean(y, axis=0) - dot(weight, factor.mean))
 
 
 def factor_moments(moments: Moments) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
@@ -85,29 +83,29 @@ def solve_moments(
 ) -> Linear:
     """Weights ``[t l n]`` and biases ``[t l]``: `solve` for the targets of ``moments``, by `factor_moments` of them."""
     eigenvalues, vectors = factor
-    coefficients = _dot(moments.cross * moments.scale[None], vectors)
+    coefficients = dot(moments.cross * moments.scale[None], vectors)
     filters = _inverse(eigenvalues, jnp.asarray(lambdas, eigenvalues.dtype))
-    weight = _dot(coefficients[:, None] * filters[None], vectors.T)
-    return Linear(weight, moments.target_mean[:, None] - _dot(weight, moments.mean))
+    weight = dot(coefficients[:, None] * filters[None], vectors.T)
+    return Linear(weight, moments.target_mean[:, None] - dot(weight, moments.mean))
 
 
 def predict(
     factor: Factor, y: Float[AnyArray, "m t"], lambdas: Float[AnyArray, " l"], x: Shaped[AnyArray, "v n"]
 ) -> Float[Array, "l v t"]:
-    """Predictions for new rows at every lambda, without the weights: ``mean(y) + z diag(1/(S2 + lam m)) c``."""
+    """Predictions for new rows ``x`` at every lambda, without weights: ``mean(y) + z diag(1/(S2 + lam m)) c``."""
     y, coefficients = _coefficients(factor, y)
     z = _centred(jnp.asarray(x), factor.mean)
     if _is_dual(factor):
-        z = _dot(z, _centred(factor.x, factor.mean).T)
-    z = _dot(z, factor.vectors)
+        z = dot(z, _centred(factor.x, factor.mean).T)
+    z = dot(z, factor.vectors)
     mean = jnp.mean(y, axis=0, keepdims=True)
-    return jax.lax.map(lambda f: mean + _dot(z * f[None], coefficients), _filter(factor, lambdas))
+    return jax.lax.map(lambda f: mean + dot(z * f[None], coefficients), _filter(factor, lambdas))
 
 
 def leave_out(
     factor: Factor, y: Float[AnyArray, "m t"], lambdas: Float[AnyArray, " l"], rows: Int[AnyArray, " v"]
 ) -> Float[Array, "l v t"]:
-    """Residuals ``y - prediction`` of ``rows`` (distinct) when the fit sees all other rows only, from this one factor.
+    """Residuals ``y - prediction`` of ``rows`` (distinct) of a fit to all other rows, from this one factor.
 
     With ``H`` the hat matrix and ``B`` the rows: ``(I - H)_BB^-1 (y - H y)_B``, which equals refitting bias and weights
     without them *at the same total penalty* ``lam m`` (``m`` counts all rows; the penalty that is optimal for given
@@ -119,9 +117,9 @@ def leave_out(
 
     def residuals(penalty):
         scaled = left / (factor.eigenvalues + penalty)[None]
-        values, vectors = jnp.linalg.eigh(identity + sign * _dot(scaled, left.T))
+        values, vectors = jnp.linalg.eigh(identity + sign * dot(scaled, left.T))
         values = jnp.maximum(values, _least(factor, penalty, rows.shape[0]))
-        return _dot(vectors / values[None], _dot(vectors.T, start + sign * _dot(scaled, coefficients)))
+        return dot(vectors / values[None], dot(vectors.T, start + sign * dot(scaled, coefficients)))
 
     return jax.lax.map(residuals, penalties)
 
@@ -144,7 +142,7 @@ def leave_one_out(
         scaled = left / (factor.eigenvalues + penalty)[None]
         values = (sign < 0) * (1 - 1 / num_rows) + sign * jnp.sum(scaled * left, axis=1)
         values = jnp.maximum(values, _least(factor, penalty, 1))
-        return look((start + sign * _dot(scaled, coefficients)) / values[:, None])
+        return look((start + sign * dot(scaled, coefficients)) / values[:, None])
 
     return jax.lax.map(residuals, penalties)
 
@@ -163,7 +161,7 @@ def _leave_out_terms(factor, y, lambdas, rows):
     if _is_dual(factor):
         left = factor.vectors[rows] - jnp.mean(factor.vectors, axis=0, keepdims=True)
         return jnp.zeros_like(y[rows]), left, 1.0, coefficients, penalties
-    left = _dot(_centred(factor.x[rows], factor.mean), factor.vectors)
+    left = dot(_centred(factor.x[rows], factor.mean), factor.vectors)
     return y[rows] - jnp.mean(y, axis=0, keepdims=True), left, -1.0, coefficients, penalties
 
 
@@ -205,11 +203,11 @@ def _coefficients(factor: Factor, y):
     y = jnp.asarray(y, factor.mean.dtype)
     centred = y - jnp.mean(y, axis=0, keepdims=True)
     if not _is_dual(factor):
-        centred = _dot(_centred(factor.x, factor.mean).T, centred)
-    return y, _dot(factor.vectors.T, centred)
+        centred = dot(_centred(factor.x, factor.mean).T, centred)
+    return y, dot(factor.vectors.T, centred)
 
 
 def _expand(factor: Factor, coefficients):
     """From filtered coefficients ``[t r]`` to weights ``[t n]``."""
-    weight = _dot(coefficients, factor.vectors.T)
-    return _dot(weight, _centred(factor.x, factor.mean)) if _is_dual(factor) else weight
+    weight = dot(coefficients, factor.vectors.T)
+    return dot(weight, _centred(factor.x, factor.mean)) if _is_dual(factor) else weight

@@ -1,15 +1,15 @@
-"""One large problem over many devices: examples, targets and parameters are shared out, sums go between devices.
+"""One large problem over many devices: examples, targets and parameters are sharded, and sums go between devices.
 
-    mesh = mesh.global_mesh(data=8)
-    found = sharded.group_scores(key, model, checkpoints, train, target, 4, mesh=mesh)
+    mesh = hosts.global_mesh(data=8)
+    result = sharded.group_scores(key, model, checkpoints, train, target, 4, mesh=mesh)
     linear, info = sharded.fit_lasso(masks, outputs, heldout, mesh=mesh)
     linear = sharded.fit_ridge(masks, outputs, lambdas, mesh=mesh)
-    trainer = train.make_trainer(model, objective, tx, sampler, batch_size=256, constrain=sharded.by_example(mesh))
+    trainer = make_trainer(model, objective, tx, sampler, batch_size=256, constrain=sharded.by_example(mesh))
     state = sharded.spread(state, mesh, rule)
 
-The functions are those of `attribution`, given the sum over devices as an argument. Gram matrices are summed in
-float32, so results differ from those of one device by the order of sums alone. Arrays come in as every host holds
-them, and leave spread over devices: `mesh.gather` brings them back.
+The functions are those of `attribution`, with the sum over devices as an argument. Gram matrices are summed in
+float32, so results differ from those of one device by the order of sums alone. Arguments are the same on every host;
+results are spread over devices, and `hosts.gather` collects them.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def group_scores(
     n = len(train.y)
     counted = np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32)
     train = _padded(train, count)
-    counted = np.pad(counted, (0, -n % count))  # what fills up the last share is in no sum
+    counted = np.pad(counted, (0, -n % count))  # examples that fill up the last share are in no sum
     reduce = partial(jax.lax.psum, axis_name=axis)
 
     def share(train, weights, target, keys, checkpoints):
@@ -94,9 +94,9 @@ def fit_lasso(
     axis: str = "model",
     options: lasso.Options = lasso.Options(),
 ) -> tuple[Linear, datamodels.LassoInfo]:
-    """`datamodels.fit_lasso` with models shared out for the Gram, and targets for everything after it.
+    """`datamodels.fit_lasso` with models sharded for the Gram matrix, and targets for everything after it.
 
-    Compiled at every call. Masks are shared out if their number is a multiple of the devices, and copied to all if not.
+    Compiled at every call. Masks are sharded if their number is a multiple of the devices, and copied to all if not.
     """
     spread = {
         "moments": partial(moments, mesh=mesh, axis=axis),
@@ -115,16 +115,16 @@ def fit_ridge(
     axis: str = "model",
     target_block: int = 256,
 ) -> Linear:
-    """Weights of `datamodels.fit_ridge`, with models shared out for the Gram, and targets for everything after it.
+    """Weights of `datamodels.fit_ridge`, with models sharded for the Gram matrix, and targets for everything after it.
 
     Always the primal form, which is meant for more models than examples: every device decomposes the Gram ``[n n]``
     and makes ``target_block`` of its targets at a time. Compiled at every call.
     """
 
     def fit(masks, outputs, lambdas):
-        found = moments(masks, outputs, mesh=mesh, axis=axis)
-        solve = partial(ridge.solve_moments, ridge.factor_moments(found), lambdas=lambdas)
-        weight, bias = map_targets(solve, found, block=target_block, mesh=mesh, axis=axis)
+        sums = moments(masks, outputs, mesh=mesh, axis=axis)
+        solve = partial(ridge.solve_moments, ridge.factor_moments(sums), lambdas=lambdas)
+        weight, bias = map_targets(solve, sums, block=target_block, mesh=mesh, axis=axis)
         return Linear(jnp.swapaxes(weight, 0, 1), bias.T)
 
     return jax.jit(fit)(np.asarray(masks), np.asarray(outputs), np.asarray(lambdas))
@@ -138,7 +138,7 @@ def moments(
     axis: str = "model",
     keep: Bool[AnyArray, " m"] | None = None,
 ) -> lasso.Moments:
-    """`lasso.moments` of rows shared out along ``axis``: each device sums its own, and one sum goes between them."""
+    """`lasso.moments` of rows sharded along ``axis``: each device sums its rows, and one sum goes between them."""
     keep = jnp.ones(x.shape[0], bool) if keep is None else keep
     padding = -x.shape[0] % mesh.shape[axis]
     rows = [jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in map(jnp.asarray, (x, y, keep))]
@@ -151,7 +151,7 @@ def moments(
 def map_targets(
     fn: Callable[..., PyTree], moments: lasso.Moments, *args: Any, block: int, mesh: Mesh, axis: str = "model"
 ) -> PyTree:
-    """`lasso.map_targets` with an equal share of the targets on each device along ``axis``, all on their own."""
+    """`lasso.map_targets` with an equal share of the targets on each device along ``axis``, without communication."""
     t, count = moments.power.shape[0], mesh.shape[axis]
     padding = -t % count
     fill = lambda a: jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1))
@@ -161,9 +161,9 @@ def map_targets(
         return lasso.map_targets(fn, moments, *args, block=min(block, (t + padding) // count))
 
     rows = PartitionSpec(axis)
-    own = list(map(fill, (moments.cross, moments.power, moments.target_mean, *args)))
-    specs = (PartitionSpec(), *(rows for _ in own))
-    out = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(moments, *own)
+    shares = list(map(fill, (moments.cross, moments.power, moments.target_mean, *args)))
+    specs = (PartitionSpec(), *(rows for _ in shares))
+    out = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(moments, *shares)
     return jax.tree.map(lambda a: a[:t], out)
 
 
@@ -180,7 +180,7 @@ def spread(tree: PyTree, mesh: Mesh, rule: Callable[[str, Any], PartitionSpec]) 
     parameter's keys at its end. A compiled ``run`` keeps the layout of the state it is given.
 
     Raises:
-      ValueError: if an axis does not divide into the devices the rule gives it, naming the leaf.
+      ValueError: an axis does not divide into the devices that the rule gives it; names the leaf.
     """
 
     def one(path, leaf):

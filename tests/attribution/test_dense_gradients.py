@@ -30,13 +30,13 @@ def _split(x):
     return Split(jnp.asarray(x), jnp.arange(n) % 3, jnp.arange(n) % 2, jnp.arange(n))
 
 
-RNG = np.random.default_rng(0)
-CASES = {
-    "MLP": (dense.mlp((7, 5), 3), _split(RNG.normal(size=(13, 6)).astype(np.float32)), 3),
-    "tokens": (adapt.from_linen(_Tokens()), _split(RNG.integers(9, size=(13, 5))), 2),
+X = np.random.default_rng(0).normal(size=(13, 6)).astype(np.float32)
+CASES = {  # model, examples, number of factored kernels
+    "MLP": (dense.mlp((7, 5), 3), _split(X), 3),
+    "tokens": (adapt.from_linen(_Tokens()), _split(np.random.default_rng(1).integers(9, size=(13, 5))), 2),
     "functions": (
         adapt.from_functions(lambda key, x: jax.random.normal(key, (6, 3)), lambda w, x: x @ w),
-        _split(RNG.normal(size=(13, 6)).astype(np.float32)),
+        _split(X),
         0,
     ),
 }

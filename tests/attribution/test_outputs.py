@@ -9,8 +9,7 @@ from d3mjax.attribution import outputs
 from d3mjax.networks import dense
 from d3mjax.types import Split
 
-RNG = np.random.default_rng(0)
-LOGITS = (4 * RNG.normal(size=(7, 3))).astype(np.float32)
+LOGITS = (4 * np.random.default_rng(0).normal(size=(7, 3))).astype(np.float32)
 Y = np.array([0, 1, 2, 0, 1, 2, 2])
 
 
@@ -60,7 +59,8 @@ def test_half_precision_logits_are_computed_in_float32_and_leading_axes_map():
 
 
 MODEL = dense.mlp((5,), 3)
-SPLIT = Split(RNG.normal(size=(7, 4)).astype(np.float32), Y, np.zeros(7, int), np.arange(7))
+X = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
+SPLIT = Split(X, Y, np.zeros(7, int), np.arange(7))
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,17 @@ from sklearn.linear_model import LogisticRegression
 
 from d3mjax.linalg import logistic
 
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(120, 5)) * [1, 1.5, 1, 0.7, 1]
-Y3 = np.argmax(X @ RNG.normal(size=(5, 3)) + RNG.gumbel(size=(120, 3)) + [0.8, 0, 0], axis=1)
+
+def _problem():
+    """Features of unequal scale, three classes of a planted linear model, and whole weights."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 5)) * [1, 1.5, 1, 0.7, 1]
+    y = np.argmax(x @ rng.normal(size=(5, 3)) + rng.gumbel(size=(120, 3)) + [0.8, 0, 0], axis=1)
+    return x, y, rng.integers(0, 3, size=120)
+
+
+X, Y3, WEIGHT = _problem()
 Y2 = (Y3 == 0).astype(int)
-WEIGHT = RNG.integers(0, 3, size=120)
 
 
 def _oracle(y, c, ratio):
@@ -50,7 +56,7 @@ def test_a_strong_penalty_leaves_the_class_shares_alone():
 
 
 def test_rows_of_weight_zero_count_nowhere_and_vmap_changes_nothing():
-    weights = jnp.asarray(RNG.integers(0, 2, size=(3, 120)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(1).integers(0, 2, size=(3, 120)), jnp.float32)
     fit = lambda w: logistic.fit(X, Y3, 3, weights=w, l1=0.01).head
     together = jax.vmap(fit)(weights)
     used = np.asarray(weights[0]) > 0
