@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
+from numerics import close
 
 from d3mjax.attribution import gradients, outputs
 from d3mjax.networks import adapt, dense
 from d3mjax.types import Model, Split
-from tests.numerics import close
 
 X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 SPLIT = jax.tree.map(jnp.asarray, Split(X, np.arange(7) % 3, np.arange(7) % 2, np.arange(7)))
