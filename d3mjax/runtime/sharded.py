@@ -38,24 +38,23 @@ def group_scores(
     num_groups: int,
     *,
     mesh: Mesh,
-    axis: str = "data",
     weights: Float[AnyArray, "n"] | None = None,
     ids: Int[AnyArray, "c"] | None = None,
     options: trak.Options = trak.Options(),
 ) -> GroupScores:
-    """`trak.group_scores` with an equal share of the train examples on each device along ``axis``.
+    """`trak.group_scores` with an equal share of the train examples on each device along the mesh's axis ``data``.
 
     Each device keeps the gradients of its own examples; they send each other the Gram ``[p p]`` of a checkpoint.
     Targets, few beside train examples, are on all devices. Arguments, results and errors as there. Compiled at every
     call: jit what calls it more than once. If n is no multiple of the devices, the results are copied to all of them.
     """
     per_checkpoint.check_groups(target.group, num_groups)
-    count = mesh.shape[axis]
+    count = mesh.shape["data"]
     n = len(train.y)
     counted = np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32)
     train = _padded(train, count)
     counted = np.pad(counted, (0, -n % count))  # examples that fill up the last share are in no sum
-    reduce = partial(jax.lax.psum, axis_name=axis)
+    reduce = partial(jax.lax.psum, axis_name="data")
 
     def share(train, weights, target, keys, checkpoints):
         def one(at):
@@ -70,12 +69,12 @@ def group_scores(
         kernel, factor, info = jax.lax.map(one, (keys, checkpoints))
         return (kernel, factor, info.finite), (info.residual, info.pivot)
 
-    rows, everywhere = PartitionSpec(axis), PartitionSpec()
+    rows, everywhere = PartitionSpec("data"), PartitionSpec()
     spread = jax.shard_map(
         share,
         mesh=mesh,
         in_specs=(rows, rows, everywhere, everywhere, everywhere),
-        out_specs=(PartitionSpec(None, axis), everywhere),
+        out_specs=(PartitionSpec(None, "data"), everywhere),
         check_vma=False,  # the sums between devices are written out, and no gradient passes through them
     )
     keys = per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids)
