@@ -36,7 +36,7 @@ test-portable: test-shipped
 
 # The rows of all smoke runs that tests/experiments/test_smoke.py compares with.
 freeze: $(VENV)/ready
-	$(BIN)/python -m tests.freeze
+	$(BIN)/python tests/freeze.py
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -59,10 +59,7 @@ PENDING: dict[str, tuple[str, ...]] = {
         *("d3mjax/data/", "d3mjax/diagnosis/", "d3mjax/runtime/"),
         "d3mjax/commands/",
     ),
-    "shared_generators": (
-        *("tests/networks/", "tests/training/", "tests/experiments/"),
-        *("tests/data/", "tests/diagnosis/", "tests/debiasing/"),
-    ),
+    "shared_generators": (*("tests/experiments/", "tests/data/", "tests/diagnosis/"),),
 }
 
 

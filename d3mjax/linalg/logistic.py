@@ -48,6 +48,7 @@ def fit(
     """
     x = jnp.asarray(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    l1, l2 = jnp.asarray(l1, x.dtype), jnp.asarray(l2, x.dtype)
     share = jnp.ones(x.shape[0], x.dtype) if weights is None else jnp.asarray(weights, x.dtype)
     share = share / share.sum()
     rows = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)  # the last column carries the bias

@@ -90,11 +90,11 @@ class _Convolution(linen.Module):
     @linen.compact
     def __call__(self, x: Float[Array, "c h w b"]) -> Float[Array, "o h2 w2 b"]:
         shape = (self.size, self.size, x.shape[0], self.features)
-        kernel = self.param("kernel", linen.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", linen.initializers.lecun_normal(), shape, jnp.float32)
         y = self.convolve(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=self.padding)
         if not self.use_bias:
             return y
-        bias = self.param("bias", linen.initializers.zeros, (self.features,))
+        bias = self.param("bias", linen.initializers.zeros, (self.features,), jnp.float32)
         return y + bias.astype(self.dtype)[:, None, None, None]
 
 

@@ -15,7 +15,8 @@ def _rows(key, ids, row):
 
 def _subset(key: Key[Array, ""], num_examples: int, size: Int[Array, ""]) -> Bool[Array, "n"]:
     index = jnp.arange(num_examples)
-    return permute(jnp.broadcast_to(jax.random.bits(key), index.shape), index, jnp.int32(num_examples)) < size
+    seed = jax.random.bits(key, dtype=jnp.uint32)
+    return permute(jnp.broadcast_to(seed, index.shape), index, jnp.int32(num_examples)) < size
 
 
 def fixed_size(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, num_keep: int) -> Bool[Array, "m n"]:

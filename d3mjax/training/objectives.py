@@ -14,7 +14,8 @@ def losses(logits: Float[Array, "b C"], y: Int[AnyArray, "b"], *, smoothing: flo
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     # A one-hot product instead of indexing: its transpose is no scatter, which is slow on every device.
-    target = (1 - smoothing) * jax.nn.one_hot(y, logits.shape[-1]) + smoothing / logits.shape[-1]
+    one_hot = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    target = (1 - smoothing) * one_hot + smoothing / logits.shape[-1]
     return jax.nn.logsumexp(logits, axis=-1) - (logits * target).sum(-1)
 
 

@@ -66,7 +66,7 @@ def shuffled() -> Sampler:
         start = steps.astype(jnp.uint32)[:, None] * jnp.uint32(batch_size)
         position = start + jnp.arange(batch_size, dtype=jnp.uint32)[None, :]
         epoch, rank = jnp.divmod(position, count.astype(jnp.uint32))
-        seed = jax.random.bits(key)
+        seed = jax.random.bits(key, dtype=jnp.uint32)
         # In a loop of its own: fused with the gathers below, permuting would not vectorise and take 4 times as long.
         order = lambda row: permute(seed + _mix(row[0]), row[1].astype(jnp.int32), count)
         index = kept[jax.lax.map(order, (epoch, rank), batch_size=32)]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planted
 import pytest
 
 from d3mjax.debiasing import baselines, selection
@@ -24,8 +25,8 @@ def test_subsample_is_as_large_as_the_smallest_cell_in_every_cell():
 
 def test_balanced_weights_give_every_cell_the_same_mass():
     weights = np.asarray(baselines.balanced_weights(jnp.asarray(CELL), 4))
-    np.testing.assert_allclose(np.bincount(CELL, weights, minlength=4), [N / 3, N / 3, 0, N / 3], rtol=1e-5)
-    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-5)
+    planted.close(np.float32(np.bincount(CELL, weights, minlength=4)), np.array([N / 3, N / 3, 0, N / 3]), terms=30)
+    planted.close(np.float32(weights.mean()), 1.0, terms=N)
     assert all(len(set(weights[c == CELL])) == 1 for c in (0, 1, 3))
 
 
@@ -50,7 +51,7 @@ def test_host_labels_give_what_device_labels_give():
     for call in calls:
         device = call(jnp.asarray(CELL))
         np.testing.assert_array_equal(call(CELL), device)
-        np.testing.assert_allclose(jax.jit(lambda call=call: call(CELL))(), device, rtol=1e-6)
+        planted.close(jax.jit(lambda call=call: call(CELL))(), device)
 
 
 def test_jtt_weighs_errors_and_nothing_else():
@@ -62,10 +63,10 @@ def test_jtt_weighs_errors_and_nothing_else():
 def test_mixed_weights_share_mass_between_train_and_balanced_targets():
     target = np.array([False] * 6 + [True] * 4)
     cell = np.array([-1, -1, 3, 3, 3, 3, 0, 0, 0, 3])  # cells of the others are unknown or not to be read
-    weights = np.asarray(baselines.mixed_weights(target, cell, 4, 0.25))
-    np.testing.assert_allclose(weights[:6], 10 * 0.75 / 6, rtol=1e-6)
-    np.testing.assert_allclose(weights[6:], 10 * 0.25 * np.array([1 / 6, 1 / 6, 1 / 6, 1 / 2]), rtol=1e-6)
-    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+    weights = np.float32(baselines.mixed_weights(target, cell, 4, 0.25))
+    expected = 10 * np.array([0.75 / 6] * 6 + [0.25 / 6] * 3 + [0.25 / 2])
+    planted.close(weights, expected)
+    planted.close(weights.mean(), 1.0, terms=10)
 
 
 @pytest.mark.parametrize("k", [0, 7, 18, 20, 32, 47])
