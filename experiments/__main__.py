@@ -35,6 +35,7 @@ def listing() -> str:
     known = studies()
     width = max(map(len, known), default=0)
     lines = [f"{name:{width}}  {study.minutes:5.0f} min  {study.claim}" for name, study in known.items()]
+    lines.append("python -m experiments.bench [--smoke] measures speed; make bench does so side by side with PyTorch.")
     return "\n".join(["python -m experiments NAME [--smoke] runs one of:", *lines])
 
 

@@ -3,9 +3,10 @@
 Claim:    many small models train several times faster than in PyTorch on the same machine; TRAK takes fewer seconds
           than in the authors' library and gives the same scores; LASSO paths take fewer than scikit-learn's.
 Command:  make bench        (installs PyTorch into an environment of its own; `python -m experiments.bench --smoke`)
-Expected: ratios in README.md, which this command wrote; absolute figures depend on the machine, whose own matrix
-          product rate is printed beside them.
-Device:   the CPU; about fifteen minutes on two cores.
+Expected: on two cores 15.4 times the rate of a PyTorch loop and 2.6 times that of `torch.func.vmap` for an MLP of
+          196-64-2; a quarter of a second for TRAK by an SJLT (p = 512), 10.8 times faster than the library; LASSO
+          paths 19.8 times faster. Absolute figures depend on the machine; its matrix product rate is stored with them.
+Device:   two CPU cores, 15 minutes.
 """
 
 import time

@@ -1,11 +1,9 @@
-"""A large bank written, read and fitted, and the memory that takes. Its models are made up: nothing is trained."""
+"""A large bank written, read and fitted, and the memory of that; its outputs are synthetic, nothing is trained."""
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,9 @@ import numpy as np
 
 from d3mjax.attribution import datamodels
 from d3mjax.linalg import lasso
-from d3mjax.reports.rows import row
-from d3mjax.runtime import bank, runs
+from d3mjax.runtime import bank
 from d3mjax.training import masks
-
-ROOT = Path(__file__).parents[2]
+from experiments.bench.measuring import in_own_process, peak, row, timed
 
 
 @dataclass(frozen=True)
@@ -39,12 +35,9 @@ class Task:
 
 
 def bench(*, smoke: bool) -> list[dict[str, Any]]:
-    """In a process of its own, so that the peak of its memory is its own."""
+    """One row, measured in a process of its own."""
     task = Task(models=96, targets=4, examples=20, block=32, lambdas=5) if smoke else Task()
-    command = [sys.executable, "-m", "experiments.bench.bank", json.dumps(asdict(task))]
-    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    figures = {name: [value] for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
-    return [row(task.name, "bank.fill, bank.read, fit_lasso", figures, role="ours", settings=asdict(task))]
+    return [row(task.name, "bank.fill, bank.read, fit_lasso", in_own_process("bank", task), settings=task)]
 
 
 def measure(task: Task, directory: Path) -> dict[str, float]:
@@ -56,23 +49,20 @@ def measure(task: Task, directory: Path) -> dict[str, float]:
     subsets = jax.jit(lambda ids: masks.fixed_size(key, ids, n, n // 2))
 
     @jax.jit
-    def run(ids, chosen):
+    def outputs(ids, chosen):
         noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (t,)))(ids)
         return chosen @ weight.T + noise, jnp.zeros((len(ids), 1))
 
-    def timed(work):
-        begin = time.perf_counter()
-        return jax.block_until_ready(work()), time.perf_counter() - begin
-
     facts = bank.manifest(key, subsets, {"weight": weight}, {}, num_targets=t)
-    _, write = timed(lambda: bank.fill(directory, facts, subsets, run, np.arange(task.models), block=task.block))
-    found, read = timed(lambda: bank.read(directory))
+    ids = np.arange(task.models)
+    write = timed(lambda: bank.fill(directory, facts, subsets, outputs, ids, block=task.block))
+    read = timed(lambda: bank.read(directory))
     heldout = np.arange(min(task.models // 10, 2000))
     options = lasso.Options(num_lambdas=task.lambdas, smallest=0.01, step_dtype=jnp.bfloat16, tolerance=1e-3)
     fit = jax.jit(lambda x, y: datamodels.fit_lasso(x, y, heldout, options=options))
-    (_, info), seconds = timed(lambda: fit(bank.masks(found), bank.outputs(found)))
-    r2, peak = float(info.r2.mean()), runs.peak_memory_mib()
-    return {"write_seconds": write, "read_seconds": read, "fit_seconds": seconds, "r2": r2, "peak_memory_mib": peak}
+    fitted = timed(lambda: fit(bank.masks(read.value), bank.outputs(read.value)))
+    seconds = {"write_seconds": write.seconds, "read_seconds": read.seconds, "fit_seconds": fitted.seconds}
+    return {**seconds, "r2": float(fitted.value[1].r2.mean()), **peak()}
 
 
 if __name__ == "__main__":

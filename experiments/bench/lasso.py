@@ -1,8 +1,7 @@
 """LASSO paths of many targets against scikit-learn's, with the Gram matrix at hand, at equal objective."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,8 +10,7 @@ import numpy as np
 from sklearn.linear_model import lasso_path
 
 from d3mjax.linalg import lasso
-from d3mjax.reports.rows import row
-from d3mjax.runtime import runs
+from experiments.bench.measuring import peak, repeated, row, timed
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,18 @@ def bench(*, smoke: bool) -> list[dict[str, Any]]:
         options |= {"precompute": gram, "Xy": cross[:, t]}
         return lasso_path(z, centred[:, t], **options)[1]
 
-    begin = time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        weights = np.stack(list(pool.map(theirs, range(task.sample))), axis=1)  # [n sample l]
-    reference = (time.perf_counter() - begin) / task.sample
-    best = objectives(z, centred, np.asarray(penalties)[:, : task.sample], weights)
-    rows = [_row(task, "scikit-learn, Gram precomputed", {"seconds_per_target": reference}, "rival")]
+        paths = timed(lambda: list(pool.map(theirs, range(task.sample))))
+    reference, sampled = paths.seconds / task.sample, np.asarray(penalties)[:, : task.sample]
+    best = objectives(z, centred, sampled, np.stack(paths.value, axis=1))
+    figures = {"seconds_per_target": reference, **peak()}
+    rows = [row(task.name, "scikit-learn, Gram precomputed", figures, role="rival", settings=task)]
     for label, dtype in (("float32", None), ("bfloat16 steps", jnp.bfloat16)):
-        seconds, found = timed_path(moments, penalties, task, dtype)
-        excess = objectives(z, centred, np.asarray(penalties)[:, : task.sample], found) / best - 1
+        seconds, weights = timed_path(moments, penalties, task, dtype)
+        excess = objectives(z, centred, sampled, weights) / best - 1
         figures = {"seconds_per_target": seconds / task.targets, "ratio": reference * task.targets / seconds}
-        rows.append(_row(task, f"d3mjax, {label}", {**figures, "largest_excess": max(0.0, float(excess.max()))}))
+        figures |= {"largest_excess": max(0.0, float(excess.max())), **peak()}
+        rows.append(row(task.name, f"d3mjax, {label}", figures, settings=task))
     return rows
 
 
@@ -78,28 +77,16 @@ def timed_path(moments: lasso.Moments, penalties, task: Task, dtype) -> tuple[fl
     def norms(part, penalties):  # [b l] in and out
         return lasso.path(part, penalties.T, look=lambda fit: jnp.abs(fit.weight).sum(1), options=options).T
 
-    run = jax.jit(lambda m, p: lasso.map_targets(norms, m, p, block=250))
-    compiled = run.lower(moments, penalties.T).compile()
-    jax.block_until_ready(compiled(moments, penalties.T))  # touches the memory
-    begin = time.perf_counter()
-    jax.block_until_ready(compiled(moments, penalties.T))
-    seconds = time.perf_counter() - begin
-    first = lambda a: a[: task.sample]
-    part = moments._replace(
-        cross=first(moments.cross), power=first(moments.power), target_mean=first(moments.target_mean)
-    )
-    weights = jax.jit(lambda m, p: lasso.path(m, p, look=lambda fit: fit.weight, options=options))(
-        part, penalties[:, : task.sample]
-    )
-    return seconds, np.asarray(weights, np.float64).transpose(2, 1, 0)
+    path = jax.jit(lambda m, p: lasso.map_targets(norms, m, p, block=250))
+    (run,) = repeated(lambda: path(moments, penalties.T), 1)
+    of_targets = ("cross", "power", "target_mean")
+    part = moments._replace(**{name: getattr(moments, name)[: task.sample] for name in of_targets})
+    look = jax.jit(lambda m, p: lasso.path(m, p, look=lambda fit: fit.weight, options=options))
+    weights = look(part, penalties[:, : task.sample])
+    return run.seconds, np.asarray(weights, np.float64).transpose(2, 1, 0)
 
 
 def objectives(z, y, penalties, weights) -> np.ndarray:
     """``[sample l]`` in float64."""
     residual = y[:, :, None] - np.einsum("mn,ntl->mtl", z, weights, optimize=True)
     return (residual**2).mean(0) / 2 + penalties.T * np.abs(weights).sum(0)
-
-
-def _row(task: Task, method: str, figures: dict[str, float], role: str = "ours") -> dict[str, Any]:
-    measured = {name: [value] for name, value in {**figures, "peak_memory_mib": runs.peak_memory_mib()}.items()}
-    return row(task.name, method, measured, role=role, settings=asdict(task))

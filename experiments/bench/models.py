@@ -2,10 +2,9 @@
 
 import json
 import math
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from d3mjax.attribution import outputs
 from d3mjax.networks import conv, dense
-from d3mjax.reports.rows import row
-from d3mjax.runtime import hosts, runs
+from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import sweep
-from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.training import masks, objectives, sampling
+from d3mjax.training.ensemble import model_keys, train_many
 from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Model, Split
+from experiments.bench.measuring import in_torch, peak, repeated, row, timed
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,17 @@ def make_run(task: Task) -> Callable:
 
     @jax.jit
     def run(key, split, ids):
-        def one(model_key, mask):
-            state, info = trainer.run(trainer.init(model_key, split.x[:1]), split, mask.astype(jnp.float32), task.steps)
-            return model.apply(state.variables, split.x[:200])[0], info.loss
-
-        subset = masks.fixed_size(jax.random.fold_in(key, 0), ids, n, n // 2)
-        return ensemble.map_models(one, width=models_at_once(), mesh=hosts.local_mesh())(
-            ensemble.model_keys(key, ids), subset
+        subsets = masks.fixed_size(jax.random.fold_in(key, 0), ids, n, n // 2).astype(jnp.float32)
+        return train_many(
+            trainer,
+            model_keys(key, ids),
+            split,
+            subsets,
+            task.steps,
+            look=partial(outputs.logits, model),
+            shared=(split.x[:200],),
+            width=models_at_once(),
+            mesh=hosts.local_mesh(),
         )
 
     return lambda ids: run(jax.random.key(0), split, ids)
@@ -110,31 +115,25 @@ def make_run(task: Task) -> Callable:
 
 def rates(task: Task, num_models: int) -> list[float]:
     """Models per second, one figure a repeat, after one warm-up that compiles."""
-    run, figures = make_run(task), []
-    block = max(50, models_at_once())
+    run, block = make_run(task), max(50, models_at_once())
     sweep(run, np.arange(block), block=block)
-    for _ in range(task.repeats):
-        begin = time.perf_counter()
-        sweep(run, np.arange(num_models), block=block)
-        figures.append(num_models / (time.perf_counter() - begin))
+    calls = [timed(lambda: sweep(run, np.arange(num_models), block=block)) for _ in range(task.repeats)]
+    figures = [num_models / call.seconds for call in calls]
     print(f"{task.name}: {num_models} models at {np.mean(figures):.1f} a second", flush=True)
     return figures
 
 
 def matmul_gflops(repeats: int = 10) -> float:
-    """This machine's own rate of float32 matrix products at JAX's default precision, over all cores."""
+    """Rate of float32 matrix products on this machine, at JAX's default precision, over all cores."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((size, size))
     product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        product(a).block_until_ready()
-    return repeats * 2 * size**3 / (time.perf_counter() - begin) / 1e9
+    seconds = sum(call.seconds for call in repeated(lambda: product(a), repeats))
+    return repeats * 2 * size**3 / seconds / 1e9
 
 
 def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
-    """Rows of all sizes; PyTorch is left out, and said so, where its environment is missing."""
+    """Rows of all sizes; without its environment PyTorch is left out, with a note."""
     rows = []
     for task in SIZES:
         if models_at_once() > 1:
@@ -144,25 +143,21 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
         ours = rates(task, task.models)
         machine = matmul_gflops()
         settings = {**asdict(task), "at_once": models_at_once(), "machine_matmul_gflops": round(machine, 1)}
-        memory = runs.peak_memory_mib()
-        longer = rates(task, 4 * task.models)
-        rows.append(_row(task, "d3mjax", settings, ours, memory, gflops=task.flops * float(np.mean(ours)) / 1e9))
-        rows.append(_row(task, "d3mjax, four times as many models", settings, longer, runs.peak_memory_mib()))
+        figures = {**per_second(task, ours), **peak(), "gflops": task.flops * float(np.mean(ours)) / 1e9}
+        rows.append(row(task.name, "d3mjax", figures, settings=settings))
+        figures = {**per_second(task, rates(task, 4 * task.models)), **peak()}
+        rows.append(row(task.name, "d3mjax, four times as many models", figures, settings=settings))
         if not torch_python.exists():
             print(f"{torch_python} is missing: no comparison with PyTorch (make bench installs it)")
             continue
-        command = [str(torch_python), str(Path(__file__).with_name("torch_models.py")), json.dumps(asdict(task))]
-        theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        memory, settings = theirs.pop("peak_memory_mib"), {k: theirs.pop(k) for k in ("torch", "threads")}
-        for name, figures in theirs.items():
-            label = "PyTorch loop over models" if name == "loop" else f"torch.func.vmap, width {name.split()[1]}"
-            rows.append(_row(task, label, settings, figures, memory, ratio=np.mean(ours) / np.mean(figures)))
+        theirs = in_torch(torch_python, "torch_models.py", json.dumps(asdict(task)))
+        settings, memory = {name: theirs[name] for name in ("torch", "threads")}, theirs["peak_memory_mib"]
+        for name, rate in theirs["rates"].items():
+            figures = {**per_second(task, rate), "peak_memory_mib": memory, "ratio": np.mean(ours) / np.mean(rate)}
+            rows.append(row(task.name, name, figures, role="rival", settings=settings))
     return rows
 
 
-def _row(task: Task, method: str, settings, per_second: list[float], memory: float, **extra: float) -> dict[str, Any]:
-    steps = [task.steps * rate for rate in per_second]
-    measured = {"per_second": per_second, "steps_per_second": steps, "peak_memory_mib": [memory]}
-    measured |= {name: [value] for name, value in extra.items()}
-    role = "rival" if "ratio" in extra else "ours"
-    return row(task.name, method, measured, role=role, settings=settings)
+def per_second(task: Task, models: list[float]) -> dict[str, list[float]]:
+    """Models and steps a second."""
+    return {"per_second": models, "steps_per_second": [task.steps * rate for rate in models]}

@@ -1,7 +1,7 @@
 """The influence channel of DeMix by Gram products, beside normalised gradients formed one chunk after the other."""
 
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,9 +13,8 @@ from d3mjax.attribution import curvatures, gradients
 from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.diagnosis import vectors
 from d3mjax.networks import dense
-from d3mjax.reports.rows import row
-from d3mjax.runtime import runs
 from d3mjax.types import Model, Split
+from experiments.bench.measuring import peak, repeated, row
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,24 @@ def _rows(task: Task, *, compare: bool) -> list[dict[str, Any]]:
     model = dense.mlp(task.hidden, 2)
     train, validation = (_split(n, task.features, seed) for seed, n in enumerate((task.train, task.validation)))
     variables = model.init(jax.random.key(0), train.x[:1])
-    ours = jax.jit(lambda v, a, b: vectors.gram(model, v, a, b))
-    seconds, product = _timed(ours, (variables, train, validation), task.repeats)
-    figures = {"seconds": seconds}
-    rows = []
+
+    def measure(fn: Callable) -> tuple[float, np.ndarray]:
+        """Median seconds of a call, and what it returns."""
+        compiled = jax.jit(lambda v, a, b: fn(model, v, a, b))
+        calls = repeated(lambda: compiled(variables, train, validation), task.repeats)
+        return float(np.median([call.seconds for call in calls])), np.asarray(calls[0].value)
+
+    seconds, product = measure(vectors.gram)
+    figures, rows = {"seconds": seconds}, []
     if compare:
-        explicit = jax.jit(lambda v, a, b: _explicit(model, v, a, b))
-        reference, expected = _timed(explicit, (variables, train, validation), task.repeats)
-        rows.append(_row(task, "explicit gradients", {"seconds": reference}, "rival"))
+        reference, expected = measure(_explicit)
+        rows.append(row(task.name, "explicit gradients", {"seconds": reference}, role="rival", settings=task))
         figures |= {"ratio": reference / seconds, "largest_error": float(np.abs(product - expected).max())}
-    whole = jax.jit(lambda v, a, b: vectors.tensor(model, v, a, b))
-    four, _ = _timed(whole, (variables, train, validation), task.repeats)
-    rows.append(_row(task, "d3mjax, Gram products", figures))
-    rows.append(_row(task, "d3mjax, all four channels, stored in half precision", {"seconds": four}))
-    return rows
+    four, _ = measure(vectors.tensor)
+    memory = {} if compare else peak()  # of the process: explicit gradients would set it
+    every = "d3mjax, all four channels, stored in half precision"
+    rows.append(row(task.name, "d3mjax, Gram products", {**figures, **memory}, settings=task))
+    return [*rows, row(task.name, every, {"seconds": four, **memory}, settings=task)]
 
 
 def _split(n: int, features: int, seed: int) -> Split:
@@ -76,21 +79,3 @@ def _explicit(model: Model, variables, train: Split, validation: Split):
 
     of = unit(validation)
     return map_microbatches(lambda part: jnp.matmul(unit(part), of.T, precision="highest"), train, microbatch=256)
-
-
-def _timed(fn, args, repeats: int) -> tuple[float, np.ndarray]:
-    """Median seconds of a call, compilation left out, and what it returns."""
-    found = jax.block_until_ready(fn(*args))
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(fn(*args))
-        seconds.append(time.perf_counter() - begin)
-    return float(np.median(seconds)), np.asarray(found)
-
-
-def _row(task: Task, method: str, figures: dict[str, float], role: str = "ours") -> dict[str, Any]:
-    measured = {name: [value] for name, value in figures.items()}
-    if task.train > 4000:  # the process's high water mark, which explicit gradients would set
-        measured["peak_memory_mib"] = [runs.peak_memory_mib()]
-    return row(task.name, method, measured, role=role, settings=asdict(task))

@@ -101,15 +101,16 @@ def main():
     torch.manual_seed(0)
     x = torch.randn(task["examples"], task["inputs"])
     y = torch.randint(task["classes"], (task["examples"],))
-    result = {"loop": rate(lambda: loop(task, x, y, task["loop_models"]), task["loop_models"], task["repeats"])}
+    count, repeats = task["loop_models"], task["repeats"]
+    rates = {"PyTorch loop over models": rate(lambda: loop(task, x, y, count), count, repeats)}
     for width in task["widths"]:
-        result[f"vmap {width}"] = rate(lambda w=width: vmapped(task, x, y, w, w), width, task["repeats"])
+        timed = rate(lambda w=width: vmapped(task, x, y, w, w), width, repeats)
+        rates[f"torch.func.vmap, width {width}"] = timed
     # Not getrusage: its maximum includes the parent's memory at the moment of the fork.
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    result["peak_memory_mib"] = int(peak.split()[1]) / 1024
-    result["torch"] = torch.__version__
-    result["threads"] = torch.get_num_threads()
-    print(json.dumps(result))
+    memory = int(peak.split()[1]) / 1024
+    facts = {"peak_memory_mib": memory, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    print(json.dumps({"rates": rates, **facts}))
 
 
 if __name__ == "__main__":

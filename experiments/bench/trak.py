@@ -1,12 +1,10 @@
 """TRAK: seconds against the public PyTorch library, agreement with its scores, and group scores of many examples."""
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,13 @@ import numpy as np
 
 from d3mjax.attribution import gradients, projections, trak
 from d3mjax.networks import dense
-from d3mjax.reports.rows import row
-from d3mjax.runtime import runs
 from d3mjax.types import Split
-
-ROOT = Path(__file__).parents[2]
+from experiments.bench.measuring import in_own_process, in_torch, peak, repeated, row, timed
 
 
 @dataclass(frozen=True)
 class Task:
-    """The whole matrix of scores for one checkpoint of an MLP; random inputs, labels and parameters will do."""
+    """The whole matrix of scores for one checkpoint of an MLP, with random inputs, labels and parameters."""
 
     n: int
     targets: int
@@ -64,7 +59,7 @@ PARITY = {"n": 3000, "targets": 200, "inputs": 20, "hidden": 8, "classes": 5, "c
 
 
 def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
-    """Rows of all three; the library is left out, and said so, where its environment is missing."""
+    """Rows of all three; without its environment the library is left out, with a note."""
     speed, groups, torch = SPEED, GROUPS, torch_python.exists()
     if smoke:
         speed = tuple(Task(64, 8, 12, 4, 3, p, 32, 16, 16, (64,), repeats=1) for p in (8, 16))
@@ -110,40 +105,33 @@ def as_ours(arrays: dict[str, Any], num_checkpoints: int = 1) -> tuple[Any, Spli
     return checkpoints, split(arrays["x"], arrays["y"]), split(arrays["x_target"], arrays["y_target"])
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of wall time and of all cores until the result is there."""
-    begin, cpu = time.perf_counter(), time.process_time()
-    jax.block_until_ready(run())
-    return time.perf_counter() - begin, time.process_time() - cpu
-
-
 def _speed(task, torch_python, directory):
     arrays = make_arrays(task.n, task.targets, task.inputs, task.hidden, task.classes)
     model, inputs = dense.mlp((task.hidden,), task.classes), as_ours(arrays)
-    library, found = [], []
-    for rows in task.library_rows if torch_python else ():
-        np.savez(directory / "speed.npz", **arrays)
-        settings = {"p": task.p, "batch": rows, "repeats": task.repeats}
-        library.append((f"PyTorch TRAK library, batch {rows}", _library(torch_python, "time", directory, settings)))
-    best = min((np.mean(figures["seconds"]) for _, figures in library), default=None)
-    for name, make, rows in (
+    np.savez(directory / "speed.npz", **arrays)
+    library, measured = [], []
+    for batch in task.library_rows if torch_python else ():
+        settings = {"p": task.p, "batch": batch, "repeats": task.repeats}
+        library.append((f"PyTorch TRAK library, batch {batch}", _library(torch_python, "time", directory, settings)))
+    best = min((np.mean(figures["seconds"]) for _, figures in library), default=np.nan)
+    for name, make, microbatch in (
         ("Rademacher", projections.rademacher, task.rademacher_rows),
         ("SJLT", projections.sjlt, task.sjlt_rows),
         ("tensor sketch", projections.tensor_sketch, task.sketch_rows),
     ):
-        options = trak.Options(make(task.p), microbatch=rows)
+        options = trak.Options(make(task.p), microbatch=microbatch)
         attribute = jax.jit(lambda key, args, options=options: trak.scores(key, model, *args, options=options).tau)
-        run = lambda attribute=attribute: attribute(jax.random.key(0), inputs)
-        jax.block_until_ready(run())  # compiles, and touches the memory
-        seconds, cpu = zip(*(timed(run) for _ in range(task.repeats)), strict=True)
-        extra = {} if best is None else {"ratio_to_library": [best / s for s in seconds]}
-        settings = {**asdict(task), "microbatch": rows}
-        found.append(_row(task.name, f"d3mjax, {name}", settings, seconds=seconds, cpu_seconds=cpu, **extra))
+        calls = repeated(partial(attribute, jax.random.key(0), inputs), task.repeats)
+        figures = {name: [getattr(call, name) for call in calls] for name in ("seconds", "cpu_seconds")}
+        if library:
+            figures["ratio_to_library"] = [best / seconds for seconds in figures["seconds"]]
+        settings = {**asdict(task), "microbatch": microbatch}
+        measured.append(row(task.name, f"d3mjax, {name}", figures, settings=settings))
     for name, figures in library:
-        settings = {"torch": figures["torch"], "traker": figures["traker"], "threads": figures["threads"]}
-        names = ("seconds", "cpu_seconds", "peak_memory_mib")
-        found.append(_row(task.name, name, settings, "rival", **{key: np.atleast_1d(figures[key]) for key in names}))
-    return found
+        settings = {name: figures[name] for name in ("torch", "traker", "threads")}
+        figures = {name: figures[name] for name in ("seconds", "cpu_seconds", "peak_memory_mib")}
+        measured.append(row(task.name, name, figures, role="rival", settings=settings))
+    return measured
 
 
 def _parity(torch_python, directory):
@@ -155,7 +143,7 @@ def _parity(torch_python, directory):
     arrays = make_arrays(**PARITY)
     model = dense.mlp((PARITY["hidden"],), PARITY["classes"])
     np.savez(directory / "parity.npz", **arrays)
-    every, damping, found = PARITY["checkpoints"], 0.01, []
+    every, damping, rows = PARITY["checkpoints"], 0.01, []
     for name, num, first_layer, ridge in (
         ("one checkpoint, no ridge", 1, True, 0.0),
         (f"{every} checkpoints with library_scale, no ridge", every, True, 0.0),
@@ -177,49 +165,36 @@ def _parity(torch_python, directory):
         a, b = np.asarray(ours, np.float64).T.ravel(), np.load(out).astype(np.float64).ravel()
         difference = np.linalg.norm(a - b * (a @ b) / (b @ b)) / np.linalg.norm(a)
         facts = {**PARITY, "damping": ridge, "lambda_reg": penalty, "keep": wrt}
-        measured = {"correlation": [np.corrcoef(a, b)[0, 1]], "relative_difference_after_scaling": [difference]}
-        found.append(_row("TRAK, agreement with the PyTorch library", name, facts, **measured))
-    return found
+        figures = {"correlation": np.corrcoef(a, b)[0, 1], "relative_difference_after_scaling": difference}
+        rows.append(row("TRAK, agreement with the PyTorch library", name, figures, settings=facts))
+    return rows
 
 
 def _library(torch_python, mode, directory, settings):
     arrays = directory / ("speed.npz" if mode == "time" else "parity.npz")
-    command = [str(torch_python), "-P", str(Path(__file__).with_name("torch_trak.py")), mode, str(arrays)]
-    done = subprocess.run([*command, json.dumps(settings)], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_torch(torch_python, "torch_trak.py", mode, str(arrays), json.dumps(settings))
 
 
 def _groups(task):
-    """In a process of its own, so that the peak of its memory is its own."""
-    command = [sys.executable, "-m", "experiments.bench.trak", json.dumps(asdict(task))]
-    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    figures = {name: [value] for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
     parameters = (task.inputs + 1) * task.hidden + (task.hidden + 1) * 2
     name = f"TRAK, {task.groups} groups of {task.targets:,} targets, {parameters:,} parameters, p = {task.p}"
-    return _row(name, f"d3mjax, group_scores, {task.n:,} examples", asdict(task), **figures)
+    return row(name, f"d3mjax, group_scores, {task.n:,} examples", in_own_process("trak", task), settings=task)
 
 
 def measure_groups(task: Groups) -> dict[str, float]:
     """Seconds, compilation left out, and the peak memory of this process."""
-    arrays = make_arrays(task.n, task.targets, task.inputs, task.hidden, 2)
-    checkpoints, train, target = as_ours(arrays)
-    del arrays
+    checkpoints, train, target = as_ours(make_arrays(task.n, task.targets, task.inputs, task.hidden, 2))
     target = target._replace(group=target.id % task.groups)
-    model, projection = dense.mlp((task.hidden,), 2), projections.rademacher(task.p)
+    model, options = dense.mlp((task.hidden,), 2), trak.Options(projections.rademacher(task.p), microbatch=task.rows)
 
     @jax.jit
     def attribute(key, checkpoints, train, target):
-        options = trak.Options(projection, microbatch=task.rows)
         return trak.group_scores(key, model, checkpoints, train, target, task.groups, options=options).columns
 
     inputs = (jax.random.key(0), checkpoints, train, target)
     compiled = attribute.lower(*inputs).compile()
-    seconds, cpu = timed(lambda: compiled(*inputs))
-    return {"seconds": seconds, "cpu_seconds": cpu, "peak_memory_mib": runs.peak_memory_mib()}
-
-
-def _row(task: str, method: str, settings, role: str = "ours", **figures) -> dict[str, Any]:
-    return row(task, method, figures, role=role, settings=settings)
+    run = timed(lambda: compiled(*inputs))
+    return {"seconds": run.seconds, "cpu_seconds": run.cpu_seconds, **peak()}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from d3mjax.runtime import runs, store
+from experiments import study
 from experiments.d3m import d3m, engine
 from experiments.datamodels import lds_trak
 
@@ -79,7 +80,7 @@ def test_datamodels_can_be_the_source_of_group_columns(tmp_path):
 
 
 def test_lds_of_trak_lies_between_chance_and_the_ceiling(tmp_path):
-    run = lds_trak.main(lds_trak.Config(tasks=("patch",), smoke=True), tmp_path)
+    run = study.run(lds_trak.STUDY, lds_trak.Config(tasks=("patch",), smoke=True), tmp_path)
     rows = store.read_json(run / "metrics.json")["rows"]
     lds = {row["method"]: row["metrics"]["lds"]["mean"] for row in rows}
     ceiling = lds.pop("ceiling set by retraining noise")
