@@ -8,7 +8,14 @@ Command:  python -m experiments                          lists every study: clai
 import difflib
 import importlib
 import sys
+from pathlib import Path
 
+import tyro
+from tyro.conf import Positional
+
+from d3mjax.reports import tables
+from d3mjax.runtime import runs, store
+from experiments import published
 from experiments.study import Study, cli
 
 # Where each study stands. A module may hold several.
@@ -31,12 +38,33 @@ def studies() -> dict[str, Study]:
 
 
 def listing() -> str:
-    """A line a study: name, minutes and claim."""
-    known = studies()
-    width = max(map(len, known), default=0)
-    lines = [f"{name:{width}}  {study.minutes:5.0f} min  {study.claim}" for name, study in known.items()]
-    lines.append("python -m experiments.bench [--smoke] measures speed; make bench does so side by side with PyTorch.")
-    return "\n".join(["python -m experiments NAME [--smoke] runs one of:", *lines])
+    """Two lines a study: name, minutes and headline number; claim."""
+    lines = ["python -m experiments NAME [--smoke] runs one of:"]
+    for name, study in studies().items():
+        lines += [f"\n{name}, {study.minutes:g} min. {published.headline(study)}".rstrip(), f"    {study.claim}"]
+    return "\n".join([*lines, "\npython -m experiments report RUN prints the tables of a run."])
+
+
+def report(
+    run: Positional[Path | None] = None, *, all: bool = False, publish: str | None = None, only: str = "", metrics: str = ""
+) -> None:
+    """Print the tables of a run as markdown, publish its metrics, or write the tables of all pages.
+
+    Args:
+      run: directory of a finished run, ``results/STUDY/RUN``.
+      all: fill the tables of ``docs/results/*.md`` and of both READMEs from the published metrics.
+      publish: store the metrics of ``run`` under this name in ``docs/results/metrics``; "study" for the study's name.
+      only: rows whose "task: method" has a match of this regular expression.
+      metrics: names of the metrics to show, separated by commas.
+    """
+    if run is not None:
+        document = store.read_json(run / "metrics.json")
+        runs.validate_document(document)
+        print(tables.markdown({**published.select(document, only=only, metrics=metrics), "run": run.name}))
+        if publish is not None:
+            print(published.publish(run, None if publish == "study" else publish))
+    if all:
+        print("\n".join(str(path) for path in published.fill_pages(studies())))
 
 
 def main(arguments: list[str]) -> int:
@@ -45,13 +73,20 @@ def main(arguments: list[str]) -> int:
         print(listing())
         return 0
     name, *rest = arguments
+    if name == "report":
+        tyro.cli(report, prog="python -m experiments report", args=rest)
+        return 0
     known = studies()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         print(f"python -m experiments: found study {name!r}, expected one of the list.{hint}\n\n{listing()}")
         return 2
-    cli(known[name], rest)
+    try:
+        cli(known[name], rest)
+    except (ValueError, OSError, FloatingPointError) as error:  # bad input is one line, not a traceback
+        print(f"python -m experiments {name}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

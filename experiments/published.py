@@ -19,6 +19,7 @@ from experiments.study import Study
 
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "docs" / "results" / "metrics"
+LIST = re.compile(r"(<!-- studies -->\n).*?(<!-- /studies -->)", re.DOTALL)
 PLACE = re.compile(r"(<!-- table ([\w-]+)((?: \w+=\"[^\"]*\")*) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -56,12 +57,13 @@ def fill(text: str, directory: Path = METRICS) -> str:
     return PLACE.sub(table, text)
 
 
-def fill_pages(root: Path = ROOT) -> list[Path]:
-    """Fill the pages of ``docs/results`` and the README in place; returns the files that changed."""
-    changed = []
-    for path in (root / "README.md", *sorted((root / "docs" / "results").glob("*.md"))):
+def fill_pages(studies: Mapping[str, Study], root: Path = ROOT) -> list[Path]:
+    """Fill the pages of ``docs/results`` and both READMEs in place; returns the files that changed."""
+    changed, listing = [], f"\\1\n{studies_table(studies, root)}\n\n\\2"
+    for path in (root / "README.md", root / "experiments" / "README.md", *sorted((root / "docs/results").glob("*.md"))):
         before = path.read_text()
-        if (after := fill(before)) != before:
+        after = LIST.sub(listing, fill(before))
+        if after != before:
             store.write_bytes(path, after.encode())
             changed.append(path)
     return changed

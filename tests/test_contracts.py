@@ -26,7 +26,8 @@ FLOORS = {
     "experiments.bias_tasks": 9,
     # Wings: each imports study, tasks and itself, no other wing.
     **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "bench")},
-    **dict.fromkeys(("experiments.__main__", "experiments.overview"), 11),
+    "experiments.__main__": 12,
+    **dict.fromkeys(("experiments.published", "experiments.overview"), 11),
 }
 IMPURE_ROOMS = {
     "d3mjax.runtime",
