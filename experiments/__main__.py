@@ -46,7 +46,12 @@ def listing() -> str:
 
 
 def report(
-    run: Positional[Path | None] = None, *, all: bool = False, publish: str | None = None, only: str = "", metrics: str = ""
+    run: Positional[Path | None] = None,
+    *,
+    all: bool = False,
+    publish: str | None = None,
+    only: str = "",
+    metrics: str = "",
 ) -> None:
     """Print the tables of a run as markdown, publish its metrics, or write the tables of all pages.
 

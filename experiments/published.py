@@ -5,9 +5,12 @@ A page of `docs/results`, or the README, has places for tables, filled from the 
     <!-- table main_table only="^adult: " metrics="worst_group_accuracy,average_accuracy" -->
     <!-- /table -->
 
-``only`` keeps the rows whose "task: method" has a match of the regular expression, ``metrics`` the named columns.
+``only`` keeps the rows whose "task: method" has a match of the regular expression, ``metrics`` the named columns;
+``joined="yes"`` puts all tasks into one table.
 """
 
+import gzip
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +29,21 @@ PLACE = re.compile(r"(<!-- table ([\w-]+)((?: \w+=\"[^\"]*\")*) -->\n).*?(<!-- /
 def publish(run_dir: Path, name: str | None = None) -> Path:
     """Store the metrics of a finished run as ``docs/results/metrics/<name>.json.gz``; the study's name if not given."""
     document = store.read_json(run_dir / "metrics.json")
+    runs.validate_document(document)
     path = METRICS / f"{name or document['experiment']}.json.gz"
-    runs.write_published(path, document, run_dir.name)
+    write(path, document | {"run": run_dir.name, "revision": document["environment"]["revision"]})
     return path
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document compressed, the same bytes for the same document."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_bytes(path, gzip.compress(store.json_text(document).encode(), mtime=0))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote."""
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def select(document: Mapping[str, Any], *, only: str = "", metrics: str = "") -> dict[str, Any]:
@@ -36,7 +51,9 @@ def select(document: Mapping[str, Any], *, only: str = "", metrics: str = "") ->
     rows = [row for row in document["rows"] if re.search(only, f"{row['task']}: {row['method']}")]
     if metrics:
         names = metrics.split(",")
-        rows = [{**row, "metrics": {name: row["metrics"][name] for name in names if name in row["metrics"]}} for row in rows]
+        rows = [
+            {**row, "metrics": {name: row["metrics"][name] for name in names if name in row["metrics"]}} for row in rows
+        ]
     if not rows or not any(row["metrics"] for row in rows):
         known = sorted({name for row in document["rows"] for name in row["metrics"]})
         raise ValueError(f"only, metrics: found no row for {only!r}, {metrics!r}, expected a match and some of {known}")
@@ -51,8 +68,11 @@ def fill(text: str, directory: Path = METRICS) -> str:
         path = directory / f"{name}.json.gz"
         if not path.exists():
             raise ValueError(f"table {name}: found no {path}, expected the metrics of a published run")
-        document = select(runs.read_published(path), **dict(re.findall(r'(\w+)="([^"]*)"', options)))
-        return f"{start}\n{tables.markdown(document)}\n\n{end}"
+        chosen = dict(re.findall(r'(\w+)="([^"]*)"', options))
+        joined = chosen.pop("joined", "") == "yes"
+        document = select(read(path), **chosen)
+        note = f" {document['note']}" if "note" in document else ""
+        return f"{start}\n{tables.markdown(document, joined=joined)}{note}\n\n{end}"
 
     return PLACE.sub(table, text)
 
@@ -86,7 +106,7 @@ def headline(study: Study, directory: Path = METRICS) -> str:
     if study.headline is None or not path.exists():
         return ""
     task, method, metric = study.headline
-    rows = runs.read_published(path)["rows"]
+    rows = read(path)["rows"]
     value = next((r["metrics"].get(metric) for r in rows if (r["task"], r["method"]) == (task, method)), None)
     if not value or value["mean"] is None:
         return ""

@@ -53,7 +53,9 @@ def text(rows: Sequence[Row]) -> str:
     return "\n\n".join(one(*cells(rows, family)) for family in families(rows))
 
 
-def markdown(document: Mapping[str, Any], *, only: str = "", run: str | None = None, level: int = 3) -> str:
+def markdown(
+    document: Mapping[str, Any], *, only: str = "", run: str | None = None, level: int = 3, joined: bool = False
+) -> str:
     """Tables of a metrics document in markdown, one heading a task, with run and revision in the last line.
 
     Args:
@@ -61,6 +63,7 @@ def markdown(document: Mapping[str, Any], *, only: str = "", run: str | None = N
       only: a regular expression; rows whose "task: method" has no match are left out.
       run: name of the run, if the document does not hold it.
       level: of the headings.
+      joined: all tasks in one table, with a column for the task and no headings.
 
     Raises:
       ValueError: no row matches ``only``.
@@ -69,9 +72,9 @@ def markdown(document: Mapping[str, Any], *, only: str = "", run: str | None = N
     if not rows:
         raise ValueError(f"only: found no row whose 'task: method' matches {only!r}, expected at least one")
     parts = []
-    for task, of_task in by_task(rows).items():
+    for task, of_task in ({"": rows} if joined else by_task(rows)).items():
         tables = (_markdown(*cells(of_task, family)) for family in families(of_task))
-        parts += [f"{'#' * level} {task}", *tables]
+        parts += [*([] if joined else [f"{'#' * level} {task}"]), *tables]
     return "\n\n".join([*parts, f"*{provenance(document, run)}*"])
 
 
