@@ -42,7 +42,8 @@ def listing() -> str:
     lines = ["python -m experiments NAME [--smoke] runs one of:"]
     for name, study in studies().items():
         lines += [f"\n{name}, {study.minutes:g} min. {published.headline(study)}".rstrip(), f"    {study.claim}"]
-    return "\n".join([*lines, "\npython -m experiments report RUN prints the tables of a run."])
+    lines.append("\npython -m experiments.bench measures speed; make bench does so side by side with PyTorch.")
+    return "\n".join([*lines, "python -m experiments report RUN prints the tables of a run."])
 
 
 def report(
