@@ -64,9 +64,7 @@ class Study:
     config: Any  # the default configuration, a frozen dataclass with the fields of `Config`
     tasks: Mapping[str, Any]
     minutes: float  # of the default configuration on two CPU cores
-    prepare: Callable[..., Any] = lambda *_: (
-        None
-    )  # (task, config, results) -> measure(seed, progress) -> (facts, arrays)
+    prepare: Callable[..., Any] = lambda *_: None  # (task, config, results) -> measure(seed, progress) -> unit
     describe: Callable[..., Any] = lambda *_: None  # (task, config, units) -> rows and section, or sections by task
     work: Callable[[Any, Path, str | None], Path] | None = None  # (config, results, run): all of it, in place of units
     headline: tuple[str, str, str] | None = None  # task, method and metric of the number that the list shows
@@ -133,11 +131,10 @@ def run_experiment(
     """Run or resume every task and seed, write ``results/<experiment>/<run>``, and return it.
 
     ``prepare(task, config) -> measure`` and ``measure(seed, progress) -> (facts, arrays)`` do the work;
-    ``describe(task, config, units) -> (rows, section)`` shows the results of all seeds, the section being one or a dict
-    by the task of rows. ``models``: how many a unit
-    reports to ``progress(count)``. Where there are several hosts, units are dealt out to them; with ``together`` all
-    hosts work on every unit, which is for banks: their blocks are dealt out. The first host writes the page. SIGTERM
-    ends it between two pieces of work.
+    ``describe(task, config, units) -> (rows, section)`` shows the results of all seeds, with a section of the page or a
+    dict of sections by task. ``models``: how many a unit reports to ``progress(count)``. Where there are several hosts,
+    units are dealt out to them; with ``together`` all hosts work on every unit, which is for banks: their blocks are
+    dealt out. The first host writes the page. SIGTERM ends it between two pieces of work.
 
     Raises:
       ValueError: a task that is not in ``tasks``, before anything is written; a run that belongs to another config;

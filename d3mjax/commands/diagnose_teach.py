@@ -66,7 +66,7 @@ def smoke(config: Config) -> Config:
     return replace(config, tasks=tasks, clean=(0.5,), rows=100, fitted=100, seeds=1, rounds=10)
 
 
-def teach(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
+def teach(config: Config, results: Path, *, run: str | None = None) -> Path:
     """Make cells, fit, evaluate, save; returns ``RESULTS/demix_pretrain/RUN/diagnoser.npz``, at once if it is there.
 
     Raises:
@@ -74,7 +74,7 @@ def teach(config: Config, results: Path = Path("results"), run: str | None = Non
     """
     begin = time.perf_counter()
     hosts.start()
-    path = diagnoser_path(config, results, run)
+    path = diagnoser_path(config, results, run=run)
     if finished(path):
         print(f"diagnoser: {path}")
         return path
@@ -108,7 +108,7 @@ def teach(config: Config, results: Path = Path("results"), run: str | None = Non
     return path
 
 
-def diagnoser_path(config: Config, results: Path, run: str | None = None) -> Path:
+def diagnoser_path(config: Config, results: Path, *, run: str | None = None) -> Path:
     """The file of the diagnoser of ``config``, made or not; another layout of the features is another file."""
     if unknown := set(config.tasks) - set(TABLES):
         raise ValueError(f"tasks: found {sorted(unknown)}, expected names among {sorted(TABLES)}")

@@ -17,7 +17,8 @@ STUDY = Study(
     claim="Trees taught on tables with planted errors find such errors on tables that were left out.",
     config=diagnose_teach.Config(),
     tasks=TABLES,
-    work=diagnose_teach.teach,  # the tables are calibrated by each other, so they are one unit
+    # The tables are calibrated by each other, so they are one unit.
+    work=lambda config, results, run: diagnose_teach.teach(config, results, run=run),
     minutes=15,
     headline=(diagnose_teach.ALL, "diagnoser", "label error precision"),
     smoke=diagnose_teach.smoke,
