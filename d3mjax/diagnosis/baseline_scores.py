@@ -1,16 +1,16 @@
-"""Scores that use no flags of any table: what a trained diagnosis must beat, each at its own type of error.
+"""Training-free scores of suspicion, one or more for each type of error: the baselines of a taught diagnoser.
 
-Here **larger is more suspicious**: these say how wrong a row looks, unlike attributions and the scores of `debiasing`,
-of which larger is more useful. Influence matrices have the axes of DeMix's vectors ``[train, validation]`` but the sign
-of this package, helpful positive: ``I = -V[:, 0]``.
+**Larger is more suspicious**, unlike attributions and the scores of `debiasing`, of which larger is more useful.
+Influence matrices have the axes of DeMix's vectors ``[train, validation]`` but the sign of this package, helpful
+positive: ``I = -V[:, 0]``.
 
-| type of error | rivals |
+| type of error | scores |
 |---|---|
 | label | `loss_rank`, `margin_rank`, `knn_disagreement`, `confident_learning`, `mean_harm`, `own_class_harm`, `cnci` |
 | feature | `outliers`, `self_influence_rank`, `pcid` |
 | spurious minority | `rare_class`, `jtt_errors` |
 
-Scores need no common scale: compare them by `detection.average_precision`.
+Scores need no common scale: compare them by `claims.average_precision`.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ from d3mjax.types import AnyArray
 def rare_class(y: Int[AnyArray, "n"], num_classes: int) -> Float[Array, "n"]:
     """1 for rows of the rarest class that occurs (ties: the last), else 0: "SC = y".
 
-    A rule whose target is rare, as the published ones have, leaves hardly any minority rows but those of its target, so
-    that a spurious minority is told by its label alone. With a balanced rule this says nothing.
+    A rule whose target is rare, as in the published ones, leaves few minority rows but those of its target, so that the
+    label alone predicts the spurious minority. With a balanced rule this score is uninformative.
     """
     counts = jnp.zeros(num_classes, jnp.int32).at[y].add(1)
     counts = jnp.where(counts > 0, counts, jnp.iinfo(counts.dtype).max)
@@ -47,7 +47,7 @@ def margin_rank(margins: Float[AnyArray, "n"]) -> Float[Array, "n"]:
 
 
 def self_influence_rank(self_influence: Float[AnyArray, "n"]) -> Float[Array, "n"]:
-    """Share of rows of lower ``||g_i||^2``, or `trak.self_influence`: what stands alone is larger, more suspicious."""
+    """Share of rows of lower ``||g_i||^2``, or `trak.self_influence`: larger is more suspicious."""
     return loss_rank(self_influence)
 
 
@@ -79,7 +79,7 @@ def knn_disagreement(
 def outliers(x: Float[AnyArray, "n d"]) -> Float[Array, "n"]:
     """``max_j |x_ij - mean_j| / std_j`` over columns of numbers: larger is more suspicious.
 
-    Mean and deviation are over the rows that have a number, broken ones among them; NaN and constant columns say 0.
+    Mean and deviation are over the rows that have a number, broken ones among them; NaN and constant columns give 0.
     """
     x = jnp.asarray(x)
     away = jnp.abs(x - jnp.nanmean(x, axis=0, keepdims=True))
@@ -97,7 +97,7 @@ def confident_errors(probabilities: Float[AnyArray, "n C"], y: Int[AnyArray, "n"
 
     With ``t_k`` the mean of ``p_k`` over the rows labelled k, a row is counted as class k when ``p_k >= t_k``; where
     several are, as the most probable of all classes. Suspects are counted as another class than their label and not
-    predicted as it. ``probabilities`` must be out of sample. A class without rows is nobody's.
+    predicted as it. ``probabilities`` must be out of sample. No row is assigned to an empty class.
     """
     p, y = jnp.asarray(probabilities), jnp.asarray(y)
     member = jax.nn.one_hot(y, p.shape[1], dtype=p.dtype)
@@ -135,17 +135,18 @@ def glitches(
     validation_y: Int[AnyArray, "t"],
     num_classes: int,
 ) -> Glitches:
-    """All three, from ``influence(labels)``: the helpful-positive matrix were the train rows labelled so.
+    """All three signals from ``influence(labels)``, the helpful-positive matrix if the train rows had these labels.
 
-    It is called thrice: with ``y``, with the classes that rows harm most, and with those they help second most. With
-    two classes and unit gradients another label is another sign, and nothing need be computed again.
+    It is called three times: with ``y``, with the classes that rows harm most, and with those they help second most.
+    With two classes and unit gradients another label is another sign, and nothing need be computed again.
     Source: "Data glitches discovery using influence-based model explanation", github.com/anonymoususr95/
     Influence-Based-Glitch-Detection.
     """
     dirty = influence(jnp.asarray(y))
     helped, harmed = _by_class(dirty, validation_y, num_classes)
-    labels, places = cnci(influence(jnp.argmax(harmed, 1)), y, validation_y, num_classes), jnp.argsort(-helped, 1)[:, 1]
-    features = pcid(dirty, influence(places), validation_y, num_classes)
+    labels = cnci(influence(jnp.argmax(harmed, 1)), y, validation_y, num_classes)
+    second = jnp.argsort(-helped, 1)[:, 1]
+    features = pcid(dirty, influence(second), validation_y, num_classes)
     return Glitches(labels, features, cfrank(labels, features))
 
 
@@ -174,7 +175,7 @@ def pcid(
     validation_y: Int[AnyArray, "t"],
     num_classes: int,
 ) -> Float[Array, "n"]:
-    """``1 / (sum_j max(I_ij, 0) * max_c |PIL_ic - PIL_ic^cf|)``: what helps nobody under any label is suspicious.
+    """``1 / (sum_j max(I_ij, 0) * max_c |PIL_ic - PIL_ic^cf|)``: rows that never help are suspicious.
 
     ``PIL_ic = sum_{j: y_j = c} max(I_ij, 0)``; ``counterfactual`` is the influence of rows labelled as the class they
     help second most. Larger is more suspicious; infinite where the product is 0.
@@ -186,7 +187,7 @@ def pcid(
 def cfrank(cnci: Float[AnyArray, "n"], pcid: Float[AnyArray, "n"]) -> Float[Array, "n 2"]:
     """The larger of the ranks in (0, 1) by `cnci` (label) and `pcid` (feature) at its own type, 0 at the other.
 
-    The maximum along the last axis says how suspicious a row is, its place of which error. Ties are label errors.
+    The maximum along the last axis is the suspicion of a row, its position the type of error. Ties are label errors.
     """
     label, feature = loss_rank(cnci), loss_rank(pcid)
     return jnp.stack([jnp.where(label >= feature, label, 0), jnp.where(label >= feature, 0, feature)], 1)

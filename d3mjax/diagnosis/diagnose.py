@@ -15,7 +15,7 @@ from d3mjax.types import AnyArray, Table
 
 
 class Look(NamedTuple):
-    """What one network contributes to a diagnosis."""
+    """The probabilities by one network."""
 
     probabilities: Float[np.ndarray, "n e"]  # of each type of error
     left_out: Float[np.ndarray, "n C"]  # class probabilities by networks that have not seen the row
@@ -23,7 +23,7 @@ class Look(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a repair needs besides the claims, and the spread between networks."""
+    """Further inputs of a repair, and the spread between networks."""
 
     proposed: Int[np.ndarray, "n"]  # the likeliest other class, by networks that have not seen the row
     correct: Bool[np.ndarray, "n"]  # whether the networks trained on all rows predict the recorded class

@@ -1,15 +1,15 @@
-"""How odd a row of a table is, whatever the table: numbers that mean the same for any columns.
+"""Outlier scores of rows that are comparable across tables.
 
 Each column is predicted from all others, linearly. With encoded features x, standardised, of covariance C and
-``P = (C + ridge I)^-1``, the part of column S (several features for a category) that the others do not explain is at
-the squared distance
+``P = (C + ridge I)^-1``, the part of column S (several features for a category) that the others do not explain has the
+squared distance
 
     d_S^2 = (P x)_S' (P_SS)^-1 (P x)_S
 
 which is the squared standardised residual of a number, and the same for all levels of a category at once. One inverse
 serves all columns (the conditional distribution of a Gaussian; see Rue and Held, 2005, theorem 2.3).
 
-Where errors have hit the same columns of many rows, those are odd together: `joint` and `mixture` look for that.
+Errors in the same columns of many rows make these columns odd together: `joint` and `mixture` measure that.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def scores(table: Table, *, ridge: float = 0.01, clip: float = 3.0) -> Float[np.
     the two largest distances ``d_S`` of its columns, and the root of their squares' sum; `joint` and `mixture` of the
     distances, and of them with the numbers themselves; the largest distance of a number from its column's median, in
     deviations of a normal column of the same quartiles, and, for columns whose quartiles are equal, in deviations;
-    ``-log`` of the share of its rarest level. Zero where there is no such column.
+    ``-log`` of the share of its rarest level. Zero for tables without such a column.
     """
     distances = surprises(table, ridge=ridge, clip=clip)
     ordered = np.sort(distances, axis=1)
@@ -50,14 +50,14 @@ def scores(table: Table, *, ridge: float = 0.01, clip: float = 3.0) -> Float[np.
     zero = np.zeros(len(table.id))
     largest = lambda columns: np.max([zero, *columns], axis=0)
     values = np.concatenate([distances, *(_filled(a)[:, None] for a in numbers)], axis=1)
-    found = [ordered[:, -1], ordered[:, max(-2, -ordered.shape[1])], np.sqrt((distances**2).sum(1))]
-    found += [joint(distances), mixture(distances, like=distances), mixture(values, like=distances)]
-    return np.stack([*found, largest(far), largest(far_from_zero), largest(rare)], axis=1)
+    columns = [ordered[:, -1], ordered[:, max(-2, -ordered.shape[1])], np.sqrt((distances**2).sum(1))]
+    columns += [joint(distances), mixture(distances, like=distances), mixture(values, like=distances)]
+    return np.stack([*columns, largest(far), largest(far_from_zero), largest(rare)], axis=1)
 
 
 def surprises(table: Table, *, ridge: float = 0.01, clip: float = 3.0) -> Float[np.ndarray, "n k"]:
     """``d_S`` of every row and column. For covariances, features are cut off at ``clip`` deviations, and distances of
-    numbers are divided by their median over that of a normal: the errors themselves shall say less.
+    numbers are divided by their median over that of a normal, which limits the weight of the errors themselves.
     """
     x = tables.encode(tables.fit_encoder(table), table).astype(np.float64)
     std = x.std(0)
@@ -65,13 +65,13 @@ def surprises(table: Table, *, ridge: float = 0.01, clip: float = 3.0) -> Float[
     cut = np.clip(x, -clip, clip)
     precision = np.linalg.inv(cut.T @ cut / len(x) + ridge * np.eye(x.shape[1]))
     left = x @ precision
-    found = []
+    distances = []
     for name, span in tables.slices(table).items():
         part = left[:, span]
         distance = np.sqrt(np.maximum((part * np.linalg.solve(precision[span, span], part.T).T).sum(1), 0))
         middle = np.median(distance) / 0.6745 if name not in table.levels else 1.0
-        found.append(distance / middle if middle > 0 else distance)
-    return np.stack(found, axis=1)
+        distances.append(distance / middle if middle > 0 else distance)
+    return np.stack(distances, axis=1)
 
 
 def joint(distances: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n"]:

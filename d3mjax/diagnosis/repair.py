@@ -97,8 +97,8 @@ def halve_majority(
 ) -> Float[np.ndarray, "n"]:
     """1 for the minority and 1/2 for others, as published; 1 for all if there is none, or nothing else."""
     minority, kept = np.asarray(minority), np.asarray(kept)
-    parted = (minority & kept).any() and (~minority & kept).any()
-    return np.where(minority | ~parted, np.float32(1), np.float32(0.5))
+    both = (minority & kept).any() and (~minority & kept).any()
+    return np.where(minority | ~both, np.float32(1), np.float32(0.5))
 
 
 def equal_mass(

@@ -1,8 +1,8 @@
 """Influence vectors as a table of features: order statistics of each row's channels over the validation rows.
 
-A row's vectors are a set, so what describes them is what sorting leaves: quantiles, shares and votes of the nearest.
-Every feature is a quantile, a mean or a share, so the number of validation rows may change between tables, and none
-depends on a table's columns. Ranks, where there are any, are among the rows of one *cell*: one table with one model.
+A row's vectors are a set, so its features do not depend on their order: quantiles, means, shares, votes of the nearest.
+The number of validation rows may change between tables, and no feature depends on a table's columns. Ranks are among
+the rows of one *cell*: one table with one model.
 
 Signs are those of the channels (Deng et al., arXiv 2606.11616): negative influence is helpful.
 """
@@ -24,9 +24,7 @@ NEIGHBOURS = (0.01, 0.03, 0.1, 0.3)
 
 
 class Layout(NamedTuple):
-    """Which channel is what. Of an influence the size is closeness, its sign says for or against; of a cosine the
-    value itself is closeness.
-    """
+    """Positions of the channels. Closeness is the size of an influence, whose sign is for or against, or a cosine."""
 
     influence: tuple[int, ...] = (0,)
     cosine: tuple[int, ...] = (1,)
@@ -48,7 +46,7 @@ def order_statistics(
     neighbours: tuple[float, ...] = NEIGHBOURS,
     microbatch: int | None = 512,
 ) -> Float[Array, "n f"]:
-    """Features in the order of `feature_names`; NaN where there is nothing to describe (no row of the own class).
+    """Features in the order of `feature_names`; NaN for statistics of no row, such as none of the own class.
 
     For every influence and cosine, over all validation rows, those of the own class and those of others: ``quantiles``
     (linear in between) and the mean. The share of negative entries, by own and other classes. Votes, the share of the
@@ -94,7 +92,7 @@ def feature_names(
 def normal_scores(x: Float[AnyArray, "*b n"]) -> Float[Array, "*b n"]:
     """``Phi^-1((rank - 1/2) / n)`` along the last axis, ties sharing their average rank: robust, and never saturated.
 
-    What is NaN stays so and is not counted. Infinite values are ranked, too, but must not occur beside NaN.
+    NaN stays NaN and is not counted. Infinite values are ranked, too, but must not occur beside NaN.
     """
     x = jnp.asarray(x)
     missing = jnp.isnan(x)
@@ -151,7 +149,7 @@ def _quantiles(keys, start, count, quantiles) -> Float[Array, "b q"]:
 def _key(v) -> Int[Array, "*b"]:
     """Whole numbers below 2^30 by size in the order of ``v``: sorting these is four times as fast as sorting floats.
 
-    What was in half precision comes back from `_value` as it was, other floats lose their last bit.
+    `_value` restores numbers of half precision exactly; other floats lose their last bit.
     """
     bits = jax.lax.bitcast_convert_type(v, jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> 1

@@ -1,4 +1,4 @@
-"""Influence vectors: what each validation row says about each training row, as DeMix's classifier reads it.
+"""Influence vectors: channels of numbers for each pair of training row and validation row, the input of DeMix.
 
 For training row i, validation row j and the final model, with ``g = grad loss`` by all parameters:
 
@@ -12,12 +12,12 @@ For training row i, validation row j and the final model, with ``g = grad loss``
     <g_i, g_j> = (a_i . a_j + 1) (s_i . s_j)          + 1 where there is a bias
 
 which is two matrix products ``[b t]`` a layer. Layers with positions, and other parameters, enter by their gradients.
-Any attribution ``tau [t n]`` of this package (TRAK, influence functions with curvature) can stand in its place:
+Any attribution ``tau [t n]`` of this package (TRAK, influence functions with curvature) can replace it:
 `from_attribution`.
 
 For two classes ``g_i = (p_i - y_i) grad f(x_i)``: the cosine is a label agreement times one of the network's tangent
-features, and says nothing of how well the label fits. What does is the loss, the scale (``normalise=False``), and
-curvature. Source: Deng et al., arXiv 2606.11616; its public code ``demix/influence.py``.
+features, and does not depend on how well the label fits. The loss, the scale (``normalise=False``) and curvature do.
+Source: Deng et al., arXiv 2606.11616; its public code ``demix/influence.py``.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ def tensor(
 ) -> Float16[Array, "n 4 t"]:
     """The four channels, computed in float32 for ``microbatch`` training rows at a time and stored as float16.
 
-    What half precision cannot hold is cut off at its largest number: standardise the targets of a regression.
+    Numbers beyond the range of half precision are clipped: standardise the targets of a regression.
     """
     train, validation = (jax.tree.map(jnp.asarray, split) for split in (train, validation))
     dots = _dots(model, variables, validation, loss=loss, normalise=normalise, microbatch=microbatch)

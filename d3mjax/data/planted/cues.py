@@ -1,7 +1,7 @@
 """Planted cues: which images get which attribute, and how the attribute shows in the pixels.
 
 A *cue* is any callable ``(images uint8 [n h w 1], attribute int [n]) -> uint8 [n h w c]`` with a ``num_attributes``.
-The ones here are frozen dataclasses, so that two equal cues have equal ``repr`` and a cache can be keyed by it.
+Those of this module are frozen dataclasses: equal cues have equal ``repr``, which may be the key of a cache.
 Groups are ``num_attributes * y + attribute``. A class y *agrees* with attribute ``y % num_attributes``.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 Images = UInt8[np.ndarray, "n h w 1"]
-Attribute = Integer[np.ndarray, " n"]
+Attribute = Integer[np.ndarray, "n"]
 Counts = int | tuple[int, ...]
 """A split's size, or the exact number of images of each group."""
 
@@ -28,7 +28,7 @@ MEAN_COLOURS = (
 
 @runtime_checkable
 class Cue(Protocol):
-    """What the builders need of a cue."""
+    """The interface of a cue."""
 
     @property
     def num_attributes(self) -> int: ...
@@ -188,7 +188,7 @@ def spread(num: int, num_classes: int, num_attributes: int, aligned: float) -> t
     turn = (attribute - y) % num_attributes
     agrees, others = np.flatnonzero(turn == 0), np.lexsort((-y, turn))[num_classes:]
     counts = np.zeros(len(y), int)
-    # What is left over goes to the first classes here and to the last ones there: classes stay balanced.
+    # The remainder goes to the first classes of one part and to the last of the other: classes stay balanced.
     for groups, size in zip((agrees, others), apportion(num, (aligned, 1 - aligned)), strict=True):
         counts[groups] = apportion(size, (1,) * len(groups))
     return tuple(counts.tolist())
@@ -197,9 +197,9 @@ def spread(num: int, num_classes: int, num_attributes: int, aligned: float) -> t
 class Drawn(NamedTuple):
     """Which images a split holds, and what each is to be."""
 
-    row: Int[np.ndarray, " n"]  # of the pool
-    y: Int[np.ndarray, " n"]
-    attribute: Int[np.ndarray, " n"]
+    row: Int[np.ndarray, "n"]  # of the pool
+    y: Int[np.ndarray, "n"]
+    attribute: Int[np.ndarray, "n"]
 
 
 def draw(
