@@ -56,7 +56,7 @@ def write_suspects(directory: Path, own: Own, decision: Decision) -> None:
     order = np.argsort(-probabilities[rows, kinds], kind="stable")
     lines = (
         [own.names[i], KINDS[k], f"{probabilities[i, k]:.3f}", _proposal(own, decision, i, k)]
-        for i, k in zip(rows[order], kinds[order], strict=True)
+        for i, k in zip(rows[order].tolist(), kinds[order].tolist(), strict=True)
     )
     write_csv(directory / "suspects.csv", ("id", "kind", "probability", "proposal"), lines)
 

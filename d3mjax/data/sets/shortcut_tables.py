@@ -64,7 +64,7 @@ def _is(name: str, *levels: str) -> Callable[[Table], Bool[np.ndarray, "n"]]:
     return lambda table: tables.codes(table, name, *levels) >= 0
 
 
-def _between(name: str, low: float, high: float) -> Callable[[Table], Bool[np.ndarray, "n"]]:
+def _between(name: str, low: int | float, high: int | float) -> Callable[[Table], Bool[np.ndarray, "n"]]:
     return lambda table: (table.columns[name] >= low) & (table.columns[name] <= high)
 
 
