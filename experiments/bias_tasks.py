@@ -97,10 +97,10 @@ def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, 
 
 
 def _fashion(seed: int, *, smoke: bool, aligned: float, train: int) -> Loaded:
-    few = {"train": 1000, "targets": 200, "selection": 200, "test": 1000} if smoke else {}
-    few_pairs: dict[str, Any] = {"reference": 60, "selection": 60, "report": 100} if smoke else {}
-    data = coloured.load_coloured_fashion(seed, **{"aligned": aligned, "train": train, **few})
-    sets = coloured.load_fashion_pairs(seed, exclude=data.test.id, **few_pairs)
+    few: dict[str, Any] = {"targets": 200, "selection": 200, "test": 1000, "pairs": (60, 60, 100)} if smoke else {}
+    task = coloured.ColouredTask(seed, aligned, train=1000 if smoke else train, **few)
+    data = coloured.load_coloured_fashion(task)
+    sets = coloured.load_fashion_pairs(task, exclude=data.test.id)
     # The group is whether the colour is that of the class: a hundred groups would be too small to tell.
     regroup = lambda s: s._replace(group=(2 * s.y + (s.group % 10 != s.y)).astype(np.int32))
     return Loaded(Data(*map(regroup, data)), sets)

@@ -1,45 +1,29 @@
-"""D3M on your own data: from files to a list of training examples to drop, with advice on whether to drop them.
+"""The command d3mjax-debias: from the user's files to a list of training examples to drop, and whether to drop them.
 
-Claim:    on data whose training set teaches a shortcut, training without the listed examples does better on the group
-          that plain training fails; where it does not, the advice says so.
-Command:  d3mjax-debias --train train.csv --target val.csv --label y --group g       (--help explains every option)
-          d3mjax-debias --train train.csv --target val.csv --label y --auto          (nobody knows the groups)
-Expected: on 4,000 examples of the task *patch* of README.md, what its table says of "D3M, by selection".
-Device:   two CPU cores, a minute or two for 4,000 examples of 200 features; any JAX device works.
+    d3mjax-debias --train train.csv --validation val.csv --label y --group g       (--help explains every option)
+    d3mjax-debias --train train.csv --validation val.csv --label y --auto          (the groups are unknown)
+
+A minute or two for 4,000 examples of 200 features on two CPU cores; any JAX device works.
 """
 
 import importlib
-import re
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tyro
 from flax import linen
 
-from d3mjax.attribution import projections
-from d3mjax.commands import debias_auto, debias_data, debias_report
-from d3mjax.commands.debias_auto import Auto
-from d3mjax.commands.debias_data import Files, Own
-from d3mjax.data.sets import builders
-from d3mjax.debiasing import baselines, group_weighting, selection
-from d3mjax.networks import adapt
-from d3mjax.reports import page
-from d3mjax.runtime import hosts, runs, store
-from d3mjax.training import ensemble
-from d3mjax.types import Data, Model
-from experiments import study
-from experiments.d3m import d3m, engine
-from experiments.tasks import Task
-
-LEAST = 50  # training examples: one batch
+from d3mjax.commands import command, debias_data, debias_report, debias_seed
+from d3mjax.commands.debias_data import Files, UserData
+from d3mjax.data import splits
+from d3mjax.networks import adapt, dense
+from d3mjax.runtime import runs
+from d3mjax.types import Model
 
 
 @dataclass(frozen=True)
@@ -64,52 +48,42 @@ class Config:
     retrains: int = 4
 
 
-class Ready(NamedTuple):
-    """What is done once everything is checked and a place for the results is found."""
+class Job(NamedTuple):
+    """The user's data and model, checked, and where the results go."""
 
     config: Config
-    own: Own
-    task: Task
+    data: UserData
+    model: Model
+    num_steps: int
+    image: tuple[int, ...] | None  # shape of an example, if it is an image
     directory: Path
 
 
-class Scored(NamedTuple):
-    """The training examples scored for groups of the targets, and what is behind it."""
-
-    scores: jax.Array  # Float[r n], one row for each damping; 0 where refused
-    group: np.ndarray  # Int[t], of the targets
-    group_weights: jax.Array  # Float[G]
-    checkpoints: engine.Checkpoints
-    refused: bool  # no groups were found: nothing is to be removed
-    facts: dict[str, Any]
-    arrays: dict[str, Any]
-
-
-def prepare(config: Config, results: Path = Path("results"), run: str | None = None) -> Ready:
+def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None) -> Job:
     """Find the training examples that make a classifier fail on a group, and show what happens without them.
 
-    Trains on --train, scores every training example by how much it helps the groups of --target that do badly (D3M
+    Trains on --train, scores every training example by how much it helps the groups of --validation that do badly (D3M
     with TRAK), drops the lowest, trains again, and compares with plain training, with dropping as many random
-    examples of the same classes, and with training on the targets alone. Says in plain words whether to drop them.
+    examples of the same classes, and with training on the targets alone. States in plain words whether to drop them.
     The same command again resumes.
 
     RESULTS/debias/RUN holds advice.txt, examples.csv (id, score, keep, rank, suspect), scores.npz, report.html,
     metrics.json and the plots; with --auto also pseudo_groups.csv (id, class, group, weaker, seeds) of the targets.
 
     A table:
-    $ d3mjax-debias --train train.csv --target val.csv --label income --group sex
+    $ d3mjax-debias --train train.csv --validation val.csv --label income --group sex
 
-    The same where nobody knows the groups: they are looked for, and where none can be relied on, nothing is removed:
-    $ d3mjax-debias --train train.csv --target val.csv --label income --auto
+    The same where the groups are unknown: they are searched for, and where none is reliable, nothing is removed:
+    $ d3mjax-debias --train train.csv --validation val.csv --label income --auto
 
     Groups that are crossings, the label being one of the columns, and a test set of its own:
-    $ d3mjax-debias --train t.parquet --target v.parquet --test u.parquet --label income --group income,sex --id row
+    $ d3mjax-debias --train t.parquet --validation v.parquet --test u.parquet --label income --group income,sex --id row
 
     Arrays, and a model of your own, cnn(num_classes) in ./my_models.py:
-    $ d3mjax-debias --train train.npz --target val.npz --feature x --label y --group g --model my_models:cnn
+    $ d3mjax-debias --train train.npz --validation val.npz --feature x --label y --group g --model my_models:cnn
 
     Data sets of TFDS:
-    $ d3mjax-debias --train tfds:adult:train --target 'tfds:adult:test[:2000]' --label y --group group
+    $ d3mjax-debias --train tfds:mnist:train --validation tfds:mnist:test --label label --group label --feature image
 
     Args:
         config: What determines the numbers.
@@ -117,44 +91,20 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
         run: Name of the directory; if not given, a hash of data and options.
             Give another one after changing the code of your model.
     """
-    hosts.start()
-    if jax.process_count() > 1:
-        raise ValueError(f"found {jax.process_count()} processes, expected one: this command runs on one host")
-    for name in ("seeds", "retrains", "checkpoints", "steps"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name}: found {value}, expected at least 1")
-    own = debias_data.read(config.files)
-    if len(own.train.y) < LEAST:
-        raise ValueError(f"--train: found {len(own.train.y)} examples, expected at least {LEAST}")
-    task = task_of(config, own)
-    task.read(0)
-    facts = asdict(config) | {"data": builders.digest(_named(own))}  # other contents of the files are another run
-    return Ready(config, own, task, runs.open_run(results, "debias", facts, run))
-
-
-def task_of(config: Config, own: Own) -> Task:
-    """The user's data and the training recipe."""
-    n, shape, num_classes = len(own.train.y), own.train.x.shape[1:], len(own.class_names)
-    model = None if config.model is None else load_model(config.model, num_classes, own.train.x)
-    if model is None:
-        flat = lambda split: split and split._replace(x=split.x.reshape(len(split.y), -1))
-        own = own._replace(train=flat(own.train), target=flat(own.target), test=flat(own.test))
-    groups = f"in {len(own.group_names)} groups ({config.files.group})."
-    groups = f"without group labels. {debias_auto.ABOUT}" if config.files.auto else groups
-    return Task(
-        name=re.sub(r"\W+", "-", Path(config.files.train).stem).strip("-"),
-        about=f"{n:,} training examples of {config.files.train}, {len(own.target.y):,} targets of "
-        f"{config.files.target} {groups}",
-        load=lambda seed, *, smoke: debias_data.divide(own, seed),
-        class_names=own.class_names,
-        group_names=own.group_names,
-        hidden=(32 if n < 2000 else 64 if n < 20_000 else 128,),
-        image=shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None,
-        steps=config.steps or min(max(10 * n // 50, 300), 20_000),
-        rate=config.rate,
-        model=model,
-    )
+    command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
+    data = debias_data.read(config.files)
+    n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
+    if n < debias_seed.BATCH:
+        raise ValueError(f"--train: found {n} examples, expected at least {debias_seed.BATCH}")
+    if config.model is None:
+        model, data = dense.mlp((32 if n < 2000 else 64 if n < 20_000 else 128,), num_classes), debias_data.flat(data)
+    else:
+        model = load_model(config.model, num_classes, data.train.x)
+    splits.check_data(debias_data.divide(data, 0), num_classes, len(data.group_names))
+    num_steps = config.steps or min(max(10 * n // debias_seed.BATCH, 300), 20_000)
+    image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
+    directory = command.open_run(results, "debias", config, debias_data.arrays(data), run)
+    return Job(config, data, model, num_steps, image, directory)
 
 
 def load_model(spec: str, num_classes: int, x: np.ndarray) -> Model:
@@ -170,7 +120,7 @@ def load_model(spec: str, num_classes: int, x: np.ndarray) -> Model:
     if not isinstance(model, Model):
         raise ValueError(
             f"--model: {spec!r} returned {type(made).__name__}, expected a flax linen module or a d3mjax Model, as "
-            "d3mjax.training.models.from_nnx and from_functions make"
+            "d3mjax.from_nnx and d3mjax.from_functions make"
         )
     features = f"features {list(x[:2].shape)}"
     try:
@@ -184,130 +134,41 @@ def load_model(spec: str, num_classes: int, x: np.ndarray) -> Model:
     return model
 
 
-def retrain(programs: engine.Programs, data: Data, keys, keep: dict[str, Any], progress: Callable) -> dict[str, Any]:
-    """Evaluations of one model a key, trained on every keep mask: ``[n]``, or ``[m n]`` with one for each model."""
-    evaluations = {}
-    for name, rows in keep.items():
-        weights = np.broadcast_to(rows, (len(keys), len(data.train.y))).astype(np.float32)
-        evaluations[name] = programs.fit(data.train, data, keys, weights)
-        progress(len(keys))
-    return evaluations
+def recipe_of(job: Job) -> debias_seed.Recipe:
+    """All that the seeds share, on the devices of this host."""
+    config = job.config
+    counts = {"checkpoints": config.checkpoints, "retrains": config.retrains}
+    return debias_seed.make_recipe(
+        job.data, job.model, num_steps=job.num_steps, rate=config.rate, auto=config.files.auto, **counts
+    )
 
 
-def score(config: Config, programs: engine.Programs, auto: Auto | None, data: Data, root, progress: Callable) -> Scored:
-    """D3M's scores for the groups of the targets, or for those that ``auto`` finds; an empty group has no say."""
-    facts, arrays, refused = {}, {}, False
-    if auto:
-        pseudo = auto.split(data, root)
-        progress(config.checkpoints)
-        facts, arrays = debias_auto.kept(pseudo, data.target)
-        data, programs, refused = debias_auto.regrouped(data, pseudo), auto.programs, not pseudo.split.any()
-    here = hosts.place(data, hosts.local_mesh())
-    keys = ensemble.model_keys(jax.random.fold_in(root, d3m.SCORE), jnp.arange(config.retrains))
-    plain = {"ERM": np.ones(len(data.train.y))}
-    losses = retrain(programs, here, keys, plain, progress)["ERM"].losses.mean(0)
-    columns, solved, checkpoints = programs.columns(here, jax.random.fold_in(root, d3m.COLUMNS), progress)
-    present = np.unique(data.target.group)
-    for reading in columns:
-        group_weighting.check_scores(reading[:, present], losses[present])
-    group_weights = group_weighting.softmax_weights(losses)
-    scores = jnp.stack([group_weighting.scores(reading, group_weights) for reading in columns])
-    scores = jnp.zeros_like(scores) if refused else scores
-    arrays |= {"score": scores, "columns": columns, "group_losses": losses}
-    return Scored(scores, np.asarray(data.target.group), group_weights, checkpoints, refused, facts | solved, arrays)
-
-
-def debias(
-    task: Task, config: Config, programs: engine.Programs, auto: Auto | None, seed: int, progress: Callable
-) -> study.Unit:
-    """D3M and what it is compared with on one division of the targets: facts for JSON, and arrays."""
-    data = task.read(seed)
-    here = hosts.place(data, hosts.local_mesh())  # once for all programs
-    train, retrains = data.train, config.retrains
-    num_groups, num_classes = len(task.group_names), len(task.class_names)
-    root = jax.random.key(seed)
-    keys = lambda family: ensemble.model_keys(jax.random.fold_in(root, family), jnp.arange(retrains))
-    found = score(config, programs, auto, data, root, progress)
-    shares = (0.0,) if found.refused else d3m.GRID
-
-    keep: dict[str, Any] = d3m.candidates(found.scores[0], train.y, num_classes, shares=shares)
-    reading = dict.fromkeys(keep, 0)
-    for i, name in enumerate(d3m.names(d3m.OTHERS)[1 : len(found.scores)], 1):
-        more = {} if found.refused else d3m.candidates(found.scores[i], train.y, num_classes, name=name)
-        keep, reading = keep | more, reading | dict.fromkeys(more, i)
-    judged = retrain(programs, here, keys(d3m.SELECT), keep, progress)
-    chosen = d3m.choose(judged, data.selection.group)
-
-    like = lambda cell, k: jax.vmap(lambda key: selection.drop_random_like(key, keep[chosen], cell, k))(keys(d3m.DRAW))
-    keep["random removal"] = like(np.zeros_like(train.y), 1)
-    keep["class-matched random removal"] = like(train.y, num_classes)
-    tested = retrain(programs, here, keys(d3m.REPORT), keep, progress)
-    weights = baselines.balanced_weights(found.group, len(found.group_weights))
-    weights = np.broadcast_to(weights, (retrains, len(data.target.y)))
-    tested["RWG on the targets alone"] = programs.resample(here.target, here, keys(d3m.REPORT), weights)
-    progress(retrains)
-
-    aliases = {f"D3M/{share}": "D3M/0.0" for share in d3m.GRID if share not in shares}
-    aliases |= {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", "D3M, by selection": chosen}
-    for name, same in aliases.items():
-        tested[name], keep[name] = tested[same], keep[same]
-    suspect = selection.label_suspects(found.checkpoints.right)
-    sizes = {part: np.bincount(getattr(data, part).group, minlength=num_groups) for part in debias_report.PARTS}
-    facts = found.facts | {"chosen": chosen, "reading": reading[chosen], "sizes": sizes}
-    facts |= d3m.scrutiny(found.checkpoints, found.group_weights, suspect, keep)
-    facts |= {"removed": {name: 1 - float(np.mean(np.asarray(rows))) for name, rows in keep.items()}}
-    arrays = found.arrays | {"kept": keep[chosen], "suspect": suspect}
-    arrays |= {f"test/{name}": evaluation.test for name, evaluation in tested.items()}
-    arrays |= {f"average/{name}": evaluation.average for name, evaluation in tested.items()}
-    arrays |= {f"selection/{name}": evaluation.selection for name, evaluation in judged.items()}
-    return facts, {name: np.asarray(value) for name, value in arrays.items()}
-
-
-def work(ready: Ready) -> Path:
+def work(job: Job) -> Path:
     """Run or resume all seeds, write everything, print the tables and the advice; returns the directory."""
     begin = time.perf_counter()
-    config, own, task, directory = ready
-    # p beyond an eighth of the examples would no longer regularise
-    size = min(engine.Trak().size, projections.default_size(2 * len(own.train.y)))
-    source = engine.Trak(models=config.checkpoints, size=size)
-    programs = engine.make_programs(task, hosts.local_mesh(), source, others=d3m.OTHERS)
-    auto = debias_auto.make(task, hosts.local_mesh(), source) if config.files.auto else None
-    tried = len(d3m.GRID) + 1 + len(d3m.OTHERS) * (len(d3m.TRIED) + 1)
-    trained = config.checkpoints * (2 if auto else 1) + config.retrains * (2 * tried + 4)
-    measure = partial(debias, task, config, programs, auto)
-    found = runs.run_units(directory, task.name, range(config.seeds), measure, models=trained)
+    config, data, directory = job.config, job.data, job.directory
+    name, recipe = command.task_name(config.files.train), recipe_of(job)
+    measure = partial(debias_seed.measure, recipe)
+    units = runs.run_units(directory, name, range(config.seeds), measure, models=debias_seed.num_models(recipe))
 
-    rows = debias_report.rows_of(task, found)
-    final = debias_report.final(found, np.asarray(own.train.y), len(own.class_names))
-    advice = debias_report.advice(rows, found, task.group_names)
-    section = debias_report.section(task, own, found, final, advice)
-    debias_report.write_lists(directory, own, found, final)
-    store.write_bytes(directory / "advice.txt", "".join(f"- {sentence}\n" for sentence in advice).encode())
-    seconds = time.perf_counter() - begin
-    page.finish(directory, "debias", asdict(config), rows, {task.name: section}, seconds)
-    print("\nAdvice\n" + "\n".join(f"- {sentence}" for sentence in advice))
-    print(f"\nExamples to drop (keep = 0): {directory / 'examples.csv'}")
+    rows = debias_report.rows_of(name, units)
+    ranking = debias_report.rank(units, np.asarray(data.train.y), len(data.class_names))
+    advice = debias_report.advice(rows, units, data.group_names)
+    section = debias_report.section(config.files, data, job.image, units, ranking, advice)
+    debias_report.write_lists(directory, data, units, ranking)
+    command.finish(directory, config, rows, {name: section}, advice, time.perf_counter() - begin)
+    print(f"Examples to drop (keep = 0): {directory / 'examples.csv'}")
     return directory
 
 
-def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
-    """Check everything, then do all the work."""
-    return work(prepare(config, results, run))
+def main(config: Config, results: Path, *, run: str | None = None) -> Path:
+    """Check everything, then do all the work; returns the directory of the run."""
+    return work(prepare(config, results=results, run=run))
 
 
 def cli() -> None:
-    """The command ``d3mjax-debias``: bad input is one line, not a traceback."""
-    try:
-        ready = tyro.cli(prepare, prog="d3mjax-debias", config=(tyro.conf.OmitArgPrefixes,))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"d3mjax-debias: {error}") from error
-    work(ready)
-
-
-def _named(own: Own) -> dict[str, np.ndarray]:
-    """All arrays of the user's data by name, for its digest."""
-    parts = {"train": own.train, "target": own.target, "test": own.test}
-    return {f"{k}.{name}": a for k, part in parts.items() if part for name, a in part._asdict().items()}
+    """The command ``d3mjax-debias``."""
+    command.cli("d3mjax-debias", prepare, work)
 
 
 if __name__ == "__main__":

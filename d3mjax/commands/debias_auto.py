@@ -1,51 +1,26 @@
-"""The command ``d3mjax-debias --auto``: targets without group labels split class by class, and what to say about it.
+"""The option ``--auto`` of d3mjax-debias: targets without group labels, split class by class, and what to report.
 
 Every seed splits the targets that it scores on, and no others, so that those that select and report have no part in it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from d3mjax.commands.debias_data import Own
+from d3mjax.commands.debias_data import UserData
 from d3mjax.debiasing import pseudo_groups
+from d3mjax.debiasing.d3m import Evaluation
+from d3mjax.runtime.runs import Unit
 from d3mjax.types import Data, Split
-from experiments import study
-from experiments.d3m import auto_d3m, d3m, engine
-from experiments.tasks import Task
 
-SPLIT = 5  # family of keys, beside those of `d3m`
 LEAST = 0.15  # share of the variance of errors that must lie between the sides
 SIDES = ("stronger side", "weaker side")  # `loss_direction` puts those that fail more often above the cut
 
 ABOUT = (
     "As with --auto there are none, selection and report go by the classes, and 'worst group' in tables and "
-    "figures means the worst class. How the worst of the true groups does is unknown."
+    "figures means the worst class. The accuracy of the worst of the true groups is unknown."
 )
-
-
-class Auto(NamedTuple):
-    """What is compiled beside the programs of the task, whose groups are its classes."""
-
-    split: Callable[[Data, jax.Array], pseudo_groups.PseudoGroups]
-    programs: engine.Programs  # for pseudo-groups
-
-
-def make(task: Task, mesh: Mesh, source: engine.Trak) -> Auto:
-    """Compiled once, used for every seed."""
-    attribute = auto_d3m.make_attribute(task, auto_d3m.Config(source=source))
-
-    def split(data: Data, root: jax.Array) -> pseudo_groups.PseudoGroups:
-        found, y = attribute(data, jax.random.fold_in(root, SPLIT)), np.asarray(data.target.y)
-        wrong = (found.margins < 0).mean(0).astype(np.float32)
-        return pseudo_groups.pseudo_groups(found.similar, y, wrong, len(task.class_names), min_loss_share=LEAST)
-
-    wide = replace(task, group_names=names(task.class_names))
-    return Auto(split, engine.make_programs(wide, mesh, source, others=d3m.OTHERS))
 
 
 def names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -53,13 +28,18 @@ def names(class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name}, {side}" for name in class_names for side in SIDES)
 
 
-def regrouped(data: Data, pseudo: pseudo_groups.PseudoGroups) -> Data:
-    """Its targets in their pseudo-groups."""
-    return data._replace(target=data.target._replace(group=pseudo.group))
+def by_pseudo_group(data: Data) -> Data:
+    """Groups ``2 y`` everywhere: classes, numbered as pseudo-groups are, so that one program evaluates both."""
+    return Data(*(split._replace(group=2 * np.asarray(split.y)) for split in data))
 
 
-def kept(pseudo: pseudo_groups.PseudoGroups, target: Split) -> study.Unit:
-    """What is kept of the split of one seed. The facts are by class, None where a class could not be looked at."""
+def by_class(evaluation: Evaluation) -> Evaluation:
+    """Accuracies of the classes, out of those of groups ``2 y``; losses keep all pseudo-groups."""
+    return evaluation._replace(selection=evaluation.selection[..., ::2], test=evaluation.test[..., ::2])
+
+
+def unit_of(pseudo: pseudo_groups.PseudoGroups, target: Split) -> Unit:
+    """The split of one seed, to be stored. The facts are by class, None where a class could not be examined."""
     sizes = np.bincount(pseudo.group, minlength=2 * len(pseudo.split)).reshape(-1, 2)
     known = {
         name: [float(value) if np.isfinite(value) else None for value in getattr(pseudo, name)]
@@ -69,9 +49,9 @@ def kept(pseudo: pseudo_groups.PseudoGroups, target: Split) -> study.Unit:
     return {"auto": facts}, {"target_id": np.asarray(target.id), "pseudo_group": pseudo.group}
 
 
-def of_seeds(found: Sequence[study.Unit]) -> list[Mapping[str, Any]]:
+def of_seeds(units: Sequence[Unit]) -> list[Mapping[str, Any]]:
     """The facts of every seed; none without --auto."""
-    return [facts["auto"] for facts, _ in found if "auto" in facts]
+    return [facts["auto"] for facts, _ in units if "auto" in facts]
 
 
 def refused(splits: Sequence[Mapping[str, Any]]) -> bool:
@@ -107,21 +87,21 @@ def sentences(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -
     ]
 
 
-def target_lines(own: Own, found: Sequence[study.Unit]) -> list[tuple[Any, ...]]:
+def target_lines(data: UserData, units: Sequence[Unit]) -> list[tuple[Any, ...]]:
     """Id, class, pseudo-group by majority, share of the weaker side, and number of the seeds that split its class.
 
     The middle two are empty for a target that no seed split.
     """
-    target, group_names = own.target, names(own.class_names)
+    target, group_names = data.target, names(data.class_names)
     seeds, weaker = np.zeros((2, len(target.y)), int)
-    for facts, arrays in found:
+    for facts, arrays in units:
         at = np.searchsorted(target.id, arrays["target_id"])
         seeds[at] += np.asarray(facts["auto"]["split"])[target.y[at]]
         weaker[at] += arrays["pseudo_group"] % 2
     lines = []
-    for name, y, k, w in zip(own.target_names, target.y, seeds, weaker, strict=True):
+    for name, y, k, w in zip(data.target_names, target.y, seeds, weaker, strict=True):
         side = (group_names[2 * y + (2 * w > k)], f"{w / k:.2f}") if k else ("", "")
-        lines.append((name, own.class_names[y], *side, k))
+        lines.append((name, data.class_names[y], *side, k))
     return lines
 
 

@@ -1,160 +1,182 @@
-"""Rows, figures, lists and advice of `experiments.debias`, from its stored units alone."""
+"""Rows, figures, lists and advice of d3mjax-debias, from its stored units alone."""
 
-import csv
-import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from d3mjax.commands import debias_auto
-from d3mjax.commands.debias_data import Own
+from d3mjax.commands.command import write_csv
+from d3mjax.commands.debias_data import Files, UserData
+from d3mjax.commands.debias_seed import MATCHED, NEGATIVE, PLAIN, RANDOM, SELECTED, TARGETS_ALONE, TENTH
 from d3mjax.debiasing import selection
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
-from d3mjax.reports.rows import WGA, Row, verdict
+from d3mjax.reports.rows import WGA, Kind, Row, row, verdict
+from d3mjax.reports.sentences import points
 from d3mjax.reports.tables import percent
 from d3mjax.runtime import store
-from experiments import study
-from experiments.d3m import d3m_report
-from experiments.tasks import Task
+from d3mjax.runtime.runs import Unit
 
-METHODS = (
-    "ERM",
-    "random removal",
-    "class-matched random removal",
-    "RWG on the targets alone",
-    "D3M, drop negative",
-    "D3M, 10 % removed",
-    "D3M, by selection",
-)
-OURS = "D3M, by selection"
+METHODS = {
+    PLAIN: Kind("plain"),
+    RANDOM: Kind("control", controls="number"),
+    MATCHED: Kind("control", controls="class balance"),
+    TARGETS_ALONE: Kind("control", "validation groups", "targets alone"),
+    NEGATIVE: Kind("ours", "validation groups"),
+    TENTH: Kind("ours", "validation groups"),
+    SELECTED: Kind("ours", "validation groups"),
+}
+"""The methods of the table, in its order."""
 PARTS = {"target": "scoring", "selection": "selection", "test": "report"}
 FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
 
 
-class Final(NamedTuple):
-    """All seeds together: their mean score, the mean number of removed examples, and who is suspected how often."""
+class Ranking(NamedTuple):
+    """All seeds together: mean scores, which examples are removed, and how often each is suspected."""
 
     score: np.ndarray  # Float[n]
     keep: np.ndarray  # Bool[n]
-    rank: np.ndarray  # Int[n], 0 is the first to go
+    rank: np.ndarray  # Int[n], 0 is removed first
     suspect: np.ndarray  # Float[n], share of the seeds
-    reading: int  # which damping the score is of
+    reading: int  # index of the damping behind the score
 
 
-def final(found: Sequence[study.Unit], y: np.ndarray, num_classes: int) -> Final:
-    """What the seeds say together: as many of the lowest mean scores go as on average over seeds.
+def rank(units: Sequence[Unit], y: np.ndarray, num_classes: int) -> Ranking:
+    """The lowest mean scores are removed, as many as on average over seeds.
 
-    The scores are of the damping that most seeds have chosen.
+    The scores are of the damping that most seeds have chosen. A seed that refused counts with scores of 0.
     """
-    reading = np.bincount([facts["reading"] for facts, _ in found]).argmax()
-    score = np.mean([arrays["score"][reading] for _, arrays in found], axis=0)
-    removed = round(float(np.mean([(~arrays["kept"]).sum() for _, arrays in found])))
+    reading = np.bincount([facts["reading"] for facts, _ in units]).argmax()
+    score = np.mean([arrays["score"][reading] for _, arrays in units], axis=0)
+    removed = round(float(np.mean([(~arrays["kept"]).sum() for _, arrays in units])))
     keep, _ = selection.guard(score, selection.drop_lowest(score, removed), y, num_classes)
-    rank = selection.rank_within(score, np.zeros(len(score), int))
-    suspect = np.mean([arrays["suspect"] for _, arrays in found], axis=0)
-    return Final(score, np.asarray(keep), np.asarray(rank), suspect, int(reading))
+    order = selection.rank_within(score, np.zeros(len(score), int))
+    suspect = np.mean([arrays["suspect"] for _, arrays in units], axis=0)
+    return Ranking(score, np.asarray(keep), np.asarray(order), suspect, int(reading))
 
 
-def write_lists(directory: Path, own: Own, found: Sequence[study.Unit], ours: Final) -> None:
-    """``examples.csv``, the first to go first, and ``scores.npz`` with the arrays of every seed.
+def write_lists(directory: Path, data: UserData, units: Sequence[Unit], ranking: Ranking) -> None:
+    """``examples.csv``, lowest scores first, and ``scores.npz`` with the arrays of every seed.
 
-    With --auto also ``pseudo_groups.csv``: of every target its class, the side that it was on in most of the seeds that
-    split it, in what share of them it was on the weaker, and how many there were.
+    With --auto also ``pseudo_groups.csv``: for every target its class, its side in most of the seeds that split it,
+    the share of them that have it on the weaker side, and their number.
     """
-    order = np.argsort(ours.rank)
-    lines = (
-        [own.names[i], f"{ours.score[i]:.6g}", int(ours.keep[i]), ours.rank[i], f"{ours.suspect[i]:.2f}"] for i in order
-    )
+    scores = (f"{score:.6g}" for score in ranking.score)
+    suspects = (f"{share:.2f}" for share in ranking.suspect)
+    lines = list(zip(data.names, scores, ranking.keep.astype(int), ranking.rank, suspects, strict=True))
+    lines = [lines[i] for i in np.argsort(ranking.rank)]
     write_csv(directory / "examples.csv", ("id", "score", "keep", "rank", "suspect"), lines)
-    seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in found]) for k in ("kept", "suspect")}
-    seeds |= {f"{k}_per_seed": np.stack([a[k][ours.reading] for _, a in found]) for k in ("score", "columns")}
-    store.write_arrays(directory / "scores.npz", id=own.names, **ours._asdict(), **seeds)
-    if debias_auto.of_seeds(found):
-        lines = debias_auto.target_lines(own, found)
+    seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in units]) for k in ("kept", "suspect")}
+    seeds |= {f"{k}_per_seed": np.stack([a[k][ranking.reading] for _, a in units]) for k in ("score", "columns")}
+    store.write_arrays(directory / "scores.npz", id=data.names, **ranking._asdict(), **seeds)
+    if debias_auto.of_seeds(units):
+        lines = debias_auto.target_lines(data, units)
         write_csv(directory / "pseudo_groups.csv", ("id", "class", "group", "weaker", "seeds"), lines)
 
 
-def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    """A header and lines, whole or not at all."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *lines])
-    store.write_bytes(path, text.getvalue().encode())
+def rows_of(task: str, units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """One row a method: a seed's number is the mean over its retrained models of their worst group's accuracy.
+
+    Where --auto refused in all seeds, only methods that remove nothing; a seed that refused counts as plain training.
+    """
+    splits = debias_auto.of_seeds(units)
+    methods = (PLAIN, TARGETS_ALONE) if debias_auto.refused(splits) else METHODS
+    rows = []
+    for method in methods:
+        kind, names = METHODS[method], [_stored(unit, method) for unit in units]
+        values = {
+            WGA: [_worst(unit, method) for unit in units],
+            "average_accuracy": [a[f"average/{name}"].mean() for (_, a), name in zip(units, names, strict=True)],
+            "removed": [facts["removed"].get(name) for (facts, _), name in zip(units, names, strict=True)],
+            "suspects_removed": [facts["suspects_removed"].get(method) for facts, _ in units],
+        }
+        settings: dict[str, Any] = kind.settings()
+        if kind.role == "ours":
+            values |= {name: [facts[name] for facts, _ in units] for name in ("suspects", "effective_checkpoints")}
+            settings["checkpoints"] = units[0][0]["checkpoints"]
+        information = "none" if splits else kind.information  # with --auto no group label was used
+        rows.append(row(task, method, values, role=kind.role, information=information, settings=settings))
+    return rows
 
 
-def rows_of(task: Task, found: list[study.Unit]) -> list[dict[str, Any]]:
-    """One row a method; where --auto refused throughout, of those that remove nothing."""
-    splits = debias_auto.of_seeds(found)
-    names = ("ERM", "RWG on the targets alone") if debias_auto.refused(splits) else METHODS
-    methods = {name: d3m_report.METHODS[name] for name in names}
-    if splits:  # no group label was used
-        methods = {name: kind._replace(information="none") for name, kind in methods.items()}
-    return d3m_report.rows_of(task.name, found, methods=methods)
+def _stored(unit: Unit, method: str) -> str:
+    """The method under whose name a seed stored its numbers: plain training where it refused to remove anything."""
+    return method if f"test/{method}" in unit[1] else PLAIN
 
 
-def section(task: Task, own: Own, found: list[study.Unit], ours: Final, advice: Sequence[str]) -> Section:
-    """What the page shows; no figures where --auto refused throughout, as nothing is removed."""
-    text = "\n".join([task.about, "Advice:", *(f"- {sentence}" for sentence in advice)])
-    if debias_auto.refused(debias_auto.of_seeds(found)):
+def _worst(unit: Unit, method: str) -> float:
+    """Worst-group test accuracy, mean over the retrained models."""
+    return float(unit[1][f"test/{_stored(unit, method)}"].min(-1).mean())
+
+
+def section(
+    files: Files,
+    data: UserData,
+    image: tuple[int, ...] | None,
+    units: Sequence[Unit],
+    ranking: Ranking,
+    advice: Sequence[str],
+) -> Section:
+    """What the page shows; no figures where --auto refused in all seeds, as nothing is removed."""
+    n, groups = len(data.train.y), f"in {len(data.group_names)} groups ({files.group})."
+    groups = f"without group labels. {debias_auto.ABOUT}" if files.auto else groups
+    about = f"{n:,} training examples of {files.train}, {len(data.target.y):,} targets of {files.target} {groups}"
+    text = "\n".join([about, "Advice:", *(f"- {sentence}" for sentence in advice)])
+    removing = [unit for unit in units if "curve" in unit[1]]
+    if not removing:
         return Section(text, {})
-    worst = lambda name: [d3m_report.worst(arrays, name).mean() for _, arrays in found]
-    shares = sorted(float(name.split("/")[2]) for name in found[0][1] if name.startswith("test/D3M/"))
-    n = len(own.train.y)
-    curve = ([int(share * n) for share in shares], np.transpose([worst(f"D3M/{share}") for share in shares]))
-    mark = (float((~ours.keep).sum()), float(np.mean(worst(OURS))))
-    references = {m: worst(m) for m in ("ERM", "class-matched random removal", "RWG on the targets alone")}
-    names = (*task.group_names, "unknown group")
-    group = np.where(own.train.group < 0, len(names) - 1, own.train.group)
+    worst = {method: [_worst(unit, method) for unit in units] for method in METHODS}
+    shares = removing[0][0]["shares"]
+    curve = ([int(share * n) for share in shares], [a["curve"].min(-1).mean(-1) for _, a in removing])
+    mark = (float((~ranking.keep).sum()), float(np.mean(worst[SELECTED])))
+    references = {method: worst[method] for method in (PLAIN, MATCHED, TARGETS_ALONE)}
+    bars = {m: [unit[1][f"test/{_stored(unit, m)}"].mean(0) for unit in units] for m in (PLAIN, SELECTED)}
+    names = (*data.group_names, "unknown group")
+    group = np.where(data.train.group < 0, len(names) - 1, data.train.group)
     figures = {
         "Worst-group accuracy on the report part against the number of removed examples.": (
             plots.accuracy_against_removed({"D3M": curve}, {"by selection": mark}, references=references, num_train=n)
         ),
-        "Accuracy of every group on the report part, before and after.": plots.bar_groups(
-            {m: [a[f"test/{m}"].mean(0) for _, a in found] for m in ("ERM", OURS)}, task.group_names
+        "Accuracy of every group on the report part, before and after.": plots.bar_groups(bars, data.group_names),
+        "Removed examples by class and group.": plots.removed_by_cell(
+            ranking.keep, data.train.y, group, data.class_names, names
         ),
-        "Who is to go.": plots.removed_by_cell(ours.keep, own.train.y, group, task.class_names, names),
-        "Scores of the training examples, mean over seeds.": plots.score_histogram(ours.score, group, names),
+        "Scores of the training examples, mean over seeds.": plots.score_histogram(ranking.score, group, names),
     }
-    if task.image:
-        first = np.argsort(ours.rank)[:24]
-        images = own.train.x[first].reshape(-1, *task.image)
-        titles = [f"{own.names[i]}: {task.class_names[own.train.y[i]]}"[:18] for i in first]
-        figures["The first training examples to go: id and label."] = plots.image_grid(images, titles)
+    if image:
+        first = np.argsort(ranking.rank)[:24]
+        images = data.train.x[first].reshape(-1, *image)
+        titles = [f"{data.names[i]}: {data.class_names[data.train.y[i]]}"[:18] for i in first]
+        figures["The examples of lowest score: id and label."] = plots.image_grid(images, titles)
     return Section(text, figures)
 
 
-def advice(rows: Sequence[Row], found: Sequence[study.Unit], group_names: Sequence[str]) -> list[str]:
+def advice(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str]) -> list[str]:
     """What somebody who has to decide should know, in plain words; every sentence follows from numbers.
 
     With --auto the groups that select and report are the classes.
     """
-    splits = debias_auto.of_seeds(found)
+    splits = debias_auto.of_seeds(units)
     if debias_auto.refused(splits):
         return debias_auto.refusal(splits, group_names)
     by_name = {row["method"]: row for row in rows}
-    ours, facts = by_name[OURS], [facts for facts, _ in found]
+    ours, facts = by_name[SELECTED], [facts for facts, _ in units]
     kind = "class" if splits else "group"
     about_targets = debias_auto.sentences(splits, group_names) if splits else []
     return [
-        _worth_it(ours, by_name["ERM"], min(facts[0]["sizes"]["selection"]), kind),
+        _worth_it(ours, by_name[PLAIN], min(facts[0]["sizes"]["selection"]), kind),
         *about_targets,
-        _class_balance(ours, by_name["class-matched random removal"]),
-        _targets_alone(ours, by_name["RWG on the targets alone"]),
+        _class_balance(ours, by_name[MATCHED]),
+        _targets_alone(ours, by_name[TARGETS_ALONE]),
         *([] if splits else [_target_size(facts[0]["sizes"], ours, group_names)]),
         *_suspects(ours),
-        _sureness(ours, [arrays["kept"] for _, arrays in found]),
+        _sureness(ours, [arrays["kept"] for _, arrays in units]),
         "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on "
         "targets that this list had not seen.",
     ]
-
-
-def _gap(row: Row, other: Row) -> str:
-    a, b = row["metrics"][WGA], other["metrics"][WGA]
-    spread = "" if a["std"] is None else f" ± {100 * (a['std'] ** 2 + b['std'] ** 2) ** 0.5:.1f}"
-    return f"{100 * (a['mean'] - b['mean']):+.1f}{spread} points"
 
 
 def _worth_it(ours: Row, erm: Row, selected_on: int, kind: str) -> str:
@@ -172,7 +194,7 @@ def _worth_it(ours: Row, erm: Row, selected_on: int, kind: str) -> str:
         "unknown": "but one seed decides nothing: take --seeds 5.",
     }
     return (
-        f"Dropping {removed:.1%} of the training examples moves the worst {kind} from {accuracies}, {_gap(ours, erm)}, "
+        f"Dropping {removed:.1%} of the training examples moves the worst {kind} from {accuracies}, {points(ours, erm)}, "
         f"{judged[verdict(ours, erm)]} Average accuracy changes by {100 * average:+.1f} points."
     )
 
@@ -185,7 +207,7 @@ def _class_balance(ours: Row, matched: Row) -> str:
         "unknown": "one seed decides nothing.",
     }
     return (
-        f"Against dropping as many random examples of the same classes: {_gap(ours, matched)}; "
+        f"Against dropping as many random examples of the same classes: {points(ours, matched)}; "
         f"{meaning[verdict(ours, matched)]}"
     )
 
@@ -198,7 +220,7 @@ def _targets_alone(ours: Row, targets: Row) -> str:
         "unknown": "one seed decides nothing.",
     }
     return (
-        f"Against training on the scoring targets alone, their groups balanced: {_gap(ours, targets)}; "
+        f"Against training on the scoring targets alone, their groups balanced: {points(ours, targets)}; "
         f"{meaning[verdict(ours, targets)]}"
     )
 

@@ -7,30 +7,24 @@ expected. What is handled silently elsewhere is said here: `Own.said`.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from d3mjax.commands import debias_data
-from d3mjax.commands.debias_data import MAX_TEXTS, Columns
+from d3mjax.commands import command
+from d3mjax.commands.command import MAX_TEXTS
 from d3mjax.data import files as readers
 from d3mjax.data import tables
+from d3mjax.data.files import MISSING, Columns
 from d3mjax.data.planted import corruptions
 from d3mjax.types import Table
 
-FILES = {
-    ".csv": readers.read_csv,
-    ".parquet": lambda path: readers.read_parquet(path, nulls=True),
-    ".npz": readers.read_npz,
-}
 LEAST_TRAIN = 100
 LEAST, FEW = 64, 256  # validation rows: fewer are refused, or warned of
 LOOKED_AT = 512  # validation rows that vectors are made with
 MOST_CLASSES = 50
-MISSING = "missing"  # the level of categories that are not there
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4}")
 
 
@@ -73,7 +67,7 @@ def read(files: Files) -> Own:
     for flag, size, least in zip(raw, sizes, (LEAST_TRAIN, LEAST), strict=True):
         if size < least:
             raise ValueError(f"{flag}: found {size} rows, expected at least {least}")
-    y, class_names = debias_data.classes(raw, files.label, sizes[0])
+    y, class_names = command.classes(raw, files.label, sizes[0])
     if len(class_names) > MOST_CLASSES:
         raise ValueError(
             f"--label: found {len(class_names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "
@@ -97,17 +91,11 @@ def looked_at(own: Own) -> Bool[np.ndarray, " v"]:
 
 
 def _columns(flag: str, source: str, files: Files) -> Columns:
-    suffix = Path(source).suffix.lower()
-    try:
-        if suffix not in FILES:
-            raise ValueError(f"found {source!r}, expected a {', '.join(FILES)} file")
-        columns = FILES[suffix](source)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from error
+    columns = command.read(flag, source)
     needed = {"--label": (files.label,)}
     if flag == "--train":
         needed |= {"--id": (files.id,) if files.id else (), "--drop": files.drop, "--categorical": files.categorical}
-    debias_data.check_named(columns, f"{flag} {source}", needed)
+    readers.check_named(columns, f"{flag} {source}", needed)
     if files.label in {files.id, *files.drop, *files.categorical}:
         raise ValueError(f"--label: found {files.label!r} in --id, --drop or --categorical, too, expected it in none")
     readers.check_present(f"{flag} {source}", files.label, columns[files.label], hint=": leave these rows out")
@@ -155,32 +143,12 @@ def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tupl
 
 def _parsed(flag: str, name: str, a: np.ndarray, files: Files) -> np.ndarray:
     """Float[n] or text [n]."""
-    instead = f"expected numbers or text, one for each row: change it, or --drop {name}"
-    if a.ndim != 1 or a.dtype.kind not in "biufU":
-        raise ValueError(f"{flag}: found {a.dtype}{list(a.shape)} in {name!r}, a column of unknown kind, {instead}")
-    if a.dtype.kind != "U":
-        if np.isinf(a).any():
-            raise ValueError(f"{flag}: found infinite numbers in {name!r}, in row {np.isinf(a).argmax()}; {instead}")
-        if name not in files.categorical:
-            return a.astype(np.float64)
-        return np.array([MISSING if np.isnan(v) else f"{v:g}" for v in a.astype(np.float64).tolist()])
-    text = np.char.strip(a)
-    missing = np.isin(np.char.lower(text), readers.MISSING)
-    if name in files.categorical:
-        return np.where(missing, MISSING, text)
-    present = text[~missing].tolist()
-    numbers = [readers.is_number(v) for v in present]
-    if all(numbers):
-        return _parsed(flag, name, np.where(missing, "nan", text).astype(np.float64), files)
-    if any(numbers):
-        number, other = present[numbers.index(True)], present[numbers.index(False)]
-        raise ValueError(
-            f"{flag}: found both numbers ({number}) and text ({other!r}) in {name!r}, a column of unknown kind, "
-            f"expected one of them: clean it, --categorical {name}, or --drop {name}"
-        )
-    if all(_DATE.match(v) for v in present):
-        raise ValueError(f"{flag}: found dates ({present[0]}) in {name!r}, a column of unknown kind, {instead}")
-    return np.where(missing, MISSING, text)
+    categorical, advice = name in files.categorical, f"--categorical {name}, or --drop {name}"
+    column = readers.parsed(a, name, flag, categorical=categorical, advice=advice)
+    present = column[column != MISSING].tolist() if column.dtype.kind == "U" and not categorical else []
+    if present and all(_DATE.match(v) for v in present):
+        raise ValueError(f"{flag}: found dates ({present[0]}) in {name!r}, a column of unknown kind; --drop {name}")
+    return column
 
 
 def _useless(a: np.ndarray) -> str:

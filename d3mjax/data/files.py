@@ -1,31 +1,61 @@
-"""The user's own data as a ``Split``: npz, csv and parquet files, and any data set of TFDS.
+"""The user's files as columns by name, and as a `Split`: .csv, .parquet and .npz files, and any data set of TFDS.
 
-Everywhere, an unknown group is -1 and ids default to row numbers. Every function raises ``ValueError`` that names the
-path or the argument, what was found and what is expected. Those called ``read_`` give columns by name as they are;
-those called ``from_`` hand their result through ``splits.check_split``.
+One law for all formats. `read` gives columns as they are: numbers, or text. `parsed` makes a feature of a column:
+float64 with NaN where a number is missing, or text with the level `MISSING`. Labels, groups and ids may not be missing;
+an unknown group is -1, and ids default to row numbers.
+
+Every function raises ``ValueError`` that names path and column, what was found, and what is expected.
 """
 
 import csv
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+from jaxtyping import Bool, Float32
 
-from d3mjax.data.sets import builders
 from d3mjax.data.splits import check_split
 from d3mjax.types import Split
 
+Columns = Mapping[str, np.ndarray]  # by name, one entry a row
 Levels = Mapping[str, Sequence[str]]
-MISSING = ("", "na", "nan", "null")  # in lower case, among text
+MISSING = "missing"  # the level of text that is not there
+_BLANKS = ("", "na", "nan", "null")  # what stands for missing in text, in lower case
+TABLES = (".csv", ".parquet")
+FORMATS = (*TABLES, ".npz")
 
 
-def from_npz(path: str | Path, *, x: str = "x", y: str = "y", group: str | None = None, id: str | None = None) -> Split:
-    """Arrays of an ``.npz`` file by name: features, integer labels, and optionally groups and ids."""
-    columns = read_npz(path)
-    return _split(columns, str(path), columns.get(x), x=x, y=y, group=group, id=id)
+def read(source: str | Path, *, data_dir: str | Path | None = None) -> dict[str, np.ndarray]:
+    """The columns of a .csv, .parquet or .npz file, or the features of a split ``tfds:NAME:SPLIT`` of TFDS."""
+    suffix = Path(source).suffix.lower()
+    if str(source).startswith("tfds:"):
+        return _read_tfds_columns(str(source), data_dir)
+    if suffix not in FORMATS:
+        raise ValueError(f"found {str(source)!r}, expected a {', '.join(FORMATS)} file, or tfds:NAME:SPLIT")
+    return {".csv": read_csv, ".parquet": read_parquet, ".npz": read_npz}[suffix](source)
+
+
+def is_table(source: str | Path) -> bool:
+    """Whether all columns of this source are features by themselves, and not one array of it."""
+    return Path(source).suffix.lower() in TABLES
+
+
+def read_csv(path: str | Path, *, delimiter: str = ",") -> dict[str, np.ndarray]:
+    """The columns of a table with a header line: whole numbers, else floats, else text."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise ValueError(f"path: {path} is missing, empty or not text, expected a csv file ({error})") from error
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise ValueError(f"{path}, line {line}: found {len(row)} fields, expected {len(header)}")
+    if len(set(header)) != len(header) or not rows:
+        raise ValueError(f"{path}: found header {header} and {len(rows)} rows, expected distinct names and rows")
+    return {name: _numbers_or_text(values) for name, values in zip(header, zip(*rows, strict=True), strict=True)}
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -37,54 +67,13 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"path: {path} is missing or damaged, expected an .npz file ({error})") from error
 
 
-def from_csv(
-    path: str | Path,
-    *,
-    label: str,
-    group: str | None = None,
-    id: str | None = None,
-    drop: Sequence[str] = (),
-    levels: Levels | None = None,
-    delimiter: str = ",",
-) -> Split:
-    """A table with a header line: x is float32 [n, k], numbers as they are and text columns one-hot.
-
-    ``levels`` fixes the values of text columns and their order; the others use their own sorted values. Give the
-    training file's ``csv_levels(path)`` when reading its test file, so that both have the same columns. Text labels
-    and groups are numbered in the order of their levels in the same way.
-    """
-    return _from_table(read_csv(path, delimiter=delimiter), str(path), label, group, id, drop, levels)
-
-
-def csv_levels(path: str | Path, *, delimiter: str = ",") -> dict[str, tuple[str, ...]]:
-    """The sorted values of every text column."""
-    columns = read_csv(path, delimiter=delimiter)
-    return {name: _own_levels(a) for name, a in columns.items() if a.dtype.kind == "U"}
-
-
-def from_parquet(
-    path: str | Path,
-    *,
-    label: str,
-    group: str | None = None,
-    id: str | None = None,
-    drop: Sequence[str] = (),
-    levels: Levels | None = None,
-) -> Split:
-    """As ``from_csv``, for a Parquet file. Raises ``ImportError`` without pyarrow."""
-    return _from_table(read_parquet(path), str(path), label, group, id, drop, levels)
-
-
-def read_parquet(path: str | Path, *, nulls: bool = False) -> dict[str, np.ndarray]:
-    """The columns of a Parquet file: numbers as they are, everything else as text.
-
-    Nulls are refused, or with ``nulls`` become NaN among numbers and empty text.
-    """
+def read_parquet(path: str | Path) -> dict[str, np.ndarray]:
+    """The columns of a Parquet file: numbers, with NaN for nulls, and all else as text. Needs pyarrow."""
     try:
         import pyarrow as pa
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("read_parquet needs pyarrow: pip install 'd3mjax[experiments]'") from error
+        raise ImportError("read_parquet needs pyarrow: pip install 'd3mjax[commands]'") from error
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -92,51 +81,30 @@ def read_parquet(path: str | Path, *, nulls: bool = False) -> dict[str, np.ndarr
     columns = {}
     for name in table.column_names:
         values = table.column(name)
-        if values.null_count and not nulls:
-            raise ValueError(f"{path}, column {name!r}: found {values.null_count} nulls, expected none")
         if values.null_count and (pa.types.is_boolean(values.type) or pa.types.is_null(values.type)):
-            values = values.cast(pa.float32())  # a missing truth value is no text
+            values = values.cast(pa.float32())  # a missing truth value is not text
         a = values.to_numpy()
         columns[name] = a if a.dtype.kind in "biuf" else np.array(["" if v is None else str(v) for v in a])
     return columns
 
 
-def from_tfds(
-    name: str,
-    *,
-    split: str,
-    feature: str = "image",
-    label: str = "label",
-    group: str | None = None,
-    id: str | None = None,
-    data_dir: str | Path | None = None,
-) -> Split:
-    """One split of any TFDS data set, read through ``as_data_source`` without TensorFlow.
-
-    uint8 features become float32 in 0..1. The data set must be on disk as ``array_record``; if it is not prepared
-    yet, it is built here where its builder works without TensorFlow. Ids are row numbers in the split unless ``id``
-    names a feature.
-    """
-    rows = read_tfds(name, split=split, data_dir=data_dir)
-    wanted = {key for key in (feature, label, group, id) if key is not None}
-    if missing := sorted(wanted - set(rows[0])):
-        raise ValueError(f"{name}: found features {sorted(rows[0])}, expected {missing} among them")
-    columns = {key: np.array([row[key] for row in rows]) for key in wanted}
-    x = columns[feature]
-    x = x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
-    return _split(columns, name, x, x=feature, y=label, group=group, id=id)
-
-
 def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """The examples of one split as they are, by name of feature; see ``from_tfds``."""
+    """The examples of one TFDS split as they are, by name of feature, without TensorFlow.
+
+    The data set must be on disk as ``array_record``; if it is not prepared yet, it is built where its builder works
+    without TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    from d3mjax.data.sets import builders
+
     try:
         with builders.quiet():
             builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:
         known = tfds.list_builders(with_community_datasets=False)
-        close = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=3)
-        hint = f"Did you mean {', '.join(close)}?" if close else "See tfds.list_builders()."
-        raise ValueError(f"name: TFDS knows no data set {name!r}. {hint}") from error
+        hint = did_you_mean(name.split("/")[0].split(":")[0], known) or " See tfds.list_builders()."
+        raise ValueError(f"name: TFDS knows no data set {name!r}.{hint}") from error
     try:
         with builders.quiet():
             builder.download_and_prepare(file_format="array_record")
@@ -150,19 +118,155 @@ def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None) -> l
         ) from error
 
 
-def read_csv(path: str | Path, *, delimiter: str = ",") -> dict[str, np.ndarray]:
-    """The columns of a table with a header line: whole numbers, else floats, else text."""
+def parsed(
+    values: np.ndarray, name: str, source: str, *, categorical: bool = False, advice: str = "leave it out"
+) -> np.ndarray:
+    """A column as a feature: float64 with NaN for what is missing, or text with the level `MISSING`.
+
+    Text whose entries are numbers, but for missing ones, is numbers. With ``categorical`` numbers become text.
+    ``advice``: what to do with a column that is neither.
+    """
+    unknown = f"in {name!r}, a column of unknown kind, expected"
+    if values.ndim != 1 or values.dtype.kind not in "biufU":
+        found = f"{values.dtype}{list(values.shape)}"
+        raise ValueError(f"{source}: found {found} {unknown} numbers or text, one for each row: change it, or {advice}")
+    if values.dtype.kind != "U":
+        numbers = values.astype(np.float64)
+        if np.isinf(numbers).any():
+            row = np.isinf(numbers).argmax()
+            raise ValueError(f"{source}: found infinite numbers in {name!r}, in row {row}; expected finite ones")
+        return np.array([MISSING if v != v else f"{v:g}" for v in numbers.tolist()]) if categorical else numbers
+    text = np.char.strip(values)
+    missing = missing_of(text)
+    if not categorical:
+        present = text[~missing].tolist()
+        number, other = (next((v for v in present if is_number(v) == kind), None) for kind in (True, False))
+        if number is not None and other is not None:  # a stray '?' among ages must not make a category of every age
+            found = f"both numbers ({number}) and text ({other!r})"
+            raise ValueError(f"{source}: found {found} {unknown} one of them: clean it, or {advice}")
+        if other is None:
+            return parsed(np.where(missing, "nan", text).astype(np.float64), name, source)
+    return np.where(missing, MISSING, text)
+
+
+def features(columns: Columns, source: str, *, levels: Levels | None = None) -> Float32[np.ndarray, "n k"]:
+    """Columns side by side: numbers, NaN where missing, and text one-hot over its sorted values or ``levels``."""
+    levels, parts = levels or {}, []
+    for name, values in columns.items():
+        column = parsed(values, name, source, categorical=name in levels)
+        if column.dtype.kind == "U":
+            codes, num_levels = _codes(column, name, source, levels.get(name))
+            parts.append(np.eye(num_levels, dtype=np.float32)[codes])
+        else:
+            parts.append(float32(column[:, None]))
+    return np.concatenate(parts, axis=1)
+
+
+def text_levels(source: str | Path) -> dict[str, tuple[str, ...]]:
+    """The sorted values of every text column of a table: ``levels`` that make the features of another file agree."""
+    columns = {name: parsed(a, name, str(source)) for name, a in read(source).items()}
+    return {name: tuple(np.unique(a).tolist()) for name, a in columns.items() if a.dtype.kind == "U"}
+
+
+def read_split(
+    source: str | Path,
+    *,
+    label: str = "y",
+    group: str | None = None,
+    id: str | None = None,
+    feature: str | None = None,
+    drop: Sequence[str] = (),
+    levels: Levels | None = None,
+    data_dir: str | Path | None = None,
+) -> Split:
+    """One source as a checked split. ``feature``: the array of features; None for a table: all its other columns.
+
+    Text labels and groups are numbered in the order of their levels. ``levels`` fixes the values of text columns and
+    their order: give `text_levels` of the training file when reading its test file.
+    """
+    columns, levels = read(source, data_dir=data_dir), levels or {}
+    special = [name for name in (label, group, id) if name is not None]
+    check_named(
+        columns, str(source), {"label": [label], "group, id, feature": [*special[1:], *filter(None, [feature])]}
+    )
+    check_named(columns, str(source), {"drop": drop, "levels": levels})
+    if feature is None:
+        rest = {name: a for name, a in columns.items() if name not in {*special, *drop}}
+        if not rest:
+            raise ValueError(f"{source}: found columns {list(columns)}, expected features beside label, group and id")
+        x = features(rest, str(source), levels=levels)
+    else:
+        x = float32(check_numeric(columns[feature], f"{source}, {feature}"))
+    integers = [_integers(columns[name], name, str(source), levels.get(name)) for name in special]
+    named = dict(zip(special, integers, strict=True))
+    unknown, rows = np.full(len(x), -1, np.int32), np.arange(len(x), dtype=np.int32)
+    split = Split(x, named[label], named.get(group or "", unknown), named.get(id or "", rows))
+    check_split(split, name=str(source))
+    return split
+
+
+def check_numeric(values: np.ndarray, source: str) -> np.ndarray:
+    """An array of features ``[n, ...]``, itself, unless it holds no numbers."""
+    if values.dtype.kind not in "biuf" or not values.ndim:
+        raise ValueError(f"{source}: found {values.dtype}{list(values.shape)}, expected numbers, one row an example")
+    return values
+
+
+def check_named(columns: Iterable[str], source: str, needed: Mapping[str, Iterable[str]]) -> None:
+    """Every column that an option names is there; ``needed``: option -> names."""
+    for option, name in ((option, name) for option, names in needed.items() for name in names):
+        if name not in columns:
+            known = sorted(columns)
+            raise ValueError(f"{option}: found no {name!r} in {source}, which has {known}.{did_you_mean(name, known)}")
+
+
+def check_present(
+    source: str, name: str, values: np.ndarray, *, hint: str = "; an unknown training group is -1"
+) -> None:
+    """Missing labels, groups and ids must not pass for a level of their own, as they may in features."""
+    missing = missing_of(values)
+    if missing.any():
+        row = int(np.argmax(missing))
+        raise ValueError(
+            f"{source}, column {name!r}: found {missing.sum()} missing values, first in row {row}, expected none{hint}"
+        )
+
+
+def missing_of(values: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """Which entries of a column are missing: NaN, or blank text."""
+    return np.isnan(values) if values.dtype.kind == "f" else np.isin(np.char.lower(values.astype(str)), _BLANKS)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean a or b?``, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def is_number(text: str) -> bool:
+    """Whether ``float`` takes the text."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise ValueError(f"path: {path} is missing, empty or no text, expected a csv file ({error})") from error
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise ValueError(f"{path}, line {line}: found {len(row)} fields, expected {len(header)}")
-    if len(set(header)) != len(header) or not rows:
-        raise ValueError(f"{path}: found header {header} and {len(rows)} rows, expected distinct names and rows")
-    return {name: _numbers_or_text(values) for name, values in zip(header, zip(*rows, strict=True), strict=True)}
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def float32(a: np.ndarray) -> np.ndarray:
+    """What does not fit becomes infinite, and `splits.check_split` names its row."""
+    with np.errstate(over="ignore"):
+        return a.astype(np.float32)
+
+
+def _read_tfds_columns(source: str, data_dir: str | Path | None) -> dict[str, np.ndarray]:
+    """The features of a TFDS split that have one shape in all its rows."""
+    parts = re.fullmatch(r"tfds:(.+?):([A-Za-z].*)", source)  # a version, too, comes after a colon, as do slices
+    if not parts:
+        raise ValueError(f"found {source!r}, expected tfds:NAME:SPLIT, as in tfds:mnist:train")
+    rows = read_tfds(parts[1], split=parts[2], data_dir=data_dir)
+    even = (key for key in rows[0] if len({np.shape(row[key]) for row in rows}) == 1)
+    columns = {key: np.array([row[key] for row in rows]) for key in even}
+    return {key: a.astype(str) if a.dtype.kind == "S" else a for key, a in columns.items()}
 
 
 def _numbers_or_text(values: Sequence[str]) -> np.ndarray:
@@ -174,120 +278,20 @@ def _numbers_or_text(values: Sequence[str]) -> np.ndarray:
     return np.array(values)
 
 
-def _own_levels(values: np.ndarray) -> tuple[str, ...]:
-    return tuple(sorted({str(v) for v in values}))
+def _codes(values: np.ndarray, name: str, source: str, levels: Sequence[str] | None) -> tuple[np.ndarray, int]:
+    """Position of each value among the levels, and their number."""
+    known = np.unique(values).tolist() if levels is None else list(levels)
+    at = {level: i for i, level in enumerate(known)}
+    if unknown := sorted(set(values.tolist()) - set(known)):
+        raise ValueError(f"{source}, column {name!r}: found {unknown[:3]}, expected levels {known}")
+    return np.array([at[value] for value in values.tolist()]), len(known)
 
 
-def is_number(text: str) -> bool:
-    """Whether ``float`` takes it."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _codes(path: str, name: str, values: np.ndarray, levels: Levels) -> tuple[np.ndarray, int]:
-    """Position of each value among the column's levels, and their number."""
-    text = [str(v) for v in values]
-    given = levels.get(name)
-    if given is None and (number := next((v for v in text if is_number(v)), None)) is not None:
-        # A stray '?' among ages must not turn each age into a column of its own.
-        other = next(v for v in text if not is_number(v))
-        raise ValueError(
-            f"{path}, column {name!r}: found both numbers ({number}) and text ({other!r}), expected one of them; "
-            f"clean the column, drop it, or give levels={{{name!r}: [...]}}"
-        )
-    at = {level: i for i, level in enumerate(_own_levels(values) if given is None else given)}
-    if unknown := sorted(set(text) - set(at)):
-        raise ValueError(f"{path}, column {name!r}: found {unknown[:3]}, expected levels {list(at)}")
-    return np.array([at[v] for v in text]), len(at)
-
-
-def _from_table(
-    columns: dict[str, np.ndarray],
-    path: str,
-    label: str,
-    group: str | None,
-    id: str | None,
-    drop: Sequence[str],
-    levels: Levels | None,
-) -> Split:
-    levels = levels or {}
-    if unknown := sorted((set(drop) | set(levels)) - set(columns)):
-        raise ValueError(f"drop, levels: found {unknown}, expected columns of {path}: {sorted(columns)}")
-    special = {name for name in (label, group, id) if name is not None}
-    for name in special & set(columns):
-        check_present(path, name, columns[name])
-    coded = {
-        name: _codes(path, name, columns[name], levels)[0]
-        for name in special & set(columns)
-        if columns[name].dtype.kind == "U" or name in levels
-    }
-    rest = {name: a for name, a in columns.items() if name not in special | set(drop)}
-    x = table_features(rest, path, levels) if rest else None
-    return _split({**columns, **coded}, path, x, x="features", y=label, group=group, id=id)
-
-
-def table_features(columns: Mapping[str, np.ndarray], source: str, levels: Levels) -> np.ndarray:
-    """float32 [n, k]: numbers as they are, text columns and those of ``levels`` one-hot; ``source`` is for errors."""
-    features = []
-    for name, values in columns.items():
-        if values.dtype.kind == "U" or name in levels:
-            codes, num_levels = _codes(source, name, values, levels)
-            features.append(np.eye(num_levels, dtype=np.float32)[codes])
-        else:
-            features.append(_float32(values[:, None]))
-    return np.concatenate(features, axis=1)
-
-
-def _split(
-    columns: Mapping[str, np.ndarray],
-    source: str,
-    features: np.ndarray | None,
-    *,
-    x: str,
-    y: str,
-    group: str | None,
-    id: str | None,
-) -> Split:
-    """Named columns as a checked split; ``features`` None means that there were none under the name ``x``."""
-    named = {"y": y, "group": group, "id": id}
-    if missing := [name for name in named.values() if name is not None and name not in columns]:
-        raise ValueError(f"{source}: found {sorted(columns)}, expected {missing} among them")
-    if features is None or features.dtype.kind not in "biuf" or not features.ndim:
-        found = "none" if features is None else f"{features.dtype}{list(features.shape)}"
-        raise ValueError(f"{source}, {x}: found {found}, expected numeric features with one row an example")
-    num_examples = len(features)
-    integers = {
-        "y": _integers(source, y, columns[y]),
-        "group": np.full(num_examples, -1) if group is None else _integers(source, group, columns[group]),
-        "id": np.arange(num_examples) if id is None else _integers(source, id, columns[id]),
-    }
-    x32 = _float32(features)
-    check_split(Split(x32, **integers), name=source)
-    return Split(x32, **{key: a.astype(np.int32) for key, a in integers.items()})
-
-
-def _float32(a: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and check_split names its row
-        return a.astype(np.float32)
-
-
-def check_present(
-    source: str, name: str, values: np.ndarray, *, hint: str = "; an unknown training group is -1"
-) -> None:
-    """Missing labels, groups and ids must not pass for a level of their own, as they may in features."""
-    missing = np.isnan(values) if values.dtype.kind == "f" else np.isin(np.char.lower(values.astype(str)), MISSING)
-    if missing.any():
-        row = int(np.argmax(missing))
-        raise ValueError(
-            f"{source}, column {name!r}: found {missing.sum()} missing values, first in row {row}, expected none{hint}"
-        )
-
-
-def _integers(source: str, name: str, values: np.ndarray) -> np.ndarray:
+def _integers(values: np.ndarray, name: str, source: str, levels: Sequence[str] | None) -> np.ndarray:
+    """Labels, groups or ids as int32."""
     check_present(source, name, values)
+    if values.dtype.kind == "U" or levels is not None:
+        return _codes(values.astype(str), name, source, levels)[0].astype(np.int32)
     if values.dtype.kind in "biu" or (values.dtype.kind == "f" and np.array_equal(values, np.round(values))):
-        return values.astype(np.int64)
-    raise ValueError(f"{source}, {name}: found {values.dtype}, expected whole numbers")
+        return values.astype(np.int32)
+    raise ValueError(f"{source}, {name}: found {values.dtype}, expected whole numbers or text")

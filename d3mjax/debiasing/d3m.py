@@ -270,8 +270,13 @@ def debias(
 
 
 @lru_cache
-def default_attribution(num_examples: int) -> Attribution:
-    """TRAK at `DAMPINGS`, p = 256 or less for few examples: beyond an eighth of them p would no longer regularise."""
+def default_options(num_examples: int) -> trak.Options:
+    """TRAK projected to 256 dimensions, or fewer: p beyond an eighth of the examples would no longer regularise."""
     size = min(256, projections.default_size(2 * num_examples))
-    options = trak.Options(projection=projections.sjlt(size), damping=DAMPINGS[0], microbatch=20)
-    return sources.by_trak(options, dampings=DAMPINGS[1:])
+    return trak.Options(projection=projections.sjlt(size), damping=DAMPINGS[0], microbatch=20)
+
+
+@lru_cache
+def default_attribution(num_examples: int) -> Attribution:
+    """`default_options` at every one of `DAMPINGS`."""
+    return sources.by_trak(default_options(num_examples), dampings=DAMPINGS[1:])

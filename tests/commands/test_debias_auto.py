@@ -1,21 +1,19 @@
-"""The command without group labels: who is found, what follows from it, and what it says and does when it refuses."""
+"""The command without group labels: what follows from the groups that are found, and what a refusal does."""
 
 import csv
 import sys
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted, write_csv
 
-from d3mjax.commands import debias, debias_auto, debias_data, debias_report
-from d3mjax.commands.debias_data import Own
-from d3mjax.debiasing import pseudo_groups
-from d3mjax.runtime import hosts
+from d3mjax.commands import debias, debias_auto, debias_report, debias_seed
+from d3mjax.commands.debias_data import UserData
+from d3mjax.commands.debias_seed import NEGATIVE, PLAIN, TARGETS_ALONE
+from d3mjax.debiasing import auto, d3m, pseudo_groups, sources
 from d3mjax.types import Split
-from experiments.d3m import engine
 
 
 def weak_feature(seed, n, aligned):
@@ -32,84 +30,69 @@ def make_auto_files(path):
     return replace(files, group=None, auto=True)
 
 
-def made_pseudo(y, bit, split):
-    return pseudo_groups.PseudoGroups(
-        2 * y + bit, 0.0 * y, np.array(split), *np.array([[0.9] * 2, [0.8] * 2, [0.4] * 2])
-    )
+@pytest.fixture
+def without_training(monkeypatch):
+    """``patch(bit_of, split)``: nothing is trained, targets are on the side ``bit_of(y)``; returns the weights tried.
 
-
-def split_as(bit_of, split):
-    """`debias_auto.make` that trains nothing: sides by ``bit_of(data.target)``, and `made_programs`."""
-
-    def make(task, mesh, source):
-        def side(data, root):
-            return made_pseudo(data.target.y, bit_of(data.target).astype(np.int32), split)
-
-        return debias_auto.Auto(side, made_programs(2 * len(task.class_names)))
-
-    return make
-
-
-def made_programs(num_groups, trained=None):
-    """Programs that train nothing: every accuracy is the share of examples kept, every loss of a group with targets is
-    1, and its column is (g + 1) (i / n - 1/2); weights go to the list ``trained``.
+    Every accuracy is the share of examples kept, every loss of a group with targets is 1, and its column is
+    (g + 1) (i / n - 1/2).
     """
+    trained = []
 
-    def fit(train, data, keys, weights):
-        if trained is not None:
-            trained.append(weights)
+    def retrain(keys, model, trainer, split, data, weights, num_groups, num_steps, *, width, mesh):
+        trained.append(np.asarray(weights))
         share = (np.asarray(weights) > 0).mean(1)
         groups = np.repeat(share[:, None], num_groups, 1)
-        losses = np.where(np.isin(np.arange(num_groups), data.target.group), groups, np.nan)
-        return engine.Evaluation(*map(jnp.asarray, (losses, groups, groups, share)))
+        losses = np.where(np.isin(np.arange(num_groups), data.target.group), 1.0, np.nan) * np.ones_like(groups)
+        return d3m.Evaluation(*map(jnp.asarray, (losses, groups, groups, share)))
 
-    def columns(data, key, progress):
+    def attribute_groups(keys, model, checkpoints, data, num_groups, attribution, *, width, mesh):
         n = len(data.train.y)
         b = np.outer(np.arange(n) / n - 0.5, np.arange(1, num_groups + 1)).astype(np.float32)
         b[:, ~np.isin(np.arange(num_groups), data.target.group)] = np.nan
-        return b[None], {}, engine.Checkpoints(np.stack([b, b]), np.ones((2, n), bool))
+        return sources.Columns(np.stack([b, b]), np.stack([b, b]), np.ones((2, n), bool), {})
 
-    return engine.Programs(fit, fit, columns)
+    def patch(bit_of, split):
+        def split_targets(tau, checkpoints, y, num_classes, *, min_loss_share):
+            bit = bit_of(np.arange(len(y)), y)
+            facts = np.array([[0.9] * 2, [0.8] * 2, [0.4] * 2])
+            return pseudo_groups.PseudoGroups((2 * y + bit).astype(np.int32), 0.0 * y, np.array(split), *facts)
 
+        nothing = lambda *args, **options: None
+        for module, name, fake in (
+            (d3m, "retrain", retrain),
+            (auto, "train_checkpoints", nothing),
+            (auto, "attribute_targets", nothing),
+            (auto, "split_targets", split_targets),
+            (auto, "attribute_groups", attribute_groups),
+        ):
+            monkeypatch.setattr(module, name, fake)
+        return trained
 
-def test_the_minority_is_found_without_its_labels(tmp_path):
-    files = make_auto_files(tmp_path)
-    task = debias.task_of(debias.Config(files, **QUICK), debias_data.read(files))
-    task = replace(task, hidden=(8,), steps=100)
-    auto = debias_auto.make(task, hosts.local_mesh(), engine.Trak(models=2, size=32))
-    data = task.read(0)
-    pseudo = auto.split(data, jax.random.key(0))
-    columns = weak_feature(1, 400, 0.75)
-    minority = ((columns["income"] == "high") != (columns["sex"] == "M"))[np.asarray(data.target.id) - 400]
-    assert pseudo.split.all()
-    assert ((pseudo.group % 2 == 1) == minority).mean() > 0.95
-    assert (pseudo.group // 2 == data.target.y).all()
+    return patch
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_scores_are_for_the_groups_that_were_found(tmp_path, monkeypatch, whole):
-    files = make_auto_files(tmp_path)
-    config = debias.Config(files, **QUICK)
-    task = debias.task_of(config, debias_data.read(files))
+def test_scores_are_for_the_groups_that_were_found(tmp_path, without_training, whole):
     split = [True, not whole]
-    auto = split_as(lambda target: (target.id % 4 == 0) & np.array(split)[target.y], split)(task, None, None)
-    facts, arrays = debias.debias(task, config, made_programs(2), auto, 0, lambda count: None)
+    without_training(lambda i, y: (i % 4 == 0) & np.array(split)[y], split)
+    job = debias.prepare(debias.Config(make_auto_files(tmp_path), **QUICK), results=tmp_path)
+    recipe = debias.recipe_of(job)
+    facts, arrays = debias_seed.measure(recipe, 0, lambda count: None)
     # All that have targets weigh the same: (1 + 2 + 3) / 3 or (1 + 2 + 3 + 4) / 4.
     np.testing.assert_allclose(arrays["score"][0], (np.arange(400) / 400 - 0.5) * (2 if whole else 2.5), rtol=1e-5)
-    assert facts["removed"]["D3M, drop negative"] == 0.5
-    assert facts["chosen"] == "D3M/0.0"  # accuracy is the share kept, and the worst class selects
-    assert arrays["selection/D3M/0.1"].shape == (1, 2)
+    assert facts["removed"][NEGATIVE] == 0.5
+    assert facts["removed"][debias_seed.SELECTED] == 0  # accuracy is the share kept, and the worst class selects
+    assert arrays["selection"].shape[1:] == arrays["curve"].shape[1:] == (1, 2)
     sides = np.bincount(arrays["pseudo_group"], minlength=4)
-    np.testing.assert_array_equal(facts["auto"]["sides"].ravel(), sides)
+    np.testing.assert_array_equal(np.ravel(facts["auto"]["sides"]), sides)
     assert (sides > 0).tolist() == [True, True, True, not whole]
 
 
-def test_a_refusal_removes_nothing_and_says_why(tmp_path, monkeypatch, capsys):
-    trained = []
-    monkeypatch.setattr(debias_auto, "make", split_as(lambda target: 0 * target.y, [False, False]))
-    monkeypatch.setattr(engine, "make_programs", lambda *args, **options: made_programs(2, trained))
+def test_a_refusal_removes_nothing_and_stores_only_what_was_trained(tmp_path, monkeypatch, capsys, without_training):
+    trained = without_training(lambda i, y: 0 * y, [False, False])
     files = make_auto_files(tmp_path)
-    line = ["d3mjax-debias", "--train", files.train, "--target", files.target, "--label", "income", "--auto"]
+    line = ["d3mjax-debias", "--train", files.train, "--validation", files.target, "--label", "income", "--auto"]
     monkeypatch.setattr(sys, "argv", [*line, "--id", "row", "--seeds", "2", "--results", str(tmp_path), "--run", "r"])
     debias.cli()
     run = tmp_path / "debias" / "r"
@@ -120,25 +103,36 @@ def test_a_refusal_removes_nothing_and_says_why(tmp_path, monkeypatch, capsys):
         lines = list(csv.DictReader(file))
     assert [line["id"] for line in lines] == [f"r1-{i}" for i in range(400)]
     assert {(line["group"], line["seeds"]) for line in lines} == {("", "0")}
-    advice = (run / "advice.txt").read_text()
-    assert "No reliable groups were found among the targets, so nothing is removed" in advice
-    assert "targets, not split; loss share 0.40, separation 0.80." in advice
-    assert "give group labels for some validation rows" in advice
-    assert advice.splitlines()[0] in capsys.readouterr().out
-    page = (run / "report.html").read_text()
-    assert "How the worst of the true groups does is unknown" in page
+    with np.load(run / "units" / "train-0.npz") as unit:
+        assert {name for name in unit.files if name.startswith("test/")} == {f"test/{PLAIN}", f"test/{TARGETS_ALONE}"}
+    assert (run / "advice.txt").read_text().startswith("- No reliable groups were found")
+    assert (run / "advice.txt").read_text() in capsys.readouterr().out
+    assert debias_auto.ABOUT.split(".")[0] in (run / "report.html").read_text().replace("&#x27;", "'")
+
+
+def test_a_seed_that_refuses_counts_as_plain_training(tmp_path, without_training):
+    without_training(lambda i, y: i % 4 == 0, [True, True])
+    job = debias.prepare(debias.Config(make_auto_files(tmp_path), **QUICK), results=tmp_path)
+    found = debias_seed.measure(debias.recipe_of(job), 0, lambda count: None)
+    without_training(lambda i, y: 0 * y, [False, False])
+    refused = debias_seed.measure(debias.recipe_of(job), 1, lambda count: None)
+    rows = {row["method"]: row for row in debias_report.rows_of("t", [found, refused])}
+    assert list(rows) == list(debias_report.METHODS)
+    assert rows[NEGATIVE]["metrics"]["removed"]["per_seed"] == [0.5, 0.0]
+    assert rows[NEGATIVE]["metrics"]["worst_group_accuracy"]["per_seed"] == [0.5, 1.0]
+    assert {row["information"] for row in rows.values()} == {"none"}
 
 
 def test_a_target_is_where_most_seeds_put_it():
     y = np.array([0, 0, 1, 1])
     split = Split(np.zeros((4, 1)), y, y, np.arange(10, 14))
-    own = Own(split, split, None, np.arange(4), np.array(list("abcd")), ("no", "yes"), ("no", "yes"))
+    data = UserData(split, split, None, np.arange(4), np.array(list("abcd")), ("no", "yes"), ("no", "yes"))
     seeds = [([10, 12], [1, 2], [True, False]), ([10, 13], [0, 3], [True, True]), ([10, 13], [1, 2], [True, True])]
-    found = [
+    units = [
         ({"auto": {"split": split}}, {"target_id": np.array(ids), "pseudo_group": np.array(group)})
         for ids, group, split in seeds
     ]
-    assert debias_auto.target_lines(own, found) == [
+    assert debias_auto.target_lines(data, units) == [
         ("a", "no", "no, weaker side", "0.67", 3),
         ("b", "no", "", "", 0),
         ("c", "yes", "", "", 0),
@@ -146,20 +140,19 @@ def test_a_target_is_where_most_seeds_put_it():
     ]
 
 
-def test_sizes_and_separation_are_told_by_class_over_the_seeds_that_split():
+def test_sizes_and_separation_are_means_over_the_seeds_that_split():
     splits = [
         {"split": [True, True], "sides": [[30, 10], [40, 6]], "separation": [0.8, 0.7], "loss_share": [0.4, 0.3]},
         {"split": [True, False], "sides": [[32, 8], [46, 0]], "separation": [0.6, None], "loss_share": [0.2, None]},
         {"split": [False, False], "sides": [[40, 0], [46, 0]], "separation": [0.1, 0.1], "loss_share": [0.1, 0.1]},
     ]
-    caveat, told = debias_auto.sentences(splits, ("no", "yes"))
-    assert "the true groups are unknown" in caveat
-    assert told.startswith("1 of 3 seeds found no reliable groups and removed nothing: do not rely on this list.")
-    assert "Class no: 31 on the stronger side + 9 on the weaker side; loss share 0.30, separation 0.70." in told
-    assert "Class yes: 43 on the stronger side + 3 on the weaker side; loss share 0.30, separation 0.70." in told
+    caveat, sides = debias_auto.sentences(splits, ("no", "yes"))
+    assert "unknown" in caveat
+    assert sides.startswith("1 of 3 seeds")
+    assert "Class no: 31 on the stronger side + 9 on the weaker side; loss share 0.30, separation 0.70." in sides
+    assert "Class yes: 43 on the stronger side + 3 on the weaker side; loss share 0.30, separation 0.70." in sides
     assert debias_auto.refused(splits[2:])
     assert not debias_auto.refused(splits)
     assert not debias_auto.refused([])
-    assert "Class no: 40 targets, not split; loss share 0.10" in debias_auto.refusal(splits[2:], ("no", "yes"))[1]
     refused = [({"auto": splits[2]}, {})]
     assert debias_report.advice([], refused, ("no", "yes")) == debias_auto.refusal(splits[2:], ("no", "yes"))

@@ -1,7 +1,6 @@
 """What is read of the user's own files, how targets are divided, and what is refused before any work."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +8,6 @@ from planted_files import QUICK, make_files, planted, write_csv
 
 from d3mjax.commands import debias, debias_data
 from d3mjax.commands.debias_data import Files
-from d3mjax.data import files as readers
-from d3mjax.data.sets import fashion_cues
 
 
 def test_groups_are_crossed_in_the_order_of_their_columns(tmp_path):
@@ -74,19 +71,19 @@ def test_features_are_standardised_as_in_training_and_text_is_the_same_in_all_fi
     assert not constant.target.x[:, 1].any()
 
 
-def test_tfds_by_name(tmp_path, monkeypatch):
-    spec = fashion_cues.Task(train=40, targets=(9, 9, 9, 9), selection=40, test=40)
-    fashion_cues.load_fashion_spurious(spec, data_dir=tmp_path)
-    monkeypatch.setattr(readers, "read_tfds", partial(readers.read_tfds, data_dir=tmp_path))
-    name = f"tfds:fashion_spurious/{fashion_cues.config(spec).name}"
-    own = debias_data.read(Files(f"{name}:train", f"{name}:target", "y", group="group", feature="image"))
-    assert own.train.x.shape == (40, 14, 14, 1)
-    assert np.bincount(own.target.group).tolist() == [9] * 4
-    assert own.train.x.std() == pytest.approx(1, abs=1e-5)
-    part = debias_data.read(Files(f"{name}:1.0.0:train[:20]", f"{name}:target", "y", group="group", feature="image"))
-    np.testing.assert_array_equal(part.train.y, own.train.y[:20])
-    with pytest.raises(ValueError, match="--target: found 'tfds:mnist', expected tfds:NAME:SPLIT"):
-        debias_data.read(Files(f"{name}:train", "tfds:mnist", "y", group="group", feature="image"))
+def test_missing_numbers_are_the_training_mean_and_missing_text_a_level(tmp_path):
+    files = make_files(tmp_path)
+    train = planted(0, 600, 0.95)
+    numbers = train["a"].astype(str)
+    numbers[:3] = ["", "NA", "nan"]
+    job = np.where(np.arange(600) < 2, "", train["job"])
+    write_csv(tmp_path / "train.csv", {k: v for k, v in train.items() if k != "sex"} | {"a": numbers, "job": job})
+    data = debias_data.read(replace(files, raw=True))
+    np.testing.assert_allclose(data.train.x[:3, 0], train["a"][3:].mean(), rtol=1e-6)
+    np.testing.assert_allclose(data.train.x[3:, 0], train["a"][3:], rtol=1e-6)
+    jobs = data.train.x[:, -4:]  # clerk, cook, missing, smith
+    assert jobs[:2].argmax(1).tolist() == [2, 2]
+    assert jobs[2:, 2].sum() == 0
 
 
 def test_targets_are_dealt_out_evenly_in_groups_and_classes():
@@ -132,26 +129,34 @@ BAD = [
     (
         {"auto": True, "group": None},
         change("val", income=np.where(np.arange(240) < 2, "high", "low")),
-        r"--target: found so many examples of classes: {'high': 2}; expected at least 3",
+        r"--validation: found so few examples of classes: {'high': 2}; expected at least 3",
     ),
     ({"train": "{}/none.csv"}, None, r"--train: path: .*none.csv is missing"),
-    ({"target": "{}/train.txt"}, None, r"--target: found '.*train.txt', expected a .csv, .parquet, .npz file, or tfds"),
+    (
+        {"target": "{}/train.txt"},
+        None,
+        r"--validation: found '.*train.txt', expected a .csv, .parquet, .npz file, or tfds",
+    ),
     (
         {"target": "{}/val.npz"},
         lambda path: (path / "val.npz").write_bytes(b"PK damaged"),
-        "--target: .* is missing or damaged",
+        "--validation: .* is missing or damaged",
     ),
     ({"label": "incom"}, None, "--label: found no 'incom' in --train .* Did you mean income?"),
-    ({"group": "sx"}, None, "--group: found no 'sx' in --target .* Did you mean sex?"),
+    ({"group": "sx"}, None, "--group: found no 'sx' in --validation .* Did you mean sex?"),
     ({"id": "rows"}, None, "--id: found no 'rows' in --train .* Did you mean row?"),
-    ({"drop": "age"}, None, r"--drop: found \['age'\], expected columns of --train"),
-    ({}, change("val", job=None), r"--target: found no columns \['job'\], which --train has"),
-    ({}, change("val", sex=["", "F", "M"] * 80), "--target .*, column 'sex': found 80 missing values, first in row 0"),
-    ({}, change("val", sex=["F"] * 240, income=["low"] * 240), r"--group: found one group in --target"),
+    ({"drop": "rob"}, None, r"--drop: found no 'rob' in --train, which has .* Did you mean .*job"),
+    ({}, change("val", job=None), r"--validation: found no columns \['job'\], which --train has"),
+    (
+        {},
+        change("val", sex=["", "F", "M"] * 80),
+        "--validation .*, column 'sex': found 80 missing values, first in row 0",
+    ),
+    ({}, change("val", sex=["F"] * 240, income=["low"] * 240), r"--group: found one group in --validation"),
     (
         {},
         change("val", sex=FEW, income=["low"] * 240),
-        r"found so many examples of groups: {'income=low, sex=X': 2}; exp",
+        r"found so few examples of groups: {'income=low, sex=X': 2}; exp",
     ),
     (
         {},
@@ -161,19 +166,24 @@ BAD = [
     ({}, change("train", income=["low"] * 240), r"--train: found no example of class \['high'\]"),
     ({"label": "a"}, None, "--label: found float64.* in --train, expected whole numbers or text"),
     ({"group": "b"}, None, "--group: found float64.* in --train, expected whole numbers or text"),
-    (TEST, change("test", sex=["F"] * 240), r"--test: found no example of groups \['.*sex=M'.*, which --target has"),
+    (
+        TEST,
+        change("test", sex=["F"] * 240),
+        r"--test: found no example of groups \['.*sex=M'.*, which --validation has",
+    ),
     (
         TEST,
         change("test", sex=["X", "F", "M"] * 80),
-        r"--target: found no example of groups .*sex=X.* which --test has",
+        r"--validation: found no example of groups .*sex=X.* which --test has",
     ),
     (
         {},
         change("train", job=[f"j{i}" for i in range(240)]),
         "found 243 different texts in 'job', expected 200 or --drop",
     ),
-    ({}, change("val", a=[np.nan, *range(239)]), "--target.x: found NaN or infinity, first in row 0"),
-    ({"target": "{}/train.csv", "group": "income"}, None, "--target: found every example among --train"),
+    ({}, change("val", a=[np.inf, *range(239)]), "found infinite numbers in 'a', in row 240"),
+    ({}, change("val", a=["?", *range(239)]), r"found both numbers \(.*\) and text \('\?'\) in 'a'.* or --drop a"),
+    ({"target": "{}/train.csv", "group": "income"}, None, "--validation: found every example among --train"),
 ]
 
 
@@ -184,5 +194,5 @@ def test_bad_files_are_refused_before_anything_is_written(tmp_path, fields, prep
         prepare(tmp_path)
     files = replace(files, **{k: v.format(tmp_path) if isinstance(v, str) else v for k, v in fields.items()})
     with pytest.raises(ValueError, match=message):
-        debias.prepare(debias.Config(files, **QUICK), tmp_path / "results")
+        debias.prepare(debias.Config(files, **QUICK), results=tmp_path / "results")
     assert not (tmp_path / "results").exists()

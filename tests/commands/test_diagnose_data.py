@@ -10,7 +10,6 @@ from planted_files import write_csv
 
 from d3mjax.commands import diagnose_data
 from d3mjax.commands.diagnose_data import Files
-from d3mjax.data import files as readers
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +86,6 @@ def test_npz_and_parquet_give_the_same_table(files, tmp_path):
         assert own.train.levels == want.train.levels
         for name, a in want.train.columns.items():
             np.testing.assert_array_equal(own.train.columns[name], a)
-    with pytest.raises(ValueError, match="nulls, expected none"):
-        readers.read_parquet(tmp_path / "train.parquet")
 
 
 def change(which="train", n=None, **columns):
@@ -127,7 +124,7 @@ BAD = [
     ({}, change("val", job=None), r"--validation: found no columns \['job'\], which --train has"),
     ({}, change("val", a=["x"] * 96), "--validation: found text in 'a', which holds numbers in --train"),
     ({}, change(age=["2024-01-02"] * 120 + ["2024-02-03"] * 120), r"found dates \(2024-01-02\) in 'age', a column of"),
-    ({}, change(a=["inf", *SAME["a"][1:]]), "--train: found infinite numbers in 'a', in row 0; expected numbers or"),
+    ({}, change(a=["inf", *SAME["a"][1:]]), "--train: found infinite numbers in 'a', in row 0"),
     (
         {},
         change(job=[f"j{i}" for i in range(240)]),

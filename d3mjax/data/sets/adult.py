@@ -8,17 +8,15 @@ official train split, so that no row of the test split moves a feature.
 
 import csv
 import hashlib
+import itertools
 import lzma
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Float32, Int
 
 from d3mjax.data import tables
 from d3mjax.data.pairs import flip_attribute
-from d3mjax.data.sets import builders
 from d3mjax.data.splits import divide
 from d3mjax.types import Data, Pairs, Split, Table
 
@@ -54,10 +52,10 @@ USED = tuple(name for name in LEVELS if name != "fnlwgt")
 FEATURE_NAMES: tuple[str, ...] = tuple(
     column for name in USED for column in ([f"{name}={v}" for v in LEVELS[name] or ()] or [name])
 )
+_WIDTHS = [len(LEVELS[name] or "1") for name in USED]
 COLUMNS: dict[str, slice] = {
-    name: slice(min(at), max(at) + 1)
-    for name in USED
-    for at in [[i for i, column in enumerate(FEATURE_NAMES) if column.split("=")[0] == name]]
+    name: slice(stop - width, stop)
+    for name, width, stop in zip(USED, _WIDTHS, itertools.accumulate(_WIDTHS), strict=True)
 }
 """Which of the 107 columns each raw feature fills: ``x[:, COLUMNS["sex"]]`` is the one-hot (Female, Male)."""
 
@@ -71,58 +69,16 @@ _SHA256 = {
 }
 
 
-class Adult(tfds.core.GeneratorBasedBuilder):
-    """The official train (32,561) and test (16,281) splits, one record a row: x float32 [107], y, group, id."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        scalar = np.int32
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "x": tfds.features.Tensor(shape=(len(FEATURE_NAMES),), dtype=np.float32),
-                    "y": scalar,
-                    "group": scalar,
-                    "id": scalar,
-                }
-            ),
-            homepage="https://doi.org/10.24432/C5XW20",
-            citation="Becker, B. & Kohavi, R. (1996). Adult. UCI Machine Learning Repository. doi 10.24432/C5XW20",
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any):
-        train, test = encode(read_rows("adult.data"), read_rows("adult.test"))
-        splits = {"train": train._asdict(), "test": test._asdict()}
-        builders.note_digests(self, splits)
-        return {name: self._generate_examples(arrays) for name, arrays in splits.items()}
-
-    def _generate_examples(self, arrays: builders.Arrays):
-        return builders.rows(arrays)
-
-
-def load_adult(
-    seed: int = 0,
-    *,
-    num_train: int = 4000,
-    num_targets: int = 1000,
-    num_selection: int = 1000,
-    data_dir: str | Path | None = None,
-) -> Data:
+def load_adult(seed: int = 0, *, num_train: int = 4000, num_targets: int = 1000, num_selection: int = 1000) -> Data:
     """The official test split whole; train, target and selection are disjoint random parts of the official train
     split, drawn by the seed.
 
     Groups are ``GROUP_NAMES``; ids are row numbers in the official files: train 0..32560, then test 32561..48841.
-    ``data_dir`` is where TFDS keeps its cache (None: its default). Raises ``ValueError`` when more rows are asked for
-    than the train split has, or a file is damaged.
+    Raises ``ValueError`` when more rows are asked for than the train split has, or a file is damaged.
     """
-    splits = {k: Split(**v) for k, v in builders.load(Adult, data_dir).items()}
-    train, target, selection = divide(splits["train"], seed, (num_train, num_targets, num_selection))
-    return Data(train, target, selection, splits["test"])
+    official_train, test = encode(read_rows("adult.data"), read_rows("adult.test"))
+    train, target, selection = divide(official_train, seed, (num_train, num_targets, num_selection))
+    return Data(train, target, selection, test)
 
 
 def load_table() -> tuple[Table, Int[np.ndarray, " n"]]:

@@ -1,8 +1,8 @@
 """Colours have the stated means and jitter, groups the stated sizes, and pairs the images that were left."""
 
+import dataclasses
 import gzip
 import io
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ import tensorflow_datasets as tfds
 
 from d3mjax.data.planted import cues
 from d3mjax.data.sets import coloured, digits, fashion, idx, mnist
+from d3mjax.data.sets.coloured import DIGITS, ColouredTask
 
 needs_idx = pytest.mark.skipif(
     not fashion.DEBIAN.is_dir(), reason="needs the idx files of Debian's package dataset-fashion-mnist"
 )
 close = np.testing.assert_array_equal
-FEW: dict[str, Any] = {"train": 200, "targets": 100, "selection": 100, "test": 100}
-PAIRS: dict[str, Any] = {"reference": 10, "selection": 15, "report": 20}
-MORE: dict[str, Any] = FEW | {"train": 1000}
+FEW = ColouredTask(seed=1, aligned=0.95, train=200, targets=100, selection=100, test=100, pairs=(10, 15, 20))
+TEN = dataclasses.replace(DIGITS, seed=3)
 MADE = {"train": (50,) * 10, "test": (20,) * 10}  # images of each digit in the made MNIST
 
 
@@ -106,38 +106,40 @@ def test_leftovers_are_spread_over_classes():
 
 
 def test_ten_digits():
-    data = coloured.load_coloured_ten_digits(3, flat=False)
+    data = coloured.load_coloured_ten_digits(TEN, flat=False)
     for split, size, share in zip(data, (800, 200, 200, 200), (0.95, 0.95, 0.95, 0.1), strict=True):
         assert split.x.shape == (size, 8, 8, 3)
         assert agrees(split).sum() == round(share * size)
         close(np.bincount(split.y), np.full(10, size // 10))
     close(np.bincount(data.test.group), np.full(100, 2))
-    images, labels = digits.read()
-    cue = cues.JitteredInk(seed=3)
+    pool = digits.read()
     for split in data:
-        close(labels[split.id], split.y)
-        close(np.rint(split.x * 255), cue(images[split.id], np.asarray(split.group) % 10))
-    for a, b in zip(data, coloured.load_coloured_ten_digits(3), strict=True):
+        close(pool.labels[split.id], split.y)
+        close(np.rint(split.x * 255), TEN.ink(pool.images[split.id], np.asarray(split.group) % 10))
+    for a, b in zip(data, coloured.load_coloured_ten_digits(TEN), strict=True):
         close(a.x.reshape(len(a.y), -1), b.x)
 
 
+def numbers_of(sets, pool, task):
+    """Numbers of the images behind the aligned sides of pairs, recognised by their pixels; each is there once."""
+    painted = task.ink(pool.images, pool.labels)
+    known = {row.tobytes(): int(i) for i, row in zip(pool.id, painted, strict=True)}
+    numbers = [known[row.tobytes()] for part in sets for row in np.rint(part.x * 255).astype(np.uint8)]
+    assert len(set(numbers)) == sum(len(part.y) for part in sets)
+    return numbers
+
+
 def test_digit_pairs_are_of_images_that_no_split_holds():
-    data = coloured.load_coloured_ten_digits(3)
+    data = coloured.load_coloured_ten_digits(TEN)
     used = np.concatenate([split.id for split in data])
-    sets = coloured.load_digit_pairs(3, exclude=used)
+    sets = coloured.load_digit_pairs(TEN, exclude=used)
     assert [len(part.y) for part in sets] == [100, 100, 150]
-    images, labels = digits.read()
-    cue = cues.JitteredInk(seed=3)
-    painted = {cue(images[[i]], labels[[i]]).tobytes(): i for i in range(len(labels))}
-    x = np.concatenate([part.x for part in sets])
-    found = [painted[row.astype(np.uint8).tobytes()] for row in np.rint(x * 255)]
-    assert len(set(found)) == 350
-    assert not set(found) & set(used.tolist())
-    for part, again in zip(sets, coloured.load_digit_pairs(3, exclude=used), strict=True):
+    assert not set(numbers_of(sets, digits.read(), TEN)) & set(used.tolist())
+    for part, again in zip(sets, coloured.load_digit_pairs(TEN, exclude=used), strict=True):
         close(part.flipped, again.flipped)
         assert (part.flipped != part.x).any(1).all()
     with pytest.raises(ValueError, match=r"sizes: found \(100, 100, 198\), expected .* <= 397"):
-        coloured.load_digit_pairs(3, exclude=used, report=198)
+        coloured.load_digit_pairs(dataclasses.replace(TEN, pairs=(100, 100, 198)), exclude=used)
 
 
 def test_mnist_from_idx_files(made_mnist):
@@ -146,24 +148,19 @@ def test_mnist_from_idx_files(made_mnist):
     close(pool.images, np.concatenate([parts["train"][0], parts["test"][0]]))
     close(pool.labels, np.concatenate([parts["train"][1], parts["test"][1]]))
     close(pool.id, [*range(500), *range(60_000, 60_200)])
-    load = {"source_dir": source, "counts": MADE}
-    data = coloured.load_coloured_mnist(1, size=14, aligned=0.95, **FEW, **load)
+    small = mnist.read(14, source_dir=source, counts=MADE)
+    close(small.images, idx.halved(pool.images))
+    data = coloured.draw(FEW, small)
     assert [split.x.shape for split in data] == [(200, 588), *[(100, 588)] * 3]
     assert [int(agrees(split).sum()) for split in data] == [190, 95, 95, 10]
-    small = fashion.pool(pool.images)
     for name, split in data._asdict().items():
         assert ((split.id >= 60_000) == (name == "test")).all()
         row = np.searchsorted(pool.id, split.id)
         close(pool.labels[row], split.y)
-        painted = cues.JitteredInk(seed=1)(small[row], split.group % 10)
-        close(np.rint(split.x * 255), painted.reshape(len(row), -1))
-    exclude = data.test.id
-    sets = coloured.load_mnist_pairs(1, size=14, exclude=exclude, **PAIRS, **load)
-    known = {row.tobytes(): i for i, row in zip(pool.id, cues.JitteredInk(seed=1)(small, pool.labels), strict=True)}
-    found = [known[row.tobytes()] for part in sets for row in np.rint(part.x * 255).astype(np.uint8)]
-    assert len(set(found)) == 45
-    assert min(found) >= 60_000
-    assert not set(found) & set(exclude.tolist())
+        close(np.rint(split.x * 255), FEW.ink(small.images[row], split.group % 10).reshape(len(row), -1))
+    numbers = numbers_of(coloured.draw_pairs(FEW, coloured.official_test(small), exclude=data.test.id), small, FEW)
+    assert min(numbers) >= 60_000
+    assert not set(numbers) & set(data.test.id.tolist())
 
 
 def test_mnist_through_tfds(made_mnist, tmp_path, monkeypatch):
@@ -209,23 +206,18 @@ def test_what_is_no_mnist_is_refused(made_mnist):
 
 
 @needs_idx
-def test_fashion(tmp_path):
-    data = coloured.load_coloured_fashion(2, aligned=0.9, **MORE, data_dir=tmp_path)
+def test_fashion():
+    task = dataclasses.replace(FEW, seed=2, aligned=0.9, train=1000)
+    data = coloured.load_coloured_fashion(task)
     assert [split.x.shape for split in data] == [(1000, 588), *[(100, 588)] * 3]
     assert [int(agrees(split).sum()) for split in data] == [900, 90, 90, 10]
     close(np.bincount(data.test.group), np.ones(100))
-    pool = fashion.read(range(10), 14, source_dir=fashion.DEBIAN, download=lambda urls: {})
-    cue = cues.JitteredInk(seed=2)
+    pool = fashion.read(range(10), 14)
     for split in data:
-        painted = cue(pool.images[split.id], np.asarray(split.group) % 10)
+        painted = task.ink(pool.images[split.id], np.asarray(split.group) % 10)
         close(pool.labels[split.id], split.y)
         close(np.rint(split.x * 255), painted.reshape(len(split.y), -1))
-
-    sets = coloured.load_fashion_pairs(2, exclude=data.test.id, **PAIRS, data_dir=tmp_path)
-    tests = np.arange(60_000, 70_000)
-    painted = cue(pool.images[tests], pool.labels[tests])
-    known = {row.tobytes(): int(i) for i, row in zip(tests, painted, strict=True)}
-    found = [known[row.tobytes()] for part in sets for row in np.rint(part.x * 255).astype(np.uint8)]
-    assert len(set(found)) == 45
-    assert not set(found) & set(data.test.id.tolist())
-    close(np.concatenate([part.y for part in sets]), pool.labels[found])
+    sets = coloured.load_fashion_pairs(task, exclude=data.test.id)
+    numbers = numbers_of(sets, coloured.official_test(pool), task)
+    assert not set(numbers) & set(data.test.id.tolist())
+    close(np.concatenate([part.y for part in sets]), pool.labels[numbers])

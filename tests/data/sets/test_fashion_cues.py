@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 
 from d3mjax.data.planted import cues
-from d3mjax.data.sets import fashion
-from d3mjax.data.sets.fashion_cues import (
-    FashionSpurious,
-    Task,
-    config,
-    group_counts,
-    load_fashion,
-    load_fashion_spurious,
-)
+from d3mjax.data.sets import fashion, idx
+from d3mjax.data.sets.fashion_cues import Task, group_counts, load_fashion, load_fashion_spurious
 from d3mjax.data.splits import check_data
 
 SMALL = Task(train=80, targets=40, selection=40, test=40, seed=1)
@@ -27,22 +20,9 @@ needs_idx = pytest.mark.skipif(
 )
 
 
-class NamelessCue:
-    """Its repr is an address, which another run may reuse for another cue."""
-
-    num_attributes = 2
-
-    def __call__(self, images, attribute):
-        return images
-
-
-def no_download(urls):
-    raise AssertionError(f"must not download {urls}")
-
-
 @pytest.fixture(scope="module")
-def default(tmp_path_factory):
-    return load_fashion_spurious(data_dir=tmp_path_factory.mktemp("default"))
+def default():
+    return load_fashion_spurious()
 
 
 @pytest.fixture(scope="module")
@@ -79,44 +59,34 @@ def test_default_task_is_the_official_images_plus_a_patch(default, shipped):
         np.testing.assert_array_equal(split.x.reshape(-1, 14, 14), expected)
 
 
-def test_seed_decides_and_every_task_has_its_own_cache(tmp_path):
-    load = functools.partial(load_fashion_spurious, data_dir=tmp_path)
-    first, again = load(SMALL), load(SMALL)
+def test_the_seed_decides():
+    first, again = load_fashion_spurious(SMALL), load_fashion_spurious(SMALL)
     for a, b in zip(first, again, strict=True):
         for u, v in zip(a, b, strict=True):
             np.testing.assert_array_equal(u, v)
-    other = load(dataclasses.replace(SMALL, seed=2))
+    other = load_fashion_spurious(dataclasses.replace(SMALL, seed=2))
     assert other.train.id.tolist() != first.train.id.tolist()
     # Only the share changes: the same images, the patch elsewhere.
-    fewer = load(dataclasses.replace(SMALL, aligned=0.5))
+    fewer = load_fashion_spurious(dataclasses.replace(SMALL, aligned=0.5))
     assert sorted(fewer.train.id) == sorted(first.train.id)
     assert np.bincount(fewer.train.group).tolist() == [20, 20, 20, 20]
-    names = {config(dataclasses.replace(SMALL, cue=cues.CornerPatch(width=w))).name for w in (None, 1, 2)}
-    assert len(names) == 3
 
 
-def test_a_cue_whose_code_changed_has_another_cache(monkeypatch):
-    before = config(SMALL).name
-    paint = cues.CornerPatch.__call__
-    monkeypatch.setattr(cues.CornerPatch, "__call__", lambda self, images, a: paint(self, images, 1 - a))
-    assert config.__wrapped__(SMALL).name != before
-
-
-def test_counts_and_shares_as_asked(tmp_path):
+def test_counts_and_shares_as_asked():
     task = dataclasses.replace(
         SMALL, targets=(25, 25, 25, 25), selection=30, class_shares=(0.25, 0.75), aligned=0.9, test=(1, 2, 3, 4)
     )
-    data = load_fashion_spurious(task, data_dir=tmp_path, flat=False)
+    data = load_fashion_spurious(task, flat=False)
     # 80 * .25 = 20: 18 and 2; 80 * .75 = 60: 6 and 54. Selection follows the targets' mix: 30 = 8 + 8 + 7 + 7.
     assert [np.bincount(s.group).tolist() for s in data] == [[18, 2, 6, 54], [25] * 4, [8, 8, 7, 7], [1, 2, 3, 4]]
     assert data.train.x.shape == (80, 14, 14, 1)
 
 
-def test_background_colour_task(tmp_path):
+def test_background_colour_task():
     cue = cues.BackgroundColour()
     task = dataclasses.replace(SMALL, cue=cue)
-    data = load_fashion_spurious(task, data_dir=tmp_path, flat=False)
-    patch = load_fashion_spurious(dataclasses.replace(SMALL, cue=cues.CornerPatch()), data_dir=tmp_path)
+    data = load_fashion_spurious(task, flat=False)
+    patch = load_fashion_spurious(dataclasses.replace(SMALL, cue=cues.CornerPatch()))
     np.testing.assert_array_equal(data.train.id, patch.train.id)
     assert data.train.x.shape == (80, 14, 14, 3)
     colours = np.array(cue.colours, np.float32) / 255
@@ -136,77 +106,46 @@ def test_background_colour_task(tmp_path):
         ({"targets": (1, 2, 3)}, r"targets: found \(1, 2, 3\), expected 4 non-negative group counts"),
         ({"train": 13_000}, r"class 0, made of \(2,\): asked for 6540 images, found 6000"),
         ({"size": 15}, r"size: found 15, expected 14 or 28"),
-        ({"cue": NamelessCue()}, r"cue: found <.*expected a frozen dataclass"),
     ],
 )
-def test_a_task_that_contradicts_itself_is_refused(tmp_path, change, message):
+def test_a_task_that_contradicts_itself_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        load_fashion_spurious(dataclasses.replace(SMALL, **change), data_dir=tmp_path)
-
-
-def test_damaged_cache_is_named(tmp_path):
-    load_fashion_spurious(SMALL, data_dir=tmp_path)
-    (file,) = tmp_path.rglob("*train.array_record*")
-    raw = bytearray(file.read_bytes())
-    at = 10_000  # within the records: behind them the file is padded with zeros
-    raw[at : at + 64] = bytes(b ^ 255 for b in raw[at : at + 64])
-    for damage in (bytes(raw), bytes(raw[:100]), b""):
-        file.write_bytes(damage)
-        with pytest.raises(ValueError, match=r"1\.0\.0: the cached records are damaged\. Delete this directory"):
-            load_fashion_spurious(SMALL, data_dir=tmp_path)
-
-
-def test_damaged_cache_description_is_named(tmp_path):
-    load_fashion_spurious(SMALL, data_dir=tmp_path)
-    (file,) = tmp_path.rglob("fashion_spurious/*/*/dataset_info.json")
-    directory = f"{tmp_path}/fashion_spurious/{config(SMALL).name}"
-    for damage in ("", "{bad", "{}"):
-        file.write_text(damage)
-        with pytest.raises(ValueError, match=rf"{directory}: .*Delete this directory"):
-            load_fashion_spurious(SMALL, data_dir=tmp_path)
-
-
-def test_cache_with_other_content_is_refused(tmp_path):
-    for seed in (1, 2):
-        load_fashion_spurious(dataclasses.replace(SMALL, seed=seed), data_dir=tmp_path)
-    one, two = (next(tmp_path.rglob(f"*seed{seed}*/**/*train.array_record*")) for seed in (1, 2))
-    one.write_bytes(two.read_bytes())  # sound records of another task
-    with pytest.raises(ValueError, match="damaged"):
-        load_fashion_spurious(SMALL, data_dir=tmp_path)
+        load_fashion_spurious(dataclasses.replace(SMALL, **change))
 
 
 def test_damaged_shipped_file_is_named(tmp_path, monkeypatch):
     copy = tmp_path / "pair.npz.xz"
     monkeypatch.setattr(fashion, "SHIPPED", copy)
     with pytest.raises(ValueError, match=r"pair\.npz\.xz: missing"):
-        load_fashion_spurious(SMALL, data_dir=tmp_path)
+        load_fashion_spurious(SMALL)
     copy.write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"pair\.npz\.xz: checksum differs\. Install d3mjax anew, or give source_dir"):
-        load_fashion_spurious(SMALL, data_dir=tmp_path)
+        load_fashion_spurious(SMALL)
 
 
 def test_missing_and_damaged_source_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"source_dir: found neither .*train-images-idx3-ubyte"):
-        load_fashion_spurious(SMALL, data_dir=tmp_path, source_dir=tmp_path)
+        load_fashion_spurious(SMALL, source_dir=tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(b"\x00\x00\x08\x03")
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte: checksum differs"):
-        fashion.read_idx(path, path.name)
+        idx.read_file(path, path.name, of="Fashion-MNIST", sha256=fashion._SHA256)
     path.write_bytes(gzip.compress(b"some bytes")[:-4])
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte: missing or damaged"):
-        fashion.read_idx(path, path.name)
+        idx.read_file(path, path.name, of="Fashion-MNIST", sha256=fashion._SHA256)
 
 
 def test_without_any_source_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(fashion, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(fashion, "URL", "http://127.0.0.1:9/")
     with pytest.raises(ValueError, match=r"could not be downloaded from .*Give source_dir.*at size 14"):
-        load_fashion_spurious(dataclasses.replace(SMALL, size=28), data_dir=tmp_path)
+        load_fashion_spurious(dataclasses.replace(SMALL, size=28))
 
 
-def test_pool_rounds_half_up():
+def test_halving_rounds_half_up():
     images = np.array([[0, 1, 255, 255], [0, 1, 255, 254]], np.uint8).reshape(1, 2, 4, 1)
-    assert fashion.pool(images).ravel().tolist() == [1, 255]  # .5 -> 1, 254.75 -> 255
+    assert idx.halved(images).ravel().tolist() == [1, 255]  # .5 -> 1, 254.75 -> 255
 
 
 def test_shipped_holds_every_pullover_and_coat(shipped):
@@ -219,7 +158,7 @@ def test_shipped_holds_every_pullover_and_coat(shipped):
 
 @needs_idx
 def test_shipped_equals_the_official_files(shipped, tmp_path):
-    official = fashion.read((2, 4), 14, source_dir=fashion.DEBIAN, download=no_download)
+    official = fashion.read((2, 4), 14, source_dir=fashion.DEBIAN)
     for a, b in zip(shipped, official, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == b.dtype
@@ -229,13 +168,13 @@ def test_shipped_equals_the_official_files(shipped, tmp_path):
         image = np.frombuffer(file.read(784), np.uint8).reshape(14, 2, 14, 2)
     np.testing.assert_array_equal(shipped.images[7, ..., 0], np.floor(image.mean((1, 3)) + 0.5))
     assert fashion.write_shipped(tmp_path / "again", official)
-    monkey = load_fashion_spurious(SMALL, data_dir=tmp_path / "a", source_dir=fashion.DEBIAN)
-    plain = load_fashion_spurious(SMALL, data_dir=tmp_path / "b")
+    monkey = load_fashion_spurious(SMALL, source_dir=fashion.DEBIAN)
+    plain = load_fashion_spurious(SMALL)
     np.testing.assert_array_equal(monkey.train.x, plain.train.x)
 
 
 @needs_idx
-def test_download_through_tfds(tmp_path, monkeypatch):
+def test_a_download_is_kept(tmp_path, monkeypatch):
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
             pass
@@ -245,9 +184,12 @@ def test_download_through_tfds(tmp_path, monkeypatch):
     ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "none")
+        monkeypatch.setattr(fashion, "CACHE", tmp_path / "cache")
         monkeypatch.setattr(fashion, "URL", f"http://127.0.0.1:{server.server_port}/")
-        data = load_fashion_spurious(dataclasses.replace(SMALL, size=28), data_dir=tmp_path)
+        data = load_fashion_spurious(dataclasses.replace(SMALL, size=28))
         server.shutdown()
+    again = load_fashion_spurious(dataclasses.replace(SMALL, size=28))  # without the server
+    np.testing.assert_array_equal(again.train.x, data.train.x)
     x = data.train.x.reshape(-1, 28, 28)
     left = data.train.group % 2 == 0
     assert (x[left, :4, :4] == 1).all()
@@ -255,16 +197,15 @@ def test_download_through_tfds(tmp_path, monkeypatch):
 
 
 @needs_idx
-def test_plain_ten_classes(tmp_path):
-    data = load_fashion(3, train=100, targets=50, selection=50, test=100, data_dir=tmp_path)
+def test_plain_ten_classes():
+    data = load_fashion(3, train=100, targets=50, selection=50, test=100)
     check_data(data, 10, 10)
     assert np.bincount(data.train.y).tolist() == [10] * 10
     np.testing.assert_array_equal(data.train.group, data.train.y)
-    official = fashion.read(range(10), 14, source_dir=None, download=no_download)
+    official = fashion.read(range(10), 14, source_dir=None)
     np.testing.assert_array_equal(official.labels[data.test.id], data.test.y)
     np.testing.assert_array_equal(data.test.x, official.images[data.test.id].reshape(100, -1) / np.float32(255))
 
 
-def test_builder_is_an_ordinary_tfds_builder(tmp_path):
-    assert FashionSpurious.builder_configs.keys() == {config(Task()).name}
+def test_targets_follow_the_mix_of_training():
     assert group_counts(Task())["target"] == (380, 20, 20, 380)
