@@ -194,8 +194,8 @@ def _worth_it(ours: Row, erm: Row, selected_on: int, kind: str) -> str:
         "unknown": "but one seed decides nothing: take --seeds 5.",
     }
     return (
-        f"Dropping {removed:.1%} of the training examples moves the worst {kind} from {accuracies}, {points(ours, erm)}, "
-        f"{judged[verdict(ours, erm)]} Average accuracy changes by {100 * average:+.1f} points."
+        f"Dropping {removed:.1%} of the training examples moves the worst {kind} from {accuracies}, "
+        f"{points(ours, erm)}, {judged[verdict(ours, erm)]} Average accuracy changes by {100 * average:+.1f} points."
     )
 
 

@@ -74,7 +74,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
     table with a column of weights), probabilities.npz, advice.txt, report.html, metrics.json and the plots.
 
     A table, the label being the column income, rows named by the column row:
-    $ d3mjax-diagnose --train train.csv --validation val.csv --label income --id row --drop name date
+    $ d3mjax-diagnose --train train.csv --validation val.csv --label income --id row --drop name,date
 
     A diagnoser of your own:
     $ python -m experiments demix_pretrain --config.seeds 5 --run five

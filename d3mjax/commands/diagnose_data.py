@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from d3mjax.commands import command
-from d3mjax.commands.command import MAX_TEXTS
+from d3mjax.commands.command import MAX_TEXTS, Drop, Id, Label
 from d3mjax.data import files as readers
 from d3mjax.data import tables
 from d3mjax.data.files import MISSING, Columns
@@ -36,14 +36,21 @@ class Files:
     train: str
     # Rows of the same kind that nothing is trained on. They may have errors of their own; 64 at least, better 512.
     validation: str
-    # Column that holds the class.
-    label: str
-    # Column that names the rows; row numbers from 0 if not given.
-    id: str | None = None
-    # Columns that are no features, as in --drop name date.
-    drop: tuple[str, ...] = ()
-    # Columns of numbers that are codes of categories. Text always is a category.
-    categorical: tuple[str, ...] = ()
+    label: Label
+    id: Id = None
+    drop: Drop = ""
+    # Columns of numbers that are codes of categories, as in zip,district. Text always is a category.
+    categorical: str = ""
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The names of ``drop``."""
+        return command.names(self.drop)
+
+    @property
+    def coded(self) -> tuple[str, ...]:
+        """The names of ``categorical``."""
+        return command.names(self.categorical)
 
 
 class Own(NamedTuple):
@@ -94,9 +101,9 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
     columns = command.read(flag, source)
     needed = {"--label": (files.label,)}
     if flag == "--train":
-        needed |= {"--id": (files.id,) if files.id else (), "--drop": files.drop, "--categorical": files.categorical}
+        needed |= {"--id": (files.id,) if files.id else (), "--drop": files.dropped, "--categorical": files.coded}
     readers.check_named(columns, f"{flag} {source}", needed)
-    if files.label in {files.id, *files.drop, *files.categorical}:
+    if files.label in {files.id, *files.dropped, *files.coded}:
         raise ValueError(f"--label: found {files.label!r} in --id, --drop or --categorical, too, expected it in none")
     readers.check_present(f"{flag} {source}", files.label, columns[files.label], hint=": leave these rows out")
     if len(lengths := {len(a) for a in columns.values()}) > 1:
@@ -107,7 +114,7 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
 def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tuple[Columns, Columns]:
     """Numbers (NaN where missing) and text of both files, less what is no feature or tells nothing, which is said."""
     train, validation = raw.values()
-    names = [name for name in train if name not in {files.label, files.id, *files.drop}]
+    names = [name for name in train if name not in {files.label, files.id, *files.dropped}]
     if missing := [name for name in names if name not in validation]:
         raise ValueError(f"--validation: found no columns {missing}, which --train has: expected the same, or --drop")
     found: tuple[dict, dict] = ({}, {})
@@ -143,7 +150,7 @@ def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tupl
 
 def _parsed(flag: str, name: str, a: np.ndarray, files: Files) -> np.ndarray:
     """Float[n] or text [n]."""
-    categorical, advice = name in files.categorical, f"--categorical {name}, or --drop {name}"
+    categorical, advice = name in files.coded, f"--categorical {name}, or --drop {name}"
     column = readers.parsed(a, name, flag, categorical=categorical, advice=advice)
     present = column[column != MISSING].tolist() if column.dtype.kind == "U" and not categorical else []
     if present and all(_DATE.match(v) for v in present):

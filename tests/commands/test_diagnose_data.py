@@ -59,9 +59,9 @@ def test_codes_are_numbers_unless_said_otherwise(files, tmp_path):
     mixed = replace(files, train=write_csv(tmp_path / "train.csv", columns))
     with pytest.raises(ValueError, match=r"numbers \(\d+\) and text \('unknown'\) in 'age', a column of unknown kind"):
         diagnose_data.read(mixed)
-    own = diagnose_data.read(replace(mixed, categorical=("age",)))
+    own = diagnose_data.read(replace(mixed, categorical="age"))
     assert {"unknown", "missing", "30"} <= set(own.train.levels["age"])
-    assert "age" not in diagnose_data.read(replace(mixed, drop=("age",))).train.columns
+    assert "age" not in diagnose_data.read(replace(mixed, drop="age")).train.columns
 
 
 def test_npz_and_parquet_give_the_same_table(files, tmp_path):
@@ -116,9 +116,9 @@ BAD = [
     ),
     ({"id": "rows"}, change(), r"--id: found no 'rows' in --train .* Did you mean row\?"),
     ({}, change(row=["r"] * 240), "--id: found 240 rows called r in --train, expected another name for each"),
-    ({"drop": ("jobs",)}, change(), "--drop: found no 'jobs'"),
-    ({"categorical": ("x",)}, change(), "--categorical: found no 'x'"),
-    ({"drop": ("income",)}, change(), "--label: found 'income' in --id, --drop or --categorical, too"),
+    ({"drop": "jobs"}, change(), "--drop: found no 'jobs'"),
+    ({"categorical": "x"}, change(), "--categorical: found no 'x'"),
+    ({"drop": "income"}, change(), "--label: found 'income' in --id, --drop or --categorical, too"),
     ({}, change(n=99), "--train: found 99 rows, expected at least 100"),
     ({}, change("val", n=63), "--validation: found 63 rows, expected at least 64"),
     ({}, change("val", job=None), r"--validation: found no columns \['job'\], which --train has"),
@@ -130,7 +130,7 @@ BAD = [
         change(job=[f"j{i}" for i in range(240)]),
         "--train: found 240 texts in 'job', expected at most 200, or --drop",
     ),
-    ({"drop": ("a", "b", "job", "age")}, change(), "expected features that vary beside label and id"),
+    ({"drop": "a, b,job,age"}, change(), "expected features that vary beside label and id"),
     ({"train": "table.xlsx"}, change(), r"--train: found 'table\.xlsx', expected a \.csv, \.parquet, \.npz file"),
     ({"train": "none.csv"}, change(), r"--train: path: none\.csv is missing"),
 ]
