@@ -81,7 +81,7 @@ def sentences(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -
     )
     return [
         "Accuracies here are of the worst class and on average, as the true groups are unknown; so is the accuracy of "
-        "the worst of them. Group labels for some validation rows (--group) would tell.",
+        "the worst of them. Group labels for some validation rows (--group) would show it.",
         f"{text}The targets that score were split by what the checkpoints get wrong. "
         f"{' '.join(_numbers(accepted, class_names))} pseudo_groups.csv says who is where. {_rule()}",
     ]
@@ -117,16 +117,16 @@ def _rule() -> str:
 def _numbers(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
     """A sentence for each class, means over seeds."""
     sizes = np.mean([split["sides"] for split in splits], axis=0)
-    told = []
+    lines = []
     for c, name in enumerate(class_names):
         sides = " + ".join(f"{size:.0f} on the {side}" for size, side in zip(sizes[c], SIDES, strict=True))
         whole = not any(split["split"][c] for split in splits)
         who = f"{sizes[c].sum():.0f} targets, not split" if whole else sides
-        told.append(
+        lines.append(
             f"Class {name}: {who}; loss share {_mean(splits, 'loss_share', c)}, separation "
             f"{_mean(splits, 'separation', c)}."
         )
-    return told
+    return lines
 
 
 def _mean(splits: Sequence[Mapping[str, Any]], name: str, c: int) -> str:

@@ -1,7 +1,7 @@
 """Pairs that differ in an attribute, on which `unlearning` measures bias and takes it away.
 
-Flipped features and repainted images are counterfactual: one example twice. Group pairs are not: two examples.
-What is steered on (reference), chosen on (selection) and reported on must be disjoint: `PairSets`.
+Flipped features and repainted images are counterfactual: the same example twice. Group pairs are two examples.
+The pairs of the update (reference), of choices (selection) and of the report must be disjoint: `PairSets`.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def flip_attribute(
 ) -> Pairs:
     """Each row of ``x [n, d]``, and the same row with the attribute of the one-hot ``columns`` flipped.
 
-    ``levels = (a, b)`` are two of the k columns, counted from 0; they may be left out where there are but two. Level a
-    becomes b; b, and any other level, becomes a. All else stays, also columns that tell of the attribute. Raises
+    ``levels = (a, b)`` are two of the k columns, counted from 0; optional where there are only two. Level a
+    becomes b; b, and any other level, becomes a. All else stays, also columns that depend on the attribute. Raises
     ``ValueError`` for columns that do not exist or are not one-hot in every row, and where no row, or every row, has
     level a, or b.
     """
@@ -66,7 +66,7 @@ def flip_attribute(
 def orient(pairs: Pairs, swap: Bool[AnyArray, " p"]) -> Pairs:
     """The sides of the pairs ``swap`` exchanged, so that ``x`` is the side that the bias favours in all of them.
 
-    FMD's steps and the signed bias tell the sides apart: signs of unoriented pairs cancel.
+    FMD's steps and the signed bias depend on the sides: signs of unoriented pairs cancel.
     """
     swap = np.asarray(swap)
     side = lambda a, b: np.where(swap.reshape(-1, *[1] * (np.ndim(a) - 1)), b, a)
@@ -119,8 +119,8 @@ def draw_recoloured(
 def group_paired(split: Split, *, num_attributes: int, label: int) -> Pairs:
     """The i-th example of class ``label`` with attribute 0 (``x``), and the i-th with attribute 1 (``flipped``).
 
-    Groups are ``num_attributes * y + attribute``. The two are unrelated: what differs between them is the attribute
-    and all else that tells one example from another, so this bias mixes identity with the attribute. Report it as
+    Groups are ``num_attributes * y + attribute``. The two are unrelated: they differ in the attribute and in
+    everything else, so this bias mixes identity with the attribute. Report it as
     group-paired, never as counterfactual. Raises ``ValueError`` where one of the two groups is empty.
     """
     if num_attributes < 2:

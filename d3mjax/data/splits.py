@@ -20,7 +20,7 @@ Counts = Mapping[str, Sequence[int]]  # examples of each group, by the name of a
 
 
 def take(split: Examples, index: Integer[AnyArray, " k"]) -> Examples:
-    """The examples (or pairs) at ``index``, in that order, ids kept."""
+    """The examples or pairs at ``index``, in that order; ids are kept."""
     return jax.tree.map(lambda a: np.asarray(a)[np.asarray(index)], split)
 
 
@@ -101,8 +101,8 @@ def check_groups(split: Split, num_groups: int, *, name: str) -> None:
 def check_data(data: Data, num_classes: int, num_groups: int) -> None:
     """Each split is sound, features agree in shape, ids are disjoint, and groups are known outside training.
 
-    Training needs every class, or nothing could learn it. Training groups may be unknown (-1), because only oracle
-    methods read them. Target, selection and test need every group: their group means steer the choice and the report.
+    Training needs every class. Training groups may be unknown (-1), because only oracle methods read them.
+    Target, selection and test need every group: their group means steer the choice and the report.
     """
     for name, split in data._asdict().items():
         check_split(split, name=name, num_classes=num_classes)

@@ -3,7 +3,7 @@
     fitted = tables.fit_encoder(train)
     x, x_test = (tables.encode(fitted, table) for table in (train, test))
 
-An encoder is fitted on the rows at hand, errors among them and all: nobody who looks for errors has clean rows.
+An encoder is fitted on all rows, those with errors included: who looks for errors has no clean rows.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def from_columns(
 
 
 def fit_encoder(table: Table) -> Encoder:
-    """Mean and standard deviation of each column of numbers, over the rows that have it."""
+    """Mean and standard deviation of each numeric column over its present entries; levels of the others."""
     numbers = {name: a for name, a in table.columns.items() if name not in table.levels}
     present = {name: a[np.isfinite(a)] for name, a in numbers.items()}
     varies = {name: len(a) > 0 and a.min() < a.max() for name, a in present.items()}
@@ -74,7 +74,7 @@ def fit_encoder(table: Table) -> Encoder:
 
 
 def encode(encoder: Encoder, table: Table) -> Float32[np.ndarray, "n d"]:
-    """Features in the order of the columns; what is missing or an unknown level is zero in all of its features.
+    """Features in the order of the columns; a missing number or an unknown level is zero in all its features.
 
     Raises:
       ValueError: if the columns are not those that the encoder was fitted on.

@@ -1,4 +1,4 @@
-"""UCI Adult: does a person earn more than 50K, and is the answer as good for women as for men?
+"""UCI Adult: does a person earn more than 50K? Groups are sex by income.
 
 All 48,842 rows ship with the package, byte for byte the official files. Features are the 107 columns of the usual
 one-hot encoding: '?' is a level of its own, the eight categorical features give 102 columns, and the five numeric
@@ -94,8 +94,8 @@ def load_table() -> tuple[Table, Int[np.ndarray, " n"]]:
 def flip(split: Split, feature: str, *, levels: tuple[str, str] | None = None) -> Pairs:
     """`pairs.flip_attribute` by names, say ``flip(test, "sex")`` or ``flip(test, "race", levels=("White", "Black"))``.
 
-    A flipped husband is still a husband: columns that tell of the attribute stay. Raises ``ValueError`` that lists the
-    known names for one that is unknown.
+    A flipped husband is still a husband: columns that depend on the attribute stay. Raises ``ValueError`` for an
+    unknown name, with the known ones.
     """
     known = LEVELS.get(feature)
     if known is None:

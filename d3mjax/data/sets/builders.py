@@ -1,4 +1,4 @@
-"""What our TFDS builders share: writing ``array_record`` quietly, and reading it back whole, checked and in order.
+"""Arrays that are slow to make, kept by TFDS as ``array_record`` and read back whole, checked and in order.
 
 TensorFlow is not needed. A builder keeps the SHA-256 of each split's arrays in its own metadata, which TFDS writes
 in the same atomic step as the records, so a damaged or half-written cache cannot pass for data.
@@ -29,7 +29,7 @@ def digest(arrays: Arrays) -> str:
 
 
 def note_digests(builder: tfds.core.GeneratorBasedBuilder, splits: Mapping[str, Arrays]) -> None:
-    """To be called in ``_split_generators``: TFDS saves the metadata once all records are written."""
+    """For ``_split_generators``: TFDS saves the metadata once all records are written."""
     metadata: Any = builder.info.metadata
     metadata["sha256"] = {name: digest(arrays) for name, arrays in splits.items()}
 

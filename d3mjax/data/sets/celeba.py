@@ -1,4 +1,4 @@
-"""CelebA, two questions in which sex is what misleads: blond or not (CelebA-Blond), young or not (CelebA-Age).
+"""CelebA with sex as the spurious attribute: blond or not (CelebA-Blond), young or not (CelebA-Age).
 
 Read through TFDS's ``celeb_a``, which must be on disk as ``array_record`` or be downloadable; works without TensorFlow.
 """
@@ -76,7 +76,7 @@ def load_blond_pairs(
 
     Reference is the first 100 pairs of the published validation split (Chen et al. 2023), selection the rest of it,
     here 82, and report all 180 of the test split. The target and selection splits of ``load_celeba_blond`` hold the
-    same validation images. x, ``data_dir`` and errors as there; ``ValueError``, too, where none is left to select on.
+    same validation images. x, ``data_dir`` and errors as there; ``ValueError`` where no pair is left to select on.
     """
     parts = _parts(size, normalise, data_dir, "blond", names=("val", "test"))
     for name in parts:

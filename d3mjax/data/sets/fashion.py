@@ -1,4 +1,4 @@
-"""Where Fashion-MNIST comes from. Every source is held to the same checksums, so results never depend on it.
+"""Fashion-MNIST, from one of several sources that all have the same checksums, so results never depend on the source.
 
 In this order: the directory the user names; the pullovers and coats at 14 x 14 that ship with the package, where
 those are all that is asked for; Debian's package ``dataset-fashion-mnist``, if installed; a download, which is kept.

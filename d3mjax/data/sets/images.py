@@ -15,12 +15,12 @@ Image = UInt8[np.ndarray, "h w 3"]
 
 
 def read_image(path: str | Path) -> Image:
-    """One file as RGB. Raises ``ValueError`` that names a file that is missing or no image."""
+    """One file as RGB. Raises ``ValueError`` that names a file that is missing or not an image."""
     try:
         with _pillow().open(path) as image:
             return np.array(image.convert("RGB"))
     except OSError as error:
-        raise ValueError(f"{path}: missing or no image ({error})") from error
+        raise ValueError(f"{path}: missing or not an image ({error})") from error
 
 
 def resize(image: Image, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

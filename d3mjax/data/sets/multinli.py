@@ -1,9 +1,9 @@
-"""MultiNLI: does the first sentence contradict, entail or leave open the second, and does a negation mislead?
+"""MultiNLI: does the first sentence entail or contradict the second, and does negation mislead?
 
 The files are the user's, in one directory: ``metadata_random.csv`` of kohpangwei/group_DRO (its random 50-20-30 split,
 Sagawa et al. 2020, arXiv:1911.08731) and the three ``multinli_1.0_*.jsonl`` of https://cims.nyu.edu/~sbowman/multinli/.
 TFDS's own ``multi_nli`` shuffles the rows that the split refers to, and needs TensorFlow. The published BERT features
-are PyTorch files; give ``encode`` the tokenizer instead.
+are PyTorch files; pass a tokenizer as ``encode`` instead.
 """
 
 import csv
@@ -73,10 +73,10 @@ def load_multinli(
     if not len(ids) or ids.max() >= len(rows):
         raise ValueError(f"{source}: found {len(rows)} rows of text, expected those of metadata_random.csv")
     labels, premises, hypotheses = zip(*(rows[i] for i in ids), strict=True)
-    said = np.array(
+    texts = np.array(
         [(label == LABELS[i], _negated(text)) for label, i, text in zip(labels, y, hypotheses, strict=True)]
     )
-    if (wrong := ~said[:, 0] | (said[:, 1] != negation)).any():
+    if (wrong := ~texts[:, 0] | (texts[:, 1] != negation)).any():
         first = ids[np.argmax(wrong)]
         raise ValueError(
             f"{source}: label or negation differs from the text's, first in row {first}, expected the same"

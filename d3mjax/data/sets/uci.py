@@ -3,12 +3,12 @@
     table, labels = uci.load_bank("bank-full.csv")                     # ids 2, 222, 350, 31, 275, 360 at UCI
     rules = [uci.check_rule(rule, table, labels) for rule in uci.RULES["bank"]]
 
-Codes of categories become text levels, so that they are never averaged. What stands for a missing number in a file is
-NaN. Dates are left out, as are columns that add up to the label. Labels are classes 0..C-1, or floats where the task is
-a regression. Every function raises ``ValueError`` that names the file, what was found and what is expected. No checksum
-of these files is published; ``counts`` are the published numbers of rows (of each class), None takes any.
+Codes of categories become text levels, so that they are never averaged. Codes of missing numbers become NaN. Dates are
+left out, as are columns that add up to the label. Labels are classes 0..C-1, or floats of a regression. Every function
+raises ``ValueError`` that names the file, what was found and what is expected. No checksum of these files is published;
+``counts`` are the published numbers of rows (of each class), None takes any.
 
-Adult comes with the package: `d3mjax.data.adult.load_table`. Rules: Deng et al., arXiv 2606.11616, its public code.
+Adult comes with the package: `d3mjax.data.sets.adult.load_table`. Rules: Deng et al., arXiv 2606.11616, public code.
 """
 
 import csv
@@ -191,7 +191,7 @@ def check_rule(rule: Rule, table: Table, labels: Shaped[np.ndarray, " n"]) -> Ru
         if not 0 < holds.sum() < len(holds):
             raise ValueError(
                 f"rule {rule.name!r}: found {holds.sum()} of {len(holds)} rows that meet its {name}, expected some "
-                "that do and some that do not; is a column in other units, such as per cent?"
+                "that do and some that do not; check the units of the column, such as per cent"
             )
     return rule
 
@@ -201,7 +201,7 @@ def _lines(path, delimiter: str) -> list[list[str]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = list(csv.reader(file, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"path: {path} is missing or no text, expected a csv file ({error})") from error
+        raise ValueError(f"path: {path} is missing or not text, expected a csv file ({error})") from error
     if len(lines) < 2:
         raise ValueError(f"{path}: found {len(lines)} lines, expected a header and rows")
     return lines

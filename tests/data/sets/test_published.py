@@ -70,7 +70,7 @@ def test_waterbirds_names_what_is_missing(birds, tmp_path):
     with pytest.raises(ValueError, match=r"source_dir: found no .*none/metadata\.csv"):
         load_birds(tmp_path / "none")
     (birds / "001.Albatross" / "3.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"3\.png: missing or no image"):
+    with pytest.raises(ValueError, match=r"3\.png: missing or not an image"):
         load_birds(birds)
     for text in ("img_id,y\n1,0\n", ",".join(COLUMNS) + "\n1,a.png,bird,0,0,b.jpg\n"):
         (birds / "metadata.csv").write_text(text)
