@@ -67,14 +67,20 @@ def start(config: Any, counts: Sequence[str]) -> None:
 
 
 def open_run(
-    results: Path, command: str, config: Any, arrays: Mapping[str, AnyArray], run: str | None, **facts: Any
+    results: Path,
+    command: str,
+    config: Any,
+    arrays: Mapping[str, AnyArray],
+    run: str | None,
+    *,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """The directory ``results/command/run``, bound to the configuration, the contents of the files and ``facts``.
 
     Other contents are another run. Raises as `runs.open_run`, before any work starts.
     """
-    facts = asdict(config) | {"data": store.digest(dict(arrays))} | facts
-    return runs.open_run(results, command, facts, run)
+    everything = asdict(config) | {"data": store.digest(dict(arrays))} | dict(facts or {})
+    return runs.open_run(results, command, everything, run)
 
 
 def read(flag: str, source: str) -> Columns:

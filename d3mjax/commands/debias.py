@@ -139,7 +139,7 @@ def recipe_of(job: Job) -> debias_seed.Recipe:
     config = job.config
     counts = {"checkpoints": config.checkpoints, "retrains": config.retrains}
     return debias_seed.make_recipe(
-        job.data, job.model, num_steps=job.num_steps, rate=config.rate, auto=config.files.auto, **counts
+        job.model, job.data, num_steps=job.num_steps, rate=config.rate, auto=config.files.auto, **counts
     )
 
 

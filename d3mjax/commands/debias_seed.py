@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
 
 
 def make_recipe(
-    data: UserData, model: Model, *, num_steps: int, rate: float, checkpoints: int, retrains: int, auto: bool
+    model: Model, data: UserData, *, num_steps: int, rate: float, checkpoints: int, retrains: int, auto: bool
 ) -> Recipe:
     """SGD with momentum and weight decay, the rate falling linearly to zero; TRAK at two dampings."""
     n, mesh = len(data.train.y), hosts.local_mesh()

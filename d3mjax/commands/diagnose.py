@@ -93,7 +93,7 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
     except ValueError as error:
         raise ValueError(f"--diagnoser: {error}") from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    directory = command.open_run(results, "diagnose", config, _arrays(own), run, diagnoser=checksum)
+    directory = command.open_run(results, "diagnose", config, _arrays(own), run, facts={"diagnoser": checksum})
     return Job(config, own, diagnoser, manifest, directory)
 
 

@@ -72,29 +72,26 @@ class Cached(tfds.core.GeneratorBasedBuilder):
         return rows(arrays)
 
 
-def load(
-    make: type[tfds.core.GeneratorBasedBuilder], data_dir: str | Path | None, **options: Any
-) -> dict[str, dict[str, np.ndarray]]:
-    """All splits of the builder as arrays, in the order they were written, built first if need be.
+def load(config: CachedConfig, data_dir: str | Path | None) -> dict[str, dict[str, np.ndarray]]:
+    """All splits of a configuration as arrays, in the order they were written, built first if need be.
 
     Raises ``ValueError`` with the directory to delete when TFDS cannot read its own notes there, or the records are
     not what was written.
     """
     with quiet():
         try:
-            builder = make(data_dir=data_dir, **options)
+            builder = Cached(data_dir=data_dir, config=config)
         except Exception as error:
-            parts = [str(data_dir or "TFDS's data_dir"), make.name]
-            parts += [options["config"].name] if "config" in options else []
-            raise ValueError(f"{'/'.join(parts)}: {error}. Delete this directory and load again.") from error
+            path = f"{data_dir or 'data_dir of TFDS'}/{Cached.name}/{config.name}"
+            raise ValueError(f"{path}: {error}. Delete this directory and load again.") from error
         try:
             builder.download_and_prepare(file_format="array_record")
         except OSError:
             # Another process may have put the same directory in place while we were writing ours.
-            if not make(data_dir=data_dir, **options).is_prepared():
+            if not Cached(data_dir=data_dir, config=config).is_prepared():
                 raise
         try:
-            builder = make(data_dir=data_dir, **options)
+            builder = Cached(data_dir=data_dir, config=config)
             splits = {name: _stack(builder, name) for name in builder.info.splits}
             metadata: Any = builder.info.metadata
             sound = metadata["sha256"] == {name: digest(arrays) for name, arrays in splits.items()}

@@ -110,7 +110,7 @@ def _parts(
     pixels = images.normalise if normalise else np.asarray
     return {
         name: Split(pixels(part["image"]), part[label], 2 * part[label] + part["male"], part["id"])
-        for name, part in builders.load(builders.Cached, data_dir, config=config).items()
+        for name, part in builders.load(config, data_dir).items()
         if name in names
     }
 

@@ -54,7 +54,7 @@ def load_waterbirds(
         )
     except OSError as error:
         raise ValueError(f"source_dir: found no {source / 'metadata.csv'}, expected Waterbirds' directory") from error
-    parts = builders.load(builders.Cached, data_dir, config=config)
+    parts = builders.load(config, data_dir)
     pixels = images.normalise if normalise else np.asarray
     return splits.from_published(
         {name: Split(pixels(part["image"]), part["y"], part["group"], part["id"]) for name, part in parts.items()},
