@@ -168,6 +168,8 @@ def _table_features(tables: Tables, files: Files) -> np.ndarray:
     for flag, columns in tables.items():
         if missing := [name for name in names if name not in columns]:
             raise ValueError(f"{flag}: found no columns {missing}, which --train has: expected the same, or --drop")
+        for name in names:  # each by itself: errors name its rows
+            readers.parsed(columns[name], name, flag, advice=f"--drop {name}")
     if not names:
         raise ValueError(f"--train: found columns {sorted(first)}, expected features beside label, groups and id")
     whole = {name: np.concatenate([columns[name] for columns in tables.values()]) for name in names}

@@ -181,7 +181,7 @@ BAD = [
         change("train", job=[f"j{i}" for i in range(240)]),
         "found 243 different texts in 'job', expected 200 or --drop",
     ),
-    ({}, change("val", a=[np.inf, *range(239)]), "found infinite numbers in 'a', in row 240"),
+    ({}, change("val", a=[np.inf, *range(239)]), "--validation: found infinite numbers in 'a', in row 0"),
     ({}, change("val", a=["?", *range(239)]), r"found both numbers \(.*\) and text \('\?'\) in 'a'.* or --drop a"),
     ({"target": "{}/train.csv", "group": "income"}, None, "--validation: found every example among --train"),
 ]
