@@ -55,7 +55,7 @@ PENDING: dict[str, tuple[str, ...]] = {
     "impurities": ("d3mjax/reports/page.py",),
     "misplaced_arguments": ("d3mjax/commands/diagnose", "d3mjax/reports/"),
     "hidden_parameters": ("d3mjax/diagnosis/", "d3mjax/runtime/"),
-    "shared_generators": ("tests/experiments/", "tests/data/", "tests/diagnosis/"),
+    "shared_generators": ("tests/experiments/", "tests/diagnosis/"),
 }
 
 

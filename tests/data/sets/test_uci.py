@@ -9,8 +9,6 @@ from d3mjax.data import tables
 from d3mjax.data.planted.mixed_errors import Rule
 from d3mjax.data.sets import uci
 
-RNG = np.random.default_rng(0)
-
 
 def bank(path, rows=12):
     header = ";".join(f'"{name}"' for name in (*uci.BANK, "y"))
@@ -55,8 +53,9 @@ def test_credit_by_either_names(tmp_path, names):
         "both": [["", *short[1:]], [*long[:-1], "default payment next month"]],
         "kaggle": [long],
     }
-    values = RNG.integers(0, 900, (8, 25))
-    values[:, 2:5] = RNG.integers(1, 3, (8, 3))
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 900, (8, 25))
+    values[:, 2:5] = rng.integers(1, 3, (8, 3))
     values[:, 3], values[:, 4], values[:, 5] = [1, 2] * 4, [2, 1] * 4, [60, 20] * 4
     values[:, -1] = [0, 1, 1, 0, 0, 0, 0, 0]
     path = tmp_path / "credit.csv"
