@@ -8,7 +8,7 @@ fitted the cells that it was grown on, and its probabilities there do not hold e
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,13 @@ def _checked(features, flags, options: Options):
     if np.isinf(features).any():
         raise ValueError("features: found infinite ones, expected numbers, or NaN where there is none")
     _, rounds, learning_rate, leaves, seed = options
-    settings = {"max_iter": rounds, "learning_rate": learning_rate, "max_leaf_nodes": leaves, "random_state": seed}
+    settings: dict[str, Any] = {
+        "early_stopping": False,
+        "max_iter": rounds,
+        "learning_rate": learning_rate,
+        "max_leaf_nodes": leaves,
+        "random_state": seed,
+    }
     return lambda rows: _grow(features[rows], flags[rows], settings), features, flags
 
 
@@ -176,7 +182,7 @@ def _grow_one(features, flag, settings) -> Forest:
 
     if flag.all() or not flag.any():
         return _arrays([np.zeros(1, _LEAF)], SURE if flag.all() else -SURE)
-    grown = HistGradientBoostingClassifier(**settings, early_stopping=False).fit(features, flag)
+    grown = HistGradientBoostingClassifier(**settings).fit(features, flag)
     trees = [trees[0].nodes for trees in grown._predictors]  # not public; a test compares the predictions
     return _arrays(trees, grown._baseline_prediction.item())
 

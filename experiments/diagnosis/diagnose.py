@@ -246,8 +246,8 @@ def averaged(parts: Any) -> Figures:
             for clean, figures in by_clean.items():
                 for key, value in figures.items():
                     collected.setdefault(method, {}).setdefault(clean, {}).setdefault(key, []).append(value)
-    mean = lambda tree: {k: mean(v) if isinstance(v, dict) else float(np.nanmean(v)) for k, v in tree.items()}
-    return mean(collected)
+    mean = lambda of: {key: float(np.nanmean(values)) for key, values in of.items()}
+    return {method: {clean: mean(of) for clean, of in by_clean.items()} for method, by_clean in collected.items()}
 
 
 def rows_of(task: str, draws: Sequence[dict[str, Figures]], kind_of: Callable[[str], Kind]) -> list[dict[str, Any]]:

@@ -91,17 +91,17 @@ def variants(planned: Planned, correct: Any, probabilities: Any, claimed: Any, t
     fix = partial(repair.repair, table, y, num_classes=task.num_classes)
     only = lambda flags, *types: flags & np.isin(np.arange(3), types)[None]
     careful = repair.cautious(claimed, probabilities)
-    imputed, equal = {"restore": repair.impute}, {"weigh": repair.equal_groups}
+    by_groups = partial(fix, restore=repair.impute, weigh=repair.equal_groups)
     oracle_weights = repair.equal_groups(truth[:, 2], errors.clean_labels, ones > 0)
     sets = {
         DIRTY: Repaired(table, y, ones),
         "predicted, as published": fix(claimed),
         "predicted, labels alone": fix(only(claimed, 0)),
         LABELS: fix(only(careful, 0)),
-        "predicted, labels and groups of equal weight": fix(only(claimed, 0, 2), **imputed, **equal),
-        WEIGHED: fix(only(careful, 0, 2), **imputed, **equal),
-        "predicted, the same with imputation": fix(careful, **imputed, **equal),
-        "predicted, groups of equal weight alone": fix(only(claimed, 2), **imputed, **equal),
+        "predicted, labels and groups of equal weight": by_groups(only(claimed, 0, 2)),
+        WEIGHED: by_groups(only(careful, 0, 2)),
+        "predicted, the same with imputation": by_groups(careful),
+        "predicted, groups of equal weight alone": by_groups(only(claimed, 2)),
         "oracle, as published": fix(truth),
         "oracle, labels and features": Repaired(errors.clean_table, errors.clean_labels, ones),
         "oracle, labels, features, groups of equal weight": Repaired(
@@ -114,7 +114,7 @@ def variants(planned: Planned, correct: Any, probabilities: Any, claimed: Any, t
     risk = partial(repair.worst_group_risk, y, probabilities=probabilities, **options)
     risks = {name: risk(one).value for name, one in sets.items() if name.startswith("predicted")}
     sets[RECOMMENDED], _ = repair.recommended(table, y, only(claimed, 0, 2), probabilities, **options)
-    sets[SHIPPED], _ = repair.recommended(table, y, claimed, probabilities, **imputed, **options)
+    sets[SHIPPED], _ = repair.recommended(table, y, claimed, probabilities, restore=repair.impute, **options)
     return sets, risks
 
 

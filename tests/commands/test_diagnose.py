@@ -4,6 +4,7 @@ import csv
 import shutil
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_everything_is_left_behind(finished):
     assert all(len(methods[m]["average_accuracy"]["per_seed"]) == 2 for m in list(methods)[1:])
     advice = (run / "advice.txt").read_text().splitlines()
     page = (run / "report.html").read_text()
-    assert all(line in page for line in advice)
+    assert all(escape(line) in page for line in advice)
     named = ("same", "none", "pilot", "--validation has 96 rows", *(kind.capitalize() for kind in KINDS))
     assert all(any(name in line for line in advice) for name in named)
     with np.load(run / "probabilities.npz") as file:

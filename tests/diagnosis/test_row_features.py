@@ -11,7 +11,7 @@ from scipy import stats
 from d3mjax.diagnosis import row_features
 
 # Means of some tens of float32 numbers of size one, and normal scores; a sort key drops the last bit.
-ROUNDING = 64 * np.finfo(np.float32).eps
+ROUNDING = 64 * float(np.finfo(np.float32).eps)
 
 
 def planted(n=23, t=37, *, classes=3, seed=0):

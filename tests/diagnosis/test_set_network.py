@@ -23,7 +23,7 @@ SMALL = SetTransformer(width=16, num_inducing=4, num_heads=2, num_blocks=1, proj
 MEAN = MeanPool(width=16, projection=8, dropout=0.1)
 QUICK = Options(epochs=24, batch_size=64, learning_rate=1e-2)
 # Float32 arithmetic of a few hundred operations in another order, for outputs of size one.
-ROUNDING = 256 * np.finfo(np.float32).eps
+ROUNDING = 256 * float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ MODELS = {
 
 # A gradient of about a hundred sums, in float32 and in two orders of summation, has an error of some tens of roundings
 # of its norm; so have inner products, relative to the product of both norms, however small they are themselves.
-ROUNDING = 64 * np.finfo(np.float32).eps
+ROUNDING = 64 * float(np.finfo(np.float32).eps)
 
 
 def assert_products(products, expected, a, b):
@@ -62,7 +62,7 @@ def test_the_tensor_has_all_channels_whatever_the_microbatch():
     made = [vectors.tensor(model, variables, train, held, microbatch=size) for size in (4, 23, None)]
     assert made[0].shape == (23, len(vectors.CHANNELS), 6)
     assert made[0].dtype == jnp.float16
-    half = np.finfo(np.float16).eps  # rounding of float32 may tip the last bit of half precision
+    half = float(np.finfo(np.float16).eps)  # rounding of float32 may tip the last bit of half precision
     for other in made[1:]:
         np.testing.assert_allclose(np.float32(other), np.float32(made[0]), rtol=half, atol=ROUNDING)
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
