@@ -22,7 +22,7 @@ from jaxtyping import Bool
 
 from d3mjax.attribution import outputs
 from d3mjax.commands import command, diagnose_data, diagnose_report, diagnose_teach
-from d3mjax.commands.diagnose_data import Files, Own
+from d3mjax.commands.diagnose_data import Files, UserTable
 from d3mjax.commands.diagnose_report import Decision
 from d3mjax.data import tables
 from d3mjax.data.planted.mixed_errors import KINDS
@@ -30,7 +30,7 @@ from d3mjax.diagnosis import diagnose, repair, trees
 from d3mjax.diagnosis.cells import MLP2, Network, labelled, make_train, trainer_of
 from d3mjax.runtime import hosts, runs, store
 
-RESERVED = 256  # validation rows besides those looked at that make a check of their own
+RESERVED = 256  # validation rows besides those looked at that make a separate check
 RESTORE = {"impute": repair.impute, "drop": None}
 DEFAULT = diagnose_teach.Config()
 
@@ -56,14 +56,14 @@ class Job(NamedTuple):
     """The input of `work`: everything checked, and the directory of the results."""
 
     config: Config
-    own: Own
+    data: UserTable
     diagnoser: trees.Trees
     manifest: dict[str, Any]
     directory: Path
     network: Network = MLP2
 
 
-def prepare(config: Config, results: Path = Path("results"), run: str | None = None) -> Job:
+def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None) -> Job:
     """Find the rows of a table that are wrong: label errors, broken features, and a minority against a shortcut.
 
     Trains small networks on --train, describes each of its rows by its influence on the rows of --validation, and
@@ -86,15 +86,15 @@ def prepare(config: Config, results: Path = Path("results"), run: str | None = N
         run: Name of the directory; if not given, a hash of data, diagnoser and options.
     """
     command.start(config, ("networks", "seeds"))
-    own = diagnose_data.read(config.files)
+    data = diagnose_data.read(config.files)
     path = find_diagnoser(config, results)
     try:
         diagnoser, manifest = diagnose_teach.load(path)
     except ValueError as error:
         raise ValueError(f"--diagnoser: {error}") from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    directory = command.open_run(results, "diagnose", config, _arrays(own), run, facts={"diagnoser": checksum})
-    return Job(config, own, diagnoser, manifest, directory)
+    directory = command.open_run(results, "diagnose", config, _arrays(data), run, facts={"diagnoser": checksum})
+    return Job(config, data, diagnoser, manifest, directory)
 
 
 def find_diagnoser(config: Config, results: Path) -> Path:
@@ -117,24 +117,24 @@ def find_diagnoser(config: Config, results: Path) -> Path:
 
 def look(job: Job, train: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:
     """The probabilities of each kind, and of each class, by one network."""
-    own, encoder, chosen = job.own, tables.fit_encoder(job.own.train), diagnose_data.looked_at(job.own)
-    held = labelled(encoder, tables.take(own.validation, chosen), own.validation_y[chosen])
-    (cell,) = train(jax.random.key(seed), [(labelled(encoder, own.train, own.y), held)], [own.train])
-    result = diagnose.look(job.diagnoser, cell, own.y, len(own.class_names))
+    data, encoder, chosen = job.data, tables.fit_encoder(job.data.train), diagnose_data.looked_at(job.data)
+    held = labelled(encoder, tables.take(data.validation, chosen), data.validation_y[chosen])
+    (cell,) = train(jax.random.key(seed), [(labelled(encoder, data.train, data.y), held)], [data.train])
+    result = diagnose.look(job.diagnoser, cell, data.y, len(data.class_names))
     progress(1)
     return {}, result._asdict()
 
 
 def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
     """Suspects by the mean probability of all networks, and the proposed repair."""
-    own = job.own
-    result = diagnose.combine([diagnose.Look(**arrays) for _, arrays in units], own.y, job.diagnoser)
+    data = job.data
+    result = diagnose.combine([diagnose.Look(**arrays) for _, arrays in units], data.y, job.diagnoser)
     repaired, risk = repair.recommended(
-        own.train,
-        own.y,
+        data.train,
+        data.y,
         result.claims,
         result.probabilities,
-        num_classes=len(own.class_names),
+        num_classes=len(data.class_names),
         correct=result.info.correct,
         proposed=result.info.proposed,
         restore=RESTORE[job.config.broken],
@@ -144,32 +144,34 @@ def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
     return Decision(result, used, repaired, risk, np.asarray(job.diagnoser.thresholds))
 
 
-def compare(own: Own, decision: Decision, fit: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:
+def compare(
+    data: UserTable, decision: Decision, fit: Callable, seed: int, progress: Callable[[int], object]
+) -> runs.Unit:
     """Whether each reserved validation row is predicted right, by one network trained on each of the two tables."""
-    rows = reserved(own)
+    rows = reserved(data)
     repaired, right = decision.repaired, {}
     sets = {
-        diagnose_report.BEFORE: (own.train, own.y, np.ones(len(own.y), np.float32)),
+        diagnose_report.BEFORE: (data.train, data.y, np.ones(len(data.y), np.float32)),
         diagnose_report.AFTER: (repaired.table, repaired.labels, repaired.weights),
     }
     for name, (table, y, weights) in sets.items():
         encoder = tables.fit_encoder(table)
-        held = labelled(encoder, tables.take(own.validation, rows), own.validation_y[rows])
+        held = labelled(encoder, tables.take(data.validation, rows), data.validation_y[rows])
         right[name] = np.asarray(fit(jax.random.key(1000 + seed), labelled(encoder, table, y), weights, held))
         progress(1)
     return {}, right
 
 
-def reserved(own: Own) -> Bool[np.ndarray, "v"]:
+def reserved(data: UserTable) -> Bool[np.ndarray, "v"]:
     """Validation rows to check with: those that describe no training row where there are enough, else all."""
-    rest = ~diagnose_data.looked_at(own)
+    rest = ~diagnose_data.looked_at(data)
     return rest if rest.sum() >= RESERVED else np.ones_like(rest)
 
 
-def make_fit(own: Own, network: Network) -> Callable:
+def make_fit(data: UserTable, network: Network) -> Callable:
     """``(key, train, weights [n], held) -> right [v]``, compiled."""
-    model = network.make(list(tables.slices(own.train).values()), len(own.class_names))
-    trainer = trainer_of(model, network, len(own.y))
+    model = network.make(list(tables.slices(data.train).values()), len(data.class_names))
+    trainer = trainer_of(model, network, len(data.y))
 
     @jax.jit
     def fit(key, train, weights, held):
@@ -182,30 +184,30 @@ def make_fit(own: Own, network: Network) -> Callable:
 def work(job: Job) -> Path:
     """Run or resume everything, write it, print the tables and the advice; returns the directory."""
     begin = time.perf_counter()
-    config, own, directory = job.config, job.own, job.directory
-    columns, num_classes = list(tables.slices(own.train).values()), len(own.class_names)
-    train = make_train(job.network, columns, num_classes, len(own.y), mesh=hosts.local_mesh())
+    config, data, directory = job.config, job.data, job.directory
+    columns, num_classes = list(tables.slices(data.train).values()), len(data.class_names)
+    train = make_train(job.network, columns, num_classes, len(data.y), mesh=hosts.local_mesh())
     units = runs.run_units(directory, "network", range(config.networks), partial(look, job, train), models=1)
     decision = decide(job, units)
-    measure = partial(compare, own, decision, make_fit(own, job.network))
+    measure = partial(compare, data, decision, make_fit(data, job.network))
     checks = runs.run_units(directory, "retrained", range(config.seeds), measure, models=2)
 
-    task, held = command.task_name(config.files.train), reserved(own)
-    rows = diagnose_report.rows_of(task, decision, checks, own.validation_y[held])
-    advice = diagnose_report.advice(own, decision, job.manifest, rows, separate=not held.all())
-    section = diagnose_report.section(own, decision, job.manifest, advice)
-    diagnose_report.write_suspects(directory, own, decision)
-    repaired = diagnose_report.write_repaired(directory, own, decision, config.files)
-    arrays = {"id": own.names, "kinds": np.array(KINDS), "probabilities": decision.diagnosis.probabilities}
+    task, held = command.task_name(config.files.train), reserved(data)
+    rows = diagnose_report.rows_of(task, decision, checks, data.validation_y[held])
+    advice = diagnose_report.advice(data, decision, job.manifest, rows, separate=not held.all())
+    section = diagnose_report.section(data, decision, job.manifest, advice)
+    diagnose_report.write_suspects(directory, data, decision)
+    repaired = diagnose_report.write_repaired(directory, data, decision, config.files)
+    arrays = {"id": data.names, "kinds": np.array(KINDS), "probabilities": decision.diagnosis.probabilities}
     store.write_arrays(directory / "probabilities.npz", **arrays)
     command.finish(directory, config, rows, {task: section}, advice, time.perf_counter() - begin)
     print(f"\nSuspects: {directory / 'suspects.csv'}\nRepaired table, with weights: {repaired}")
     return directory
 
 
-def main(config: Config, results: Path = Path("results"), run: str | None = None, *, network: Network = MLP2) -> Path:
-    """Check everything, then do all the work."""
-    return work(prepare(config, results, run)._replace(network=network))
+def main(config: Config, results: Path, *, run: str | None = None, network: Network = MLP2) -> Path:
+    """Check everything, then do all the work; returns the directory of the run."""
+    return work(prepare(config, results=results, run=run)._replace(network=network))
 
 
 def cli() -> None:
@@ -213,10 +215,10 @@ def cli() -> None:
     command.cli("d3mjax-diagnose", prepare, work)
 
 
-def _arrays(own: Own) -> dict[str, np.ndarray]:
+def _arrays(data: UserTable) -> dict[str, np.ndarray]:
     """All arrays of the user's data by name, for their digest."""
-    held = {f"validation.{name}": a for name, a in own.validation.columns.items()}
-    return {**own.raw, **held, "validation y": own.validation_y, "features": np.array(list(own.train.columns))}
+    held = {f"validation.{name}": a for name, a in data.validation.columns.items()}
+    return {**data.raw, **held, "validation y": data.validation_y, "features": np.array(list(data.train.columns))}
 
 
 if __name__ == "__main__":

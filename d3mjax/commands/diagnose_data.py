@@ -1,7 +1,7 @@
-"""The user's tables as raw columns, for `experiments.diagnose`: what is read, what is left out, and what may not be.
+"""The user's tables for `d3mjax-diagnose`: columns read, checked and cleaned, with notes on what was left out.
 
 Everything that can be wrong is a ``ValueError`` that names the option of the command, what was found and what is
-expected. What is handled silently elsewhere is said here: `Own.said`.
+expected. `UserTable.notes` holds what a user should know besides.
 """
 
 import re
@@ -30,7 +30,7 @@ _DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4}")
 
 @dataclass(frozen=True)
 class Files:
-    """What is read: .csv, .parquet or .npz files, of one row an example. Entries of features may be missing."""
+    """The files of the user: .csv, .parquet or .npz, one row an example. Entries of features may be missing."""
 
     # Rows to look for errors in.
     train: str
@@ -53,20 +53,20 @@ class Files:
         return command.names(self.categorical)
 
 
-class Own(NamedTuple):
+class UserTable(NamedTuple):
     """The user's data, checked."""
 
-    train: Table  # ids are places in the order of names, so the order of rows changes nothing
+    train: Table  # ids are ranks of the names, so the order of rows changes nothing
     y: np.ndarray  # Int[n]
     validation: Table
     validation_y: np.ndarray  # Int[v]
-    names: np.ndarray  # [n], what the user calls the rows
+    names: np.ndarray  # [n], the user's names of the rows
     class_names: tuple[str, ...]
     raw: Columns  # all of --train, as read
-    said: tuple[str, ...]  # what was left out, or is to be known
+    notes: tuple[str, ...]  # dropped columns and warnings
 
 
-def read(files: Files) -> Own:
+def read(files: Files) -> UserTable:
     """Both files, checked."""
     sources = {"--train": files.train, "--validation": files.validation}
     raw = {flag: _columns(flag, source, files) for flag, source in sources.items()}
@@ -80,21 +80,21 @@ def read(files: Files) -> Own:
             f"--label: found {len(class_names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "
             "classes; numbers to be predicted have to be cut into classes first"
         )
-    said = [_few(sizes[1])] if sizes[1] < FEW else []
-    train, validation = _features(raw, files, said)
+    notes = [_few(sizes[1])] if sizes[1] < FEW else []
+    train, validation = _features(raw, files, notes)
     names = raw["--train"].get(files.id or "", np.arange(sizes[0]))
     ids = [_ids(flag, columns.get(files.id or ""), len(columns[files.label])) for flag, columns in raw.items()]
     table = tables.from_columns(train, id=ids[0])
     held = tables.from_columns(validation, id=ids[1], levels=table.levels)
-    said += _unseen(held, validation)
-    own = Own(table, y[: sizes[0]], held, y[sizes[0] :], names, class_names, raw["--train"], tuple(said))
-    _check_unlike(own)
-    return own
+    notes += _unseen(held, validation)
+    data = UserTable(table, y[: sizes[0]], held, y[sizes[0] :], names, class_names, raw["--train"], tuple(notes))
+    _check_unlike(data)
+    return data
 
 
-def looked_at(own: Own) -> Bool[np.ndarray, " v"]:
+def looked_at(data: UserTable) -> Bool[np.ndarray, "v"]:
     """The validation rows that vectors are made with: up to `LOOKED_AT`, drawn by id."""
-    return corruptions.choose(jax.random.key(0), own.validation.id, min(LOOKED_AT, len(own.validation_y)))
+    return corruptions.choose(jax.random.key(0), data.validation.id, min(LOOKED_AT, len(data.validation_y)))
 
 
 def _columns(flag: str, source: str, files: Files) -> Columns:
@@ -111,41 +111,41 @@ def _columns(flag: str, source: str, files: Files) -> Columns:
     return columns
 
 
-def _features(raw: Mapping[str, Columns], files: Files, said: list[str]) -> tuple[Columns, Columns]:
-    """Numbers (NaN where missing) and text of both files, less what is no feature or tells nothing, which is said."""
+def _features(raw: Mapping[str, Columns], files: Files, notes: list[str]) -> tuple[Columns, Columns]:
+    """Numbers (NaN where missing) and text of both files, without constant columns, which get a note."""
     train, validation = raw.values()
     names = [name for name in train if name not in {files.label, files.id, *files.dropped}]
     if missing := [name for name in names if name not in validation]:
         raise ValueError(f"--validation: found no columns {missing}, which --train has: expected the same, or --drop")
-    found: tuple[dict, dict] = ({}, {})
+    features: tuple[dict, dict] = ({}, {})
     out: dict[str, list[str]] = {}
     for name in names:
-        own, held = (_parsed(flag, name, columns[name], files) for flag, columns in raw.items())
-        if reason := _useless(own):
+        column, held = (_parsed(flag, name, columns[name], files) for flag, columns in raw.items())
+        if reason := _useless(column):
             out.setdefault(reason, []).append(name)
             continue
-        if own.dtype.kind != held.dtype.kind:
+        if column.dtype.kind != held.dtype.kind:
             if held.dtype.kind == "f" and np.isnan(held).all():
                 held = np.full(len(held), MISSING)
             else:
                 kind = {"f": "numbers", "U": "text"}
                 raise ValueError(
-                    f"--validation: found {kind[held.dtype.kind]} in {name!r}, which holds {kind[own.dtype.kind]} in "
+                    f"--validation: found {kind[held.dtype.kind]} in {name!r}, which holds {kind[column.dtype.kind]} in "
                     f"--train, expected the same; if they are codes, --categorical {name}"
                 )
-        if own.dtype.kind == "U" and (count := len(np.unique(own))) > MAX_TEXTS:
+        if column.dtype.kind == "U" and (count := len(np.unique(column))) > MAX_TEXTS:
             raise ValueError(
                 f"--train: found {count} texts in {name!r}, expected at most {MAX_TEXTS}, or --drop {name}"
             )
-        found[0][name], found[1][name] = own, held
-        if share := _share_missing(own):
-            said.append(
-                f"Column {name!r}: {share:.1%} of the entries in --train are missing; that is no error by itself."
+        features[0][name], features[1][name] = column, held
+        if share := _share_missing(column):
+            notes.append(
+                f"Column {name!r}: {share:.1%} of the entries in --train are missing; that is not an error by itself."
             )
-    said += [f"Left out, as {reason} in --train: {', '.join(columns)}." for reason, columns in out.items()]
-    if not found[0]:
+    notes += [f"Left out, as {reason} in --train: {', '.join(columns)}." for reason, columns in out.items()]
+    if not features[0]:
         raise ValueError(f"--train: found columns {sorted(train)}, expected features that vary beside label and id")
-    return found
+    return features
 
 
 def _parsed(flag: str, name: str, a: np.ndarray, files: Files) -> np.ndarray:
@@ -159,7 +159,7 @@ def _parsed(flag: str, name: str, a: np.ndarray, files: Files) -> np.ndarray:
 
 
 def _useless(a: np.ndarray) -> str:
-    """Why a column says nothing, or nothing."""
+    """Why a column is left out; empty if it is not."""
     present = a[~np.isnan(a)] if a.dtype.kind == "f" else a[a != MISSING]
     return "all missing" if not len(present) else "constant" if (present == present[0]).all() else ""
 
@@ -168,43 +168,43 @@ def _share_missing(a: np.ndarray) -> float:
     return float((np.isnan(a) if a.dtype.kind == "f" else a == MISSING).mean())
 
 
-def _ids(flag: str, names: np.ndarray | None, size: int) -> Int[np.ndarray, " n"]:
-    """Places of the names in their order."""
+def _ids(flag: str, names: np.ndarray | None, size: int) -> Int[np.ndarray, "n"]:
+    """Ranks of the names."""
     if names is None:
         return np.arange(size)
     readers.check_present(flag, "--id", names, hint=": name every row")
-    known, place, counts = np.unique(names, return_inverse=True, return_counts=True)
+    known, rank, counts = np.unique(names, return_inverse=True, return_counts=True)
     if len(known) < size:
         repeated = known[counts.argmax()]
         raise ValueError(f"--id: found {counts.max()} rows called {repeated} in {flag}, expected another name for each")
-    return place
+    return rank
 
 
 def _few(size: int) -> str:
     return (
-        f"--validation has {size} rows: few. Diagnosis is the surer the more there are, up to {LOOKED_AT}; below {FEW} "
-        "expect more to be missed and more false alarms than the figures below say."
+        f"--validation has {size} rows: few. More rows make the diagnosis better, up to {LOOKED_AT}; below {FEW} "
+        "expect more missed errors and more false alarms than the figures below."
     )
 
 
 def _unseen(held: Table, columns: Columns) -> list[str]:
-    """What validation rows have that no training row has."""
-    said = []
+    """Notes on levels of validation rows that no training row has."""
+    notes = []
     for name in held.levels:
         unknown = held.columns[name] < 0
         if unknown.any():
             examples = ", ".join(np.unique(columns[name][unknown])[:3].tolist())
-            said.append(
+            notes.append(
                 f"--validation: {int(unknown.sum())} rows have values of {name!r} that --train does not have "
                 f"({examples}): they are taken as none of its levels."
             )
-    return said
+    return notes
 
 
-def _check_unlike(own: Own) -> None:
+def _check_unlike(data: UserTable) -> None:
     """Validation rows are not simply the training rows again."""
-    encoder = tables.fit_encoder(own.train)
-    both = ((own.train, own.y), (own.validation, own.validation_y))
+    encoder = tables.fit_encoder(data.train)
+    both = ((data.train, data.y), (data.validation, data.validation_y))
     seen, held = (
         [(row.tobytes(), c) for row, c in zip(tables.encode(encoder, t), y.tolist(), strict=True)] for t, y in both
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d3mjax.commands.command import write_csv
-from d3mjax.commands.diagnose_data import MISSING, Files, Own
+from d3mjax.commands.diagnose_data import MISSING, Files, UserTable
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair
 from d3mjax.diagnosis.diagnose import Diagnosis
@@ -49,50 +49,50 @@ def rows_of(task: str, decision: Decision, checks: Sequence[runs.Unit], y: np.nd
     return rows
 
 
-def write_suspects(directory: Path, own: Own, decision: Decision) -> None:
+def write_suspects(directory: Path, data: UserTable, decision: Decision) -> None:
     """``suspects.csv``: a line for each suspected row and kind, the likeliest first."""
     probabilities = decision.diagnosis.probabilities
     rows, kinds = np.nonzero(decision.diagnosis.claims)
     order = np.argsort(-probabilities[rows, kinds], kind="stable")
     lines = (
-        [own.names[i], KINDS[k], f"{probabilities[i, k]:.3f}", _proposal(own, decision, i, k)]
+        [data.names[i], KINDS[k], f"{probabilities[i, k]:.3f}", _proposal(data, decision, i, k)]
         for i, k in zip(rows[order].tolist(), kinds[order].tolist(), strict=True)
     )
     write_csv(directory / "suspects.csv", ("id", "kind", "probability", "proposal"), lines)
 
 
-def _proposal(own: Own, decision: Decision, i: int, kind: int) -> str:
+def _proposal(data: UserTable, decision: Decision, i: int, kind: int) -> str:
     repaired = decision.repaired
     if kind == LABEL:
         if not decision.used[i, LABEL]:
             return "keep: as likely a rare example with the right label; look at it"
-        return f"relabel as {own.class_names[decision.diagnosis.info.proposed[i]]}"
+        return f"relabel as {data.class_names[decision.diagnosis.info.proposed[i]]}"
     if kind == MINORITY:
         return f"up-weight: {repaired.weights[i]:.3g}, others {np.median(repaired.weights):.3g}"
     if repaired.weights[i] == 0:
         return "drop: weight 0"
     changed = [
-        f"{name}: {_entry(own.train, name, i)} -> {_entry(repaired.table, name, i)}"
-        for name in own.train.columns
-        if _changed(own.train.columns[name], repaired.table.columns[name])[i]
+        f"{name}: {_entry(data.train, name, i)} -> {_entry(repaired.table, name, i)}"
+        for name in data.train.columns
+        if _changed(data.train.columns[name], repaired.table.columns[name])[i]
     ]
     return f"impute {'; '.join(changed)}" if changed else "keep: no single value stands out; look at it"
 
 
-def write_repaired(directory: Path, own: Own, decision: Decision, files: Files) -> Path:
+def write_repaired(directory: Path, data: UserTable, decision: Decision, files: Files) -> Path:
     """The user's columns with what the repair changed, and ``weight``; Parquet if the user's file is, else csv."""
-    repaired, columns = decision.repaired, dict(own.raw)
+    repaired, columns = decision.repaired, dict(data.raw)
     for name, values in repaired.table.columns.items():
-        changed = _changed(own.train.columns[name], values)
+        changed = _changed(data.train.columns[name], values)
         if changed.any():
             levels = np.array([*repaired.table.levels.get(name, ()), MISSING])
             texts = np.where(levels == MISSING, "", levels)
             columns[name] = _replaced(
-                own.raw[name], changed, values if name not in repaired.table.levels else texts[values]
+                data.raw[name], changed, values if name not in repaired.table.levels else texts[values]
             )
-    raw, names = own.raw[files.label], np.array(own.class_names)
+    raw, names = data.raw[files.label], np.array(data.class_names)
     labels = names if raw.dtype.kind == "U" else names.astype(np.int64).astype(raw.dtype)
-    columns[files.label] = np.where(repaired.labels == own.y, raw, labels[repaired.labels])
+    columns[files.label] = np.where(repaired.labels == data.y, raw, labels[repaired.labels])
     columns["weight" if "weight" not in columns else "d3mjax_weight"] = repaired.weights
     if not files.train.lower().endswith(".parquet"):
         lines = zip(*([_text(v) for v in a.tolist()] for a in columns.values()), strict=True)
@@ -108,11 +108,11 @@ def write_repaired(directory: Path, own: Own, decision: Decision, files: Files) 
     return directory / "repaired.parquet"
 
 
-def section(own: Own, decision: Decision, manifest: Mapping[str, Any], advice: Sequence[str]) -> Section:
+def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], advice: Sequence[str]) -> Section:
     """Text and figures of the page."""
     text = [
-        f"{len(own.y):,} rows of {len(own.train.columns)} columns, {len(own.class_names)} classes "
-        f"({', '.join(own.class_names[:6])}{', ...' * (len(own.class_names) > 6)}); {len(own.validation_y):,} "
+        f"{len(data.y):,} rows of {len(data.train.columns)} columns, {len(data.class_names)} classes "
+        f"({', '.join(data.class_names[:6])}{', ...' * (len(data.class_names) > 6)}); {len(data.validation_y):,} "
         "validation rows.",
         "How far to trust it:",
         *(f"- {sentence}" for sentence in advice),
@@ -131,19 +131,19 @@ def section(own: Own, decision: Decision, manifest: Mapping[str, Any], advice: S
 
 
 def advice(
-    own: Own, decision: Decision, manifest: Mapping[str, Any], rows: Sequence[Row], *, separate: bool
+    data: UserTable, decision: Decision, manifest: Mapping[str, Any], rows: Sequence[Row], *, separate: bool
 ) -> list[str]:
     """Sentences for somebody who has to decide; each follows from numbers."""
     evaluation, claimed = manifest["evaluation"], decision.diagnosis.claims
     shares = [100 * figures["share"] for figures in evaluation.values()]
     before, after = (next(of for of in rows if of["method"] == name) for name in (BEFORE, AFTER))
     return [
-        *own.said,
+        *data.notes,
         *(_kind(kind, claimed[:, i], evaluation[kind]) for i, kind in enumerate(KINDS)),
         f"These figures are of {len(evaluation[KINDS[0]]['tables'])} tables in which "
         f"{', '.join(f'{share:.0f} %' for share in shares)} of the rows had the three kinds of error. Where yours has "
         "fewer, more of the claims are wrong; errors that are not like the planted ones are missed.",
-        _minority(decision.risk, own.class_names),
+        _minority(decision.risk, data.class_names),
         _caution(decision),
         _worth_it(before, after, separate),
         "Look at the first lines of suspects.csv before you train on the repaired table.",

@@ -80,8 +80,8 @@ def test_the_repaired_table_is_the_users_but_for_what_is_proposed(finished):
         proposal = proposals.get((old["row"], "label error"), "")
         assert (old["income"] != new["income"]) == proposal.startswith("relabel")
         changed = {name for name in ("a", "b", "age", "job") if old[name] != new[name]}
-        said = proposals.get((old["row"], "feature error"), "")
-        assert all(f"{name}: " in said for name in changed)
+        proposed = proposals.get((old["row"], "feature error"), "")
+        assert all(f"{name}: " in proposed for name in changed)
         assert (old["same"], old["none"], old["row"]) == (new["same"], new["none"], new["row"])
     assert all(float(row["weight"]) > 0 for row in after)  # broken rows are imputed, none is dropped
 
@@ -102,41 +102,41 @@ def test_other_contents_or_another_diagnoser_are_another_run(finished, made, tmp
     (tmp_path / "train.csv").write_text("\n".join([rows[0], *rows[2:], rows[1]]))
     other = replace(config, files=replace(config.files, train=str(tmp_path / "train.csv")))
     with pytest.raises(ValueError, match="holds another configuration: data is"):
-        diagnose.prepare(other, path / "results", run.name)
+        diagnose.prepare(other, results=path / "results", run=run.name)
     fitted, manifest = planted_diagnoser()
     diagnose_teach.save(tmp_path / "other.npz", fitted._replace(thresholds=np.full(3, 0.5)), manifest)
     shutil.copy(made, tmp_path / "same.npz")
-    same = diagnose.prepare(replace(config, diagnoser=str(made)), path / "results", run.name)
+    same = diagnose.prepare(replace(config, diagnoser=str(made)), results=path / "results", run=run.name)
     assert same.directory == run
     with pytest.raises(ValueError, match="holds another configuration: diagnoser is"):
-        diagnose.prepare(replace(config, diagnoser=str(tmp_path / "other.npz")), path / "results", run.name)
+        diagnose.prepare(replace(config, diagnoser=str(tmp_path / "other.npz")), results=path / "results", run=run.name)
 
 
 def test_diagnosers_that_do_not_fit_are_refused(tmp_path, made):
     config = diagnose.Config(make_files(tmp_path), diagnoser=str(tmp_path / "none.npz"))
     with pytest.raises(ValueError, match=r"--diagnoser: found no file .*none\.npz, expected one of python -m"):
-        diagnose.prepare(config, tmp_path / "results")
+        diagnose.prepare(config, results=tmp_path / "results")
     fitted, manifest = planted_diagnoser()
     other = tmp_path / "other.npz"
     diagnose_teach.save(other, fitted, manifest | {"channels": ["loss", "norm"]})
     with pytest.raises(
         ValueError, match=r"--diagnoser: .* it expects \['loss', 'norm'\], found \['influence 0"
     ) as error:
-        diagnose.prepare(replace(config, diagnoser=str(other)), tmp_path / "results")
+        diagnose.prepare(replace(config, diagnoser=str(other)), results=tmp_path / "results")
     assert FEATURES[-1] in str(error.value)
     other.write_bytes(made.read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"--diagnoser: .*other\.npz is damaged"):
-        diagnose.prepare(replace(config, diagnoser=str(other)), tmp_path / "results")
+        diagnose.prepare(replace(config, diagnoser=str(other)), results=tmp_path / "results")
     diagnoser.save_diagnoser(other, {"variables": np.zeros(2), "thresholds": np.zeros(3)}, manifest)
     with pytest.raises(ValueError, match=r"--diagnoser: .* holds \['thresholds', 'variables'\], expected trees"):
-        diagnose.prepare(replace(config, diagnoser=str(other)), tmp_path / "results")
+        diagnose.prepare(replace(config, diagnoser=str(other)), results=tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("name", ["networks", "seeds"])
 def test_numbers_must_be_positive(tmp_path, name):
     with pytest.raises(ValueError, match=f"--{name}: found 0, expected at least 1"):
-        diagnose.prepare(replace(diagnose.Config(make_files(tmp_path)), **{name: 0}), tmp_path)
+        diagnose.prepare(replace(diagnose.Config(make_files(tmp_path)), **{name: 0}), results=tmp_path)
 
 
 def test_without_a_diagnoser_the_default_one_is_made_once(tmp_path, made, monkeypatch, capsys):
@@ -149,9 +149,9 @@ def test_without_a_diagnoser_the_default_one_is_made_once(tmp_path, made, monkey
 
     monkeypatch.setattr(diagnose_teach, "teach", teach)
     config = diagnose.Config(make_files(tmp_path))
-    job = diagnose.prepare(config, tmp_path / "results")
+    job = diagnose.prepare(config, results=tmp_path / "results")
     assert "teaching the default one on 6 tables with planted errors" in capsys.readouterr().out
-    assert diagnose.prepare(config, tmp_path / "results").directory == job.directory
+    assert diagnose.prepare(config, results=tmp_path / "results").directory == job.directory
     assert len(called) == 1
     assert capsys.readouterr().out == ""
 
@@ -199,12 +199,12 @@ def test_parquet_comes_back_with_its_types(finished, tmp_path):
     import pyarrow as pa
 
     config, path, _ = finished
-    job = diagnose.prepare(config, path / "results")
+    job = diagnose.prepare(config, results=path / "results")
     units = [unit for s in range(2) if (unit := runs.read_unit(job.directory, f"network-{s}"))]
     decision = diagnose.decide(job, units)
-    n = len(job.own.y)
-    raw = dict(job.own.raw) | {"count": np.arange(n), "weight": np.ones(n), "income": 1 - job.own.y.astype(np.int64)}
-    own = job.own._replace(raw=raw, class_names=("1", "0"))
+    n = len(job.data.y)
+    raw = dict(job.data.raw) | {"count": np.arange(n), "weight": np.ones(n), "income": 1 - job.data.y.astype(np.int64)}
+    own = job.data._replace(raw=raw, class_names=("1", "0"))
     written = diagnose_report.write_repaired(tmp_path, own, decision, replace(config.files, train="x.parquet"))
     table = pq.read_table(written)
     assert table.schema.field("count").type == table.schema.field("income").type == pa.int64()

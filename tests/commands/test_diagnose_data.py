@@ -1,4 +1,4 @@
-"""The user's tables for diagnosis: what is read, handled and said, and every bad input refused by name."""
+"""The user's tables for diagnosis: columns, notes, and every bad input refused by name."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ def files(tmp_path_factory):
     return make_files(tmp_path_factory.mktemp("own"))
 
 
-def test_columns_and_what_is_said(files):
+def test_columns_and_notes(files):
     own = diagnose_data.read(files)
     columns = planted(0, 240, 24, 8)
     assert list(own.train.columns) == ["a", "b", "job", "age"]
@@ -29,7 +29,7 @@ def test_columns_and_what_is_said(files):
     assert own.class_names == ("high", "low")
     assert own.y.tolist() == (columns["income"] == "low").astype(int).tolist()
     assert own.names.tolist() == columns["row"].tolist()
-    said = "\n".join(own.said)
+    notes = "\n".join(own.notes)
     for sentence in (
         "--validation has 96 rows: few",
         "Left out, as constant in --train: same.",
@@ -37,7 +37,7 @@ def test_columns_and_what_is_said(files):
         "Column 'age': 1.7% of the entries",
         "2 rows have values of 'job' that --train does not have (pilot)",
     ):
-        assert sentence in said
+        assert sentence in notes
 
 
 def test_rows_to_look_with_are_drawn_by_name(files, tmp_path, monkeypatch):
@@ -53,7 +53,7 @@ def test_rows_to_look_with_are_drawn_by_name(files, tmp_path, monkeypatch):
     assert own.train.id.tolist() == np.argsort(np.argsort(own.names)).tolist()
 
 
-def test_codes_are_numbers_unless_said_otherwise(files, tmp_path):
+def test_codes_are_numbers_unless_named_as_categories(files, tmp_path):
     columns = {name: a.copy() for name, a in planted(0, 240, 0, 0).items()}
     columns["age"] = np.where(np.arange(240) < 5, "unknown", columns["age"])
     mixed = replace(files, train=write_csv(tmp_path / "train.csv", columns))
@@ -144,7 +144,7 @@ def test_bad_input_is_refused_by_name(tmp_path, options, write, message):
         diagnose_data.read(replace(own, **options))
 
 
-def test_numbers_are_no_classes_and_training_rows_no_validation(tmp_path):
+def test_numbers_are_not_classes_and_training_rows_not_validation(tmp_path):
     change(income=np.arange(240) % 60)(tmp_path)
     write_csv(tmp_path / "val.csv", {**planted(1, 96, 6, 0), "income": np.arange(96) % 60})
     own = Files(str(tmp_path / "train.csv"), str(tmp_path / "val.csv"), "income", id="row")
