@@ -130,8 +130,8 @@ def _features(raw: Mapping[str, Columns], files: Files, notes: list[str]) -> tup
             else:
                 kind = {"f": "numbers", "U": "text"}
                 raise ValueError(
-                    f"--validation: found {kind[held.dtype.kind]} in {name!r}, which holds {kind[column.dtype.kind]} in "
-                    f"--train, expected the same; if they are codes, --categorical {name}"
+                    f"--validation: found {kind[held.dtype.kind]} in {name!r}, which holds {kind[column.dtype.kind]} "
+                    f"in --train, expected the same; if they are codes, --categorical {name}"
                 )
         if column.dtype.kind == "U" and (count := len(np.unique(column))) > MAX_TEXTS:
             raise ValueError(
