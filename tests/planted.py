@@ -23,7 +23,7 @@ def split_of(x: Any, y: Any, group: Any = None) -> Split:
 
 
 def close(got: Any, expected: Any, *, terms: int = 1, scale: float | None = None) -> None:
-    """Leaves are equal up to rounding: ``4 terms eps scale``, eps being that of the results' dtype.
+    """Leaves are equal up to rounding: ``4 terms eps scale``, eps being that of the coarser of both dtypes.
 
     ``terms``: how many rounded operations follow each other, such as the length of a sum times the number of steps.
     ``scale``: the size of what is rounded; the largest expected number unless given.
@@ -31,9 +31,9 @@ def close(got: Any, expected: Any, *, terms: int = 1, scale: float | None = None
 
     def compare(got, expected):
         got, expected = np.asarray(got), np.asarray(expected)
-        dtype = got.dtype if got.dtype.kind == "f" else np.float32
+        eps = max(np.finfo(a.dtype).eps for a in (got, expected) if a.dtype.kind == "f")
         size = np.abs(expected).max() if scale is None else scale
-        np.testing.assert_allclose(got, expected, rtol=0, atol=float(4 * terms * np.finfo(dtype).eps * size))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=float(4 * terms * eps * size))
 
     jax.tree.map(compare, got, expected)
 

@@ -36,7 +36,7 @@ def test_half_precision_logits_are_computed_in_float32():
 
 def test_cross_entropy_divides_by_the_batch_size_whatever_the_weights():
     objective = objectives.cross_entropy()
-    weight = jnp.array([0.0, 0, 3, 1, 0, 0, 0, 0, 0.5])
+    weight = jnp.array([0.0, 0, 3, 1, 0, 0, 0, 0, 0.5], jnp.float32)
     value, state = objective.value(objective.init(), LOGITS, BATCH, weight)
     losses = np.asarray(optax.softmax_cross_entropy_with_integer_labels(LOGITS, Y))
     planted.close(value, (3 * losses[2] + losses[3] + 0.5 * losses[8]) / 9, scale=20)
@@ -46,16 +46,16 @@ def test_cross_entropy_divides_by_the_batch_size_whatever_the_weights():
 
 
 def test_unit_weights_are_the_plain_mean():
-    value, _ = objectives.cross_entropy().value((), LOGITS, BATCH, jnp.ones(9))
+    value, _ = objectives.cross_entropy().value((), LOGITS, BATCH, jnp.ones(9, jnp.float32))
     expected = optax.softmax_cross_entropy_with_integer_labels(LOGITS, Y).mean()
     planted.close(value, expected, scale=20)
 
 
 def test_smoothing_spreads_the_target_over_all_classes():
-    target = 0.9 * jax.nn.one_hot(Y, 4) + 0.1 / 4
+    target = 0.9 * jax.nn.one_hot(Y, 4, dtype=jnp.float32) + 0.1 / 4
     expected = optax.softmax_cross_entropy(LOGITS, target)
     planted.close(objectives.losses(LOGITS, Y, smoothing=0.1), expected, scale=20)
-    value, _ = objectives.cross_entropy(smoothing=0.1).value((), LOGITS, BATCH, jnp.ones(9))
+    value, _ = objectives.cross_entropy(smoothing=0.1).value((), LOGITS, BATCH, jnp.ones(9, jnp.float32))
     planted.close(value, expected.mean(), scale=20)
     with pytest.raises(ValueError, match=r"smoothing: found 1\.5"):
         objectives.cross_entropy(smoothing=1.5)

@@ -85,7 +85,7 @@ def test_an_example_of_weight_zero_changes_nothing():
 def test_a_mask_trains_like_the_smaller_split():
     mask = np.asarray(WEIGHTS) > 0
     masked = fit(TRAINER, KEY, SPLIT, jnp.asarray(mask, jnp.float32), 15)
-    gathered = fit(TRAINER, KEY, jax.tree.map(lambda a: a[mask], SPLIT), jnp.ones(mask.sum()), 15)
+    gathered = fit(TRAINER, KEY, jax.tree.map(lambda a: a[mask], SPLIT), jnp.ones(mask.sum(), jnp.float32), 15)
     planted.equal(masked[0].variables, gathered[0].variables)
     np.testing.assert_array_equal(masked[1].loss, gathered[1].loss)
 
