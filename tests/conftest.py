@@ -14,8 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import pytest
 
-# Of the fast tier, by seconds.
-LONG_FILES = ("test_hosts.py", "test_smoke.py", "test_readme.py", "test_fashion_cues.py")
+pytest.register_assert_rewrite("numerics", "planted", "smoke")
+# In the order of their seconds; workers take whole groups of tests, which share fixtures and compiled programs.
+LONG_GROUPS = ("test_hosts.py", "smoke datamodels", "smoke diagnosis", "smoke d3m", "smoke bias", "test_readme.py")
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -33,7 +34,16 @@ for _name, _value in {
     os.environ[_name.upper()] = str(_value)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: a worker that begins one last keeps the others waiting."""
-    order = {name: i for i, name in enumerate(LONG_FILES)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    """Every file is a group, unless a test names another; long groups first, as one that begins last is waited for."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+    def order(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("xdist_group")
+        group = marker.args[0] if marker else ""
+        return LONG_GROUPS.index(group) if group in LONG_GROUPS else len(LONG_GROUPS)
+
+    items.sort(key=order)

@@ -1,92 +1,72 @@
-"""Every experiment runs from raw data to its report on little data; the same command run again resumes."""
+"""Every study runs from raw data to its page on little data, resumes, shows what it claims, and keeps its rows."""
 
 import numpy as np
 import pytest
+import smoke
 
-from d3mjax.runtime import runs, store
-from experiments import study
-from experiments.d3m import d3m, engine
-from experiments.datamodels import lds_trak
-
-CONFIG = d3m.Config(tasks=("patch",), smoke=True)
+WING = {name: type(study.config).__module__.split(".")[1] for name, study in smoke.studies().items()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    results = tmp_path_factory.mktemp("results")
-    return results, d3m.main(CONFIG, results)
+def _marks(name):
+    return [pytest.mark.xdist_group(f"smoke {WING[name]}"), *([] if smoke.SMOKES[name].quick else [pytest.mark.slow])]
 
 
-def test_d3m_leaves_tables_scores_and_a_page(finished):
-    _, run = finished
-    document = store.read_json(run / "metrics.json")
-    runs.validate_document(document)
-    methods = {row["method"] for row in document["rows"]}
-    assert {"ERM", "D3M, drop negative", "D3M, 10 % removed", "D3M, by selection", "SUBY", "SUBG", "RWG"} <= methods
-    page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
-    assert "http" not in page.replace("http-equiv", "")
+each_study = pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in smoke.studies()])
 
 
-def test_checkpoints_are_looked_at_one_by_one(finished):
-    _, run = finished
-    rows = store.read_json(run / "metrics.json")["rows"]
-    patch = {row["method"]: row for row in rows if row["task"] == "patch"}
-    rule = patch["D3M, drop negative"]
-    with np.load(run / "units" / "patch-10.npz") as unit:
-        suspect, kept = unit["suspect"], unit["kept"]
-    assert rule["metrics"]["suspects"]["per_seed"][0] == pytest.approx(suspect.mean())
-    assert rule["metrics"]["suspects_removed"]["per_seed"][0] == pytest.approx(suspect[~kept].mean())
-    assert {"suspects_removed", "effective_checkpoints"}.isdisjoint(patch["ERM"]["metrics"])
-    assert 1 <= rule["metrics"]["effective_checkpoints"]["mean"] <= rule["settings"]["checkpoints"] == 2
-    page = (run / "report.html").read_text()
-    for sentence in ("Label-error suspects are training examples", "Averaging the 2 checkpoints behind the scores"):
-        assert page.count(sentence) == 1
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
 
 
-def test_scores_and_kept_examples_are_joined_by_id(finished):
-    _, run = finished
-    with np.load(run / "units" / "patch-10.npz") as unit:
-        assert len(unit["id"]) == len(unit["score"]) == len(unit["kept"]) == 600
-        assert len(set(unit["id"].tolist())) == 600
-        lowest = np.sort(unit["score"])[: (~unit["kept"]).sum()]
-        assert set(unit["score"][~unit["kept"]]) == set(lowest)
+def test_every_study_is_in_the_table():
+    assert smoke.studies().keys() == smoke.SMOKES.keys()
 
 
-def test_the_same_command_resumes_and_repeats_its_numbers(finished, monkeypatch):
-    results, run = finished
-    before = store.read_json(run / "metrics.json")["rows"]
-    (run / "units" / "patch-11.npz").unlink()
-    computed = []
-    monkeypatch.setattr(d3m, "debias", lambda *a, original=d3m.debias: (computed.append(a[3]), original(*a))[1])
-    assert d3m.main(CONFIG, results) == run
-    assert computed == [11]
-    assert store.read_json(run / "metrics.json")["rows"] == before
+@each_study
+def test_a_study_runs_from_data_to_page(name, results):
+    run = smoke.execute(name, results)
+    rows = smoke.read_rows(run)
+    if rows:
+        assert len({(row["task"], row["method"]) for row in rows}) == len(rows)
+        page = (run / "report.html").read_text()
+        assert "data:image/png;base64," in page
+        assert "http" not in page.replace("http-equiv", "")
+        for check in smoke.SMOKES[name].checks:
+            check(smoke.means(rows, rows[0]["task"]), run)
 
 
-def test_an_unknown_task_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ValueError, match=r"tasks: found \['cats'\], expected names among \['adult', 'adult-balanced'"):
-        d3m.main(d3m.Config(tasks=("cats",)), tmp_path)
-    assert not list(tmp_path.iterdir())
+@each_study
+def test_the_same_command_computes_nothing_again(name, results):
+    run = smoke.execute(name, results)
+    units, rows = {path: path.stat().st_mtime_ns for path in (run / "units").glob("*")}, smoke.read_rows(run)
+    assert smoke.execute(name, results) == run
+    assert units == {path: path.stat().st_mtime_ns for path in (run / "units").glob("*")}
+    assert smoke.read_rows(run) == rows
 
 
-def test_datamodels_can_be_the_source_of_group_columns(tmp_path):
-    run = d3m.main(d3m.Config(tasks=("patch",), source=engine.Bank(), smoke=True), tmp_path)
-    rows = store.read_json(run / "metrics.json")["rows"]
-    removed = {row["method"]: row["metrics"]["removed"]["mean"] for row in rows if "removed" in row["metrics"]}
-    assert removed["D3M, 10 % removed"] == pytest.approx(0.1)
-    assert 0.2 < removed["D3M, drop negative"] <= 0.5
-    assert not any({"suspects", "effective_checkpoints"} & row["metrics"].keys() for row in rows)
+@each_study
+def test_rows_are_those_frozen(name, results):
+    """On every machine tasks, methods, roles, information, settings' names and metrics; `make freeze` renews them."""
+    rows, frozen = smoke.comparable(smoke.read_rows(smoke.execute(name, results))), smoke.read_frozen()["rows"][name]
+
+    def names(row):
+        settings, metrics = sorted(row["settings"]), sorted(row["metrics"])
+        return {**row, "settings": settings, "metrics": metrics}
+
+    assert list(map(names, rows)) == list(map(names, frozen))
 
 
-def test_lds_of_trak_lies_between_chance_and_the_ceiling(tmp_path):
-    run = study.run(lds_trak.STUDY, lds_trak.Config(tasks=("patch",), smoke=True), tmp_path)
-    rows = store.read_json(run / "metrics.json")["rows"]
-    lds = {row["method"]: row["metrics"]["lds"]["mean"] for row in rows}
-    ceiling = lds.pop("ceiling set by retraining noise")
-    # Ten masks: a single target's correlation has standard deviation 1/3 by chance, the mean over targets less.
-    assert all(0.1 < value < ceiling <= 1 for value in lds.values())
-    for row in rows[:-1]:
-        for (low, high), value in zip(row["settings"]["intervals"], row["metrics"]["lds"]["per_seed"], strict=True):
-            assert low < value < high
-    assert (run / "report.html").read_text().count("data:image/png;base64,") == 3
+@each_study
+def test_numbers_are_those_frozen(name, results):
+    """To the last bit, on the machine and with the compiler that made them; elsewhere skipped, and says so."""
+    frozen = smoke.read_frozen()
+    if frozen["machine"] != (this := smoke.machine()):
+        differing = {key: (value, this[key]) for key, value in frozen["machine"].items() if value != this[key]}
+        pytest.skip(f"numbers were frozen elsewhere, (frozen, here) are {differing}: only names are compared")
+    rows = smoke.comparable(smoke.read_rows(smoke.execute(name, results)))
+    for row, expected in zip(rows, frozen["rows"][name], strict=True):
+        for metric, values in expected["metrics"].items():
+            np.testing.assert_array_equal(
+                np.array(row["metrics"][metric], float), np.array(values, float), f"{row['task']}: {row['method']}"
+            )
