@@ -12,7 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
-from numpy.typing import ArrayLike
+
+from d3mjax.types import AnyArray
+
+Numbers = AnyArray | Sequence[Any]
+"""Arrays, or lists and tuples that become one."""
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's colours, told apart with any kind of colour vision; markers and dashes repeat the distinction."""
@@ -21,10 +25,10 @@ _INK, _FAINT = "#30343b", "#d9dce1"
 
 
 def accuracy_against_removed(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    curves: Mapping[str, tuple[Numbers, Numbers]],
     marks: Mapping[str, tuple[Any, Any]],
     *,
-    references: Mapping[str, ArrayLike],
+    references: Mapping[str, Numbers],
     num_train: int,
 ) -> Figure:
     """Worst-group accuracy against the number of removed examples.
@@ -60,11 +64,11 @@ def accuracy_against_removed(
 
 
 def curves(
-    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    lines: Mapping[str, tuple[Numbers, Numbers]],
     xlabel: str,
     ylabel: str,
     *,
-    ticks: ArrayLike | None = None,
+    ticks: Numbers | None = None,
 ) -> Figure:
     """Mean and standard deviation over seeds against a positive number; `lines`: label -> (x [k], y [s k]).
 
@@ -84,7 +88,7 @@ def curves(
     return figure
 
 
-def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, ylabel: str) -> Figure:
+def tradeoff(points: Mapping[str, tuple[Numbers, Numbers]], *, xlabel: str, ylabel: str) -> Figure:
     """Two goals against each other, a point a method with deviations over seeds; `points`: label -> (x [s], y [s])."""
     figure, (axes,) = _figure(8.2, max(4.2, 0.18 * len(points)))  # as high as its legend
     styles = zip(cycle(PALETTE), cycle("osD^vP*X<>p"))
@@ -97,7 +101,7 @@ def tradeoff(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, xlabel: str, 
     return figure
 
 
-def scatters(points: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], *, xlabel: str, ylabel: str) -> Figure:
+def scatters(points: Mapping[str, Mapping[str, tuple[Numbers, Numbers]]], *, xlabel: str, ylabel: str) -> Figure:
     """One panel a name, one colour a label: `points`: panel -> label -> (x [k], y [k]); dashed where y = x."""
     figure = Figure(figsize=(3.1 * len(points), 3.4), layout="constrained", facecolor="white")
     shades = ["#cfd8e3", "#a9c6e0", "#7fb0d8", "#4f94c9", "#2a74ad", "#17528a", "#0a2f5c"]
@@ -117,9 +121,9 @@ def scatters(points: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], *,
 
 
 def removed_by_cell(
-    kept: ArrayLike,
-    y: ArrayLike,
-    group: ArrayLike,
+    kept: Numbers,
+    y: Numbers,
+    group: Numbers,
     class_names: Sequence[str],
     group_names: Sequence[str],
 ) -> Figure:
@@ -150,7 +154,7 @@ def removed_by_cell(
     return figure
 
 
-def score_histogram(scores: ArrayLike, group: ArrayLike, group_names: Sequence[str], *, bins: int = 60) -> Figure:
+def score_histogram(scores: Numbers, group: Numbers, group_names: Sequence[str], *, bins: int = 60) -> Figure:
     """Alignment scores [n] of each group on one axis of scores, each group on its own scale of counts.
 
     The line at zero divides what the rule "drop negative" removes (left) from what it keeps. The outermost bins also
@@ -181,7 +185,7 @@ def score_histogram(scores: ArrayLike, group: ArrayLike, group_names: Sequence[s
     return figure
 
 
-def image_grid(images: ArrayLike, titles: Sequence[str], *, columns: int = 8) -> Figure:
+def image_grid(images: Numbers, titles: Sequence[str], *, columns: int = 8) -> Figure:
     """Images [k h w] (grey) or [k h w c] with c 1 or 3, in the given order, each under its title.
 
     Floats are scaled together from their smallest to their largest value, bytes are shown as they are.
@@ -204,7 +208,7 @@ def image_grid(images: ArrayLike, titles: Sequence[str], *, columns: int = 8) ->
     return figure
 
 
-def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str], *, ylabel: str = "accuracy") -> Figure:
+def bar_groups(accuracies: Mapping[str, Numbers], group_names: Sequence[str], *, ylabel: str = "accuracy") -> Figure:
     """Accuracy, or another share, of every group under every method; `accuracies`: method -> [s G]."""
     figure, (axes,) = _figure(max(5.5, 1.2 + 1.5 * len(group_names)), 3.8)
     width = 0.8 / len(accuracies)
@@ -226,7 +230,7 @@ def bar_groups(accuracies: Mapping[str, ArrayLike], group_names: Sequence[str], 
 
 
 def probability_histograms(
-    probabilities: Mapping[str, ArrayLike], thresholds: Mapping[str, Any], *, bins: int = 25
+    probabilities: Mapping[str, Numbers], thresholds: Mapping[str, Any], *, bins: int = 25
 ) -> Figure:
     """Rows by their probability [n] of each kind of error, on a logarithmic scale; a line at the kind's threshold."""
     figure, rows = _figure(7.2, 0.8 + 1.3 * len(probabilities), rows=len(probabilities))
@@ -243,7 +247,7 @@ def probability_histograms(
     return figure
 
 
-def reliability(bins: Mapping[str, ArrayLike]) -> Figure:
+def reliability(bins: Mapping[str, Numbers]) -> Figure:
     """How often what is said comes true; ``bins``: kind -> [b 3] of mean probability, true share and number of rows."""
     figure, (axes,) = _figure(5.2, 4.6)
     axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="as said")
@@ -255,7 +259,7 @@ def reliability(bins: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-def _spread(values: ArrayLike) -> tuple[Any, Any]:
+def _spread(values: Numbers) -> tuple[Any, Any]:
     """Mean and standard deviation over the leading axis."""
     samples = np.asarray(values, np.float64)
     mean = samples.mean(0)
