@@ -98,7 +98,10 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
 
     def add(method: str, flipped: list[np.ndarray], kind: Kind, **per_seed: Any):
         """A row from whether targets flipped, ``[t]`` of each seed."""
-        settings = {"heldout": [facts for facts, _ in units], "interval": interval(np.concatenate(flipped)).tolist()}
+        settings = {
+            "heldout": [facts for facts, _ in units],
+            "interval": interval(np.concatenate(flipped).astype(np.float32)).tolist(),
+        }
         per_seed["flipped, of all"] = [f.mean() for f in flipped]
         rows.append(row(task.name, method, per_seed, role=kind.role, settings={**settings, **kind.settings()}))
 
