@@ -8,8 +8,10 @@ the training example raises the target's output. Every score over the training s
 useful, removal takes the smallest. Other conventions are converted where they enter, nowhere else.
 """
 
+import difflib
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +19,30 @@ from jaxtyping import PyTree
 
 AnyArray = jax.Array | np.ndarray
 """An array on host or device; functions that take one convert it once, at entry."""
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def checked_names(cls: _Class) -> _Class:
+    """Decorator of a NamedTuple of options: a wrong name raises TypeError with the nearest right one.
+
+    >>> from d3mjax.attribution import trak
+    >>> trak.Options(dampin=0.01)
+    Traceback (most recent call last):
+    TypeError: Options: found the name 'dampin', expected a field such as 'damping'
+    """
+    fields, make = cls._fields, cls.__new__
+
+    @functools.wraps(make)
+    def checked(cls: type, *values: Any, **named: Any) -> Any:
+        for name in named.keys() - set(fields):
+            (nearest,) = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+            raise TypeError(f"{cls.__name__}: found the name {name!r}, expected a field such as {nearest!r}")
+        return make(cls, *values, **named)
+
+    cls.__new__ = checked
+    return cls
 
 
 class Split(NamedTuple):

@@ -28,7 +28,7 @@ from d3mjax.attribution.curvatures import Inverse, Problem, cross_entropy, ggn, 
 from d3mjax.attribution.inverses import by_cg
 from d3mjax.attribution.microbatches import default_microbatch
 from d3mjax.attribution.per_checkpoint import CheckpointColumns, GroupScores, Scores
-from d3mjax.types import AnyArray, Model, Split
+from d3mjax.types import AnyArray, Model, Split, checked_names
 
 
 class Info(NamedTuple):
@@ -38,6 +38,7 @@ class Info(NamedTuple):
     steps: jax.Array  # Int[*c k]
 
 
+@checked_names
 class Options(NamedTuple):
     """Options of `scores`, `group_scores`, `group_columns` and `problem_of`.
 

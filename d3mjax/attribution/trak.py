@@ -35,9 +35,10 @@ from d3mjax.attribution.microbatches import default_microbatch, map_microbatches
 from d3mjax.attribution.per_checkpoint import CheckpointColumns, GroupScores, Scores
 from d3mjax.attribution.projections import MakeProjection, default_size, sjlt
 from d3mjax.linalg.products import dot
-from d3mjax.types import AnyArray, Model, Split
+from d3mjax.types import AnyArray, Model, Split, checked_names
 
 
+@checked_names
 class Options(NamedTuple):
     """Options of `scores`, `group_scores`, `group_columns` and `self_influence`.
 

@@ -25,7 +25,7 @@ from d3mjax.debiasing import group_weighting, selection, sources
 from d3mjax.debiasing.sources import Attribution
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.training import ensemble, masks
-from d3mjax.types import AnyArray, Data, Model, Split, Trainer
+from d3mjax.types import AnyArray, Data, Model, Split, Trainer, checked_names
 
 SHARES = (0.1, 0.2, 0.3)  # of the training set, removed by candidates
 DAMPINGS = (0.01, 10.0)  # where n is small for the projected dimension, little is left of the Gram
@@ -47,6 +47,7 @@ class Scores(NamedTuple):
     group_weights: Float[Array, "G"]
 
 
+@checked_names
 class Options(NamedTuple):
     """Choices of `debias` that have good defaults.
 

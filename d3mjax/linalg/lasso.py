@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from d3mjax.linalg.products import dot
-from d3mjax.types import AnyArray, Linear
+from d3mjax.types import AnyArray, Linear, checked_names
 
 
 class Moments(NamedTuple):
@@ -49,6 +49,7 @@ class Fit(NamedTuple):
     steps: jax.Array  # Int[], steps until the last target was done
 
 
+@checked_names
 class Options(NamedTuple):
     """Options of `solve` and `path`, and of the search over penalties of `d3mjax.attribution.datamodels.fit_lasso`."""
 

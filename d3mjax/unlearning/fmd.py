@@ -19,12 +19,13 @@ from d3mjax.attribution import curvatures, influence
 from d3mjax.attribution.inverses import by_last_layer
 from d3mjax.debiasing import last_layer
 from d3mjax.networks import dense
-from d3mjax.types import AnyArray, Linear, Model, Pairs, Split
+from d3mjax.types import AnyArray, Linear, Model, Pairs, Split, checked_names
 from d3mjax.unlearning import bias, edits, paths
 from d3mjax.unlearning.bias import Bias
 from d3mjax.unlearning.paths import Edit, Editable
 
 
+@checked_names
 class Options(NamedTuple):
     """Choices of `unlearn` that have good defaults.
 

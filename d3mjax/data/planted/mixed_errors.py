@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int, Key, Shaped
 
 from d3mjax.data import tables
 from d3mjax.data.planted import corruptions
-from d3mjax.types import AnyArray, Table
+from d3mjax.types import AnyArray, Table, checked_names
 
 KINDS = ("label error", "feature error", "spurious minority")
 
@@ -30,6 +30,7 @@ class Rule(NamedTuple):
     balanced: bool = False  # whether rows are drawn so that condition and label both hold for one half of them
 
 
+@checked_names
 class Options(NamedTuple):
     """Which errors `inject` plants, and in how many rows."""
 
