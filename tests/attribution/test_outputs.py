@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numerics import close
 
 from d3mjax.attribution import outputs
 from d3mjax.networks import dense
@@ -21,8 +22,8 @@ def test_margins_by_their_formulas():
         hard.append(row[y] - others.max())
         p = np.exp(row[y]) / np.exp(row).sum()
         soft.append(np.log(p / (1 - p)))
-    np.testing.assert_allclose(outputs.hard_margin(jnp.asarray(LOGITS), Y), hard, rtol=1e-5)
-    np.testing.assert_allclose(outputs.soft_margin(jnp.asarray(LOGITS), Y), soft, rtol=1e-4, atol=1e-5)
+    close(outputs.hard_margin(jnp.asarray(LOGITS), Y), hard)
+    close(outputs.soft_margin(jnp.asarray(LOGITS), Y), soft)
     right = logits.argmax(1) == Y
     assert 0 < right.sum() < 7
     np.testing.assert_array_equal(np.array(hard) > 0, right)
@@ -80,7 +81,7 @@ def test_outputs_do_not_depend_on_the_microbatch(variables, name, microbatch):
         "losses": np.log(np.exp(logits).sum(1)) - own,
     }[name]
     got = getattr(outputs, name)(MODEL, variables, SPLIT, microbatch=microbatch)
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    close(got, expected)
 
 
 def test_microbatch_below_one_is_refused(variables):

@@ -54,8 +54,9 @@ def _means(tau, group):
     return np.stack([np.asarray(tau)[np.asarray(group) == g].mean(0) for g in range(2)], axis=1)
 
 
-def _close(got, want, tolerance=1e-4):
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(np.asarray(want)).max())
+def _close(got, want, tolerance=1e-3):
+    """Up to 30 float32 roundings times the condition of K, which is p / damping = 310 at most, of the largest value."""
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(np.asarray(want)).max())
 
 
 def test_linear_regression_is_exact_leave_one_out_times_one_minus_leverage():
@@ -229,11 +230,11 @@ def test_checkpoints_are_means_of_single_ones_under_their_ids():
 def test_the_kernel_ignores_the_scale_of_gradients_unless_the_library_is_imitated():
     scaled = lambda model, v: lambda p, e: 10 * gradients.margin_output(model, v)(p, e)
     options: dict[str, Any] = {"factor": gradients.no_factor}
-    _close(_full(output=scaled, **options).tau, _full(**options).tau, 1e-3)
+    _close(_full(output=scaled, **options).tau, _full(**options).tau)
     plain, library = (_full(_one(0), **options, library_scale=flag).tau for flag in (False, True))
-    _close(library / plain, np.full(plain.shape, np.mean(library / plain)), 1e-3)  # one positive constant
+    _close(library / plain, np.full(plain.shape, np.mean(library / plain)), 1e-2)  # one positive constant
     assert float((library / plain)[0, 0]) > 0
-    _close(_full(_one(0), output=scaled, **options, library_scale=True).tau, 100 * library, 1e-3)
+    _close(_full(_one(0), output=scaled, **options, library_scale=True).tau, 100 * library)
 
 
 def test_much_damping_gives_gradient_products():
@@ -251,7 +252,7 @@ def test_a_last_layer_alone():
     keep = lambda path: "Dense_1" in path
     got = _groups(_one(0), keep=keep, projection=FLAT).columns
     tau = _full(_one(0), keep=keep, projection=FLAT).tau
-    _close(got, _means(tau, TARGET.group), 1e-3)
+    _close(got, _means(tau, TARGET.group))
     assert not np.allclose(got, _groups(_one(0), projection=FLAT).columns, rtol=1e-2)
 
 
