@@ -90,6 +90,7 @@ def shifted_cg(
     residual returned is the recursive one over ``||vector||``. Reverse-mode derivatives do not exist
     (`lax.while_loop`).
     """
+    shifts = jnp.asarray(shifts, vector.dtype)
     base = jnp.min(shifts)
     offset = shifts - base
     norm2 = dot(vector, vector)
