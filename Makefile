@@ -25,7 +25,7 @@ test-slow: $(VENV)/ready
 
 # The suite compiles without optimisation, which is faster; users do not.
 test-shipped: $(VENV)/ready
-	XLA_FLAGS=" " $(PYTEST) -m "not slow" $(NUMERICAL)
+	XLA_FLAGS= $(PYTEST) -m "not slow" $(NUMERICAL)
 
 # make runs each target once: `make test test-all` does not repeat the fast tests.
 test-all: test test-slow test-shipped

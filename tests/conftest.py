@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 # Programs here run for milliseconds: LLVM's optimisation and fused kernels cost more to compile than they save, a third
-# of the suite's time. XLA_FLAGS=" " turns them on again.
+# of the suite's time. An empty XLA_FLAGS turns them on again.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 # Of scikit-learn, of which no test has work for two: threads of several workers wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
