@@ -22,7 +22,7 @@ def integer_product(rows: Float[Array, "b k"], entries: Int[Array, "k q"], digit
     unit = jnp.abs(rows).max(axis=1, keepdims=True) / (127 * 256 ** (digits - 1))
     padding = -rows.shape[1] % 4  # XLA on GPUs (jaxlib 0.11.2) multiplies bytes wrongly if k is odd
     rows, entries = jnp.pad(rows, ((0, 0), (0, padding))), jnp.pad(entries, ((0, padding), (0, 0)))
-    left, total = jnp.round(rows / jnp.where(unit == 0, 1, unit)).astype(jnp.int32), jnp.zeros(())
+    left, total = jnp.round(rows / jnp.where(unit == 0, 1, unit)).astype(jnp.int32), jnp.zeros((), unit.dtype)
     for j in range(digits):
         digit = ((left + 128) & 255) - 128
         left = (left - digit) >> 8

@@ -20,7 +20,7 @@ def test_microbatches_of_pytrees_keep_every_row_in_order():
 
 def test_scan_pads_with_rows_that_do_not_count():
     step = lambda s, part, valid: (s + jnp.where(valid, part, 0).sum(), 2 * part)
-    total, rows = microbatches.scan_microbatches(step, jnp.float32(0), jnp.arange(7.0), microbatch=3)
+    total, rows = microbatches.scan_microbatches(step, jnp.zeros(()), jnp.arange(7.0), microbatch=3)
     assert total == 21
     np.testing.assert_array_equal(rows, 2 * np.arange(7.0))
     with pytest.raises(ValueError, match="microbatch: found 0"):
