@@ -21,6 +21,7 @@ from d3mjax.attribution import datamodels, effects, influence, outputs, projecti
 from d3mjax.data.planted.shortcut import planted_shortcut
 from d3mjax.debiasing import baselines, selection
 from d3mjax.debiasing.d3m import debias
+from d3mjax.diagnosis.diagnose import diagnose
 from d3mjax.networks.adapt import from_functions, from_linen, from_nnx
 from d3mjax.networks.dense import linear, mlp
 from d3mjax.training import masks
@@ -51,6 +52,7 @@ __all__ = [
     "datamodels",
     "debias",
     "debiasing",
+    "diagnose",
     "diagnosis",
     "effects",
     "from_functions",
