@@ -73,7 +73,9 @@ def step_weights(scores: Float[AnyArray, "n"], k: Int[Array, ""] | int) -> Float
     scores = jnp.asarray(scores)
     k = jnp.minimum(k, (scores < 0).sum())
     level = jnp.abs(jnp.sort(scores)[jnp.maximum(k - 1, 0)])
-    return jnp.where(k > 0, jnp.maximum(1 + scores / jnp.where(k > 0, level, 1), 0), 1.0)
+    # Compared, not only divided: XLA multiplies by a reciprocal, and A / |A| may be -1 + 6e-8.
+    stepped = jnp.where(scores > -level, jnp.maximum(1 + scores / jnp.where(k > 0, level, 1), 0), 0.0)
+    return jnp.where(k > 0, stepped, 1.0)
 
 
 def soft_weights(scores: Float[AnyArray, "n"], temperature: Float[Array, ""] | float) -> Float[Array, "n"]:

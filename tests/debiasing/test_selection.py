@@ -182,6 +182,12 @@ def test_a_step_empties_k_and_lifts_what_helps():
     assert len(traces) == 1, "retraced: `k` must stay traced"
 
 
+def test_a_step_empties_k_examples_whatever_the_rounding_of_its_level():
+    scores = np.random.default_rng(0).normal(size=200).astype(np.float32)
+    for k in range(1, 60):
+        assert (np.asarray(selection.step_weights(scores, k)) == 0).sum() == k
+
+
 def test_soft_weights_harden_as_the_temperature_falls():
     scores = np.array([0.5, -1.0, 0.25, -2.0, 3.0], np.float32)
     spread = scores.std()
