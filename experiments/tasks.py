@@ -1,23 +1,25 @@
-"""The tasks that experiments share: where the data comes from, what is trained on it, and what things are called."""
+"""The tasks that studies share: their data, networks and training recipes, and the sources of group columns on them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from jaxtyping import Int
+from jaxtyping import Array, Int, Key
 
+from d3mjax.attribution import influence, projections, trak
 from d3mjax.data import splits
 from d3mjax.data.planted import corruptions, cues
 from d3mjax.data.sets import adult, digits, fashion, fashion_cues
-from d3mjax.debiasing import selection
+from d3mjax.debiasing import selection, sources
 from d3mjax.networks import dense
-from d3mjax.training import objectives
+from d3mjax.runtime import hosts
+from d3mjax.training import ensemble, objectives, sampling
 from d3mjax.training.trainer import make_trainer
-from d3mjax.types import Data, Model, Sampler, Trainer
+from d3mjax.types import Data, Model, Sampler, Split, Trainer
 
 
 def _none(seed: int, *, smoke: bool = False) -> Int[np.ndarray, " k"]:
@@ -51,15 +53,117 @@ class Task:
         return data
 
     def network(self) -> Model:
-        """``model``, or the MLP."""
-        return self.model or dense.mlp(self.hidden, len(self.class_names))
+        """``model``, or the MLP; one object for equal tasks, so that what is compiled for it is compiled once."""
+        return _network(self)
 
     def trainer(self, steps: int, sampler: Sampler) -> Trainer:
-        """SGD with momentum, or Adam, and weight decay; the rate falls linearly to zero over ``steps``."""
-        rate = optax.linear_schedule(self.rate, 0.0, steps)
-        step = optax.adam(rate) if self.adam else optax.sgd(rate, self.momentum)
-        tx = optax.chain(optax.add_decayed_weights(self.decay), step)
-        return make_trainer(self.network(), objectives.cross_entropy(), tx, sampler, batch_size=self.batch)
+        """SGD with momentum, or Adam, and weight decay; the rate falls linearly to zero over ``steps``.
+
+        One object for equal tasks, steps and samplers (`SHUFFLED`, `RESAMPLED`).
+        """
+        return _trainer(self, steps, sampler)
+
+
+@cache
+def _network(task: Task) -> Model:
+    return task.model or dense.mlp(task.hidden, len(task.class_names))
+
+
+@cache
+def _trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
+    rate = optax.linear_schedule(task.rate, 0.0, steps)
+    step = optax.adam(rate) if task.adam else optax.sgd(rate, task.momentum)
+    tx = optax.chain(optax.add_decayed_weights(task.decay), step)
+    return make_trainer(task.network(), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
+
+
+SHUFFLED, RESAMPLED = sampling.shuffled(), sampling.resampled()
+
+
+def spread() -> dict[str, Any]:
+    """``width`` and ``mesh`` of this host, for functions that map models over devices."""
+    return {"width": hosts.models_at_once(), "mesh": hosts.local_mesh()}
+
+
+def train_models(task: Task, keys, split: Split, weights, look: Callable, **options: Any) -> tuple[Any, Array]:
+    """`ensemble.train_many` by the recipe of the task, on all devices of this host."""
+    trainer = task.trainer(task.steps, SHUFFLED)
+    return ensemble.train_many(trainer, keys, split, weights, task.steps, look=look, **options, **spread())
+
+
+class Trak(NamedTuple):
+    """Recipe of TRAK as the source of group columns: full trainings, and the projection of their gradients."""
+
+    models: int = 20  # checkpoints
+    size: int = 256  # projected dimension
+    damping: float = 0.01  # of the mean eigenvalue
+    microbatch: int = 20
+    last_layer: bool = False  # attribute the last layer of the task's MLP alone, without projection
+
+
+class Influence(NamedTuple):
+    """Recipe of influence functions as the source: full trainings, and one solve with the GGN a group."""
+
+    models: int = 5  # checkpoints
+    damping: float = 0.01
+    rtol: float = 1e-3
+    microbatch: int = 1000
+
+
+SMALL_SOURCES = {
+    Influence: Influence(models=2),
+    sources.Bank: sources.Bank(models=60, block=30, steps=20),
+    Trak: Trak(models=2, size=32),
+}
+"""Recipes of smoke runs."""
+
+
+@cache
+def trak_options(task: Task, source: Trak, project: Callable = projections.sjlt) -> trak.Options:
+    """Options of TRAK for one recipe; ``project``: makes a projection to ``source.size`` numbers."""
+    if not source.last_layer:
+        return trak.Options(project(source.size), source.damping, source.microbatch)
+    last = f"Dense_{len(task.hidden)}"
+    keep = lambda path: last in path
+    return trak.Options(projections.identity(), source.damping, source.microbatch, keep)
+
+
+@cache
+def influence_options(source: Influence) -> influence.Options:
+    """Options of influence functions for one recipe."""
+    inverse = influence.by_cg(rtol=source.rtol)
+    return influence.Options(damping=source.damping, microbatch=source.microbatch, inverse=inverse)
+
+
+@cache
+def _attribution(task: Task, source: Trak | Influence, others: tuple[float, ...]) -> sources.Attribution:
+    if isinstance(source, Trak):
+        return sources.by_trak(trak_options(task, source), dampings=others)
+    return sources.by_influence(influence_options(source), rtol=source.rtol)
+
+
+def columns(
+    task: Task,
+    source: Trak | Influence | sources.Bank,
+    key: Key[Array, ""],
+    data: Data,
+    *,
+    others: tuple[float, ...] = (),
+    progress: Callable[[int], object] = lambda count: None,
+) -> sources.Columns:
+    """Group columns of a task's targets from any source; ``others``: dampings of TRAK at which there are more readings.
+
+    ``progress`` counts the models trained.
+    """
+    model, num_groups = task.network(), len(task.group_names)
+    if isinstance(source, sources.Bank):
+        trainer = task.trainer(source.steps, SHUFFLED)
+        return sources.from_datamodels(key, model, trainer, data, num_groups, source, **spread(), progress=progress)
+    recipe = (model, task.trainer(task.steps, SHUFFLED), data, num_groups, task.steps)
+    attribution = _attribution(task, source, others)
+    made = sources.from_checkpoints(key, *recipe, attribution, checkpoints=source.models, **spread())
+    progress(source.models)
+    return made
 
 
 SMALL = {"train": 600, "targets": 200, "selection": 200, "test": 400}  # sizes of smoke runs
