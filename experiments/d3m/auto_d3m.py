@@ -1,37 +1,42 @@
-"""AUTO-D3M: groups of the targets found without group labels, by several splits, beside the true groups.
+"""AUTO-D3M: groups of the targets without group labels, from several splits, beside the true groups.
 
-Claim:    the direction along which similar gradients and losses go together finds the minority even where the targets
-          have the training mix, and says so where there is none; the published first component finds it only among
-          balanced targets.
-Command:  python -m experiments.auto_d3m            (`--config.smoke` takes seconds)
-Expected: the table in experiments/README.md, which this command wrote with `adult-balanced` among its tasks. Share of
-          the gain of D3M with true groups: 1.00 on patch, with 100 balanced targets and with 8 targets of each
-          minority; .2 on Adult, where all splits are weak and average accuracy falls by 10 points, .6 with balanced
-          targets, as it refuses twice in five; refusal, hence plain training, with 3 or none of each minority.
-Device:   two CPU cores, about a minute a task and seed; any JAX device works.
+Claim:    a split along similar gradients and losses finds the minority even where the targets have the training mix,
+          and refuses where there is no minority; the published first component needs balanced targets.
+Command:  python -m experiments auto_d3m            (`--smoke` takes seconds)
+Expected: share of D3M's gain with true groups: 1.00 on *patch*, with 100 balanced targets and with 8 targets of each
+          minority; 0.24 on *adult*, where all splits are weak and average accuracy falls by 10 points, 0.57 with
+          balanced targets (`adult-balanced`), as it refuses twice in five; refusal, hence plain training, with 3 or
+          none of each minority.
+Device:   two CPU cores, 15 minutes; any JAX device works.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
-from d3mjax.attribution import outputs, projections, trak
-from d3mjax.debiasing import baselines, group_weighting, pseudo_groups, selection
-from d3mjax.runtime import hosts
-from d3mjax.runtime.hosts import models_at_once
-from d3mjax.training import ensemble, sampling
+from d3mjax.debiasing import auto, baselines, group_weighting, pseudo_groups, selection
+from d3mjax.keys import Auto, members
+from d3mjax.reports import page, plots
+from d3mjax.reports.rows import Kind
 from d3mjax.types import Data
-from experiments import study, tasks
-from experiments.d3m import auto_report, engine
+from experiments import tasks
+from experiments.d3m.retraining import accuracies, arrays_of, by_group, retrain, row_of, worst
+from experiments.study import Study, Unit
+from experiments.tasks import SHUFFLED, SMALL_SOURCES, Trak, spread, trak_options
 
-CHECKPOINTS, COLUMNS, DRAW, REPORT = range(4)  # families of keys
+REFERENCES = {
+    "ERM": Kind("plain"),
+    "D3M, true groups": Kind("yardstick", "validation groups"),
+    "SUBG": Kind("yardstick", "training groups"),
+}
+PUBLISHED = "AUTO-D3M as published"
+DIAGNOSTICS = ("refused", "attribute_auc", "explained", "separation", "loss_share")
 
 
 class Case(NamedTuple):
@@ -56,13 +61,13 @@ class Config:
     first_seed: int = 10  # splits and thresholds were chosen on seeds 0 to 2, which must not report
     retrains: int = 3
     beta: float = 1.0
-    source: engine.Trak = field(default_factory=engine.Trak)
-    similar: float = 1000.0  # damping of the rows that are split: far above 1, plain similarity of gradients
+    source: Trak = field(default_factory=Trak)
+    similar: float = auto.SIMILARITY  # damping of the rows that are split: far above 1, plain similarity of gradients
     smoke: bool = False
 
 
 class Attributed(NamedTuple):
-    """What the checkpoints say about the targets."""
+    """Attribution of every single target, and what the splits are made of."""
 
     tau: np.ndarray  # [t n], as D3M uses it
     damped: np.ndarray  # [t t], inner products of its rows
@@ -70,44 +75,20 @@ class Attributed(NamedTuple):
     margins: np.ndarray  # [c t], soft margins
 
 
-def make_attribute(task: tasks.Task, config: Config) -> Callable[[Data, jax.Array], Attributed]:
-    """``attribute(data, key)``: train checkpoints on everything, and attribute every single target."""
-    model, run = task.network(), task.trainer(task.steps, sampling.shuffled())
-    source, spread = config.source, hosts.local_mesh()
-
-    @jax.jit
-    def train(data: Data, keys):
-        def one(key):
-            state = run.init(key, data.train.x[:1])
-            state, info = run.run(state, data.train, jnp.ones(data.train.y.shape[0]), task.steps)
-            return state.variables, outputs.soft_margins(model, state.variables, data.target), info.loss
-
-        return ensemble.map_models(one, width=models_at_once(), mesh=spread)(keys)
-
-    @jax.jit
-    def score(data: Data, key, checkpoints, damping):
-        options = trak.Options(projections.sjlt(source.size), damping, source.microbatch)
-        return trak.scores(key, model, checkpoints, data.train, data.target, options=options)
-
-    def attribute(data: Data, key) -> Attributed:
-        keys = ensemble.model_keys(jax.random.fold_in(key, CHECKPOINTS), jnp.arange(source.models))
-        checkpoints, margins, losses = train(data, keys)
-        ensemble.check_losses(jax.device_get(losses), np.arange(source.models))
-        checkpoints = jax.device_put(jax.device_get(checkpoints))
-        tau = []
-        for damping in (source.damping, config.similar):
-            found = score(data, jax.random.fold_in(key, COLUMNS), checkpoints, jnp.float32(damping))
-            trak.check(jax.device_get(found.info), example_ids=data.train.id)
-            tau.append(np.asarray(found.tau))
-        damped, similar = (np.asarray(pseudo_groups.gram([rows])) for rows in tau)
-        return Attributed(tau[0], damped, similar, np.asarray(margins))
-
-    return attribute
+def attribute(task: tasks.Task, config: Config, data: Data, root) -> Attributed:
+    """Train checkpoints on everything, and attribute every single target at both dampings."""
+    keys, model, source = members(root, Auto.CHECKPOINTS, config.source.models), task.network(), config.source
+    trainer = task.trainer(task.steps, SHUFFLED)
+    checkpoints = auto.train_checkpoints(keys, model, trainer, data, task.steps, **spread())
+    rows = partial(auto.attribute_targets, jax.random.fold_in(root, Auto.COLUMNS), model, checkpoints, data)
+    tau, undamped = (rows(trak_options(task, source), damping=d) for d in (source.damping, config.similar))
+    damped, similar = (np.asarray(pseudo_groups.gram([each])) for each in (tau, undamped))
+    return Attributed(tau, damped, similar, checkpoints.margins)
 
 
-def groupings(found: Attributed, y, num_classes: int) -> dict[str, pseudo_groups.PseudoGroups]:
-    """Pseudo-groups by method; all but the first two are what was tried beside them."""
-    wrong = (found.margins < 0).mean(0).astype(np.float32)
+def groupings(attributed: Attributed, y, num_classes: int) -> dict[str, pseudo_groups.PseudoGroups]:
+    """Pseudo-groups by method; all but the first two are alternatives to them."""
+    wrong = (attributed.margins < 0).mean(0).astype(np.float32)
     leading = pseudo_groups.leading
     mostly_wrong = lambda score, losses: np.asarray(losses) > 0.5
 
@@ -116,71 +97,68 @@ def groupings(found: Attributed, y, num_classes: int) -> dict[str, pseudo_groups
         return pseudo_groups.pseudo_groups(rows, y, wrong, num_classes, **options)
 
     return {
-        "AUTO-D3M": pseudo_groups.pseudo_groups(found.similar, y, wrong, num_classes),
-        "AUTO-D3M as published": always(found.damped, pseudo_groups.zero, leading),
-        "AUTO-D3M, never refusing": always(found.similar),
-        "AUTO-D3M, first component, two-means": always(found.damped, direction=leading),
-        "AUTO-D3M, first component, median": always(found.damped, pseudo_groups.median, leading),
-        "AUTO-D3M, first component, tails": always(found.damped, pseudo_groups.tails, leading),
-        "AUTO-D3M, first component of similarity": always(found.similar, direction=leading),
-        "AUTO-D3M, loss direction of damped rows": always(found.damped),
-        "AUTO-D3M, mostly misclassified": always(found.similar, mostly_wrong),
+        "AUTO-D3M": pseudo_groups.pseudo_groups(attributed.similar, y, wrong, num_classes),
+        PUBLISHED: always(attributed.damped, pseudo_groups.zero, leading),
+        "AUTO-D3M, never refusing": always(attributed.similar),
+        "AUTO-D3M, first component, two-means": always(attributed.damped, direction=leading),
+        "AUTO-D3M, first component, median": always(attributed.damped, pseudo_groups.median, leading),
+        "AUTO-D3M, first component, tails": always(attributed.damped, pseudo_groups.tails, leading),
+        "AUTO-D3M, first component of similarity": always(attributed.similar, direction=leading),
+        "AUTO-D3M, loss direction of damped rows": always(attributed.damped),
+        "AUTO-D3M, mostly misclassified": always(attributed.similar, mostly_wrong),
     }
 
 
-def keep_mask(found: Attributed, group, y, num_classes: int, beta: float) -> np.ndarray:
-    """D3M's rule for these groups of the targets; an empty group has no say."""
+def keep_mask(attributed: Attributed, group, y, num_classes: int, beta: float) -> np.ndarray:
+    """D3M's rule for these groups of the targets; an empty group has weight 0."""
     num_groups = int(group.max()) + 1
     member = np.eye(num_groups, dtype=np.float32)[group]
     with np.errstate(invalid="ignore", divide="ignore"):
         member = member / member.sum(0)
-        losses = np.logaddexp(0, -found.margins).mean(0) @ member
-    columns = np.where(np.isnan(losses), 0, found.tau.T @ np.nan_to_num(member))
+        losses = np.logaddexp(0, -attributed.margins).mean(0) @ member
+    columns = np.where(np.isnan(losses), 0, attributed.tau.T @ np.nan_to_num(member))
     scores = group_weighting.scores(columns, group_weighting.softmax_weights(losses, beta=beta))
     return np.asarray(selection.guard(scores, selection.drop_negative(scores), y, num_classes)[0])
 
 
-def measure(
-    case: Case, config: Config, attribute: Callable, fit: Callable, seed: int, progress: Callable[[int], object]
-) -> study.Unit:
-    """Every grouping on one split of one task: what it found, and what D3M made of it."""
+def measure(case: Case, config: Config, seed: int, progress: Callable[[int], object]) -> Unit:
+    """Every grouping on one split of one task, and retraining without what D3M removes for it."""
     task, root = case.task, jax.random.key(seed)
     data = fewer_targets(task.read(seed, smoke=config.smoke), case.minority)
     train, target, runs = data.train, data.target, config.retrains
     num_classes, num_groups = len(task.class_names), len(task.group_names)
-    found = attribute(data, root)
+    attributed = attribute(task, config, data, root)
     progress(config.source.models)
 
     facts, arrays = {}, {"target_id": target.id, "target_y": target.y, "target_group": target.group, "id": train.id}
     keep = {"ERM": np.ones(len(train.y), bool)}
-    keep["D3M, true groups"] = keep_mask(found, np.asarray(target.group), train.y, num_classes, config.beta)
-    for name, pseudo in groupings(found, target.y, num_classes).items():
+    keep["D3M, true groups"] = keep_mask(attributed, np.asarray(target.group), train.y, num_classes, config.beta)
+    for name, pseudo in groupings(attributed, target.y, num_classes).items():
         keep[name] = keep["ERM"]
         if pseudo.split.any():
-            keep[name] = keep_mask(found, pseudo.group, train.y, num_classes, config.beta)
-        facts[name] = describe_groups(pseudo, target)
+            keep[name] = keep_mask(attributed, pseudo.group, train.y, num_classes, config.beta)
+        facts[name] = diagnostics(pseudo, target)
         arrays |= {f"pseudo/{name}": pseudo.group, f"score/{name}": pseudo.score}
-    draws = ensemble.model_keys(jax.random.fold_in(root, DRAW), jnp.arange(runs))
-    balanced = jax.vmap(lambda k: baselines.subsample_balanced(k, jnp.asarray(train.group), num_groups))(draws)
-    keep["SUBG"] = np.asarray(balanced)
+    balanced = jax.vmap(lambda key: baselines.subsample_balanced(key, jnp.asarray(train.group), num_groups))
+    keep["SUBG"] = np.asarray(balanced(members(root, Auto.DRAW, runs)))
 
-    keys = ensemble.model_keys(jax.random.fold_in(root, REPORT), jnp.arange(runs))
-    weights = np.concatenate([np.broadcast_to(rows, (runs, len(train.y))) for rows in keep.values()])
-    judged = fit(train, data, jnp.tile(keys, len(keep)), weights.astype(np.float32))
-    for i, (name, rows) in enumerate(keep.items()):
-        arrays |= {f"test/{name}": judged.test[i * runs :][:runs], f"average/{name}": judged.average[i * runs :][:runs]}
+    arrays |= arrays_of(retrain(task, data, members(root, Auto.REPORT, runs), keep))
+    for name, rows in keep.items():
         facts.setdefault(name, {})["removed"] = 1 - float(rows.mean())
     arrays["kept"] = keep["AUTO-D3M"]
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def describe_groups(pseudo: pseudo_groups.PseudoGroups, target) -> dict[str, float | None]:
-    """What AUTO can say itself, and how well its score tells the true attribute; means over classes, None for NaN."""
-    attribute = np.asarray(target.group) % 2 == 1
-    members = [target.y == c for c in range(len(pseudo.split))]
+def diagnostics(pseudo: pseudo_groups.PseudoGroups, target) -> dict[str, float | None]:
+    """Diagnostics of a split without group labels, and the AUC of its score for the true attribute; means over classes.
+
+    None for NaN.
+    """
+    true_attribute = np.asarray(target.group) % 2 == 1
+    classes = [target.y == c for c in range(len(pseudo.split))]
     values = {
         "refused": not pseudo.split.any(),
-        "attribute_auc": np.mean([pseudo_groups.attribute_auc(pseudo.score[m], attribute[m]) for m in members]),
+        "attribute_auc": np.mean([pseudo_groups.attribute_auc(pseudo.score[m], true_attribute[m]) for m in classes]),
         **{name: np.mean(getattr(pseudo, name)) for name in ("explained", "separation", "loss_share")},
     }
     return {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
@@ -192,29 +170,68 @@ def fewer_targets(data: Data, most: int | None) -> Data:
     return data if most is None else tasks.few_targets(data, most, rare)
 
 
-def prepare(case: Case, config: Config) -> Callable:
-    """`measure` of one task, compiled once for all seeds."""
-    task = replace(case.task, steps=50) if config.smoke else case.task
-    case = case._replace(task=task)
-    fit = engine.make_fit(task, hosts.local_mesh(), sampling.shuffled(), steps=task.steps)
-    return partial(measure, case, config, make_attribute(task, config), fit)
-
-
-def main(config: Config, results: Path = Path("results"), run: str | None = None) -> Path:
-    """Run all tasks, print a table for each, and leave everything in ``results/auto_d3m/<run>``; rerun to resume."""
-    if config.smoke:
-        config = replace(config, seeds=2, retrains=2, source=engine.Trak(models=2, size=32))
-    return study.run_experiment(
-        "auto_d3m",
-        config,
-        CASES,
-        prepare,
-        auto_report.describe,
-        models=config.source.models,
-        results=results,
-        run=run,
+def describe(case: Case, _config: Config, units: list[Unit]) -> tuple[list[dict[str, Any]], page.Section]:
+    """Rows, and the section of one task and mix of targets."""
+    splits = [name for name in units[0][0] if name not in REFERENCES]
+    plain, true = worst(units, "ERM"), worst(units, "D3M, true groups")
+    rows = []
+    for method in ("ERM", "D3M, true groups", *splits, "SUBG"):
+        values = accuracies(units, method) | {"removed": [facts[method]["removed"] for facts, _ in units]}
+        if method in splits:
+            gap = true - plain
+            values["share_of_d3m"] = (worst(units, method) - plain) / np.where(gap > 0, gap, np.nan)
+            values |= {name: [facts[method][name] for facts, _ in units] for name in DIAGNOSTICS}
+        kind = REFERENCES.get(method, Kind("rival" if method == PUBLISHED else "ours"))
+        rows.append(row_of(case.name, method, values, kind))
+    few = f" At most {case.minority} targets of each of the two rarest groups are left."
+    refused = sum(bool(facts["AUTO-D3M"]["refused"]) for facts, _ in units)
+    text = (
+        f"{case.task.about}{'' if case.minority is None else few} No method but D3M with true groups and SUBG uses "
+        f"group labels. AUTO-D3M refused, and removed nothing, on {refused} of {len(units)} seeds. share_of_d3m: of "
+        "the gain of D3M with true groups; attribute_auc: of the split score for the true attribute in a class (1/2: "
+        "chance); loss_share: of the variance of errors between pseudo-groups; separation: of the score's (a single "
+        "Gaussian: .64)."
     )
+    names, bars = case.task.group_names, by_group(units, ("ERM", PUBLISHED, "AUTO-D3M", "D3M, true groups"))
+    figures = {
+        "Test accuracy of every group, before and after D3M for pseudo-groups or true groups.": plots.bar_groups(
+            bars, names
+        ),
+        "Scores that were split, by true group (first seed).": split_scores(units[0][1], names),
+    }
+    return rows, page.Section(text, figures)
 
 
-if __name__ == "__main__":
-    tyro.cli(main)
+def split_scores(arrays: Any, group_names: tuple[str, ...]) -> Figure:
+    """Histograms of the published score and of AUTO-D3M's among the targets of each true group."""
+    figure = Figure(figsize=(8.2, 5.2), layout="constrained", facecolor="white")
+    group, y = arrays["target_group"], arrays["target_y"]
+    for column, method in enumerate((PUBLISHED, "AUTO-D3M")):
+        for c in np.unique(y):
+            axes = figure.add_subplot(2, len(np.unique(y)), column * len(np.unique(y)) + int(c) + 1)
+            score = arrays[f"score/{method}"]
+            bins = list(np.histogram_bin_edges(score[y == c], 40))
+            for g, colour in zip(np.unique(group[y == c]), plots.PALETTE, strict=False):
+                axes.hist(score[group == g], bins, color=colour, alpha=0.6, label=group_names[g])
+            axes.set_yscale("log")
+            axes.set_title(method, loc="left", fontsize=9.5)
+            axes.legend(frameon=False, fontsize=7.5)
+    figure.supxlabel("score of a target", fontsize=10)
+    figure.supylabel("targets", fontsize=10)
+    return figure
+
+
+STUDY = Study(
+    "auto_d3m",
+    claim="A split along similar gradients and losses finds the minority among targets of the training mix, and "
+    "refuses where there is no minority; the published first component needs balanced targets.",
+    config=Config(),
+    tasks=CASES,
+    prepare=lambda case, config, _results: partial(measure, case, config),
+    describe=describe,
+    minutes=15,
+    headline=("patch", "AUTO-D3M", "share_of_d3m"),
+    smoke=lambda config: replace(config, seeds=2, retrains=2, source=SMALL_SOURCES[Trak]),
+    small=lambda case: case._replace(task=replace(case.task, steps=50)),
+    models=lambda config: config.source.models,
+)

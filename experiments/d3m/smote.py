@@ -1,4 +1,4 @@
-"""SMOTE through imbalanced-learn (Chawla et al., 2002): new rows on segments between near rows of the same cell."""
+"""SMOTE through imbalanced-learn (Chawla et al., 2002): new examples on segments between neighbours of one cell."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,18 +18,19 @@ def oversample(
     categorical: Sequence[slice] = (),
     neighbours: int = 5,
 ) -> tuple[Float[np.ndarray, "k p"], Int[np.ndarray, " k"]]:
-    """Rows and their cells, every cell as large as the largest; the rows given come first, unchanged.
+    """Examples and their cells, every cell as large as the largest; the given examples come first, unchanged.
 
-    ``categorical`` names the one-hot columns, a slice for each variable: a new row takes the commonest value among its
-    neighbours (SMOTE-NC). Images belong here as features of a network, not as pixels.
+    ``categorical``: the one-hot columns, a slice for each variable; a new example takes the commonest value among its
+    neighbours (SMOTE-NC). For images, pass features of a network, not pixels. A cell of fewer than ``neighbours + 1``
+    examples uses fewer neighbours.
 
     Raises:
-      ValueError: if a cell has fewer than two rows; with fewer than ``neighbours + 1``, fewer neighbours are used.
+      ValueError: a cell has fewer than two examples.
     """
     x, cell = np.asarray(x, np.float32), np.asarray(cell)
     smallest = np.unique(cell, return_counts=True)[1].min()
     if smallest < 2:
-        raise ValueError(f"cell: found one of {smallest} row, expected at least 2 to draw a segment between")
+        raise ValueError(f"cell: found one of {smallest} example, expected at least 2 to draw a segment between")
     options: dict[str, Any] = {"random_state": seed, "k_neighbors": int(min(neighbours, smallest - 1))}
     if not categorical:
         new, new_cell = SMOTE(**options).fit_resample(x, cell)[:2]

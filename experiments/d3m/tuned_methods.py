@@ -1,7 +1,7 @@
-"""The methods that D3M stands beside, each tuned with one budget by the rule that its information allows.
+"""Published methods and yardsticks beside D3M, each tuned with one budget by the rule that its information allows.
 
-Every method sees the same draws of the training recipe, the default first; choices are made on the selection split,
-by worst-class accuracy where no group label may be used and by worst-group accuracy elsewhere.
+Every method tries the same draws of the training recipe, the default first. Choices are made on the selection split:
+by worst-class accuracy for methods without group labels, by worst-group accuracy for all others.
 """
 
 from collections.abc import Callable
@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from d3mjax import metrics
 from d3mjax.attribution import outputs
 from d3mjax.data import splits
 from d3mjax.data.sets import adult
-from d3mjax.debiasing import baselines
-from d3mjax.runtime.hosts import local_mesh, models_at_once, place
-from d3mjax.training import ensemble, masks, objectives, sampling
+from d3mjax.debiasing import baselines, d3m
+from d3mjax.reports.rows import Kind
+from d3mjax.runtime.hosts import local_mesh, place
+from d3mjax.training import ensemble, masks, objectives
 from d3mjax.training.trainer import make_trainer
-from d3mjax.types import Data, Objective, Sampler, Split
-from experiments.d3m import engine, smote
-from experiments.tasks import Task
+from d3mjax.types import Data, Objective, Sampler, Split, Trainer
+from experiments.d3m import smote
+from experiments.tasks import RESAMPLED, SHUFFLED, Task, spread
 
 CATEGORICAL = {"adult": [s for s in adult.COLUMNS.values() if s.stop - s.start > 1]}  # one-hot columns of a task
 
@@ -49,150 +49,141 @@ RECIPE = ("rate", "decay", "share")
 def settings(task: Task, budget: int) -> list[Setting]:
     """``budget`` settings, the default first, the same for all methods and seeds: log-uniform around the defaults."""
     draw = np.random.default_rng(0)
-    found = [Setting(task.rate, task.decay, 1.0)]
+    drawn = [Setting(task.rate, task.decay, 1.0)]
     for _ in range(budget - 1):
-        rate, decay, eta = (
+        # The third number was once eta, which is drawn again below; without it, later draws would not be those of
+        # stored results.
+        rate, decay, _unused = (
             task.rate * 10 ** draw.uniform(-1, 0.3),
             10 ** draw.uniform(-4, -1),
             10 ** draw.uniform(-3, 0),
         )
         share, up = draw.choice([0.1, 0.25, 0.5, 1.0]), draw.choice([4.0, 5.0, 6.0, 20.0, 50.0, 100.0])
         first, mass, eta = draw.choice([0.05, 0.1, 0.25, 0.5, 1.0]), draw.uniform(0.1, 0.9), 10 ** draw.uniform(-3, 0)
-        found.append(Setting(*map(float, (rate, decay, share, eta, up, first, mass, 10 ** draw.uniform(-2, 0)))))
-    return found
+        drawn.append(Setting(*map(float, (rate, decay, share, eta, up, first, mass, 10 ** draw.uniform(-2, 0)))))
+    return drawn
 
 
 class Judged(NamedTuple):
-    """One model's evaluation, its selection accuracy by class, and what the method says about itself."""
+    """Evaluation of one model, its selection accuracy by class, and diagnostics of the method by name."""
 
-    evaluation: engine.Evaluation
+    evaluation: d3m.Evaluation
     classes: Float[Array, "C"]
     notes: dict[str, Array]
 
 
-def worst_group(judged: Judged) -> Float[np.ndarray, "m"]:
-    """For methods that may use the groups of the selection split."""
-    return np.asarray(judged.evaluation.selection).min(-1)
-
-
-def worst_class(judged: Judged) -> Float[np.ndarray, "m"]:
-    """For methods without any group label (Yang et al., 2023)."""
-    return np.asarray(judged.classes).min(-1)
-
-
 def judge(task: Task, variables: Any, data: Data, notes: dict[str, Array]) -> Judged:
-    """`engine.evaluate` and the accuracy of each class on the selection split."""
-    right = outputs.hard_margins(task.network(), variables, data.selection, microbatch=4096) > 0
+    """`d3m.evaluate`, and the accuracy of each class on the selection split."""
+    model = task.network()
+    right = outputs.hard_margins(model, variables, data.selection, microbatch=4096) > 0
     classes = metrics.group_means(right, data.selection.y, len(task.class_names))
-    return Judged(engine.evaluate(task, variables, data), classes, notes)
+    return Judged(d3m.evaluate(model, variables, data, len(task.group_names)), classes, notes)
 
 
-def descend(task: Task, sampler: Sampler, objective: Objective, key, split: Split, weights, setting: Setting):
-    """Variables and losses of one training; the recipe may be traced, as steps past the share have rate zero."""
+def recipe(task: Task, sampler: Sampler, objective: Objective, setting: Setting) -> Trainer:
+    """Trainer of a setting, which may be traced: steps past ``setting.share`` have rate zero."""
     length = setting.share * task.steps
     rate = lambda step: setting.rate * jnp.maximum(1 - step / length, 0.0)
     tx = optax.chain(optax.add_decayed_weights(setting.decay), optax.sgd(rate, task.momentum))
-    run = make_trainer(task.network(), objective, tx, sampler, batch_size=task.batch)
-    state, info = run.run(run.init(key, split.x[:1]), split, weights, task.steps)
-    return state.variables, info.loss
+    return make_trainer(task.network(), objective, tx, sampler, batch_size=task.batch)
 
 
-def plain(task: Task, sampler: Sampler, key, split: Split, weights, setting: Setting):
-    """Cross-entropy under weights."""
-    return *descend(task, sampler, objectives.cross_entropy(), key, split, weights, setting), {}
+def _fit(sampler: Sampler, objective: Objective, task: Task, key, split: Split, weights, setting: Setting):
+    trainer = recipe(task, sampler, objective, setting)
+    state, info = trainer.run(trainer.init(key, split.x[:1]), split, weights, task.steps)
+    return state.variables, info.loss, {}
 
 
-def group_dro(task: Task, key, split: Split, weights, setting: Setting):
+# The fits of one model: (task, key, split, weights [n], setting) -> (variables, losses [s], notes).
+fit_shuffled = partial(_fit, SHUFFLED, objectives.cross_entropy())
+fit_resampled = partial(_fit, RESAMPLED, objectives.cross_entropy())
+
+
+def fit_group_dro(task: Task, key, split: Split, weights, setting: Setting):
     """GroupDRO on resampled groups."""
     objective = objectives.group_dro(len(task.group_names), eta=setting.eta)
-    return *descend(task, sampling.resampled(), objective, key, split, weights, setting), {}
+    return _fit(RESAMPLED, objective, task, key, split, weights, setting)
 
 
-def jtt(task: Task, key, split: Split, weights, setting: Setting):
-    """Train, find the errors, train again on more copies of them; says how many and whom it found."""
-    model, short = task.network(), setting._replace(share=setting.first)
-    scout, losses, _ = plain(task, sampling.shuffled(), jax.random.fold_in(key, 2), split, weights, short)
-    errors = (outputs.hard_margins(model, scout, split, microbatch=4096) <= 0) & (weights > 0)
+def fit_jtt(task: Task, key, split: Split, weights, setting: Setting):
+    """JTT: train, and train again on more copies of the errors; notes: their number, precision and recall."""
+    short = setting._replace(share=setting.first)
+    first, losses, _ = fit_shuffled(task, jax.random.fold_in(key, 2), split, weights, short)
+    errors = (outputs.hard_margins(task.network(), first, split, microbatch=4096) <= 0) & (weights > 0)
     size = jnp.zeros(len(task.group_names)).at[split.group].add(weights > 0)
     minority = (size < size.mean())[split.group] & (weights > 0)
     both = (errors & minority).sum()
     notes = {"errors": errors.sum(), "precision": both / errors.sum(), "recall": both / minority.sum()}
     up = weights * baselines.jtt_weights(errors, setting.up)
-    variables, later, _ = plain(task, sampling.resampled(), key, split, up, setting)
+    variables, later, _ = fit_resampled(task, key, split, up, setting)
     return variables, jnp.concatenate([losses, later]), notes
 
 
-def compiled(task: Task, mesh: Mesh, fit: Callable) -> Callable:
-    """``run(split, data, keys [m], weights [m n], settings [m]) -> Judged [m]`` from the fit of one model."""
+@partial(jax.jit, static_argnames=("task", "fit"))
+def _fitted(split: Split, data: Data, keys, weights, setting: Setting, *, task: Task, fit: Callable):
+    def one(split, data, key, weight, setting):
+        variables, losses, notes = fit(task, key, split, weight, setting)
+        return judge(task, variables, data, notes), losses
 
-    @jax.jit
-    def many(split: Split, data: Data, keys, weights, setting):
-        def one(split, data, key, weight, at):
-            variables, losses, notes = fit(key, split, weight, at)
-            return judge(task, variables, data, notes), losses
-
-        return ensemble.map_models(one, width=models_at_once(), mesh=mesh, shared=(split, data))(keys, weights, setting)
-
-    def run(split: Split, data: Data, keys, weights, setting: Setting) -> Judged:
-        masks.check_weights(np.asarray(weights), split.y)
-        judged, losses = jax.device_get(many(split, data, keys, jnp.asarray(weights, jnp.float32), setting))
-        ensemble.check_losses(losses, np.arange(len(losses)))
-        return judged
-
-    return run
+    # Not `train_many`: the recipe is traced, one setting a model, and JTT trains twice.
+    return ensemble.map_models(one, **spread(), shared=(split, data))(keys, weights, setting)
 
 
 class Method(NamedTuple):
-    """What a method needs to know, how it is chosen, what it tunes, and how it trains."""
+    """Place of a method in the table, the settings it tunes, its weights, its fit of one model, and its examples."""
 
-    information: str
-    rule: Callable[[Judged], np.ndarray]
+    kind: Kind
     uses: tuple[str, ...]
-    weights: Callable[[Any, Data, Setting], Any]  # (key, data, setting) -> [pool], 0 for what is not used; None: ones
-    run: Callable[..., Judged]
+    weights: Callable[[Any, Data, Setting], Any]  # (key, data, setting) -> [pool], 0 for unused examples; None: ones
+    fit: Callable
     pool: Callable[[Any, Data], Split] = lambda _key, data: splits.concatenate(data.train, data.target)
 
+    def criterion(self, judged: Judged) -> Float[np.ndarray, "m"]:
+        """Selection accuracy of the worst group, or of the worst class (Yang et al., 2023) without group labels."""
+        none = self.kind.information == "none"
+        return np.asarray(judged.classes if none else judged.evaluation.selection).min(-1)
 
-def methods(task: Task, mesh: Mesh) -> dict[str, Method]:
-    """Everything that trains a whole network, in the order of the table; SMOTE only where inputs are no images.
 
-    All draw from one pool of train and target examples, so that a way of training is compiled once.
+def methods(task: Task) -> dict[str, Method]:
+    """All methods that train a whole network, in the order of the table; SMOTE only where inputs are not images.
+
+    All draw from one pool of train and target examples, so that a fit is compiled once.
     """
     num_classes, num_groups = len(task.class_names), len(task.group_names)
-    erm = partial(plain, task, sampling.shuffled())
-    shuffled, resampled = compiled(task, mesh, erm), compiled(task, mesh, partial(plain, task, sampling.resampled()))
-    dro, twice = compiled(task, mesh, partial(group_dro, task)), compiled(task, mesh, partial(jtt, task))
 
     def part(name: str, weigh: Callable):
-        """Weights ``weigh(key, rows)`` of one split of the pool, told apart by ``name``."""
+        """Weights ``weigh(key, examples)`` of one split of the pool; 0 for the other."""
         return lambda key, data, _setting: _padded(data, name, weigh(key, getattr(data, name)))
 
-    ones = part("train", lambda _key, rows: baselines.erm_weights(len(rows.y)))
-    by_class = part("train", lambda _key, rows: baselines.balanced_weights(rows.y, num_classes))
-    by_group = part("train", lambda _key, rows: baselines.balanced_weights(rows.group, num_groups))
-    alone = part("target", lambda _key, rows: baselines.balanced_weights(rows.group, num_groups))
-    class_part = part("train", lambda key, rows: baselines.subsample_balanced(key, rows.y, num_classes))
-    group_part = part("train", lambda key, rows: baselines.subsample_balanced(key, rows.group, num_groups))
+    ones = part("train", lambda _key, split: baselines.erm_weights(len(split.y)))
+    by_class = part("train", lambda _key, split: baselines.balanced_weights(split.y, num_classes))
+    by_group = part("train", lambda _key, split: baselines.balanced_weights(split.group, num_groups))
+    alone = part("target", lambda _key, split: baselines.balanced_weights(split.group, num_groups))
+    class_part = part("train", lambda key, split: baselines.subsample_balanced(key, split.y, num_classes))
+    group_part = part("train", lambda key, split: baselines.subsample_balanced(key, split.group, num_groups))
 
-    none = partial(Method, "none", worst_class, RECIPE)
-    validation = partial(Method, "validation groups", worst_group)
-    oracle = partial(Method, "training groups", worst_group)
-    found = {
-        "ERM, tuned without groups": none(ones, shuffled),
-        "RWY": none(by_class, resampled),
-        "SUBY": none(class_part, shuffled),
-        "ERM, tuned with groups": validation(RECIPE, ones, shuffled),
-        "RWG on the targets alone": validation(RECIPE, alone, resampled),
-        "train and targets together": validation((*RECIPE, "mass"), partial(_mixed, num_groups), resampled),
-        "JTT": validation((*RECIPE, "up", "first"), ones, twice),
-        "SUBG": oracle(RECIPE, group_part, shuffled),
-        "RWG": oracle(RECIPE, by_group, resampled),
-        "GroupDRO": oracle((*RECIPE, "eta"), by_group, dro),
+    rival, validation, yardstick = Kind("rival"), "validation groups", Kind("yardstick", "training groups")
+    table = {
+        "ERM, tuned without groups": Method(Kind("control", controls="tuning"), RECIPE, ones, fit_shuffled),
+        "RWY": Method(rival, RECIPE, by_class, fit_resampled),
+        "SUBY": Method(rival, RECIPE, class_part, fit_shuffled),
+        "ERM, tuned with groups": Method(Kind("control", validation, "tuning"), RECIPE, ones, fit_shuffled),
+        "RWG on the targets alone": Method(Kind("control", validation, "targets alone"), RECIPE, alone, fit_resampled),
+        "train and targets together": Method(
+            Kind("control", validation, "targets in training"),
+            (*RECIPE, "mass"),
+            partial(_mixed, num_groups),
+            fit_resampled,
+        ),
+        "JTT": Method(Kind("rival", validation), (*RECIPE, "up", "first"), ones, fit_jtt),
+        "SUBG": Method(yardstick, RECIPE, group_part, fit_shuffled),
+        "RWG": Method(yardstick, RECIPE, by_group, fit_resampled),
+        "GroupDRO": Method(yardstick, (*RECIPE, "eta"), by_group, fit_group_dro),
     }
     if task.image is None:
-        drawn = lambda _key, _data, _setting: None
-        found["SMOTE"] = oracle(RECIPE, drawn, shuffled, partial(_synthetic, task))
-    return found
+        equal = lambda _key, _data, _setting: None
+        table["SMOTE"] = Method(yardstick, RECIPE, equal, fit_shuffled, partial(_synthetic, task))
+    return table
 
 
 def _padded(data: Data, name: str, weights):
@@ -206,36 +197,40 @@ def _mixed(num_groups: int, _key, data: Data, setting: Setting):
 
 
 def _synthetic(task: Task, key, data: Data) -> Split:
-    rows, num_classes = data.train, len(task.class_names)
-    cell = np.asarray(rows.group) * num_classes + np.asarray(rows.y)  # labels are never interpolated
+    train, num_classes = data.train, len(task.class_names)
+    cell = np.asarray(train.group) * num_classes + np.asarray(train.y)  # labels are never interpolated
     seed = int(jax.random.bits(key))
-    x, cell = smote.oversample(rows.x, cell, seed, categorical=CATEGORICAL.get(task.name, ()))
+    x, cell = smote.oversample(train.x, cell, seed, categorical=CATEGORICAL.get(task.name, ()))
     group, y = np.divmod(cell.astype(np.int32), num_classes)
     return Split(x, y, group, np.arange(len(y), dtype=np.int32))
 
 
 class Outcome(NamedTuple):
-    """The reported models ``[r]``, the setting behind them, its selection score, and the share of train left out."""
+    """The reported models ``[r]``, the setting behind them, its selection score, and the removed share of train."""
 
     judged: Judged
     setting: Setting
     score: float
-    removed: float | None  # None where the training set is not what is trained on
+    removed: float | None  # None where the training set is not used
 
 
-def tuned(method: Method, data: Data, key, select_keys, report_keys, candidates: list[Setting]) -> Outcome:
+def tuned(task: Task, method: Method, data: Data, key, select_keys, report_keys, candidates: list[Setting]) -> Outcome:
     """Choose a setting with the models of one family of keys ``[r]``, and judge it with those of another."""
     pool = method.pool(key, data)
-    here = place((pool, data), local_mesh())  # once for all settings
+    on_device = place((pool, data), local_mesh())  # once for all settings
 
     def run(keys, setting):
         drawn = [method.weights(jax.random.fold_in(k, 3), data, setting) for k in keys]
         weights = np.stack([np.ones(len(pool.y)) if w is None else np.asarray(w) for w in drawn])
-        at = jax.tree.map(lambda a: jnp.full(len(keys), a), setting)
-        return method.run(*here, keys, weights, at), weights[:, : len(data.train.y)]
+        masks.check_weights(weights, pool.y)
+        each = jax.tree.map(lambda a: jnp.full(len(keys), a), setting)
+        rows = jnp.asarray(weights, jnp.float32)
+        judged, losses = jax.device_get(_fitted(*on_device, keys, rows, each, task=task, fit=method.fit))
+        ensemble.check_losses(losses, np.arange(len(losses)))
+        return judged, weights[:, : len(data.train.y)]
 
-    evaluate = lambda tried: [float(method.rule(run(select_keys, setting)[0]).mean()) for setting in tried]
-    found = baselines.tune(candidates, evaluate, budget=len(candidates))
-    judged, weights = run(report_keys, candidates[found.best])
+    evaluate = lambda tried: [float(method.criterion(run(select_keys, setting)[0]).mean()) for setting in tried]
+    choice = baselines.tune(candidates, evaluate, budget=len(candidates))
+    judged, weights = run(report_keys, candidates[choice.best])
     removed = float(np.mean(weights == 0)) if weights.any() else None
-    return Outcome(judged, candidates[found.best], float(found.scores[found.best]), removed)
+    return Outcome(judged, candidates[choice.best], float(choice.scores[choice.best]), removed)
