@@ -105,8 +105,8 @@ def _ranked(data: Data, keys, *, task: Task, options: trak.Options):
         return outputs.losses(model, variables, train), kernel, factor
 
     trainings = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
-    options = {"shared": (data.train,), "each": (keys,)}
-    (losses, kernel, factor), _ = train_models(task, trainings, data.train, ones, look, **options)
+    each = {"shared": (data.train,), "each": (keys,)}
+    (losses, kernel, factor), _ = train_models(task, trainings, data.train, ones, look, **each)
     return losses.mean(0), kernel.mean(0) * factor.mean(0)
 
 
