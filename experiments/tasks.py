@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
-from d3mjax.attribution import influence, projections, trak
+from d3mjax.attribution import influence, inverses, projections, trak
 from d3mjax.data import splits
 from d3mjax.data.planted import corruptions, cues
 from d3mjax.data.sets import adult, digits, fashion, fashion_cues
@@ -131,7 +131,7 @@ def trak_options(task: Task, source: Trak, project: Callable = projections.sjlt)
 @cache
 def influence_options(source: Influence) -> influence.Options:
     """Options of influence functions for one recipe."""
-    inverse = influence.by_cg(rtol=source.rtol)
+    inverse = inverses.by_cg(rtol=source.rtol)
     return influence.Options(damping=source.damping, microbatch=source.microbatch, inverse=inverse)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from d3mjax.attribution import gradients, projections, trak
+from d3mjax.attribution import gradients, per_checkpoint, projections
 from d3mjax.debiasing import group_weighting
 from d3mjax.debiasing.sources import Bank
 from d3mjax.reports import plots
@@ -44,7 +44,7 @@ def counts(task: Task, config: Counts, data: Data, seed: int) -> dict[str, Varia
     kernel, factor = attribute(task, data, seed, models.variables, trak_options(task, config.source))
 
     def scores(c):
-        return alignment(trak.combine(kernel[:c], factor[:c]), models.losses[:c].mean(0), config.beta)
+        return alignment(per_checkpoint.combine(kernel[:c], factor[:c]), models.losses[:c].mean(0), config.beta)
 
     return {of_count(c): Variant(keep(task, data, scores(c))) for c in config.counts}
 
@@ -89,7 +89,7 @@ def projection(task: Task, config: Projections, data: Data, seed: int) -> dict[s
     for p, d, kind in dict.fromkeys(settings):
         recipe = source._replace(size=p, damping=d, microbatch=500 if kind in DENSE else source.microbatch)
         options = trak_options(task, recipe, DENSE.get(kind, projections.sjlt))
-        b = trak.combine(*attribute(task, data, seed, models.variables, options))
+        b = per_checkpoint.combine(*attribute(task, data, seed, models.variables, options))
         variants[projected(p, d, kind)] = Variant(keep(task, data, alignment(b, models.losses.mean(0), config.beta)))
     return variants
 
@@ -137,7 +137,7 @@ def weighting(task: Task, config: Weightings, data: Data, seed: int) -> dict[str
     weights |= {name: weigh(losses) for name, weigh in WEIGHTINGS.items()}
     for output, target_output in OUTPUTS.items():
         options = trak_options(task, config.source)._replace(target_output=target_output)
-        b = trak.combine(*attribute(task, data, seed, models.variables, options))
+        b = per_checkpoint.combine(*attribute(task, data, seed, models.variables, options))
         for name, group_weights in weights.items():
             scores = group_weighting.scores(b, group_weights)
             variants[f"D3M, {name}, {output}"] = Variant(keep(task, data, scores))
@@ -184,7 +184,7 @@ def source(task: Task, config: Sources, data: Data, seed: int) -> dict[str, Vari
         variants[f"D3M by {name}"] = Variant(keep(task, data, alignment(b, losses, config.beta)), seconds)
 
     def from_checkpoints(count, options):
-        return trak.combine(*attribute(task, data, seed, train(task, data, seed, count).variables, options))
+        return per_checkpoint.combine(*attribute(task, data, seed, train(task, data, seed, count).variables, options))
 
     for count in config.checkpoints:
         for name, options in recipes.items():

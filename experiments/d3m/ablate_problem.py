@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d3mjax.attribution import effects, gradients, trak
+from d3mjax.attribution import effects, gradients, per_checkpoint
 from d3mjax.debiasing import baselines, selection
 from d3mjax.keys import Ablation, members
 from d3mjax.reports import plots
@@ -56,7 +56,7 @@ def targets(task: Task, config: Targets, data: Data, seed: int) -> dict[str, Var
         some = jnp.where(jnp.asarray(chosen), jnp.asarray(group), -1)
         fewer = data._replace(target=data.target._replace(group=some))
         options = trak_options(task, config.source)
-        b = np.array(trak.combine(*attribute(task, fewer, seed, models.variables, options)))
+        b = np.array(per_checkpoint.combine(*attribute(task, fewer, seed, models.variables, options)))
         absent = np.bincount(group[chosen], minlength=num_groups) == 0  # a group without targets has no column
         losses = np.where(absent, np.nan, models.losses.mean(0))
         scores = alignment(np.where(absent, 0, b), losses, config.beta)
@@ -160,7 +160,7 @@ def draws(task: Task, config: ablations.Config, data: Data, seed: int) -> dict[s
     for name, (models, family), side in zip(DRAWS, (first, other, first, first), sides, strict=True):
         part = data._replace(target=data.target._replace(group=side))
         parts = attribute(task, part, seed, models.variables, trak_options(task, config.source), family=family)
-        scores = alignment(trak.combine(*parts), models.losses.mean(0), config.beta)
+        scores = alignment(per_checkpoint.combine(*parts), models.losses.mean(0), config.beta)
         masks[f"D3M, {name}"] = keep(task, data, scores)
     reference = masks[f"D3M, {DRAWS[0]}"]
     return {name: Variant(mask, overlap(reference, mask)) for name, mask in masks.items()}
@@ -266,7 +266,7 @@ def counterfactuals(task: Task, config: Counterfactuals, data: Data, seed: int) 
         target_output=gradients.negative_loss_output,
         curvature=gradients.logistic_curvature if config.curvature else None,
     )
-    b = trak.combine(*attribute(task, data, seed, models.variables, options))
+    b = per_checkpoint.combine(*attribute(task, data, seed, models.variables, options))
     scores = alignment(b, models.losses.mean(0), config.beta)
     noise = np.random.default_rng(seed).random(len(scores)).astype(np.float32)
     variants = {}

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from d3mjax import metrics
-from d3mjax.attribution import influence, outputs, trak
+from d3mjax.attribution import influence, outputs, per_checkpoint, trak
 from d3mjax.debiasing import baselines, group_weighting, selection
 from d3mjax.keys import Ablation, members
 from d3mjax.reports import page, plots
@@ -93,7 +93,7 @@ def attribute(
     *,
     family: Ablation = Ablation.COLUMNS,
 ) -> tuple[jax.Array, jax.Array]:
-    """Kernel ``[c n G]`` and factor ``[c n]`` of checkpoints; `trak.combine` makes group columns of them.
+    """Kernel ``[c n G]`` and factor ``[c n]`` of checkpoints; `per_checkpoint.combine` makes group columns of them.
 
     Targets of group -1 count nowhere: target sets of different sizes need no further compilation.
     """
@@ -107,12 +107,10 @@ def attribute(
 def _attributed(data: Data, keys, variables, *, task: Task, options):
     model, num_groups = task.network(), len(task.group_names)
 
+    group_columns = trak.group_columns if isinstance(options, trak.Options) else influence.group_columns
+
     def one(data, key, variables):
-        where = (model, variables, data.train, data.target, num_groups)
-        if isinstance(options, trak.Options):
-            return trak.group_columns(key, *where, options=options)[:2]
-        columns, _ = influence.group_columns(*where, options=options)
-        return columns, jnp.ones(columns.shape[0])
+        return group_columns(key, model, variables, data.train, data.target, num_groups, options=options)[:2]
 
     return ensemble.map_models(one, **spread(), shared=(data,))(keys, variables)
 
@@ -121,7 +119,7 @@ def standard(task: Task, config: Config, data: Data, seed: int) -> tuple[jax.Arr
     """Group columns ``[n G]`` and group losses ``[G]`` as `d3m` has them."""
     models = train(task, data, seed, config.source.models)
     parts = attribute(task, data, seed, models.variables, trak_options(task, config.source))
-    return trak.combine(*parts), models.losses.mean(0)
+    return per_checkpoint.combine(*parts), models.losses.mean(0)
 
 
 def alignment(columns, losses, beta: float) -> jax.Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax import metrics
-from d3mjax.attribution import outputs, trak, uncertainty
+from d3mjax.attribution import outputs, per_checkpoint, trak
 from d3mjax.debiasing import baselines, group_weighting, loop, selection
 from d3mjax.keys import Rules, members
 from d3mjax.reports import page, plots
@@ -71,7 +71,7 @@ def attribute(task: Task, source: Trak, key, data: Data, weights, damping: float
     )
     ensemble.check_losses(curve, np.arange(source.models))
     attributed = jax.tree.map(jnp.asarray, attributed)
-    group_weighting.check_scores(trak.combine(attributed.kernel, attributed.factor), attributed.losses)
+    group_weighting.check_scores(per_checkpoint.combine(attributed.kernel, attributed.factor), attributed.losses)
     return attributed
 
 
@@ -96,14 +96,14 @@ def _attributed(keys, data: Data, weights, damping, *, task: Task, options: trak
 def score(attributed: Attributed, beta: float) -> jax.Array:
     """Alignment ``[n]``."""
     group_weights = group_weighting.softmax_weights(attributed.losses, beta=beta)
-    return group_weighting.scores(trak.combine(attributed.kernel, attributed.factor), group_weights)
+    return group_weighting.scores(per_checkpoint.combine(attributed.kernel, attributed.factor), group_weights)
 
 
 def rules(attributed: Attributed, y, num_classes: int, config: Config) -> dict[str, jax.Array]:
     """Training weights ``[n]`` by rule."""
     scores, k = score(attributed, config.beta), int(config.share * len(y))
     group_weights = group_weighting.softmax_weights(attributed.losses, beta=config.beta)
-    mean, error = uncertainty.checkpoint_error(attributed.kernel, group_weights)
+    mean, error = per_checkpoint.checkpoint_error(attributed.kernel, group_weights)
     lowest, negative = selection.drop_lowest(scores, k), selection.drop_negative(scores)
     guarded = partial(selection.guard, scores, y=y, num_classes=num_classes)
     by_rule = {
