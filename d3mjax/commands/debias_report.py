@@ -71,7 +71,7 @@ def write_lists(directory: Path, data: UserData, units: Sequence[Unit], ranking:
     write_csv(directory / "examples.csv", ("id", "score", "keep", "rank", "suspect"), lines)
     seeds = {f"{k}_per_seed": np.stack([a[k] for _, a in units]) for k in ("kept", "suspect")}
     seeds |= {f"{k}_per_seed": np.stack([a[k][ranking.reading] for _, a in units]) for k in ("score", "columns")}
-    store.write_arrays(directory / "scores.npz", id=data.names, **ranking._asdict(), **seeds)
+    store.write_arrays(directory / "scores.npz", {"id": data.names, **ranking._asdict(), **seeds})
     if debias_auto.of_seeds(units):
         lines = debias_auto.target_lines(data, units)
         write_csv(directory / "pseudo_groups.csv", ("id", "class", "group", "weaker", "seeds"), lines)

@@ -199,7 +199,7 @@ def work(job: Job) -> Path:
     diagnose_report.write_suspects(directory, data, decision)
     repaired = diagnose_report.write_repaired(directory, data, decision, config.files)
     arrays = {"id": data.names, "kinds": np.array(KINDS), "probabilities": decision.diagnosis.probabilities}
-    store.write_arrays(directory / "probabilities.npz", **arrays)
+    store.write_arrays(directory / "probabilities.npz", arrays)
     command.finish(directory, config, rows, {task: section}, advice, time.perf_counter() - begin)
     print(f"\nSuspects: {directory / 'suspects.csv'}\nRepaired table, with weights: {repaired}")
     return directory

@@ -28,17 +28,17 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
 
 
 def _most(rows: Sequence[Row], plain: Row, metric: str) -> Iterator[str]:
-    top = best(rows, metric)
+    top = best(rows, metric=metric)
     if top is None or not has(plain, metric):
         return
     goal, before = GOALS[metric], f"{percent(plain['metrics'][metric])} %"
-    outcome = verdict(top, plain, metric)
+    outcome = verdict(top, plain, metric=metric)
     if outcome != "above":
         reason = "one seed shows no spread" if outcome == "unknown" else "no method exceeds it by more than the spread"
         yield f"For {goal} keep plain training ({before}): {reason}."
         return
     rest = [row for row in rows if row is not top and has(row, metric)]
-    level = [row["method"] for row in rest if verdict(row, top, metric) == "level"]
+    level = [row["method"] for row in rest if verdict(row, top, metric=metric) == "level"]
     names = f"; level with it: {', '.join(level)}" if level else ""
     reached = f"{percent(top['metrics'][metric])} %, plain training {before}"
     yield f"For {goal}: {top['method']}{NEEDS[top['information']]}, {reached}{names}."
@@ -60,9 +60,9 @@ def _edits(rows: Sequence[Row]) -> Iterator[str]:
     edits = [row for row in rows if "edits" in row["settings"]]
     parts = []
     for metric, goal in GOALS.items():
-        ours, rival = (best((row for row in edits if row["role"] == role), metric) for role in ("ours", "rival"))
+        ours, rival = (best((row for row in edits if row["role"] == role), metric=metric) for role in ("ours", "rival"))
         if ours is not None and rival is not None:
-            outcome = verdict(ours, rival, metric)
+            outcome = verdict(ours, rival, metric=metric)
             parts.append(f"on {goal} {ours['method']} is {UNCLEAR.get(outcome, outcome)} {rival['method']}")
     if parts:
         yield f"Our best edits against the best others: {', '.join(parts)}."

@@ -148,7 +148,7 @@ def _opening(document: Mapping[str, Any], run: str) -> str:
     return (
         f"<h1>{escape(document['experiment'])}</h1>"
         + (f'<div class="reading"><ul>{items}</ul></div>' if items and len(verdicts) > 1 else "")
-        + f'<p class="soft">{escape(tables.provenance(document, run))}</p>'
+        + f'<p class="soft">{escape(tables.provenance(document, run=run))}</p>'
         + (f"<p>{STORY}</p>" if removals else "")
         + legend(rows)
     )

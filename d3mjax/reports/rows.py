@@ -102,21 +102,21 @@ def has(row: Row, metric: str) -> bool:
     return row["metrics"].get(metric, {}).get("mean") is not None
 
 
-def difference(row: Row, other: Row, metric: str = WGA) -> tuple[float, float | None]:
+def difference(row: Row, other: Row, *, metric: str = WGA) -> tuple[float, float | None]:
     """Difference of the means, and the joint spread: the root of the sum of squared standard deviations over seeds."""
     a, b = row["metrics"][metric], other["metrics"][metric]
     spread = None if None in (a["std"], b["std"]) else (a["std"] ** 2 + b["std"] ** 2) ** 0.5
     return a["mean"] - b["mean"], spread
 
 
-def verdict(row: Row, other: Row, metric: str = WGA) -> str:
+def verdict(row: Row, other: Row, *, metric: str = WGA) -> str:
     """One of `VERDICTS`: two rows are level if their means differ by at most the joint spread."""
-    gap, spread = difference(row, other, metric)
+    gap, spread = difference(row, other, metric=metric)
     if spread is None:
         return "unknown"
     return "level" if abs(gap) <= spread else "above" if gap > 0 else "below"
 
 
-def best(rows: Iterable[Row], metric: str = WGA) -> Row | None:
+def best(rows: Iterable[Row], *, metric: str = WGA) -> Row | None:
     """The row of the largest mean; None where no row has the metric."""
     return max((row for row in rows if has(row, metric)), key=lambda row: row["metrics"][metric]["mean"], default=None)

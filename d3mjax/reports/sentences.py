@@ -61,7 +61,7 @@ def _against_plain(ours: Sequence[Row], plain: Row | None) -> Iterator[str]:
         return
     outcome, cost = verdict(top, plain), ""
     if has(top, "average_accuracy") and has(plain, "average_accuracy"):
-        change = difference(top, plain, "average_accuracy")[0]
+        change = difference(top, plain, metric="average_accuracy")[0]
         cost = f"; average accuracy changes by {100 * change:+.1f} points"
     reached = f"{top['method']} reaches {percent(top['metrics'][WGA])} %"
     yield f"Worst group: {reached}, {UNCLEAR.get(outcome, outcome)} {base}: {points(top, plain)}{cost}."
@@ -117,14 +117,14 @@ def _checkpoints(ours: Sequence[Row]) -> Iterator[str]:
             return
 
 
-def listed(rows: Sequence[Row], other: Row, metric: str = WGA) -> str:
+def listed(rows: Sequence[Row], other: Row, *, metric: str = WGA) -> str:
     """Rows by their verdict against another row; differences of shares in points where few rows have that verdict."""
     groups = []
     for outcome in VERDICTS:
-        same = [row for row in rows if verdict(row, other, metric) == outcome]
+        same = [row for row in rows if verdict(row, other, metric=metric) == outcome]
         names = [row["method"] for row in same]
         if len(same) <= FEW:
-            names = [f"{row['method']} ({points(row, other, metric)})" for row in same]
+            names = [f"{row['method']} ({points(row, other, metric=metric)})" for row in same]
         elif len(same) > MANY:
             top = max(same, key=lambda row: row["metrics"][metric]["mean"])
             names = [f"{len(same)} rows, of which {top['method']} is the highest"]
@@ -133,7 +133,7 @@ def listed(rows: Sequence[Row], other: Row, metric: str = WGA) -> str:
     return "; ".join(groups)
 
 
-def points(row: Row, other: Row, metric: str = WGA) -> str:
+def points(row: Row, other: Row, *, metric: str = WGA) -> str:
     """Difference of two shares in points, with the joint spread."""
-    gap, spread = difference(row, other, metric)
+    gap, spread = difference(row, other, metric=metric)
     return f"{100 * gap:+.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}") + " points"

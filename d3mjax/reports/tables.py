@@ -75,7 +75,7 @@ def markdown(
     for task, of_task in ({"": rows} if joined else by_task(rows)).items():
         tables = (_markdown(*cells(of_task, family)) for family in families(of_task))
         parts += [*([] if joined else [f"{'#' * level} {task}"]), *tables]
-    return "\n\n".join([*parts, f"*{provenance(document, run)}*"])
+    return "\n\n".join([*parts, f"*{provenance(document, run=run)}*"])
 
 
 def html(rows: Sequence[Row]) -> str:
@@ -83,7 +83,7 @@ def html(rows: Sequence[Row]) -> str:
     return "".join(_html(rows, family) for family in families(rows))
 
 
-def provenance(document: Mapping[str, Any], run: str | None = None) -> str:
+def provenance(document: Mapping[str, Any], *, run: str | None = None) -> str:
     """Run, revision, time, device and memory of a document in one line."""
     environment, run = document["environment"], run or document.get("run")
     revision = re.sub(r"^([0-9a-f]{12})[0-9a-f]+", r"\1", document.get("revision") or environment["revision"])
@@ -155,10 +155,10 @@ def value(row: Row, metric: str) -> str:
 
 def percent(summary: Mapping[str, Any]) -> str:
     """Mean ± standard deviation of a share, in per cent."""
-    return rounded(summary, 100.0)
+    return rounded(summary, scale=100.0)
 
 
-def rounded(summary: Mapping[str, Any], scale: float = 1.0) -> str:
+def rounded(summary: Mapping[str, Any], *, scale: float = 1.0) -> str:
     """Mean ± standard deviation with one decimal."""
     spread = f" ± {scale * summary['std']:.1f}" if summary["std"] else ""
     return f"{scale * summary['mean']:.1f}{spread}"

@@ -21,7 +21,7 @@ def save_linear(path: str | Path, linear: Linear) -> None:
     rows = scipy.sparse.csr_array(weight.reshape(-1, weight.shape[-1]))
     csr = {name: getattr(rows, name) for name in ("data", "indices", "indptr", "shape")}
     names = {"format": b"csr", "_is_array": True}  # what SciPy's reader asks for
-    store.write_arrays(Path(path), **csr, **names, weight_shape=weight.shape, bias=linear.bias)
+    store.write_arrays(Path(path), {**csr, **names, "weight_shape": weight.shape, "bias": linear.bias})
 
 
 def load_linear(path: str | Path) -> Linear:

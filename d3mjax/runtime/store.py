@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is no valid JSON: {error}") from error
 
 
-def write_arrays(path: Path, **arrays: Any) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays by name as one `.npz`, whole or not at all; read it with `numpy.load`.
 
     Raises TypeError for what NumPy could only pickle or would not read back (objects, bfloat16, random keys).
@@ -84,9 +84,9 @@ def digest(tree: PyTree) -> str:
     return hashed.hexdigest()
 
 
-def json_text(value: Any, **options: Any) -> str:
+def json_text(value: Any, *, sort_keys: bool = False, indent: int | None = None) -> str:
     """`value` as strict JSON: arrays as lists, paths as text. ValueError on NaN, TypeError on other objects."""
-    return json.dumps(value, allow_nan=False, default=_plain, **options)
+    return json.dumps(value, allow_nan=False, default=_plain, sort_keys=sort_keys, indent=indent)
 
 
 def _plain(value):

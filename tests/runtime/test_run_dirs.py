@@ -33,7 +33,7 @@ def test_revision_is_the_package_version_where_git_does_not_track_the_source(mon
 def test_json_and_arrays_come_back(tmp_path):
     store.write_json(tmp_path / "a.json", {"x": np.float32(0.5), "y": jnp.arange(3), "z": np.int64(7)})
     assert store.read_json(tmp_path / "a.json") == {"x": 0.5, "y": [0, 1, 2], "z": 7}
-    store.write_arrays(tmp_path / "a.npz", scores=jnp.ones(3), ids=np.arange(2))
+    store.write_arrays(tmp_path / "a.npz", {"scores": jnp.ones(3), "ids": np.arange(2)})
     with np.load(tmp_path / "a.npz") as archive:
         np.testing.assert_array_equal(archive["scores"], np.ones(3, np.float32))
         np.testing.assert_array_equal(archive["ids"], [0, 1])
@@ -48,7 +48,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(TypeError, match="no place in JSON"):
         store.write_json(path, {1, 2})
     with pytest.raises(TypeError, match="bfloat16"):
-        store.write_arrays(tmp_path / "b.npz", half=jnp.ones(2, jnp.bfloat16))
+        store.write_arrays(tmp_path / "b.npz", {"half": jnp.ones(2, jnp.bfloat16)})
 
     def full_disk(descriptor):
         raise OSError("No space left on device")

@@ -275,5 +275,5 @@ if __name__ == "__main__":
         digest = hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays.values())).hexdigest()
         hosts.agree({task: digest})  # every host holds the same
         if hosts.leads():
-            store.write_arrays(directory / f"{task}.npz", **arrays)
+            store.write_arrays(directory / f"{task}.npz", arrays)
     hosts.wait("done")
