@@ -7,7 +7,7 @@ studies leave those out.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from d3mjax.runtime import bank, hosts, runs, store
 from d3mjax.training import masks
 from d3mjax.training.ensemble import model_keys
 from d3mjax.types import AnyArray, Data, Linear, Split
-from experiments.datamodels.common import make_retrain, make_training, smoke_tasks
+from experiments.datamodels import common
 from experiments.study import Study
 from experiments.tasks import LDS_TASKS, Task
 
@@ -46,14 +46,10 @@ SMOKE = Recipe(models=120, duplicates=10, lambdas=5)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     """Fields that every study on a bank has."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 3
-    first_seed: int = 10
     bank: Recipe = field(default_factory=Recipe)
-    smoke: bool = False
 
 
 class FittedBank(NamedTuple):
@@ -86,7 +82,7 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
 
     ``look(model, variables, target)`` are the outputs of one model.
     """
-    train = make_training(task, look)
+    train = common.make_training(task, look)
 
     def fill(data: Data, seed: int, key, design: Design, models: int, progress: Callable) -> tuple[bank.Bank, Path]:
         n, num_outputs = len(data.train.y), design.outputs * len(data.target.y)
@@ -196,14 +192,14 @@ def study(
     """
 
     def prepare(task: Task, config: Config, results: Path) -> Callable:
-        return partial(measure, task, config, make_datamodels(task, config, results), make_retrain(task))
+        return partial(measure, task, config, make_datamodels(task, config, results), common.make_retrain(task))
 
-    return Study(
+    return common.study(
         name,
         tasks=LDS_TASKS,
         prepare=prepare,
         describe=describe,
-        smoke=lambda config: replace(config, tasks=smoke_tasks(config), seeds=1, bank=SMOKE, **few),
+        few={"seeds": 1, "bank": SMOKE, **few},
         models=lambda config: config.bank.models + retrainings(config),
         together=True,
         **fields,

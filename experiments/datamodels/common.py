@@ -1,6 +1,7 @@
 """Shared by the studies of datamodels: training of many models with something read from each, and rows of results."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax.attribution import outputs
+from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts
 from d3mjax.runtime.hosts import models_at_once
@@ -16,12 +18,28 @@ from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import sampling
 from d3mjax.training.ensemble import map_models, model_keys, train_many
 from d3mjax.types import AnyArray, Data
+from experiments.study import Study
 from experiments.tasks import Task
 
 
-def smoke_tasks(config: Any, shipped: tuple[str, ...] = ("patch",)) -> tuple[str, ...]:
-    """The tasks of a smoke run: those that the user named, else those whose data ship with the package."""
-    return shipped if config.tasks == type(config).tasks else config.tasks
+@dataclass(frozen=True)
+class Config:
+    """Fields that every study of datamodels has."""
+
+    tasks: tuple[str, ...] = ("patch", "fashion")
+    seeds: int = 3
+    first_seed: int = 10
+    smoke: bool = False
+
+
+def study(name: str, *, few: Mapping[str, Any], shipped: tuple[str, ...] = ("patch",), **fields: Any) -> Study:
+    """A study whose smoke run has the fields ``few``, and of the default tasks those that ship with the package."""
+
+    def smoke(config):
+        tasks = shipped if config.tasks == type(config).tasks else config.tasks
+        return replace(config, tasks=tasks, **few)
+
+    return Study(name, smoke=smoke, **fields)
 
 
 def make_training(task: Task, look: Callable) -> Callable:
@@ -104,3 +122,9 @@ def rows_of(task: Task, facts: Sequence[Mapping[str, Any]], kinds: Mapping[str, 
         )
         for name, kind in kinds.items()
     ]
+
+
+def image_rows(task: Task, images: np.ndarray, classes: np.ndarray, signs: Sequence[str]):
+    """A grid of images ``[r k h w ...]``, each under its sign ``[k]`` and the name of its class ``[r k]``."""
+    titles = [f"{sign}{task.class_names[c]}" for row in classes for sign, c in zip(signs, row, strict=True)]
+    return plots.image_grid(images.reshape(-1, *images.shape[2:]), titles, columns=len(signs))

@@ -151,7 +151,9 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
     for name, title in (("components", "Components"), *((name, f"Components of {name}") for name in LEARNERS)):
         if f"{name}/images" in arrays:
             caption = f"{title}: targets at the upper end (+) and at the lower end (−), a row each (first seed)."
-            figures[caption] = _grid(task, arrays[f"{name}/images"], arrays[f"{name}/classes"])
+            figures[caption] = common.image_rows(
+                task, arrays[f"{name}/images"], arrays[f"{name}/classes"], ["+ "] * ENDS + ["− "] * ENDS
+            )
     text = (
         f"{task.about} Datamodel rows of unit length. The effect of removing the {config.removed} training examples of "
         f"largest (or smallest) entries is correlated, over targets, with their coordinate: it should be negative for "
@@ -159,12 +161,6 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
         f"{np.mean([f['cosine of learners'] for f in facts]):.2f}."
     )
     return rows, Section(text, figures)
-
-
-def _grid(task: Task, images, classes):
-    signs = ["+ "] * ENDS + ["− "] * ENDS
-    titles = [f"{sign}{task.class_names[c]}" for row in classes for sign, c in zip(signs, row, strict=True)]
-    return plots.image_grid(images.reshape(-1, *images.shape[2:]), titles, columns=2 * ENDS)
 
 
 STUDY = replace(

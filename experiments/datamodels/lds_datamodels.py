@@ -7,7 +7,7 @@ Device:   two CPU cores, 52 minutes; 36,500 trainings a seed and task, which are
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from d3mjax.runtime import bank
 from d3mjax.runtime.sweep import shared_sweep
 from d3mjax.training import masks
 from experiments.datamodels import banks, common, lds
-from experiments.study import Study, Unit
+from experiments.study import Unit
 from experiments.tasks import LDS_TASKS, Task
 
 ROLES = {"difference of means": "rival", "ridge": "ours", "LASSO": "ours"}  # of every method
@@ -38,12 +38,9 @@ class Subsets(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 3
-    first_seed: int = 10
     models: tuple[int, ...] = (200, 1000, 5000, 20_000)  # on half subsets, one a mask
     swept: int = 2500  # models in each of the two comparisons below
     shares: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
@@ -52,7 +49,6 @@ class Config:
     truth_repeats: int = 20  # trainings averaged for each of them
     lambdas: int = 50  # LASSO penalties, and the most steps at each
     lasso_steps: int = 1000
-    smoke: bool = False
 
 
 def settings(config: Config) -> list[tuple[Subsets, int]]:
@@ -133,14 +129,7 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
     return rows, Section(lds.text(task, config, config.truth_repeats), figures)
 
 
-def smoke(config: Config) -> Config:
-    """Two seeds, ten subsets, 48 models a bank."""
-    few: dict[str, Any] = {"models": (48,), "swept": 48, "shares": (0.5,), "repeats": (1, 2)}
-    few |= {"subsets": 10, "truth_repeats": 2, "lambdas": 6, "lasso_steps": 64}
-    return replace(config, tasks=common.smoke_tasks(config), seeds=2, **few)
-
-
-STUDY = Study(
+STUDY = common.study(
     "lds_datamodels",
     claim="LASSO needs a fifth of the models that ridge does; models are better spent on new masks than on new seeds.",
     config=Config(),
@@ -149,7 +138,8 @@ STUDY = Study(
     describe=describe,
     minutes=52,
     headline=("patch", "LASSO, 20,000 models on 50% subsets", "lds"),
-    smoke=smoke,
+    few={"seeds": 2, "models": (48,), "swept": 48, "shares": (0.5,), "repeats": (1, 2)}
+    | {"subsets": 10, "truth_repeats": 2, "lambdas": 6, "lasso_steps": 64},
     models=lambda config: config.subsets * config.truth_repeats + sum(models for _, models in settings(config)),
     together=True,
 )

@@ -8,7 +8,7 @@ Device:   two CPU cores, 30 minutes; 2,000 trainings a task and seed for the tru
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from d3mjax.reports.rows import Kind
 from d3mjax.types import Data, Model, Split
 from experiments.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
 from experiments.datamodels import common, lds
-from experiments.study import Study, Unit
+from experiments.study import Unit
 
 RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
 ADULT = adult_task("sex", "Male", "Female", hidden=(32,), **RECIPE)
@@ -34,12 +34,11 @@ TASKS = {task.name: task for task in (ADULT, FASHION)}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     """What determines the numbers."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
     seeds: int = 5
-    first_seed: int = 10
     subsets: int = 100  # half subsets held out as truth
     repeats: int = 20  # trainings averaged for each of them
     checkpoints: tuple[int, ...] = (1, 2, 5)
@@ -47,7 +46,6 @@ class Config:
     damping: float = 0.01  # everywhere else
     size: int = 256  # TRAK's projected dimension
     controls: bool = True  # the Hessian, K-FAC and the last layer alone, too
-    smoke: bool = False
 
 
 def with_pairs(loaded: Loaded, num_groups: int) -> Data:
@@ -88,69 +86,57 @@ def with_bias(values: np.ndarray) -> np.ndarray:
 
 
 class Source(NamedTuple):
-    """One attribution of groups."""
+    """One attribution of groups, `influence.group_columns` or `trak.group_columns`, with its options."""
 
-    columns: Callable  # (data, key, variables) -> (columns [n G + 2], residual) of one checkpoint
-    kind: Kind
+    attribute: Callable
+    options: influence.Options | trak.Options
+    kind: Kind = Kind("rival")
 
 
-def sources(bias_task: BiasTask, config: Config) -> dict[str, Source]:
+def sources(task: BiasTask, config: Config) -> dict[str, Source]:
     """All attributions that are compared, by name."""
-    task = bias_task.task
-    model, num_groups = task.network(), len(task.group_names) + 2
-    output = mixed_output(len(task.group_names))
-
-    newton = influence.Options(damping=config.damping, microbatch=1000, target_output=output)
+    output, damping = mixed_output(len(task.task.group_names)), config.damping
+    ggn = influence.Options(damping=damping, microbatch=1000, target_output=output)
     sketched = trak.Options(projections.sjlt(config.size), damping=0.1, microbatch=40, target_output=output)
-
-    def by_influence(options: influence.Options, kind: Kind = Kind("rival")) -> Source:
-        def columns(data: Data, key, variables):
-            arrays = (key, model, variables, data.train, data.target, num_groups)
-            columns, _, info = influence.group_columns(*arrays, options=options)
-            return columns, info.residual.max()
-
-        return Source(columns, kind)
-
-    def by_trak(options: trak.Options) -> Source:
-        def columns(data: Data, key, variables):
-            arrays = (key, model, variables, data.train, data.target, num_groups)
-            kernel, factor, info = trak.group_columns(*arrays, options=options)
-            return kernel * factor[:, None], info.residual
-
-        return Source(columns, Kind("rival"))
-
-    damping, last = config.damping, f"Dense_{len(task.hidden)}"
-    by_cg, kfac = newton._replace(inverse=inverses.by_cg(max_steps=500)), ekfac.by_ekfac(corrected=False)
-    hessian = newton._replace(damping=10 * damping, curvature=curvatures.hessian)
-    ours = {f"GGN, damping {d:g}": by_influence(by_cg._replace(damping=d), Kind("ours")) for d in config.dampings}
-    more = {
-        f"Hessian, damping {10 * damping:g}": by_influence(hessian),
-        f"K-FAC, damping {damping:g}": by_influence(newton._replace(inverse=kfac)),
-        f"GGN of the last layer, damping {damping:g}": by_influence(newton._replace(keep=lambda path: last in path)),
+    by_cg, kfac = ggn._replace(inverse=inverses.by_cg(max_steps=500)), ekfac.by_ekfac(corrected=False)
+    last, curvature = f"Dense_{len(task.task.hidden)}", gradients.logistic_curvature
+    newton = partial(Source, influence.group_columns)
+    ours = {f"GGN, damping {d:g}": newton(by_cg._replace(damping=d), Kind("ours")) for d in config.dampings}
+    controls = {
+        f"Hessian, damping {10 * damping:g}": newton(ggn._replace(damping=10 * damping, curvature=curvatures.hessian)),
+        f"K-FAC, damping {damping:g}": newton(ggn._replace(inverse=kfac)),
+        f"GGN of the last layer, damping {damping:g}": newton(ggn._replace(keep=lambda path: last in path)),
     }
-    rivals = {
-        f"EK-FAC, damping {damping:g}": by_influence(newton._replace(inverse=ekfac.by_ekfac())),
-        f"TRAK, p = {config.size}": by_trak(sketched),
-        f"TRAK with curvature, p = {config.size}": by_trak(sketched._replace(curvature=gradients.logistic_curvature)),
+    return {
+        **ours,
+        **(controls if config.controls else {}),
+        f"EK-FAC, damping {damping:g}": newton(ggn._replace(inverse=ekfac.by_ekfac())),
+        f"TRAK, p = {config.size}": Source(trak.group_columns, sketched),
+        f"TRAK with curvature, p = {config.size}": Source(trak.group_columns, sketched._replace(curvature=curvature)),
     }
-    return {**ours, **(more if config.controls else {}), **rivals}
+
+
+def make_columns(task: BiasTask, source: Source) -> Callable:
+    """``(data, keys [c], variables [c]) -> (columns [c n G + 2], residual [c])``, compiled."""
+    model, num_groups = task.task.network(), len(task.task.group_names) + 2
+
+    def columns(data: Data, key, variables):
+        arrays = (key, model, variables, data.train, data.target, num_groups)
+        kernel, factor, info = source.attribute(*arrays, options=source.options)
+        return kernel * factor[:, None], info.residual.max()
+
+    return common.over_models(columns)
 
 
 def prepare(task: BiasTask, config: Config, results: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    programs = {name: common.over_models(source.columns) for name, source in sources(task, config).items()}
+    programs = {name: make_columns(task, source) for name, source in sources(task, config).items()}
     truth, checkpoints = lds.make_truth(task.task, config.repeats), common.make_checkpoints(task.task)
     return partial(measure, task, config, programs, truth, checkpoints)
 
 
 def measure(
-    task: BiasTask,
-    config: Config,
-    programs: dict,
-    truth: Callable,
-    checkpoints: Callable,
-    seed: int,
-    progress: Callable,
+    task: BiasTask, config: Config, programs: dict, truth: Callable, checkpoints: Callable, seed: int, progress
 ) -> Unit:
     """LDS of the groups' mean margins and of the signed bias, with the first of the checkpoints and with more."""
     groups, root = len(task.task.group_names), jax.random.key(seed)
@@ -200,14 +186,7 @@ def describe(task: BiasTask, config: Config, units: list[Unit]) -> tuple[list[di
     return rows, Section(text, figures)
 
 
-def smoke(config: Config) -> Config:
-    """One seed, twenty subsets, two checkpoints and no controls."""
-    few: dict[str, Any] = {"checkpoints": (1, 2), "dampings": (0.01, 0.1), "size": 32, "controls": False}
-    tasks = common.smoke_tasks(config, shipped=(ADULT.name,))
-    return replace(config, tasks=tasks, seeds=1, subsets=20, repeats=2, **few)
-
-
-STUDY = Study(
+STUDY = common.study(
     "lds_influence",
     claim="The GGN predicts group margins and counterfactual bias better than the Hessian, EK-FAC, the last layer and "
     "TRAK.",
@@ -217,6 +196,8 @@ STUDY = Study(
     describe=describe,
     minutes=30,
     headline=("adult-sex", "GGN, damping 0.01, 5 checkpoints", "lds"),
-    smoke=smoke,
+    few={"seeds": 1, "subsets": 20, "repeats": 2, "checkpoints": (1, 2), "dampings": (0.01, 0.1), "size": 32}
+    | {"controls": False},
+    shipped=(ADULT.name,),
     models=lambda config: config.subsets * config.repeats,
 )

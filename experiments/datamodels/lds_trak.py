@@ -8,7 +8,7 @@ Device:   two CPU cores, 81 minutes; the truth takes most of them, 4,000 trainin
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,19 +21,16 @@ from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.reports.page import Section
 from d3mjax.runtime import hosts
 from experiments.datamodels import common, lds
-from experiments.study import Study, Unit
+from experiments.study import Unit
 from experiments.tasks import LDS_TASKS, Task
 
 GROUP = 10  # checkpoints whose kernels are in memory at a time
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(common.Config):
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = ("patch", "fashion")
-    seeds: int = 3
-    first_seed: int = 10
     subsets: int = 200  # half subsets held out as truth
     repeats: int = 20  # trainings averaged for each of them
     checkpoints: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
@@ -44,7 +41,6 @@ class Config:
     dense: tuple[int, ...] = (256,)  # projected dimensions of a Rademacher beside the SJLT
     sketch: tuple[int, ...] = (256,)  # the same of a tensor sketch
     curvature: tuple[int, ...] = (256, 512)  # projected dimensions with p (1 - p) in the Gram, which TRAK leaves out
-    smoke: bool = False
 
 
 class Setting(NamedTuple):
@@ -164,14 +160,7 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
     return rows, Section(lds.text(task, config, config.repeats), figures)
 
 
-def smoke(config: Config) -> Config:
-    """Two seeds, ten subsets, two checkpoints."""
-    few: dict[str, Any] = {"checkpoints": (1, 2), "sizes": (32,), "dampings": (0.1,), "size": 32}
-    few |= {"dense": (), "sketch": (32,), "curvature": (32,)}
-    return replace(config, tasks=common.smoke_tasks(config), seeds=2, subsets=10, repeats=2, **few)
-
-
-STUDY = Study(
+STUDY = common.study(
     "lds_trak",
     claim="TRAK predicts retraining better with more checkpoints, and much better with the curvature of the loss.",
     config=Config(),
@@ -180,6 +169,7 @@ STUDY = Study(
     describe=describe,
     minutes=81,
     headline=("patch", "TRAK with curvature, SJLT, p = 256, damping 0.1, 50 checkpoints", "lds"),
-    smoke=smoke,
+    few={"seeds": 2, "subsets": 10, "repeats": 2, "checkpoints": (1, 2), "sizes": (32,), "dampings": (0.1,), "size": 32}
+    | {"dense": (), "sketch": (32,), "curvature": (32,)},
     models=lambda config: config.subsets * config.repeats,
 )

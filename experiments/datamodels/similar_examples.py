@@ -14,7 +14,6 @@ import numpy as np
 
 from d3mjax import keys
 from d3mjax.attribution import effects
-from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from experiments.datamodels import banks, common
@@ -64,19 +63,15 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
     chance = {"same class": [f["chance"] for f in facts]}
     by_chance = row(task.name, "any training example", chance, role="control", settings={"controls": "chance"})
     rows = [*common.rows_of(task, facts, KINDS), by_chance]
-    caption = f"Targets, their {NUM} most similar and their {NUM} most opposed training examples (first seed)."
-    figures = {caption: _grid(task, arrays)} if "targets" in arrays else {}
+    figures = {}
+    if "targets" in arrays:
+        caption = f"Targets, their {NUM} most similar and their {NUM} most opposed training examples (first seed)."
+        images = [arrays["targets"][:, None], arrays["images/similar"], arrays["images/opposed"]]
+        classes = [arrays["classes"][:, None], arrays["classes/similar"], arrays["classes/opposed"]]
+        signs = ["target: ", *["+ "] * NUM, *["− "] * NUM]
+        figures[caption] = common.image_rows(task, np.concatenate(images, 1), np.concatenate(classes, 1), signs)
     text = f"{task.about} Shares are over the {NUM} largest and the {NUM} smallest weights of every target."
     return rows, Section(text, figures)
-
-
-def _grid(task: Task, arrays):
-    images = [arrays["targets"][:, None], arrays["images/similar"], arrays["images/opposed"]]
-    classes = [arrays["classes"][:, None], arrays["classes/similar"], arrays["classes/opposed"]]
-    images, classes = np.concatenate(images, 1), np.concatenate(classes, 1)
-    signs = ["target: ", *["+ "] * NUM, *["− "] * NUM]
-    titles = [f"{sign}{task.class_names[c]}" for row in classes for sign, c in zip(signs, row, strict=True)]
-    return plots.image_grid(images.reshape(-1, *images.shape[2:]), titles, columns=len(signs))
 
 
 STUDY = banks.study(
