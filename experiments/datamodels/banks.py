@@ -63,9 +63,9 @@ class FittedBank(NamedTuple):
 
     def without_duplicates(self) -> tuple[Data, AnyArray]:
         """The data with the task's own targets only, and the weights ``[t n]`` of those."""
-        own = slice(len(self.linear.bias) - len(self.source))
-        target = jax.tree.map(lambda a: a[own], self.data.target)
-        return self.data._replace(target=target), self.linear.weight[own]
+        originals = slice(len(self.linear.bias) - len(self.source))
+        target = jax.tree.map(lambda a: a[originals], self.data.target)
+        return self.data._replace(target=target), self.linear.weight[originals]
 
 
 class Design(NamedTuple):
@@ -83,13 +83,15 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
     ``look(model, variables, target)`` are the outputs of one model.
     """
     train = common.make_training(task, look)
+    recipe = {name: getattr(task, name) for name in ("hidden", "steps", "batch", "rate", "momentum", "decay")}
 
     def fill(data: Data, seed: int, key, design: Design, models: int, progress: Callable) -> tuple[bank.Bank, Path]:
         n, num_outputs = len(data.train.y), design.outputs * len(data.target.y)
         subsets = jax.jit(lambda ids: design.draw(jax.random.fold_in(key, 0), ids, n))
-        inputs, facts = {"train": data.train, "target": data.target}, {**design.facts, **recipe_of(task)}
+        inputs, facts = {"train": data.train, "target": data.target}, {**design.facts, **recipe}
         manifest = bank.manifest(key, subsets, inputs, facts, num_targets=num_outputs, repeats=design.repeats)
-        directory, data_on_devices = directory_of(banks, task, seed, manifest), hosts.place(data, hosts.local_mesh())
+        digest = hashlib.sha256(store.json_text(manifest, sort_keys=True).encode()).hexdigest()[:10]
+        directory, data_on_devices = banks / f"{task.name}-{seed}-{digest}", hosts.place(data, hosts.local_mesh())
 
         def trained(ids, chosen):
             return train(data_on_devices, model_keys(jax.random.fold_in(key, 1), ids), chosen)
@@ -98,17 +100,6 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
         return bank.fill(directory, manifest, subsets, trained, ids, block=block, progress=progress), directory
 
     return fill
-
-
-def recipe_of(task: Task) -> dict[str, Any]:
-    """How a task trains its models."""
-    return {name: getattr(task, name) for name in ("hidden", "steps", "batch", "rate", "momentum", "decay")}
-
-
-def directory_of(banks: Path, task: Task, seed: int, manifest: Mapping[str, Any]) -> Path:
-    """Directory of a bank, named by its manifest."""
-    text = store.json_text(manifest, sort_keys=True)
-    return banks / f"{task.name}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def both_margins(model, variables, target: Split) -> jax.Array:

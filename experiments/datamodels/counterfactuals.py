@@ -30,7 +30,7 @@ KINDS = {
     "nearest by pixels": Kind("rival"),
     "random": Kind("control", controls="number"),
 }
-OWN = tuple(KINDS)[:3]  # removals that differ from target to target
+TARGETED = tuple(KINDS)[:3]  # removals that differ from target to target
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Config(banks.Config):
 
     def counts_of(self, kind: str) -> tuple[int, ...]:
         """Numbers of examples removed."""
-        return self.counts if kind in OWN else self.random_counts
+        return self.counts if kind in TARGETED else self.random_counts
 
 
 def measure(task: Task, config: Config, fitted: Callable, retrain: Callable, seed: int, progress: Callable) -> Unit:
@@ -68,14 +68,16 @@ def measure(task: Task, config: Config, fitted: Callable, retrain: Callable, see
         return hard_margins(retrain(data, key, kept, repeats=repeats, progress=progress), data.target.y)
 
     base = margins(keys.Bank.BASE, np.ones((1, tau.shape[1])), config.base)[0].mean(0)
-    own = margins(keys.Bank.RETRAIN, ~np.asarray(removed).reshape(-1, tau.shape[1]), config.repeats)
-    # Of every model the one output that its removal was aimed at.
-    own = np.diagonal(own.reshape(len(pick), -1, config.repeats, len(pick)), axis1=0, axis2=3)  # [sets repeats t]
+    targeted = margins(keys.Bank.RETRAIN, ~np.asarray(removed).reshape(-1, tau.shape[1]), config.repeats)
+    # Of every model the one output that its removal was aimed at: [sets repeats t].
+    targeted = np.diagonal(
+        targeted.reshape(len(pick), -1, config.repeats, len(pick)), axis1=0, axis2=3
+    )  # [sets repeats t]
     shared = margins(keys.Bank.RETRAIN, ~np.asarray(common), config.random_repeats)
 
     arrays = {"id": data.target.id}
     everywhere = jnp.broadcast_to(common, (len(pick), *common.shape))
-    for name, sets, changes in (("own", removed, own - base), ("random", everywhere, shared - base)):
+    for name, sets, changes in (("own", removed, targeted - base), ("random", everywhere, shared - base)):
         arrays[f"predicted/{name}"] = effects.predicted_effects(tau, sets)
         arrays[f"actual/{name}"] = changes.mean(1).T
         arrays[f"noise/{name}"] = (changes.var(1, ddof=1) / changes.shape[1]).T  # variance of each mean
@@ -84,9 +86,9 @@ def measure(task: Task, config: Config, fitted: Callable, retrain: Callable, see
 
 def by_kind(config: Config, arrays: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
     """Predicted or actual effects, or their noise, of every kind of removal: ``[t k]``, or ``[t sets k]``."""
-    own = arrays[f"{what}/own"].reshape(-1, len(OWN), len(config.counts))
-    random = arrays[f"{what}/random"].reshape(len(own), len(config.random_counts), config.random_sets)
-    return {**{kind: own[:, i] for i, kind in enumerate(OWN)}, "random": random.transpose(0, 2, 1)}
+    targeted = arrays[f"{what}/own"].reshape(-1, len(TARGETED), len(config.counts))
+    random = arrays[f"{what}/random"].reshape(len(targeted), len(config.random_counts), config.random_sets)
+    return {**{kind: targeted[:, i] for i, kind in enumerate(TARGETED)}, "random": random.transpose(0, 2, 1)}
 
 
 def ceiling(actual: np.ndarray, noise: np.ndarray) -> float:
@@ -120,8 +122,8 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
 
 def retrainings(config: Config) -> int:
     """Models trained beside those of the bank."""
-    own = config.targets * len(OWN) * len(config.counts) * config.repeats
-    return config.base + own + len(config.random_counts) * config.random_sets * config.random_repeats
+    targeted = config.targets * len(TARGETED) * len(config.counts) * config.repeats
+    return config.base + targeted + len(config.random_counts) * config.random_sets * config.random_repeats
 
 
 STUDY = banks.study(
