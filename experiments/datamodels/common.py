@@ -13,13 +13,11 @@ from d3mjax.attribution import outputs
 from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts
-from d3mjax.runtime.hosts import models_at_once
 from d3mjax.runtime.sweep import shared_sweep
-from d3mjax.training import sampling
-from d3mjax.training.ensemble import map_models, model_keys, train_many
+from d3mjax.training.ensemble import map_models, model_keys
 from d3mjax.types import AnyArray, Data
 from experiments.study import Study
-from experiments.tasks import Task
+from experiments.tasks import Task, spread, train_models
 
 
 @dataclass(frozen=True)
@@ -48,25 +46,17 @@ def make_training(task: Task, look: Callable) -> Callable:
     ``look(model, variables, data.target)``. Labels ``y`` are ``[n]`` or ``[m n]``; None: those of the data. Data are
     copied to every device, unless they are there already.
     """
-    model, trainer, mesh = task.network(), task.trainer(task.steps, sampling.shuffled()), hosts.local_mesh()
+    look = partial(look, task.network())
 
     @jax.jit
     def compiled(data: Data, keys, weights, y):
-        return train_many(
-            trainer,
-            keys,
-            data.train._replace(y=y),
-            jnp.asarray(weights, jnp.float32),
-            task.steps,
-            look=partial(look, model),
-            shared=(data.target,),
-            width=models_at_once(),
-            mesh=mesh,
-        )
+        train, weights = data.train._replace(y=y), jnp.asarray(weights, jnp.float32)
+        return train_models(task, keys, train, weights, look, shared=(data.target,))
 
-    return lambda data, keys, weights, y=None: compiled(
-        hosts.place(data, mesh), keys, weights, data.train.y if y is None else y
-    )
+    def train(data: Data, keys, weights, y=None):
+        return compiled(hosts.place(data, hosts.local_mesh()), keys, weights, data.train.y if y is None else y)
+
+    return train
 
 
 def make_checkpoints(task: Task) -> Callable:
@@ -77,9 +67,8 @@ def make_checkpoints(task: Task) -> Callable:
 
 def over_models(fn: Callable) -> Callable:
     """``fn(data, *arguments)`` of one model as a compiled function of arguments with a leading model axis."""
-    mesh = hosts.local_mesh()
-    spread = jax.jit(lambda data, *a: map_models(fn, width=models_at_once(), mesh=mesh, shared=(data,))(*a))
-    return lambda data, *arguments: spread(hosts.place(data, mesh), *arguments)
+    compiled = jax.jit(lambda data, *a: map_models(fn, shared=(data,), **spread())(*a))
+    return lambda data, *arguments: compiled(hosts.place(data, hosts.local_mesh()), *arguments)
 
 
 def make_retrain(task: Task) -> Callable[..., np.ndarray]:
