@@ -252,19 +252,17 @@ def averaged(parts: Any) -> Figures:
 
 def rows_of(task: str, draws: Sequence[dict[str, Figures]], kind_of: Callable[[str], Kind]) -> list[dict[str, Any]]:
     """One row a split, clean ratio and method."""
-    rows = []
+    tables: dict[str, dict[str, dict[str, list[float]]]] = {}
     for split in dict.fromkeys(split for one in draws for split in one):
         having = [one[split] for one in draws if split in one]
-        for clean in dict.fromkeys(c for one in having for by in one.values() for c in by):
-            for method in dict.fromkeys(method for one in having for method in one):
-                figures = [one[method][clean] for one in having if clean in one.get(method, {})]
-                names = dict.fromkeys(name for f in figures for name in f)
-                per_seed = {n: [f[n] for f in figures if n in f and np.isfinite(f[n])] for n in names}
-                per_seed = {n: values for n, values in per_seed.items() if values}
-                kind, name = kind_of(method), f"{task}, {split}, clean ratio {clean}"
-                if per_seed:
-                    rows.append(row(name, method, per_seed, role=kind.role, settings=kind.settings()))
-    return rows
+        for clean in dict.fromkeys(clean for one in having for by_clean in one.values() for clean in by_clean):
+            table = tables.setdefault(f"{task}, {split}, clean ratio {clean}", {})
+            for method, by_clean in ((method, by_clean) for one in having for method, by_clean in one.items()):
+                for name, value in by_clean.get(clean, {}).items():
+                    if np.isfinite(value):
+                        table.setdefault(method, {}).setdefault(name, []).append(value)
+    kinds = lambda method: {"role": kind_of(method).role, "settings": kind_of(method).settings()}
+    return [row(name, m, values, **kinds(m)) for name, table in tables.items() for m, values in table.items()]
 
 
 SHOWN = ("new draw", "unseen rule", "unseen table")

@@ -26,11 +26,16 @@ class TableTask(NamedTuple):
 
     name: str
     description: str
-    read: Callable[[], Labelled]
+    load: Callable[[], Labelled]
     rules: tuple[Rule, ...]
     num_classes: int = 2
     train: int = 4000
     validation: int = 512
+
+    def read(self, seed: int) -> Labelled:
+        """All rows, the same for every seed."""
+        del seed
+        return self.load()
 
 
 class Parts(NamedTuple):
@@ -49,7 +54,7 @@ def small(task: TableTask) -> TableTask:
 
 def divide(task: TableTask) -> Parts:
     """Half of the rows to train on, a fifth to validate on, three tenths to test on."""
-    table, y = task.read()
+    table, y = task.load()
     order = np.random.default_rng(0).permutation(len(y))
     cuts = np.split(order, [len(y) // 2, len(y) * 7 // 10])
     return Parts(*((tables.take(table, np.sort(part)), y[np.sort(part)]) for part in cuts))
