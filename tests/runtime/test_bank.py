@@ -95,6 +95,7 @@ def run(ids, chosen):
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 def test_kill_9_loses_the_block_in_hand_and_nothing_else(tmp_path, how):
     fill(tmp_path / "whole")

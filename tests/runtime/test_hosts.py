@@ -20,6 +20,7 @@ from d3mjax.data import splits
 from d3mjax.runtime import hosts, long_training, preemption, sharded
 from d3mjax.training import ensemble
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(two_hosts.__file__)
 # Outputs of order 1 after tens of float32 steps; sums in another order move the last digits.
 close = partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
