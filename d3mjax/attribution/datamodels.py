@@ -279,11 +279,12 @@ def level_is_identified(masks: Shaped[AnyArray, "m n"]) -> Bool[Array, ""]:
 def check_masks(
     masks: Shaped[AnyArray, "m n"], outputs: Shaped[AnyArray, "..."], *, num_fit: int | None = None
 ) -> None:
-    """Look at the values before a fit, on the host. Raises ValueError naming the argument, what was found and expected.
+    """Check masks and outputs on the host before a fit; ``num_fit`` is the number of rows that are not held out.
 
-    Raises for: a number of rows that differs; masks with entries other than 0 and 1, or selecting all or no examples;
-    outputs that are not finite (names the models) or constant over models (names the targets); ``num_fit`` (the rows
-    left to fit once some are held out) outside ``2..m-1``.
+    Raises:
+      ValueError: numbers of rows differ; masks with entries other than 0 and 1, or that select all or no examples
+        (names the models); outputs that are not finite (names the models) or constant over models (names the targets);
+        ``num_fit`` is not in ``2..m-1``.
     """
     masks, outputs = np.asarray(masks), np.asarray(outputs)
     if outputs.ndim != 2 or outputs.shape[0] != masks.shape[0]:

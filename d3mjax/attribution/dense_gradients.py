@@ -64,7 +64,7 @@ def value_and_factors(output: Output, params: PyTree, examples: PyTree) -> tuple
     rows = lambda arrays, calls: jnp.concatenate([_positions(arrays[k]) for k in calls], axis=1)
 
     def factor(path, grad):
-        calls = [k for k, found in enumerate(paths) if found == names(path)]
+        calls = [k for k, called in enumerate(paths) if called == names(path)]
         return Factors(rows(inputs, calls), rows(deltas, calls)) if calls else grad
 
     return values, jax.tree.map_with_path(factor, grads)

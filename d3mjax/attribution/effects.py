@@ -156,8 +156,8 @@ def _first_below(steps, margins, inflate):
 
 def runner_up(logits: Float[AnyArray, "t C"], y: Int[AnyArray, "t"]) -> Int[Array, "t"]:
     """Most likely wrong class of each target."""
-    own = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-    return jnp.argmax(jnp.where(own, -jnp.inf, jnp.asarray(logits)), axis=-1)
+    label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
+    return jnp.argmax(jnp.where(label, -jnp.inf, jnp.asarray(logits)), axis=-1)
 
 
 def relabelled(y: Int[AnyArray, "n"], chosen: Bool[AnyArray, "t n"], label: Int[AnyArray, "t"]) -> Int[Array, "t n"]:

@@ -44,7 +44,7 @@ class Fisher(NamedTuple):
 
 
 def by_ekfac(*, corrected: bool = True) -> Inverse:
-    """The inverse of the block-wise Fisher; ``corrected=False`` is K-FAC. No steps; the residual is by the curvature.
+    """Inverse of the block-wise Fisher; ``corrected=False`` is K-FAC. No steps; the residual is by the curvature.
 
     It fits the parameters of whole layers: `Options.keep` must not part a kernel from its bias.
     """
@@ -64,7 +64,7 @@ def by_ekfac(*, corrected: bool = True) -> Inverse:
 
 
 def fit(problem: Problem, *, corrected: bool = True) -> Fisher:
-    """The factors of every layer by one pass over the examples, the corrected moments by another."""
+    """Factors of every layer by one pass over the examples, the corrected moments by another."""
 
     def covariances(grads, weight):
         dense, others = _parted(grads)
@@ -73,8 +73,8 @@ def fit(problem: Problem, *, corrected: bool = True) -> Fisher:
         return pairs, {path: _einsum("b...,b->...", grad**2, weight) for path, grad in others.items()}
 
     pairs, diagonal = _expected(problem, covariances)
-    found = {path: [jnp.linalg.eigh(a) for a in pair] for path, pair in pairs.items()}
-    bases = {path: (a.eigenvectors, s.eigenvectors) for path, (a, s) in found.items()}
+    eigen = {path: [jnp.linalg.eigh(a) for a in pair] for path, pair in pairs.items()}
+    bases = {path: (a.eigenvectors, s.eigenvectors) for path, (a, s) in eigen.items()}
 
     def moments(grads, weight):
         dense, _ = _parted(grads)
@@ -87,25 +87,25 @@ def fit(problem: Problem, *, corrected: bool = True) -> Fisher:
     if corrected:
         second = _expected(problem, moments)
     else:
-        second = {path: a.eigenvalues[:, None] * s.eigenvalues[None] for path, (a, s) in found.items()}
+        second = {path: a.eigenvalues[:, None] * s.eigenvalues[None] for path, (a, s) in eigen.items()}
     return Fisher({path: Layer(*bases[path], second[path]) for path in bases}, diagonal)
 
 
 def apply(fisher: Fisher, problem: Problem, tree: PyTree) -> PyTree:
     """``(W F + damping)^-1`` times a tree like the parameters, W being the sum of weights."""
-    given = {dense_gradients.names(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-    total, found = problem.weights.sum(), {}
+    leaves = {dense_gradients.names(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    total, result = problem.weights.sum(), {}
     for path, diagonal in fisher.diagonal.items():
-        found[path] = given[path] / (total * diagonal + problem.damping)
+        result[path] = leaves[path] / (total * diagonal + problem.damping)
     for path, (inputs, outputs, moments) in fisher.layers.items():
-        kernel, bias = given[(*path, "kernel")], given.get((*path, "bias"))
+        kernel, bias = leaves[(*path, "kernel")], leaves.get((*path, "bias"))
         joined = kernel if bias is None else jnp.concatenate([kernel, bias[None]])
         inside = _einsum("ij,io,ok->jk", inputs, joined, outputs) / (total * moments + problem.damping)
         joined = _einsum("ij,jk,ok->io", inputs, inside, outputs)
-        found[(*path, "kernel")] = joined[: len(kernel)]
+        result[(*path, "kernel")] = joined[: len(kernel)]
         if bias is not None:
-            found[(*path, "bias")] = joined[-1]
-    return jax.tree.map_with_path(lambda path, _: found[dense_gradients.names(path)], tree)
+            result[(*path, "bias")] = joined[-1]
+    return jax.tree.map_with_path(lambda path, _: result[dense_gradients.names(path)], tree)
 
 
 def _parted(grads: PyTree):

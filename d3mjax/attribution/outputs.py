@@ -16,8 +16,8 @@ def hard_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[A
 
     Source: Ilyas et al., 2022.
     """
-    own, others = _own_and_others(logits, y)
-    return own - others.max(-1)
+    of_label, others = _label_and_others(logits, y)
+    return of_label - others.max(-1)
 
 
 def soft_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[Array, "*t"]:
@@ -25,8 +25,8 @@ def soft_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[A
 
     Source: Park et al., 2023.
     """
-    own, others = _own_and_others(logits, y)
-    return own - jax.nn.logsumexp(others, axis=-1)
+    of_label, others = _label_and_others(logits, y)
+    return of_label - jax.nn.logsumexp(others, axis=-1)
 
 
 def hard_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = None) -> Float[Array, "t"]:
@@ -49,7 +49,7 @@ def logits(model: Model, variables: Any, x: PyTree[AnyArray], *, microbatch: int
     return map_microbatches(lambda part: model.apply(variables, part)[0], x, microbatch=microbatch)
 
 
-def _own_and_others(logits, y):
+def _label_and_others(logits, y):
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    own = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
-    return jnp.where(own, logits, 0).sum(-1), jnp.where(own, -jnp.inf, logits)
+    label = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
+    return jnp.where(label, logits, 0).sum(-1), jnp.where(label, -jnp.inf, logits)

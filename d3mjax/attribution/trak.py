@@ -135,7 +135,8 @@ def group_columns(
 
     ``reduce`` sums over devices, ``shares`` of them, each with as many train examples (`runtime.sharded`).
     """
-    train, target, weights = *map(per_checkpoint.as_arrays, (train, target)), per_checkpoint.weights_of(train, weights)
+    train, target = map(per_checkpoint.as_arrays, (train, target))
+    weights = per_checkpoint.weights_of(train, weights)
     o, output, target_output, params = _prepared(options, model, variables, train)
     num_train = len(train.y) * shares
     projection = _projection(o, num_train)(key, params)
@@ -189,7 +190,8 @@ def scores(
     >>> tau.shape, info.residual.shape
     ((24, 60), (3,))
     """
-    train, target, weights = *map(per_checkpoint.as_arrays, (train, target)), per_checkpoint.weights_of(train, weights)
+    train, target = map(per_checkpoint.as_arrays, (train, target))
+    weights = per_checkpoint.weights_of(train, weights)
 
     def one(key, variables):
         o, output, target_output, params = _prepared(options, model, variables, train)

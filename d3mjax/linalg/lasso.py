@@ -80,7 +80,9 @@ def moments(
     x, y = jnp.asarray(x), y.astype(dtype)
     num_rows, num_columns = x.shape
     keep = jnp.ones(num_rows, bool) if keep is None else jnp.asarray(keep)
-    block, few, total = min(block, num_rows), reduce is None and 2 * num_rows < num_columns, reduce or (lambda a: a)
+    block = min(block, num_rows)
+    few = reduce is None and 2 * num_rows < num_columns  # two products with the rows cost less than one with a Gram
+    total = (lambda sums: sums) if reduce is None else reduce
     kept_sum = lambda a: jnp.sum(a, axis=0, dtype=dtype, where=keep[:, None])
     count, sum_x, sum_y = total((jnp.sum(keep, dtype=dtype), kept_sum(x), kept_sum(y)))
     mean, target_mean = sum_x / count, sum_y / count
