@@ -42,11 +42,14 @@ class Info(NamedTuple):
 class Options(NamedTuple):
     """Options of `scores`, `group_scores`, `group_columns` and `problem_of`.
 
-    ``damping``: relative to the sum of weights, so of the mean curvature, which must be positive definite with it; .01
-    predicted retraining best for networks (`experiments.datamodels.lds_influence`). ``target_output``: makes an output
-    function from ``(model, variables)`` (`gradients`). ``loss``: of one example, from its logits and ``y``, convex in
-    the logits; cross-entropy needs two logits or more. ``keep``: which parameters, by path (`gradients.subset`); None
-    for all. ``microbatch``: examples at a time; None for `microbatches.default_microbatch`. Memory and speed only.
+    damping: relative to the sum of weights, so of the mean curvature, which must be positive definite with it; .01
+      predicted retraining best for networks (study ``lds_influence``).
+    inverse: how the inverse curvature is applied (`inverses`, `ekfac`).
+    curvature: `curvatures.ggn`, `curvatures.hessian` or `curvatures.one_vs_rest`.
+    target_output: makes an output function from ``(model, variables)`` (`gradients`).
+    loss: of one example, from its logits and ``y``, convex in the logits; cross-entropy needs two logits or more.
+    keep: parameters that are attributed, by path (`gradients.subset`); None for all.
+    microbatch: examples at a time; None for `microbatches.default_microbatch`. Memory and speed only.
     """
 
     damping: Any = 0.01
@@ -82,7 +85,7 @@ def scores(
     >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
     >>> model = d3mjax.linear(2)
     >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
-    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # in practice: trained
     >>> tau, info = d3mjax.influence.scores(jax.random.key(1), model, checkpoints, data.train, data.target)
     >>> tau.shape, info.residual.shape, bool((info.residual < 1e-3).all())
     ((24, 60), (3, 24), True)
@@ -121,7 +124,7 @@ def group_scores(
     >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
     >>> model = d3mjax.linear(2)
     >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
-    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # in practice: trained
     >>> result = d3mjax.influence.group_scores(jax.random.key(1), model, checkpoints, data.train, data.target, 4)
     >>> result.columns.shape, result.info.residual.shape
     ((60, 4), (3, 4))

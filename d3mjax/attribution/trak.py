@@ -42,18 +42,21 @@ from d3mjax.types import AnyArray, Model, Split, checked_names
 class Options(NamedTuple):
     """Options of `scores`, `group_scores`, `group_columns` and `self_influence`.
 
-    ``projection``: of gradients to p numbers (`projections`); None for ``sjlt(min(256, default_size(n)))``.
-    ``damping``: ridge relative to the mean eigenvalue of the Gram matrix; .1 is safe and near the best for predicting
-    retraining, .01 was better for the sign of D3M's scores; above 1 scores tend to gradient dot products, 0 needs n
-    far above p. ``microbatch``: examples at a time; None for `microbatches.default_microbatch`. Memory and speed only.
-    ``keep``: which parameters, by path (`gradients.subset`); None for all. ``output``: makes an output function from
-    ``(model, variables)``; ``target_output``: the same for targets, if different (`gradients.negative_loss_output`).
-    ``factor``: the train-side q from ``(values [n], examples)``. ``factor_inside``: the mean over checkpoints of kernel
-    times q, instead of two means. ``curvature``: what else weighs an example in K, from the same; None for nothing, as
-    published. `gradients.logistic_curvature` makes K the Hessian of the linearised problem, the Newton step that TRAK
-    simplifies: it predicts retraining much better, and chooses examples for D3M worse (`experiments/lds_trak.py`).
-    ``library_scale``: divide each ``K_a^-1`` by its mean absolute entry, as the authors' library does; parity only, as
-    it weighs checkpoints by their squared gradient scale.
+    projection: of gradients to p numbers (`projections`); None for ``sjlt(min(256, default_size(n)))``.
+    damping: ridge relative to the mean eigenvalue of the Gram matrix; .1 is safe and near the best for predicting
+      retraining, .01 was better for the sign of D3M's scores; above 1 scores tend to gradient dot products, 0 needs n
+      far above p.
+    microbatch: examples at a time; None for `microbatches.default_microbatch`. Memory and speed only.
+    keep: parameters that are attributed, by path (`gradients.subset`); None for all.
+    output: makes an output function from ``(model, variables)`` (`gradients`).
+    target_output: the same for targets, if different, such as `gradients.negative_loss_output`.
+    factor: train-side factor q from ``(values [n], examples)``.
+    factor_inside: mean over checkpoints of kernel times q, instead of two means; parity only.
+    curvature: weight of an example in K beside its own, from the arguments of ``factor``; None for 1, as published.
+      `gradients.logistic_curvature` makes K the Hessian of the linearised problem, whose Newton step TRAK simplifies:
+      it predicts retraining much better, and chooses examples for D3M worse (study ``lds_trak``).
+    library_scale: divide each ``K_a^-1`` by its mean absolute entry, as the authors' library does; parity only, as it
+      weighs checkpoints by their squared gradient scale.
     """
 
     projection: MakeProjection | None = None
@@ -90,11 +93,11 @@ def group_scores(
 ) -> GroupScores:
     """Group columns ``B[n, G]``: mean attribution of every train example to the targets of each group.
 
-    The matrix of single targets never exists.
-    ``checkpoints`` are variables with a leading axis ``c`` (`per_checkpoint.stack_checkpoints`); number a is projected
-    under ``fold_in(key, ids[a])``, ids being 0..c-1 unless given. ``weights`` are those the checkpoints were trained
-    under: examples of weight 0 stay out of K and are scored all the same. Targets of group -1 are left out. Memory:
-    ``c n G`` numbers, K, some p features, and the gradients of a microbatch.
+    The matrix of single targets never exists. ``checkpoints`` are variables with a leading axis ``c``
+    (`per_checkpoint.stack_checkpoints`); number a is projected under ``fold_in(key, ids[a])``, ids being 0..c-1 unless
+    given. ``weights`` are those the checkpoints were trained under: examples of weight 0 stay out of K and are scored
+    all the same. Targets of group -1 are left out. Memory: ``c n G`` numbers, K, some p features, and the gradients of
+    a microbatch.
 
     Raises:
       ValueError: no target has a group, or one is beyond ``num_groups``; leading axes of checkpoints differ; the
@@ -105,7 +108,7 @@ def group_scores(
     >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
     >>> model = d3mjax.linear(2)
     >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
-    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # in practice: trained
     >>> result = d3mjax.trak.group_scores(jax.random.key(1), model, checkpoints, data.train, data.target, 4)
     >>> result.columns.shape, result.kernel.shape
     ((60, 4), (3, 60, 4))
@@ -182,7 +185,7 @@ def scores(
     >>> data = d3mjax.planted_shortcut(0, train=60, target=24)
     >>> model = d3mjax.linear(2)
     >>> init = jax.vmap(lambda key: model.init(key, data.train.x[:1]))
-    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # trained ones in earnest
+    >>> checkpoints = init(jax.random.split(jax.random.key(0), 3))  # in practice: trained
     >>> options = d3mjax.trak.Options(damping=0.01)
     >>> tau, info = d3mjax.trak.scores(
     ...     jax.random.key(1), model, checkpoints, data.train, data.target, options=options
