@@ -86,8 +86,7 @@ class Programs(NamedTuple):
     """Compiled functions of one task."""
 
     train: Callable  # (split, key, weights) -> (variables, losses [1 s])
-    features: Callable  # (variables, parts) -> (parameters of the last layer, parts as features)
-    refit: Callable  # (params, parts) -> (parameters at the minimum, stationarity)
+    refit: Callable  # (variables, parts) -> (last layer, parts as features, last layer refitted, stationarity)
     logits: Callable  # (variables, x) -> logits
     head: Scope
     network: Scope
@@ -97,6 +96,7 @@ def make_programs(task: BiasTask, config: Config) -> Programs:
     """All compiled functions of a task, used for every seed."""
     base, num_classes = task.task, len(task.task.class_names)
     model, trainer = base.network(), base.trainer(base.steps, sampling.shuffled())
+    head = partial(fmd.last_layer_of, num_classes=num_classes, damping=task.damping)
 
     @jax.jit
     def train(split: Split, key, weights):
@@ -104,22 +104,24 @@ def make_programs(task: BiasTask, config: Config) -> Programs:
         return jax.tree.map(lambda a: a[0], variables), losses
 
     @jax.jit
-    def features(variables, parts: Parts):
+    def as_features(variables, parts: Parts):
         path = last_layer.find(variables["params"], num_classes)
         see = fmd.features_of(model, variables, path, microbatch=1000)
         return fmd.head_at(variables, path), Parts(*map(see, parts))
 
-    head = partial(fmd.last_layer_of, num_classes=num_classes, damping=task.damping)
-
     @jax.jit
-    def refit(params, parts: Parts):
-        editable = head(params, parts.train)
+    def minimum(params, train: Split):
+        editable = head(params, train)
         problem = edits.refit(editable.problem, editable.inverse, steps=8)
         return problem.params, edits.stationarity(problem)
 
+    def refit(variables, parts: Parts):
+        params, features = as_features(variables, parts)
+        return params, features, *minimum(params, features.train)
+
     logits = jax.jit(lambda variables, x: model.apply(variables, x)[0])
-    heads = make_scope(dense.linear(num_classes), head_edits(head, num_classes, config))
-    return Programs(train, features, refit, logits, heads, make_scope(model, network_edits(model, config)))
+    of_head = make_scope(dense.linear(num_classes), head_edits(head, num_classes, config))
+    return Programs(train, refit, logits, of_head, make_scope(model, network_edits(model, config)))
 
 
 def make_scope(model: Model, edits: dict[str, Callable]) -> Scope:
@@ -137,65 +139,69 @@ def make_scope(model: Model, edits: dict[str, Callable]) -> Scope:
 
 def head_edits(head: Callable, num_classes: int, config: Config) -> dict[str, Callable]:
     """Edits of the last layer; ``head(params, train, curvature=...)`` makes what is edited."""
-    round_etas = config.round_eta * 2.0 ** (jnp.arange(config.rounds) // 4)
-    strengths = jnp.logspace(-2, 1, 4)
+    shot = partial(paths.one_shot, etas=config.etas)
+    rounds = partial(paths.in_rounds, etas=config.round_eta * 2.0 ** (jnp.arange(config.rounds) // 4))
 
     def of(edit: Callable, **options: Any) -> Callable:
-        return lambda params, parts, key: edit(head(params, parts.train, **options), parts.reference, key)
+        return lambda params, parts, key: edit(head(params, parts.train, **options), parts.reference)
 
-    def shot(editable, pairs, key, sign=lambda key, count: 1.0):
-        signs = sign(jax.random.fold_in(key, Fmd.SIGNS), len(pairs.y))
-        return paths.one_shot(editable, pairs, etas=config.etas, sign=signs)
+    def random_signs(params, parts: Parts, key):
+        heads = jax.random.bernoulli(jax.random.fold_in(key, Fmd.SIGNS), shape=(len(parts.reference.y),))
+        return shot(head(params, parts.train), parts.reference, sign=jnp.where(heads, 1.0, -1.0))
 
-    def rounds(editable, pairs, _, aligned=1.0):
-        return paths.in_rounds(editable, pairs, etas=round_etas, aligned=aligned)
+    def dfr(params, parts: Parts, key):
+        place = (jax.random.fold_in(key, Fmd.SUBSETS), head(params, parts.train), parts.reference, num_classes)
+        return paths.dfr(*place, strengths=jnp.logspace(-2, 1, 4))
 
-    newton = partial(paths.newton, eta=config.newton_eta, rounds=config.newton_rounds)
-    descend = partial(paths.fine_tuned, rate=0.01, steps=400, keep=20)
-    subsets = lambda key: jax.random.fold_in(key, Fmd.SUBSETS)
     return {
         "FMD": of(shot),
         "FMD, one-vs-rest": of(shot, curvature=curvatures.one_vs_rest),
         "FMD, re-linearised": of(rounds),
         "FMD, conflicting side alone": of(partial(rounds, aligned=0.0)),
-        "FMD, sign flipped": of(partial(shot, sign=lambda key, count: -1.0)),
-        "FMD, random signs": of(partial(shot, sign=random_signs)),
-        "Newton on the bias": of(lambda editable, pairs, _: newton(editable, pairs)),
-        "head fine-tuned on the pairs": of(lambda editable, pairs, _: descend(editable, pairs)),
-        "DFR on the pairs": of(
-            lambda editable, pairs, key: paths.dfr(subsets(key), editable, pairs, num_classes, strengths=strengths)
-        ),
+        "FMD, sign flipped": of(partial(shot, sign=-1.0)),
+        "FMD, random signs": random_signs,
+        "Newton on the bias": of(partial(paths.newton, eta=config.newton_eta, rounds=config.newton_rounds)),
+        "head fine-tuned on the pairs": of(partial(paths.fine_tuned, rate=0.01, steps=400, keep=20)),
+        "DFR on the pairs": dfr,
     }
-
-
-def random_signs(key, count: int):
-    """1 or -1 for each of ``count`` pairs."""
-    return jnp.where(jax.random.bernoulli(key, shape=(count,)), 1.0, -1.0)
 
 
 def network_edits(model: Model, config: Config) -> dict[str, Callable]:
     """Edits of all parameters, as they were trained, by conjugate gradients."""
-    settings = {"damping": config.whole_damping, "most": config.curved}
     by_cg = inverses.by_cg(rtol=1e-3, max_steps=config.max_steps)
-    paths_of = {
-        "FMD": partial(paths.one_shot, etas=config.etas),
-        "Newton on the bias": partial(paths.newton, eta=config.whole_eta, rounds=config.whole_rounds),
+
+    def of(edit: Callable, **options: Any) -> Callable:
+        def path(params, parts: Parts, key):
+            settings = {"damping": config.whole_damping, "most": config.curved}
+            editable = fmd.network_of(model, {"params": params}, parts.train, by_cg, **settings)
+            return edit(editable, parts.reference, **options)
+
+        return path
+
+    return {
+        "FMD" + WHOLE: of(paths.one_shot, etas=config.etas),
+        "Newton on the bias" + WHOLE: of(paths.newton, eta=config.whole_eta, rounds=config.whole_rounds),
     }
 
-    def of(edit: Callable) -> Callable:
-        editable = lambda params, train: fmd.network_of(model, {"params": params}, train, by_cg, **settings)
-        return lambda params, parts, _: edit(editable(params, parts.train), parts.reference)
 
-    return {name + WHOLE: of(edit) for name, edit in paths_of.items()}
+class Clock(NamedTuple):
+    """Seconds of work by name; work that is not in ``warm`` runs once before, which compiles it."""
+
+    warm: set[str]
+    seconds: dict[str, float]
+
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
+        """``work()``, its seconds noted."""
+        if name not in self.warm:
+            jax.block_until_ready(work())
+            self.warm.add(name)
+        begin = time.perf_counter()
+        result = jax.block_until_ready(work())
+        self.seconds[name] = time.perf_counter() - begin
+        return result
 
 
-def choice(task: BiasTask, config: Config) -> Callable[[bias.Bias, bias.Bias], Any]:
-    """``(tried, start) -> step``: least bias at nearly the accuracy, or accuracy, as the task wants."""
-    least = partial(paths.least_bias, tolerance=config.tolerance)
-    return least if task.goal == "bias" else paths.best_worse_side
-
-
-def edit_each(scope: Scope, origin: Any, parts: Parts, key, choose: Callable, timed: Callable):
+def edit_each(scope: Scope, origin: Any, parts: Parts, key, choose: Callable, clock: Clock):
     """Probabilities after the step of each edit that the selection pairs choose, and those steps, by name."""
     start = jax.tree.map(lambda a: a[0], scope.on_selection(jax.tree.map(lambda a: a[None], origin), parts))
     probabilities, steps = {}, {}
@@ -205,7 +211,7 @@ def edit_each(scope: Scope, origin: Any, parts: Parts, key, choose: Callable, ti
             params = edit(origin, parts, key)
             return params, scope.on_selection(params, parts)
 
-        params, biases = timed(name, tried)
+        params, biases = clock.time(name, tried)
         steps[name] = step = steps["FMD"] if name in SIGN_CONTROLS else int(choose(biases, start))
         params = origin if step < 0 else jax.tree.map(lambda a, step=step: a[step], params)
         probabilities[name] = scope.probabilities(params, parts, 1.0)
@@ -221,18 +227,9 @@ def measure(
 ) -> study.Unit:
     """Effects of every method on one draw; seconds leave compilation out, and count the refit where it is needed."""
     loaded, root, num_groups = task.load(seed, smoke=config.smoke), jax.random.key(seed), len(task.task.group_names)
-    raw, seconds = Parts(loaded.data.train, loaded.data.test, *loaded.pairs), {}
+    raw, clock = Parts(loaded.data.train, loaded.data.test, *loaded.pairs), Clock(warm, {})
     for pairs in loaded.pairs:
         bias.check_pairs(pairs, len(task.task.class_names))
-
-    def timed(name: str, work: Callable) -> Any:
-        if name not in warm:
-            jax.block_until_ready(work())
-            warm.add(name)
-        begin = time.perf_counter()
-        result = jax.block_until_ready(work())
-        seconds[name] = time.perf_counter() - begin
-        return result
 
     def train(split: Split, family: int, weights=None):
         weights = jnp.asarray(np.ones(len(split.y)) if weights is None else weights, jnp.float32)
@@ -240,42 +237,33 @@ def measure(
         ensemble.check_losses(np.asarray(losses), np.arange(1))
         return variables
 
-    variables = timed("no edit", lambda: train(raw.train, Fmd.TRAIN))
+    variables = clock.time("no edit", lambda: train(raw.train, Fmd.TRAIN))
     progress(1)
-
-    def refitted():
-        head, features = programs.features(variables, raw)
-        return head, features, *programs.refit(head, features)
-
-    head, features, refit, stationarity = timed("refit", refitted)
+    head, features, refitted, stationarity = clock.time("refit", lambda: programs.refit(variables, raw))
     edits.check_stationary(stationarity)
-    of_head = partial(programs.head.probabilities, refit, features)
+    of_head = partial(programs.head.probabilities, refitted, features)
     results = {"no edit": programs.head.probabilities(head, features, 1.0), "refit": of_head(1.0)}
-    steps, choose = {}, choice(task, config)
-    for scope, origin, parts in ((programs.head, refit, features), (programs.network, variables["params"], raw)):
-        edited, chosen = edit_each(scope, origin, parts, root, choose, timed)
-        results, steps = results | edited, steps | chosen
+    least = partial(paths.least_bias, tolerance=config.tolerance)
+    choose = least if task.goal == "bias" else paths.best_worse_side
+    edited, steps = edit_each(programs.head, refitted, features, root, choose, clock)
     for name in programs.head.edits:
-        seconds[name] += seconds["refit"]
+        clock.seconds[name] += clock.seconds["refit"]
+    edited_networks, network_steps = edit_each(programs.network, variables["params"], raw, root, choose, clock)
+    results |= edited | edited_networks
 
     target = pair_controls.effects(results["FMD"], features, num_groups)["bias"]
     temperature = pair_controls.at_temperature(of_head, features, target)
     results["temperature of FMD's bias"] = of_head(temperature)
-    logits = lambda network: partial(programs.logits, network)
-    for name, work in pair_controls.methods(task, raw, variables, train, seed).items():
-
-        def predict(work=work):
-            network, change = work()
-            return pair_controls.predicted(logits(network), raw, change=change)
-
-        results[name] = timed(name, predict)
-    for name, network in (more(loaded, variables, root, train) if more else {}).items():
-        results[name] = pair_controls.predicted(logits(network), raw)
+    predict = partial(pair_controls.predicted, programs.logits, raw)
+    for name, work in pair_controls.methods(task, raw, variables, train, predict, seed).items():
+        results[name] = clock.time(name, work)
+    others = more(loaded, variables, root, train) if more else {}
+    results |= {name: predict(network) for name, network in others.items()}
     attribute = task.attribute(raw.test) if task.attribute else None
-    facts: dict[str, Any] = {"steps": steps, "temperature": temperature}
+    facts: dict[str, Any] = {"steps": steps | network_steps, "temperature": temperature}
     for name, probabilities in results.items():
         facts[name] = pair_controls.effects(probabilities, features, num_groups, attribute=attribute)
-        facts[name] |= {"seconds": seconds[name]} if name in seconds else {}
+        facts[name] |= {"seconds": clock.seconds[name]} if name in clock.seconds else {}
     return facts, {}
 
 

@@ -68,6 +68,27 @@ class Config:
     smoke: bool = False
 
 
+class Setup(NamedTuple):
+    """What the compiled functions of one task share."""
+
+    model: Model
+    options: dict[str, influence.Options]  # by kind
+    trak: trak.Options
+    rounds: tuple[int, int]  # as in `ROUNDS`
+
+    def without(self, variables, split: Split, rows, kind: str = WHOLE):
+        """The variables after one Newton step that removes ``rows``."""
+        problem = influence.problem_of(self.model, variables, split, options=self.options[kind])
+        return edits.merged(variables, edits.remove(problem, self.options[kind].inverse, rows).params)
+
+    def effects(self, variables, report: Pairs, test: Split) -> dict[str, jax.Array]:
+        """Metrics of one model."""
+        right = outputs.hard_margins(self.model, variables, test, microbatch=4096) > 0
+        on_pairs = bias.measure(self.model, variables, report)
+        numbers = {"bias": on_pairs.absolute, "signed_bias": on_pairs.signed, "flip_rate": on_pairs.flips}
+        return {**numbers, "accuracy": right.mean()}
+
+
 class Programs(NamedTuple):
     """Compiled functions of one task, each of many models."""
 
@@ -82,58 +103,46 @@ def sizes_of(task: BiasTask, config: Config) -> tuple[int, ...]:
     return (20,) if config.smoke else SIZES[task.name]
 
 
+def devices() -> dict[str, Any]:
+    """How models are spread over the devices of this host."""
+    return {"width": hosts.models_at_once(), "mesh": hosts.local_mesh()}
+
+
 def make_programs(task: BiasTask, config: Config) -> Programs:
     """All compiled functions of a task, used for every seed."""
-    base, model = task.task, task.task.network()
-    trainer, last = base.trainer(base.steps, sampling.shuffled()), f"Dense_{len(base.hidden)}"
-    by_cg = inverses.by_cg(rtol=1e-3, max_steps=config.max_steps)
+    base, last = task.task, f"Dense_{len(task.task.hidden)}"
+    trainer, by_cg = (
+        base.trainer(base.steps, sampling.shuffled()),
+        inverses.by_cg(rtol=1e-3, max_steps=config.max_steps),
+    )
     options = influence.Options(damping=config.damping, inverse=by_cg, microbatch=1000)
     kinds = {WHOLE: options, LAST: options._replace(keep=lambda path: last in path)}
     by_trak = trak.Options(projections.sjlt(config.size), microbatch=40)
-    devices: dict[str, Any] = {"width": hosts.models_at_once(), "mesh": hosts.local_mesh()}
+    setup = Setup(base.network(), kinds, by_trak, (10, 3) if config.smoke else ROUNDS[task.name])
 
-    @jax.jit
     def train(split: Split, report: Pairs, test: Split, keys, weights):
-        look = lambda variables, report, test: (variables, effects(model, variables, report, test))
-        shared = {"shared": (report, test), **devices}
-        return ensemble.train_many(trainer, keys, split, weights, base.steps, look=look, **shared)
+        look = lambda variables, report, test: (variables, setup.effects(variables, report, test))
+        settings = {"look": look, "shared": (report, test), **devices()}
+        return ensemble.train_many(trainer, keys, split, weights, base.steps, **settings)
 
-    @jax.jit
     def attribute(split: Split, reference: Pairs, keys, variables):
-        one = partial(columns, kinds=kinds, by_trak=by_trak)
-        return ensemble.map_models(lambda key, variables: one(key, model, variables, split, reference), **devices)(
-            keys, variables
-        )
+        return ensemble.map_models(partial(columns, setup, split, reference), **devices())(keys, variables)
 
-    @jax.jit
     def edit(split: Split, report: Pairs, test: Split, variables, rows):
-        def one(variables):
-            after = {kind: without(model, variables, split, rows, options) for kind, options in kinds.items()}
-            return {kind: effects(model, edited, report, test) for kind, edited in after.items()}
+        after = lambda variables, kind: setup.effects(setup.without(variables, split, rows, kind), report, test)
+        each = lambda variables: {kind: after(variables, kind) for kind in kinds}
+        return ensemble.map_models(each, **devices())(variables)
 
-        return ensemble.map_models(one, **devices)(variables)
-
-    size, count = (10, 3) if config.smoke else ROUNDS[task.name]
-    rounds = partial(in_rounds, model, options=options, size=size, count=count, devices=devices)
-    return Programs(train, attribute, edit, jax.jit(rounds, static_argnames="anew"))
+    rounds = jax.jit(partial(in_rounds, setup), static_argnames="anew")
+    return Programs(jax.jit(train), jax.jit(attribute), jax.jit(edit), rounds)
 
 
-def effects(model: Model, variables, report: Pairs, test: Split) -> dict[str, jax.Array]:
-    """Metrics of one model."""
-    measured, right = (
-        bias.measure(model, variables, report),
-        outputs.hard_margins(model, variables, test, microbatch=4096),
-    )
-    numbers = {"bias": measured.absolute, "signed_bias": measured.signed, "flip_rate": measured.flips}
-    return {**numbers, "accuracy": (right > 0).mean()}
-
-
-def columns(key, model: Model, variables, split: Split, reference: Pairs, *, kinds: dict, by_trak: trak.Options):
+def columns(setup: Setup, split: Split, reference: Pairs, key, variables):
     """``d bias / d w_i [n 2]`` of one model by kind, absolute and signed; the solves' residuals; the signed bias."""
-    measures = (bias.counterfactual_bias, bias.signed_bias)
-    by_kind = {"TRAK": bias.trak_on_biases(key, model, variables, split, reference, options=by_trak)}
+    model, measures = setup.model, (bias.counterfactual_bias, bias.signed_bias)
+    by_kind = {"TRAK": bias.trak_on_biases(key, model, variables, split, reference, options=setup.trak)}
     residuals = {}
-    for kind, options in kinds.items():
+    for kind, options in setup.options.items():
         each = [bias.gradient_of(model, m, variables, reference, keep=options.keep) for m in measures]
         gradients = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         problem = influence.problem_of(model, variables, split, options=options)
@@ -142,41 +151,23 @@ def columns(key, model: Model, variables, split: Split, reference: Pairs, *, kin
     return by_kind, residuals, bias.signed_bias(model, variables, reference)
 
 
-def without(model: Model, variables, split: Split, rows, options: influence.Options):
-    """The variables after one Newton step that removes ``rows``."""
-    problem = influence.problem_of(model, variables, split, options=options)
-    return edits.merged(variables, edits.remove(problem, options.inverse, rows).params)
-
-
-def in_rounds(
-    model: Model,
-    split: Split,
-    reference: Pairs,
-    selection: Pairs,
-    variables,
-    scores,
-    *,
-    anew: bool,
-    options: influence.Options,
-    size: int,
-    count: int,
-    devices: dict,
-):
+def in_rounds(setup: Setup, split: Split, reference: Pairs, selection: Pairs, variables, scores, *, anew: bool):
     """Rows removed ``[r n]`` before each round, and what one step without them leaves of both biases ``[r]``.
 
-    The ``size`` highest scores go first; ``anew``: those of the edited networks instead of ``scores``.
+    The highest scores go first; ``anew``: those of the edited networks instead of ``scores``.
     """
+    size, count = setup.rounds
 
     def advance(removed, _):
         def one(variables):
-            after = without(model, variables, split, removed, options)
-            left = bias.measure(model, after, selection)
+            after = setup.without(variables, split, removed)
+            left = bias.measure(setup.model, after, selection)
             if not anew:
                 return scores, left
-            settings = {"weights": 1.0 - removed, "options": options}
-            return bias.influence_on(model, bias.counterfactual_bias, after, split, reference, **settings)[0], left
+            place = (setup.model, bias.counterfactual_bias, after, split, reference)
+            return bias.influence_on(*place, weights=1.0 - removed, options=setup.options[WHOLE])[0], left
 
-        on_bias, left = ensemble.map_models(one, **devices)(variables)
+        on_bias, left = ensemble.map_models(one, **devices())(variables)
         _, highest = jax.lax.top_k(jnp.where(removed, -jnp.inf, on_bias.mean(0)), size)
         return removed.at[highest].set(True), (removed, left.absolute.mean(), left.signed.mean())
 

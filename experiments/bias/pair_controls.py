@@ -46,29 +46,31 @@ def at_temperature(probabilities: Callable[[float], Probabilities], parts: Parts
     return high
 
 
-def predicted(logits: Callable, parts: Parts, *, change: Callable = lambda x: [x]) -> Probabilities:
-    """Probabilities by ``logits(x)``, averaged over the versions ``change(x)`` of the rows."""
-    of = lambda x: jax.nn.softmax(logits(x))
+def predicted(logits: Callable, parts: Parts, variables: Any, *, change: Callable = lambda x: [x]) -> Probabilities:
+    """Probabilities by ``logits(variables, x)``, averaged over the versions ``change(x)`` of the rows."""
+    of = lambda x: jax.nn.softmax(logits(variables, x))
     return {name: jnp.mean(jnp.stack([of(v) for v in change(x)]), 0) for name, x in parts.reported().items()}
 
 
 def methods(
-    task: BiasTask, parts: Parts, variables: Any, train: Callable[[Split, int], Any], seed: int
-) -> dict[str, Callable[[], tuple[Any, Callable]]]:
-    """Work by name that returns variables and the ``change`` of `predicted`; ``train(split, family) -> variables``."""
+    task: BiasTask, parts: Parts, variables: Any, train: Callable, predict: Callable, seed: int
+) -> dict[str, Callable[[], Probabilities]]:
+    """What needs no edit, by name; ``train(split, family) -> variables``, ``predict(variables, change=...)``."""
     count, x = 2 * len(parts.reference.y), np.asarray(parts.train.x)
     unknown = np.full(count, -1)
     sides = np.concatenate([parts.reference.x, parts.reference.flipped])
     both = Split(sides, np.tile(parts.reference.y, 2), unknown, unknown)
-    joined = lambda *splits: jax.tree.map(lambda *a: np.concatenate(a), *splits)
-    other = parts.train._replace(x=at_random(task, x, seed))
-    without, same = lambda x: [task.drop(x)], lambda x: [x]
+    with_pairs, with_flips = (
+        jax.tree.map(lambda *a: np.concatenate(a), parts.train, other)
+        for other in (both, parts.train._replace(x=at_random(task, x, seed)))
+    )
+    without, drop = parts.train._replace(x=task.drop(x)), lambda x: [task.drop(x)]
     return {
-        "average over the attribute": lambda: (variables, task.versions),
-        "trained without the attribute": lambda: (train(parts.train._replace(x=task.drop(x)), Fmd.DROPPED), without),
-        "trained on the pairs alone": lambda: (train(both, Fmd.PAIRS_ALONE), same),
-        "trained on the pairs, too": lambda: (train(joined(parts.train, both), Fmd.PAIRS_TOO), same),
-        "trained on flips, too": lambda: (train(joined(parts.train, other), Fmd.FLIPS_TOO), same),
+        "average over the attribute": lambda: predict(variables, change=task.versions),
+        "trained without the attribute": lambda: predict(train(without, Fmd.DROPPED), change=drop),
+        "trained on the pairs alone": lambda: predict(train(both, Fmd.PAIRS_ALONE)),
+        "trained on the pairs, too": lambda: predict(train(with_pairs, Fmd.PAIRS_TOO)),
+        "trained on flips, too": lambda: predict(train(with_flips, Fmd.FLIPS_TOO)),
     }
 
 
