@@ -104,13 +104,14 @@ def attribute(
 
 
 @partial(jax.jit, static_argnames=("task", "options"))
-def _attributed(data: Data, keys, variables, *, task: Task, options):
+def _attributed(data: Data, keys, variables, *, task: Task, options: trak.Options | influence.Options):
     model, num_groups = task.network(), len(task.group_names)
 
-    group_columns = trak.group_columns if isinstance(options, trak.Options) else influence.group_columns
-
     def one(data, key, variables):
-        return group_columns(key, model, variables, data.train, data.target, num_groups, options=options)[:2]
+        arguments = (key, model, variables, data.train, data.target, num_groups)
+        if isinstance(options, trak.Options):
+            return trak.group_columns(*arguments, options=options)[:2]
+        return influence.group_columns(*arguments, options=options)[:2]
 
     return ensemble.map_models(one, **spread(), shared=(data,))(keys, variables)
 

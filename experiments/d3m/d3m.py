@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from d3mjax.debiasing import baselines, d3m, group_weighting, selection
-from d3mjax.debiasing.sources import Bank, Columns
+from d3mjax.debiasing.sources import Bank
 from d3mjax.keys import D3M, members
 from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
@@ -112,9 +112,9 @@ def measure(
     arrays = {"id": train.id, "y": train.y, "group": train.group, "score": scores, "kept": rule}
     arrays |= {"weights_by_selection": tried[chosen["D3M, by selection"]]}
     arrays |= {"columns": made.columns[0], "group_losses": losses, **arrays_of(results)}
-    if made.right is not None:
+    if made.kernel is not None and made.right is not None:
         arrays["suspect"] = selection.label_suspects(made.right)
-        facts |= diagnostics(made, scored.group_weights, arrays["suspect"], keep)
+        facts |= diagnostics(made.kernel, scored.group_weights, arrays["suspect"], keep)
     if task.image:
         arrays["lowest"] = train.x[np.argsort(scores)[:24]].reshape(-1, *task.image)
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
@@ -144,12 +144,12 @@ def controls(task: Task, data: Data, scores, rule, keys) -> dict[str, jax.Array]
     return masks
 
 
-def diagnostics(made: Columns, group_weights, suspect, keep: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def diagnostics(kernel, group_weights, suspect, keep: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Agreement of the checkpoints, and the share of label-error suspects among all and among removed examples."""
     shares = {name: selection.share_of_removed(suspect, rows) for name, rows in keep.items() if not np.all(rows)}
     return {
-        "checkpoints": len(made.kernel),
-        "effective_checkpoints": group_weighting.effective_checkpoints(made.kernel, group_weights),
+        "checkpoints": len(kernel),
+        "effective_checkpoints": group_weighting.effective_checkpoints(kernel, group_weights),
         "suspects": suspect.mean(),
         "suspects_removed": shares,
     }
