@@ -24,7 +24,7 @@ ABOUT = (
 
 
 def names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """What the pseudo-groups ``2 y + bit`` are called."""
+    """Names of the pseudo-groups ``2 y + bit``."""
     return tuple(f"{name}, {side}" for name in class_names for side in SIDES)
 
 
@@ -60,7 +60,7 @@ def refused(splits: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def refusal(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
-    """What to say where no seed found groups: what happened, why, and what to do."""
+    """Advice where no seed found groups: the outcome, the reason, and the next step."""
     return [
         "No reliable groups were found among the targets, so nothing is removed: keep your training set as it is. "
         "This does not show that no group does badly.",
@@ -71,7 +71,7 @@ def refusal(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> 
 
 
 def sentences(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
-    """What to say where some seed found groups."""
+    """Advice about the groups where some seed found any."""
     refusing = sum(not any(split["split"]) for split in splits)
     accepted = [split for split in splits if any(split["split"])]
     text = (
@@ -83,7 +83,7 @@ def sentences(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -
         "Accuracies here are of the worst class and on average, as the true groups are unknown; so is the accuracy of "
         "the worst of them. Group labels for some validation rows (--group) would show it.",
         f"{text}The targets that score were split by what the checkpoints get wrong. "
-        f"{' '.join(_numbers(accepted, class_names))} pseudo_groups.csv says who is where. {_rule()}",
+        f"{' '.join(_numbers(accepted, class_names))} pseudo_groups.csv lists them. {_rule()}",
     ]
 
 
@@ -109,8 +109,8 @@ def _rule() -> str:
     return (
         f"A split counts if, on the mean over classes, at least {LEAST:.0%} of the variance of the errors lies between "
         "its sides (loss share), and only in classes with 10 targets to score on, at least 5 and 1 % on each side. "
-        f"Separation is the same share of the number that was split: {pseudo_groups.ONE_GAUSSIAN:.2f} speaks for a "
-        "single cluster, 1 for two that are far apart."
+        f"Separation is the same share of the number that was split: {pseudo_groups.ONE_GAUSSIAN:.2f} indicates a "
+        "single cluster, 1 two that are far apart."
     )
 
 
@@ -121,9 +121,9 @@ def _numbers(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) ->
     for c, name in enumerate(class_names):
         sides = " + ".join(f"{size:.0f} on the {side}" for size, side in zip(sizes[c], SIDES, strict=True))
         whole = not any(split["split"][c] for split in splits)
-        who = f"{sizes[c].sum():.0f} targets, not split" if whole else sides
+        members = f"{sizes[c].sum():.0f} targets, not split" if whole else sides
         lines.append(
-            f"Class {name}: {who}; loss share {_mean(splits, 'loss_share', c)}, separation "
+            f"Class {name}: {members}; loss share {_mean(splits, 'loss_share', c)}, separation "
             f"{_mean(splits, 'separation', c)}."
         )
     return lines

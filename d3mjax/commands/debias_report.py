@@ -155,7 +155,7 @@ def section(
 
 
 def advice(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str]) -> list[str]:
-    """What somebody who has to decide should know, in plain words; every sentence follows from numbers.
+    """Advice on whether to drop the examples, in plain words; every sentence follows from numbers.
 
     With --auto the groups that select and report are the classes.
     """
@@ -173,7 +173,7 @@ def advice(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str
         _targets_alone(ours, by_name[TARGETS_ALONE]),
         *([] if splits else [_target_size(facts[0]["sizes"], ours, group_names)]),
         *_suspects(ours),
-        _sureness(ours, [arrays["kept"] for _, arrays in units]),
+        _agreement(ours, [arrays["kept"] for _, arrays in units]),
         "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on "
         "targets that this list had not seen.",
     ]
@@ -185,13 +185,13 @@ def _worth_it(ours: Row, erm: Row, selected_on: int, kind: str) -> str:
     average = ours["metrics"]["average_accuracy"]["mean"] - erm["metrics"]["average_accuracy"]["mean"]
     if removed == 0:
         text = "Keep your training set: on the selection part, dropping examples did no better than dropping none."
-        doubt = f" Its smallest {kind} has {selected_on} examples, so this says little: collect more targets."
+        doubt = f" Its smallest {kind} has {selected_on} examples, too few to decide by: collect more targets."
         return text + doubt * (selected_on < FEW)
     judged = {
         "above": "more than the spread: drop them.",
         "level": "within the spread: do not count on it.",
         "below": "a loss: leave your training set as it is.",
-        "unknown": "but one seed decides nothing: take --seeds 5.",
+        "unknown": "but a single seed shows no spread: take --seeds 5.",
     }
     return (
         f"Dropping {removed:.1%} of the training examples moves the worst {kind} from {accuracies}, "
@@ -201,10 +201,10 @@ def _worth_it(ours: Row, erm: Row, selected_on: int, kind: str) -> str:
 
 def _class_balance(ours: Row, matched: Row) -> str:
     meaning = {
-        "above": "which examples go matters, class balance does not explain it.",
+        "above": "class balance does not explain it, the choice of examples matters.",
         "level": "class balance may explain all of it: try balancing your classes first.",
         "below": "random examples of these classes are the better choice: balance your classes instead.",
-        "unknown": "one seed decides nothing.",
+        "unknown": "a single seed shows no spread.",
     }
     return (
         f"Against dropping as many random examples of the same classes: {points(ours, matched)}; "
@@ -217,7 +217,7 @@ def _targets_alone(ours: Row, targets: Row) -> str:
         "above": "your training set is worth having.",
         "level": "they do as well: adding your targets to the training set is the simpler way.",
         "below": "they do better: train on them.",
-        "unknown": "one seed decides nothing.",
+        "unknown": "a single seed shows no spread.",
     }
     return (
         f"Against training on the scoring targets alone, their groups balanced: {points(ours, targets)}; "
@@ -232,7 +232,7 @@ def _target_size(sizes: Mapping[str, Sequence[int]], ours: Row, names: Sequence[
     meaning = (
         f"too few to choose by: collect more, {ENOUGH} to score are a fair number"
         if scored < FEW
-        else f"few: more targets would make the choice surer, {ENOUGH} to score are a fair number"
+        else f"few: more targets would make the choice more certain, {ENOUGH} to score are a fair number"
         if scored < ENOUGH
         else "a fair number"
     )
@@ -256,7 +256,7 @@ def _suspects(ours: Row) -> list[str]:
     return [text + " Look at them (suspect = 1 in examples.csv): correcting labels may beat dropping." * look]
 
 
-def _sureness(ours: Row, kept: Sequence[np.ndarray]) -> str:
+def _agreement(ours: Row, kept: Sequence[np.ndarray]) -> str:
     worth, number = ours["metrics"]["effective_checkpoints"]["mean"], ours["settings"]["checkpoints"]
     text = f"The {number} checkpoints behind the scores differ as much as {worth:.1f} unrelated ones would"
     noisy = worth > (number + 1) / 2  # less than half of the variance of their mean is common to them

@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What was trained without some examples: weights and evaluations by method, and what else is stored."""
+    """Models trained without some examples: weights and evaluations by method, and facts and arrays to store."""
 
     weights: dict[str, Any]
     tested: dict[str, Evaluation]
@@ -70,8 +70,17 @@ def make_recipe(
         return make_trainer(model, objectives.cross_entropy(), tx, sampler, batch_size=BATCH)
 
     return Recipe(
-        *(data, hosts.place(data.train, mesh), model, trainer(sampling.shuffled()), trainer(sampling.resampled())),
-        *(d3m.default_options(n), d3m.default_attribution(n), num_steps, checkpoints, retrains, auto),
+        data=data,
+        train=hosts.place(data.train, mesh),
+        model=model,
+        trainer=trainer(sampling.shuffled()),
+        resampling=trainer(sampling.resampled()),
+        options=d3m.default_options(n),
+        attribution=d3m.default_attribution(n),
+        num_steps=num_steps,
+        checkpoints=checkpoints,
+        retrains=retrains,
+        auto=auto,
         num_groups=2 * len(data.class_names) if auto else len(data.group_names),
         width=hosts.models_at_once(),
         mesh=mesh,
@@ -85,7 +94,7 @@ def num_models(recipe: Recipe) -> int:
 
 
 def measure(recipe: Recipe, seed: int, progress: Callable[[int], object]) -> runs.Unit:
-    """Facts for JSON and arrays of one seed. Where AUTO-D3M refuses, only what was trained has a name in them."""
+    """Facts for JSON and arrays of one seed. Where AUTO-D3M refuses, they hold plain training and the targets alone."""
     root, parts = jax.random.key(seed), debias_data.divide(recipe.data, seed)
     data, source, facts, arrays = attribute(root, recipe, parts, progress)
     retrain = partial(evaluate, root, recipe, data, progress)

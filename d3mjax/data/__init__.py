@@ -1,1 +1,1 @@
-"""Data in memory: splits and their checks, TFDS builders, planted cues, and the user's own arrays."""
+"""Data in memory: splits, pairs and tables with checks, the files of users, planted cues and errors, public sets."""

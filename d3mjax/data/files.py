@@ -137,7 +137,7 @@ def parsed(
             raise ValueError(f"{source}: found infinite numbers in {name!r}, in row {row}; expected finite ones")
         return np.array([MISSING if v != v else f"{v:g}" for v in numbers.tolist()]) if categorical else numbers
     text = np.char.strip(values)
-    missing = missing_of(text)
+    missing = _missing_of(text)
     if not categorical:
         present = text[~missing].tolist()
         number, other = (next((v for v in present if is_number(v) == kind), None) for kind in (True, False))
@@ -158,7 +158,7 @@ def features(columns: Columns, source: str, *, levels: Levels | None = None) -> 
             codes, num_levels = _codes(column, name, source, levels.get(name))
             parts.append(np.eye(num_levels, dtype=np.float32)[codes])
         else:
-            parts.append(float32(column[:, None]))
+            parts.append(_float32(column[:, None]))
     return np.concatenate(parts, axis=1)
 
 
@@ -196,7 +196,7 @@ def read_split(
             raise ValueError(f"{source}: found columns {list(columns)}, expected features beside label, group and id")
         x = features(rest, str(source), levels=levels)
     else:
-        x = float32(check_numeric(columns[feature], f"{source}, {feature}"))
+        x = _float32(_check_numeric(columns[feature], f"{source}, {feature}"))
     integers = [_integers(columns[name], name, str(source), levels.get(name)) for name in special]
     named = dict(zip(special, integers, strict=True))
     unknown, rows = np.full(len(x), -1, np.int32), np.arange(len(x), dtype=np.int32)
@@ -205,7 +205,7 @@ def read_split(
     return split
 
 
-def check_numeric(values: np.ndarray, source: str) -> np.ndarray:
+def _check_numeric(values: np.ndarray, source: str) -> np.ndarray:
     """An array of features ``[n, ...]``, itself, unless it holds no numbers."""
     if values.dtype.kind not in "biuf" or not values.ndim:
         raise ValueError(f"{source}: found {values.dtype}{list(values.shape)}, expected numbers, one row an example")
@@ -224,7 +224,7 @@ def check_present(
     source: str, name: str, values: np.ndarray, *, hint: str = "; an unknown training group is -1"
 ) -> None:
     """Missing labels, groups and ids must not pass for a level of their own, as they may in features."""
-    missing = missing_of(values)
+    missing = _missing_of(values)
     if missing.any():
         row = int(np.argmax(missing))
         raise ValueError(
@@ -232,7 +232,7 @@ def check_present(
         )
 
 
-def missing_of(values: np.ndarray) -> Bool[np.ndarray, " n"]:
+def _missing_of(values: np.ndarray) -> Bool[np.ndarray, " n"]:
     """Which entries of a column are missing: NaN, or blank text."""
     return np.isnan(values) if values.dtype.kind == "f" else np.isin(np.char.lower(values.astype(str)), _BLANKS)
 
@@ -252,7 +252,7 @@ def is_number(text: str) -> bool:
     return True
 
 
-def float32(a: np.ndarray) -> np.ndarray:
+def _float32(a: np.ndarray) -> np.ndarray:
     """What does not fit becomes infinite, and `splits.check_split` names its row."""
     with np.errstate(over="ignore"):
         return a.astype(np.float32)
