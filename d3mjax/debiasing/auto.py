@@ -32,8 +32,8 @@ class Checkpoints(NamedTuple):
     """Models trained on the whole training set."""
 
     variables: PyTree  # leading axis c, on the host
-    margins: Float[np.ndarray, "c t"]  # soft margins of the targets
-    right: Bool[np.ndarray, "c n"]  # whether the checkpoint classifies the example as its label says
+    margins: Float[AnyArray, "c t"]  # soft margins of the targets
+    right: Bool[AnyArray, "c n"]  # whether the checkpoint classifies the example as its label says
 
 
 def train_checkpoints(

@@ -20,10 +20,11 @@ from d3mjax.runtime import runs, store
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The configuration, the directory of the files, the run, and how many training programs were compiled."""
-    path, before = tmp_path_factory.mktemp("own"), d3m._retrained._cache_size()
+    programs: Any = d3m._retrained
+    path, before = tmp_path_factory.mktemp("own"), programs._cache_size()
     config = debias.Config(make_files(path), **QUICK)
     run = debias.main(config, path / "results")
-    return config, path, run, d3m._retrained._cache_size() - before
+    return config, path, run, programs._cache_size() - before
 
 
 def read_lines(run):

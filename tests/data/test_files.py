@@ -61,7 +61,7 @@ def test_npz(tmp_path):
         ({"feature": "pixels"}, "found no 'pixels' in"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_split(tmp_path / "a.npz", **{"feature": "x", **options})
+            read_split(tmp_path / "a.npz", **{"feature": "x", **options})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_missing_labels_groups_and_ids_are_not_a_level(tmp_path, role, values):
     path = tmp_path / "t.csv"
     path.write_text("a,y,b\n" + "".join(f"1,{i % 2},{value}\n" for i, value in enumerate(values.split(","))))
     with pytest.raises(ValueError, match=r"t\.csv, column 'b': found . missing values, first in row 2, expected none"):
-        read_split(path, **{"label": "y", role: "b"})
+        read_split(path, **{"label": "y", role: "b"})  # pyright: ignore[reportArgumentType]
     assert read_split(path, drop=("b",)).x.shape == (4, 1)
 
 
@@ -201,7 +201,7 @@ def test_parquet_equals_csv(table, tmp_path):
 def test_tfds_by_name(tmp_path):
     options = {"feature": "image", "data_dir": tmp_path}
     split = read_split("tfds:tiny_images:test", **options)
-    np.testing.assert_array_equal(split.x, np.full((2, 2, 2, 1), np.float32([40, 50])[:, None, None, None]))
+    np.testing.assert_array_equal(split.x, np.full((2, 2, 2, 1), np.array([40, 50], np.float32)[:, None, None, None]))
     assert (split.y.tolist(), split.id.tolist()) == ([0, 1], [0, 1])
     assert read_split("tfds:tiny_images:1.0.0:train[:3]", **options).id.tolist() == [0, 1, 2]
     columns = files.read("tfds:tiny_images:train", data_dir=tmp_path)

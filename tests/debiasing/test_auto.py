@@ -48,6 +48,8 @@ def test_columns_are_those_of_checkpoints_trained_and_attributed_at_once(setting
         jax.random.key(1), model, trainer, data, 4, STEPS, attribution, checkpoints=CHECKPOINTS
     )
     np.testing.assert_array_equal(columns.right, at_once.right)
+    assert columns.kernel is not None
+    assert at_once.kernel is not None
     for a, b in ((columns.columns, at_once.columns), (columns.kernel, at_once.kernel)):
         # Two compiled programs: equal up to the condition of the Gram matrix at damping .01.
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())

@@ -3,6 +3,8 @@
 Small enough for tests: no files, no TFDS, a few milliseconds.
 """
 
+from typing import Any
+
 import numpy as np
 
 from d3mjax.data.planted import cues
@@ -34,7 +36,7 @@ def load_coloured_digits(
     number of images of each group. Raises ``ImportError`` without scikit-learn, ``ValueError`` when a class has too
     few images.
     """
-    parts = {"train": train, "targets": targets, "selection": selection, "test": test}
+    parts: dict[str, Any] = {"train": train, "targets": targets, "selection": selection, "test": test}
     task = fashion_cues.Task(classes=classes, cue=cue, aligned=aligned, seed=seed, **parts)
     return fashion_cues.draw_splits(task, read(), flat=flat)
 

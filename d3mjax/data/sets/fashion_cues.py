@@ -7,6 +7,7 @@ agrees with the label for 95 % of the 4,000 training images. Groups are ``num_at
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,6 +109,6 @@ def load_fashion(
     flat: bool = True,
 ) -> Data:
     """Plain ten-class Fashion-MNIST, nothing planted: group = y, classes balanced."""
-    parts = {"train": train, "targets": targets, "selection": selection, "test": test}
+    parts: dict[str, Any] = {"train": train, "targets": targets, "selection": selection, "test": test}
     task = Task(classes=TEN, cue=cues.NoCue(), size=size, seed=seed, **parts)
     return load_fashion_spurious(task, source_dir=source_dir, flat=flat)
