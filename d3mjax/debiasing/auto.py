@@ -133,7 +133,7 @@ def attribute_groups(
     facts = attribution.check(info, data)
     # As in `sources`: within the program devices would have to wait for each other.
     columns = jax.vmap(per_checkpoint.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
-    return sources.Columns(np.asarray(columns), kernel[:, 0], checkpoints.right, facts)
+    return sources.Columns(np.asarray(columns), kernel[:, 0], np.asarray(checkpoints.right), facts)
 
 
 @partial(jax.jit, static_argnames=("model", "num_groups", "attribution", "width", "mesh"))
