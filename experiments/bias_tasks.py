@@ -27,15 +27,15 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class BiasTask:
-    """A `Task` whose ``x`` tells of an attribute that must not matter."""
+    """A `Task` whose ``x`` has an attribute on which predictions should not depend."""
 
     task: Task
     load: Callable[..., Loaded]  # (seed, *, smoke)
     versions: Callable[[Features], Float[AnyArray, "k n d"]]  # x under every value of the attribute
     drop: Callable[[Features], Features]  # x without the attribute
-    goal: Literal["bias", "accuracy"]  # what edits are chosen for: less bias at no loss, or accuracy on the worse side
+    goal: Literal["bias", "accuracy"]  # edits are chosen for less bias at no loss, or for the worse side
     damping: float  # of the head, for each weight: its L2 penalty against the mean loss
-    attribute: Callable[[Split], Bool[np.ndarray, " n"]] | None = None  # who is favoured, for gaps between rates
+    attribute: Callable[[Split], Bool[np.ndarray, "n"]] | None = None  # which examples are favoured, for gaps in rates
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ def _adult_drop(x: Features, *, feature: str):
 
 
 def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, **options: Any) -> BiasTask:
-    """UCI Adult, the attribute being a column; favoured is who has the higher income in the stereotype."""
+    """UCI Adult, the attribute being a column; in the stereotype ``favoured`` have the higher income."""
     load = partial(_adult, feature=feature, favoured=favoured, other=other, train=train)
     column = adult.FEATURE_NAMES.index(f"{feature}={favoured}")
     task = Task(
@@ -101,7 +101,7 @@ def _fashion(seed: int, *, smoke: bool, aligned: float, train: int) -> Loaded:
     task = coloured.ColouredTask(seed, aligned, train=1000 if smoke else train, **few)
     data = coloured.load_coloured_fashion(task)
     sets = coloured.load_fashion_pairs(task, exclude=data.test.id)
-    # The group is whether the colour is that of the class: a hundred groups would be too small to tell.
+    # Groups are class by whether the colour is its own: a hundred groups of class by colour would be too small.
     regroup = lambda s: s._replace(group=(2 * s.y + (s.group % 10 != s.y)).astype(np.int32))
     return Loaded(Data(*map(regroup, data)), sets)
 
@@ -127,8 +127,8 @@ def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> Bias
     task = Task(
         name=f"fashion-{aligned:g}",
         about=f"Coloured Fashion-MNIST at 14 x 14, {train:,} training images, {aligned:.1%} of them in the colour of "
-        "their class. In the test set colour says nothing; pairs are test images in two colours, that of their class "
-        "first. The groups are class by whether the colour is its own.",
+        "their class. In the test set colour is independent of class; pairs are test images in two colours, that of "
+        "their class first. The groups are class by whether the colour is its own.",
         load=lambda seed, *, smoke: load(seed, smoke=smoke).data,
         class_names=fashion.NAMES,
         group_names=tuple(f"{name}, {kind}" for name in fashion.NAMES for kind in ("own colour", "other colour")),
@@ -144,10 +144,10 @@ def _patch(seed: int, *, smoke: bool) -> Loaded:
     raw = fashion_cues.load_fashion_spurious(fashion_cues.Task(seed=seed, **few))
     pool, sizes = fashion.read_shipped(), (60, 60, 100) if smoke else (500, 500, 2500)
     y, used = (pool.labels == 4).astype(np.int32), np.concatenate([split.id for split in raw])
-    found = draw_recoloured(pool.images, y, pool.id, cues.CornerPatch(), seed=seed, sizes=sizes, exclude=used)
+    drawn = draw_recoloured(pool.images, y, pool.id, cues.CornerPatch(), seed=seed, sizes=sizes, exclude=used)
     mean, std = np.mean(raw.train.x), np.std(raw.train.x)
     scaled = lambda x: ((x - mean) / std).astype(np.float32)
-    sets = [pairs._replace(x=scaled(pairs.x), flipped=scaled(pairs.flipped)) for pairs in found]
+    sets = [pairs._replace(x=scaled(pairs.x), flipped=scaled(pairs.flipped)) for pairs in drawn]
     return Loaded(Data(*(split._replace(x=scaled(split.x)) for split in raw)), PairSets(*sets))
 
 
