@@ -1,9 +1,9 @@
-"""A function of one checkpoint, mapped over many: one block on disk each, so that a killed run can go on.
+"""A function of one checkpoint, mapped over many: one block on disk each, so that a killed run can resume.
 
 A block is named by the digest of its manifest: hashes of the variables, of all other arrays, and of the *compiled
 program's text*, which holds the model, output, projection, damping and every other number that the function closes
-over. So whatever changes, a stale block is never read; the same command run again reads the blocks there are and
-computes the others. A damaged block is computed again. One checkpoint is in memory at a time; one compilation does.
+over. A stale block is therefore never read; the same command run again reads the finished blocks and computes the
+others. A damaged block is computed again. One checkpoint is in memory at a time, and the program compiles once.
 
     def columns(id, variables, arrays):
         key, train, target = arrays
@@ -42,10 +42,10 @@ def map_checkpoints(
 ) -> PyTree:
     """``compute(id, variables, arrays)`` for ``variables = load(id)`` of every checkpoint, stacked on a leading axis.
 
-    ``compute`` is traceable and returns a tree of arrays; what it needs of data, weights and keys it takes from
-    ``arrays``. Blocks lie under ``run / "units"`` as ``name-id-digest``. ``settings`` (plain JSON) go into the manifest
-    for a reader; a change of them makes new blocks, too. ``check(id, result)`` raises before a block is written, so
-    that nothing broken is ever reused. ``progress`` is told every id that is done.
+    ``compute`` is traceable and returns a tree of arrays; data, weights and keys are in ``arrays``. Blocks lie under
+    ``run / "units"`` as ``name-id-digest``. ``settings`` (plain JSON) are stored in the manifest; a change of them
+    makes new blocks, too. ``check(id, result)`` raises before a block is written, so that no invalid block is reused.
+    ``progress`` is called with every finished id.
 
     Raises:
       ValueError: if ids repeat or there are none, or a checkpoint differs from the first in structure, shape or dtype.
@@ -56,7 +56,7 @@ def map_checkpoints(
     variables, blocks = load(ids[0]), []
     first = _facts(variables)
     lowered = jax.jit(compute).lower(jnp.int32(0), variables, arrays)
-    compiled = functools.cache(lowered.compile)  # not before it is needed: all blocks may be there
+    compiled = functools.cache(lowered.compile)  # only if needed: all blocks may exist
     program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     common = {"program": program, "arrays": digest(arrays), "settings": dict(settings or {})}
 

@@ -1,7 +1,7 @@
-"""A bank: masks, seeds and outputs of many trained models on disk, made once, read as often as you like.
+"""A bank: masks, seeds and outputs of many trained models on disk, made once and read many times.
 
 Everything about model ``j`` derives from its id, and so does its mask: mask id ``j // repeats``, so ``repeats`` seeds
-share one. A bank is a directory with ``manifest.json``, what all its numbers depend on, and blocks, one atomic file of
+share one. A bank is a directory with ``manifest.json``, on which all its numbers depend, and blocks, one atomic file of
 consecutive models each. The hosts of one run fill one directory together; `read` joins banks of several runs.
 
     subsets = jax.jit(lambda ids: masks.fixed_size(mask_key, ids, n, n // 2))
@@ -11,8 +11,8 @@ consecutive models each. The hosts of one run fill one directory together; `read
     found = bank.fill(directory, facts, subsets, run, np.arange(4000), block=200)  # again: resumes; more ids: extends
     linear, info = datamodels.fit_lasso(bank.masks(found), bank.outputs(found), heldout)
 
-Every block carries the manifest and a checksum (`d3mjax.runtime.blocks`): damage is noticed, and no block passes for
-one of another bank.
+Every block holds the manifest and a checksum (`d3mjax.runtime.blocks`): damaged blocks and blocks of another bank are
+recognised.
 """
 
 import json
@@ -53,10 +53,10 @@ def manifest(
     repeats: int = 1,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """What a bank depends on, as plain JSON: the key, ``recipe`` as it is, hashes of ``data`` and of the first masks.
+    """The facts that a bank depends on, as plain JSON: key, ``recipe``, hashes of ``data`` and of the first masks.
 
     ``subsets(mask_ids)`` are the masks; ``repeats`` models share each. ``dtype`` of the stored outputs: float32, or
-    float16 for half the disk and three digits.
+    float16 with three digits in half the space.
 
     Raises:
       ValueError: if ``repeats`` is below 1 or ``dtype`` is neither.
@@ -87,18 +87,18 @@ def fill(
     block: int,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Bank:
-    """The models ``ids``, read where ``directory`` has them, else made by ``run``.
+    """The models ``ids``, read if ``directory`` has them, otherwise made by ``run``.
 
     ``run(ids [b], masks [b n]) -> (outputs [b t], losses [b s])``; ``subsets`` are those of the manifest.
     ``run`` always sees ``block`` ids: a part of a block is filled up by repeating its last. Blocks begin at multiples
     of ``block``. Where there are several hosts all call this, missing blocks are dealt out, and all return when all are
-    done; ``run`` must keep to the devices of its host. A kill loses the block in hand; damaged blocks are made again.
-    ``progress`` is told the number of models read, then that of each block made here.
+    done; ``run`` must keep to the devices of its host. A kill loses the current block; damaged blocks are made again.
+    ``progress`` is called with the number of models read, then with that of each block made by this host.
 
     Raises:
       ValueError: ids that repeat, are negative or none at all; ``block`` below 1; a directory of another manifest,
-        naming what differs; masks or outputs of wrong shape; masks that keep all or nothing; hosts whose manifests
-        differ, or that do not see one directory.
+        naming the fields; masks or outputs of wrong shape; masks that keep all or nothing; hosts whose manifests
+        differ, or that do not share the directory.
       FloatingPointError: naming models that diverged, or whose outputs are not finite as stored.
       OSError: on every host, if one cannot write there, before any work starts.
     """
@@ -133,7 +133,7 @@ def read(*directories: str | Path, skip_damaged: bool = False) -> Bank:
     """All models of banks with one manifest, ordered by id; checks every block. A model found twice counts once.
 
     Raises:
-      ValueError: different manifests, naming what differs; damaged blocks, naming them, unless ``skip_damaged``; an id
+      ValueError: different manifests, naming the fields; damaged blocks, naming them, unless ``skip_damaged``; an id
         whose models differ; no models at all.
     """
     found, damaged = _collect(directories)
@@ -185,22 +185,22 @@ def batches(bank: Bank, *, size: int) -> Iterator[Bank]:
 
 
 def masks(bank: Bank) -> Bool[np.ndarray, "m n"]:
-    """The masks of all its models, in memory: one byte an entry."""
+    """The masks of all models of a bank, in memory: one byte an entry."""
     stored = _gather(bank, 0)
     return stored if stored.dtype == bool else np.unpackbits(stored, axis=1, count=bank.manifest["n"]).view(bool)
 
 
 def outputs(bank: Bank) -> Float[np.ndarray, "m t"]:
-    """The outputs of all its models, in memory, as they are stored."""
+    """The outputs of all models of a bank, in memory, in their stored dtype."""
     return _gather(bank, 1)
 
 
 def verify(*directories: str | Path, ids: Sequence[int] | Int[AnyArray, "k"] | None = None) -> list[str]:
-    """Everything wrong with a bank, a sentence each; empty if it is fine.
+    """The faults of a bank, one sentence each; empty if there are none.
 
-    Looks for damaged blocks, missing ids (of ``ids``, or between the first and the last there is), ids found twice,
+    Checks for damaged blocks, missing ids (of ``ids``, or between the first and the last there is), ids found twice,
     outputs that are not finite or, for a target, constant, and masks that keep all or nothing. Never holds more than
-    a thousand models. Raises ValueError for different manifests, naming what differs.
+    a thousand models. Raises ValueError for different manifests, naming the fields.
     """
     found, damaged = _collect(directories)
     again, differ = _duplicates(found)
@@ -231,7 +231,7 @@ def _collect(directories):
     good, damaged = {}, []
     for directory in directories:
         if differ := store.differences(common, store.read_json(directory / _MANIFEST)):
-            raise ValueError(f"{directories[0]} and {directory} hold different banks: {differ}")
+            raise ValueError(f"{directories[0]} holds another bank than {directory}: {differ}")
         more, broken = blocks.scan(directory, common)
         good, damaged = good | more, damaged + broken
     nothing = (np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32))

@@ -1,10 +1,9 @@
-"""One block of a bank: a table of some models, made and checked, in one file that knows what bank it belongs to.
+"""One block of a bank: a checked table of some models, in one file that holds the manifest of its bank.
 
 The file is a `.npy` of records (``id``, ``mask_id``, ``loss``, ``outputs [t]``, ``masks`` as packed bits), which NumPy
-reads without this package, followed by the manifest as JSON and the SHA-256 of all before.
+reads without this package, followed by the manifest as JSON and a checksum (`store.seal`).
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,6 @@ from d3mjax.runtime.sweep import run_block
 from d3mjax.types import AnyArray
 
 PATTERN = "block-*.npy"
-_DIGEST_BYTES = 32
 
 
 def train(
@@ -60,7 +58,7 @@ def write(directory: Path, manifest: Mapping[str, Any], table: np.ndarray) -> No
     np.save(buffer, table)
     payload = buffer.getvalue() + store.json_text(manifest, sort_keys=True).encode()
     first, last = table["id"][[0, -1]]
-    store.write_bytes(directory / f"block-{first:09d}-{last:09d}.npy", payload + hashlib.sha256(payload).digest())
+    store.write_bytes(directory / f"block-{first:09d}-{last:09d}.npy", store.seal(payload))
 
 
 def scan(directory: Path, manifest: Mapping[str, Any]) -> tuple[dict[Path, tuple[np.ndarray, ...]], list[Path]]:
@@ -71,12 +69,12 @@ def scan(directory: Path, manifest: Mapping[str, Any]) -> tuple[dict[Path, tuple
     """
     good, damaged = {}, []
     for path in sorted(directory.glob(PATTERN)):
-        raw = path.read_bytes()
-        if hashlib.sha256(raw[:-_DIGEST_BYTES]).digest() != raw[-_DIGEST_BYTES:]:
+        payload = store.unseal(path.read_bytes())
+        if payload is None:
             damaged.append(path)
             continue
         table = np.load(path, mmap_mode="r")
-        if differ := store.differences(json.loads(raw[table.offset + table.nbytes : -_DIGEST_BYTES]), manifest):
+        if differ := store.differences(json.loads(payload[table.offset + table.nbytes :]), manifest):
             raise ValueError(f"{path} belongs to another bank: {differ}")
         good[path] = tuple(np.array(table[name]) for name in ("id", "mask_id", "loss"))
     return good, damaged
@@ -101,7 +99,7 @@ def runs(ids: Int[np.ndarray, "m"], block: int) -> list[Int[np.ndarray, "_"]]:
 
 
 def ranges(ids: Shaped[AnyArray, "k"] | Sequence[int]) -> str:
-    """Ids in words, such as ``3-7, 9``; empty if there are none."""
+    """Ids as text, such as ``3-7, 9``; empty if there are none."""
     found = runs(np.unique(np.asarray(ids, np.int64)), 2**62)
     return named([f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in found])
 

@@ -1,9 +1,8 @@
-"""A trained diagnoser on disk: arrays by name with a manifest that says what they were made for, in one file.
+"""A trained diagnoser on disk: arrays by name and a manifest of their channels and training cells, in one file.
 
-The file is an `.npz`, the manifest being JSON in one of its arrays, followed by the SHA-256 of all before.
+The file is an ``.npz``, with the manifest as JSON in one of its arrays, followed by a checksum (`store.seal`).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -16,7 +15,6 @@ from flax import traverse_util
 from d3mjax.runtime import runs, store
 
 _MANIFEST = "__manifest__"
-_DIGEST_BYTES = 32
 _FACTS = ("channels", "kinds", "sizes", "cells")
 
 
@@ -31,13 +29,13 @@ def save_diagnoser(path: str | Path, arrays: Mapping[str, Any], manifest: Mappin
       ValueError: if the manifest lacks one of these, or thresholds are not one for each kind.
     """
     if missing := [name for name in _FACTS if name not in manifest]:
-        raise ValueError(f"manifest: found {sorted(manifest)}, missing {missing}")
+        raise ValueError(f"manifest: found {sorted(manifest)}, expected also {missing}")
     if len(arrays["thresholds"]) != len(manifest["kinds"]):
-        raise ValueError(f"{len(arrays['thresholds'])} thresholds for the kinds {manifest['kinds']}")
+        raise ValueError(f"thresholds: found {len(arrays['thresholds'])}, expected one for each of {manifest['kinds']}")
     flat = {name: np.asarray(a) for name, a in traverse_util.flatten_dict(dict(arrays), sep="/").items()}
     text = store.json_text({**manifest, "environment": runs.environment()}).encode()
     payload = store.npz_bytes({**flat, _MANIFEST: np.frombuffer(text, np.uint8)})
-    store.write_bytes(Path(path), payload + hashlib.sha256(payload).digest())
+    store.write_bytes(Path(path), store.seal(payload))
 
 
 def load_diagnoser(path: str | Path, channels: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -47,15 +45,12 @@ def load_diagnoser(path: str | Path, channels: Sequence[str]) -> tuple[dict[str,
       ValueError: naming the file, if it is damaged, or if it was made for other ``channels`` or another order of them.
       FileNotFoundError: if there is none.
     """
-    content = Path(path).read_bytes()
-    payload, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    if hashlib.sha256(payload).digest() != digest:
-        raise ValueError(f"{path} is damaged, or holds no diagnoser: its checksum does not fit")
+    payload = store.unseal(Path(path).read_bytes())
+    if payload is None:
+        raise ValueError(f"{path} is damaged, or holds no diagnoser: its checksum does not match")
     with np.load(BytesIO(payload)) as archive:
         flat = {name: archive[name] for name in archive.files}
     manifest = json.loads(flat.pop(_MANIFEST).tobytes())
     if list(channels) != manifest["channels"]:
-        raise ValueError(
-            f"{path} was made for another channel layout: it expects {manifest['channels']}, found {list(channels)}"
-        )
+        raise ValueError(f"{path}: channels: found {list(channels)}, expected {manifest['channels']}")
     return traverse_util.unflatten_dict(flat, sep="/"), manifest

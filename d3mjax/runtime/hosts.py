@@ -1,4 +1,4 @@
-"""Devices and hosts: how processes find each other, the meshes they share, and what must be the same on all of them.
+"""Devices and hosts: how processes meet, the meshes they share, and the facts on which they must agree.
 
 JAX's own multi-controller runtime: every host runs the same program, and `start` is its first line. Models are spread
 over the axis ``model``; the axis ``data`` is for one model that several devices work on.
@@ -30,15 +30,15 @@ T = TypeVar("T")
 def start(*, timeout: int = 300, silence: int = 100) -> None:
     """Join the other processes of this run, if it has any; call it before anything touches JAX's devices.
 
-    Who they are is in the environment: ``D3MJAX_DISTRIBUTED=auto`` lets JAX find them (Cloud TPU, Slurm, GKE, MPI);
-    ``JAX_COORDINATOR_ADDRESS=host:port``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` name them; with neither this
-    process is alone. On CPUs there is one virtual device per core unless a number was asked for (through JAX's
-    configuration or XLA_FLAGS): small networks keep one core busy and no more, so models are spread over devices.
-    When a process has not been heard of for ``silence`` seconds, JAX ends the others.
+    The environment names them: ``D3MJAX_DISTRIBUTED=auto`` lets JAX find them (Cloud TPU, Slurm, GKE, MPI);
+    ``JAX_COORDINATOR_ADDRESS=host:port``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` do so explicitly; with
+    neither this process is alone. On CPUs there is one virtual device per core unless a number was asked for (through
+    JAX's configuration or XLA_FLAGS): a small network keeps only one core busy, so models are spread over devices.
+    When a process has sent no heartbeat for ``silence`` seconds, JAX ends the others.
 
     Raises:
       ValueError: naming what is missing or wrong in the environment.
-      TimeoutError: if nobody answers at the coordinator's address for ``timeout`` seconds.
+      TimeoutError: if the coordinator's address does not answer for ``timeout`` seconds.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and jax.config.values["jax_num_cpu_devices"] in (None, -1):
@@ -81,10 +81,10 @@ def local_mesh() -> Mesh:
 
 
 def models_at_once() -> int:
-    """How many models a device trains side by side, for `ensemble.map_models`: one on CPUs, 64 on accelerators.
+    """Models that a device trains side by side, for `ensemble.map_models`: one on CPUs, 64 on accelerators.
 
-    ``D3MJAX_WIDTH`` says otherwise, where memory is short or to spare; results do not depend on it. Raises
-    ``ValueError`` if that is no positive integer.
+    The environment variable ``D3MJAX_WIDTH`` sets another number; results do not depend on it. Raises ``ValueError`` if
+    it is not a positive integer.
     """
     text = os.environ.get("D3MJAX_WIDTH") or str(1 if jax.default_backend() == "cpu" else 64)
     if not text.isdecimal() or int(text) < 1:
@@ -107,7 +107,7 @@ def global_mesh(*, data: int = 1, devices: int | None = None) -> Mesh:
 
 
 def leads() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Whether this process writes the files that are written once."""
     return jax.process_index() == 0
 
 
@@ -128,10 +128,10 @@ def gather(tree: PyTree) -> PyTree:
 def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
     """Arrays that every host has, spread over ``mesh``: leading axes over ``axes``, copied to all devices if none.
 
-    What lies there already is left as it is: a program may place what its caller may have placed for many calls.
+    Arrays that have this layout already are returned as they are, so a caller may place them once for many calls.
 
     Raises:
-      ValueError: if an axis of an array is no multiple of the devices it is spread over.
+      ValueError: if an axis of an array is not a multiple of the devices that it is spread over.
     """
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
 
@@ -147,7 +147,7 @@ def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
 
 
 def put(a: Any, sharding: NamedSharding) -> jax.Array:
-    """An array that every host has, or a key, laid out over the devices of all hosts; itself if it lies so already."""
+    """An array or key that every host has, laid out over the devices of all hosts; itself if it lies so already."""
     if isinstance(a, jax.Array) and a.sharding == sharding:
         return a
     if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -173,16 +173,16 @@ def any_host(flag: bool) -> bool:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Refuse to go on where ``facts`` (plain JSON: configuration, revision, hashes of data) differ between hosts.
+    """Raise where ``facts`` (plain JSON: configuration, revision, hashes of data) differ between hosts.
 
     Raises:
-      ValueError: on every host, naming the hosts that differ from the first one, and in what.
+      ValueError: on every host, naming the hosts and fields that differ from the first one.
     """
     texts = _exchange(store.json_text(facts))
     first, differ = json.loads(texts[0]), []
     for host, text in enumerate(texts[1:], 1):
-        if found := store.differences(first, json.loads(text)):
-            differ.append(f"host {host} differs from host 0 (there): {found}")
+        if fields := store.differences(json.loads(text), first):
+            differ.append(f"host {host} differs from host 0: {fields}")
     if differ:
         raise ValueError("; ".join(differ))
 
@@ -191,27 +191,27 @@ def on_every_host(action: Callable[[], T]) -> T:
     """``action()``, which may read and write files; all hosts must call this, and none goes on where one could not.
 
     Raises:
-      OSError: on every host, naming those that ``action`` raised it on; what else it raises stays with its host.
+      OSError: on every host, naming those on which ``action`` raised it; other errors stay with their host.
     """
     if jax.process_count() == 1:
         return action()
-    found, error = None, None
+    result, error = None, None
     try:
-        found = action()
+        result = action()
     except OSError as raised:
         error = raised
-    said = map(json.loads, _exchange(json.dumps(error and str(error))))
-    if failed := [f"host {host}: {text}" for host, text in enumerate(said) if text is not None]:
+    errors = map(json.loads, _exchange(json.dumps(error and str(error))))
+    if failed := [f"host {host}: {text}" for host, text in enumerate(errors) if text is not None]:
         raise OSError("; ".join(failed)) from error
-    return cast(T, found)
+    return cast(T, result)
 
 
 def check_shared(directory: str | Path) -> None:
-    """Refuse a directory that not all hosts see, before anything is written to it.
+    """Raise if not all hosts see a directory, before anything is written to it.
 
     Raises:
-      ValueError: on every host, naming those that do not see what the first one wrote.
-      OSError: on every host, if the first one can write nothing there.
+      ValueError: on every host, naming those that do not see a file of the first one.
+      OSError: on every host, if the first one cannot write there.
     """
     if jax.process_count() == 1:
         return
@@ -250,7 +250,7 @@ def _number(name: str) -> int:
 
 
 def _wait_for(address: str, timeout: int) -> None:
-    """JAX ends the process, without a word on why, if nobody answers: look first."""
+    """Wait until the coordinator answers: without one JAX ends the process without giving a reason."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"JAX_COORDINATOR_ADDRESS: found {address!r}, expected host:port")

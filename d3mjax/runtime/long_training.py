@@ -1,8 +1,7 @@
-"""One long training with checkpoints on the way: stopped at any moment, the same call goes on from the last of them.
+"""One long training with checkpoints: stopped at any moment, the same call resumes from the last of them.
 
-Orbax writes them, whole or not at all, while training goes on, from all hosts at once. A step derives from the model's
-key and its number, so where training was cut, and on how many devices it went on, is not seen in the result beyond the
-order of sums.
+Orbax writes them atomically while training continues, from all hosts at once. A step derives from the model's key and
+its number, so interruptions and the number of devices change the result only through the order of sums.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,15 +32,15 @@ def train(
     keep: int = 2,
     progress: Callable[[int], object] = lambda step: None,
 ) -> tuple[TrainState, Float[np.ndarray, "s"]]:
-    """``trainer.run`` up to step ``num_steps``, with a checkpoint ``every`` so many steps; the last ``keep`` stay.
+    """``trainer.run`` up to step ``num_steps``, with a checkpoint after ``every`` steps; the last ``keep`` stay.
 
-    ``state`` is the first one, with the layout on devices that the training shall have. ``facts`` (plain JSON) are all
-    that the result depends on. SIGTERM on any host saves a checkpoint on all at the end of the steps in hand, and exits
+    ``state`` is the first one, with the layout on devices for the whole training. ``facts`` (plain JSON) determine the
+    result. SIGTERM on any host saves a checkpoint on all hosts after the current steps, and exits
     with `preemption.STATUS`. Returns the last state and the loss of every step.
 
     Raises:
-      ValueError: if ``every`` or ``keep`` is below 1; a directory of other facts, naming what differs, or one that not
-        all hosts see.
+      ValueError: if ``every`` or ``keep`` is below 1; a directory of other facts, naming the fields, or one that
+        not all hosts see.
       OSError: on every host, naming those that cannot write there.
       FloatingPointError: naming the step at which the loss was not finite; the checkpoint before it stays.
     """
@@ -76,7 +75,7 @@ def train(
 
 
 def _plain(state: TrainState, losses):
-    """What Orbax can store: keys are their words."""
+    """A tree that Orbax can store: keys as their data."""
     return {"state": state._replace(key=jax.random.key_data(state.key)), "losses": losses}
 
 

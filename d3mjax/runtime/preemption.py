@@ -1,7 +1,7 @@
-"""Preemption: SIGTERM ends a run between two pieces of work, and the same command goes on where it stopped.
+"""Preemption: SIGTERM ends a run between two pieces of work, and the same command resumes it.
 
-Blocks and units are atomic files, so what is in hand may be dropped; the exit status is 143, which schedulers take for
-"not finished". A long training asks to be told instead, saves a checkpoint, and leaves.
+Blocks and units are atomic files, so the current one may be abandoned; the exit status is 143, which schedulers take
+for "not finished". A long training defers the signal, saves a checkpoint, and exits.
 """
 
 import os
@@ -20,11 +20,11 @@ STATUS = 128 + signal.SIGTERM
 
 @contextmanager
 def at_once(*, grace: float = 10.0) -> Iterator[None]:
-    """In this block SIGTERM drops what is in hand, cleans up and exits with `STATUS`.
+    """In this block SIGTERM abandons the current unit, cleans up and exits with `STATUS`.
 
-    Python is told between two calls only: where a compiled program runs, or other hosts are waited for, the process
-    ends after ``grace`` seconds all the same. Of several hosts each leaves by itself, whatever ended it, for JAX would
-    wait for the others first, and then abort.
+    Python handles signals between two calls only: during a compiled program, or a wait for other hosts, the process
+    ends after ``grace`` seconds. Each of several hosts exits by itself, whatever the reason, as JAX would wait for the
+    others first, and then abort.
     """
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
@@ -56,7 +56,7 @@ def at_once(*, grace: float = 10.0) -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """In this block SIGTERM is only noted: ``asked()`` says whether it came. At the end of it, it is sent again."""
+    """In this block SIGTERM is only recorded: ``asked()`` returns whether it arrived. It is sent again afterwards."""
     came = []
     with _handling(lambda *_: came.append(True)):
         yield lambda: bool(came)
@@ -66,7 +66,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _handling(handler: Callable, *, wakeup: int = -1) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there can Python take signals
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
     before, descriptor = signal.signal(signal.SIGTERM, handler), signal.set_wakeup_fd(wakeup)

@@ -1,10 +1,11 @@
-"""What a run leaves behind: atomic files, finished units that are skipped on a rerun, and `metrics.json`.
+"""Directories of runs: atomic files, finished units that a rerun skips, and ``metrics.json``.
 
-A run is one directory, `<root>/<experiment>/<run>/`, bound to one configuration. The same command run again finds the
+A run is one directory, ``<root>/<experiment>/<run>/``, bound to one configuration. The same command run again finds the
 directory by its configuration, skips the units that are finished, and computes the others. Code is not part of the
 configuration: after changing it, give the run a new name.
 """
 
+import gzip
 import hashlib
 import importlib.metadata
 import io
@@ -14,6 +15,7 @@ import platform
 import resource
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,22 +25,19 @@ import jax
 import numpy as np
 
 from d3mjax.runtime import hosts
-from d3mjax.runtime.store import differences, json_text, npz_bytes, read_json, write_bytes, write_json
+from d3mjax.runtime.store import differences, json_text, npz_bytes, read_json, seal, unseal, write_bytes, write_json
 
 INFORMATION = ("none", "validation groups", "training groups")
 """Group labels that a method needs, from the least to the most."""
 ROLES = ("ours", "plain", "control", "rival", "yardstick", "ceiling")
-"""Part of a row in its comparison; ``plain`` is plain training, with which all others are compared."""
-
-_DIGEST_BYTES = 32
-
+"""Parts that a row plays in a comparison; ``plain`` is plain training, with which all others are compared."""
 
 Unit = tuple[dict[str, Any], dict[str, np.ndarray]]
-"""What one piece of work, such as a task and seed, leaves: facts that JSON holds, and arrays by name."""
+"""Result of one piece of work, such as a task and seed: facts that JSON can hold, and arrays by name."""
 
 
 def environment() -> dict[str, Any]:
-    """The code, versions and device of this process: what a number depends on besides its configuration."""
+    """Revision, versions and device of this process: all that numbers depend on besides their configuration."""
     device = jax.devices()[0]
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
@@ -51,7 +50,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far, in MiB (host memory, not the device's)."""
+    """Largest resident memory of this process so far, in MiB (memory of the host, not of the device)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
@@ -59,38 +58,38 @@ def peak_memory_mib() -> float:
 def open_run(root: str | Path, experiment: str, config: Mapping[str, Any], name: str | None = None) -> Path:
     """Make, or find again, the directory of one configuration, and check that it can be written to.
 
-    The run is named by a short hash of `config` unless `name` is given. Raises ValueError if the directory belongs to
-    another configuration, naming what differs, and OSError if nothing can be written there, before any work starts.
+    The run is named by a short hash of ``config`` unless ``name`` is given. Raises ValueError if the directory belongs
+    to another configuration, naming the fields that differ, and OSError if it cannot be written, before any work.
     """
     config = json.loads(json_text(config))
     name = name or hashlib.sha256(json_text(config, sort_keys=True).encode()).hexdigest()[:10]
     for part in (experiment, name):
         if part != Path(part).name or part in ("", ".."):
-            raise ValueError(f"{part!r} must be the name of one directory")
+            raise ValueError(f"experiment, name: found {part!r}, expected the name of one directory")
     path = Path(root) / experiment / name
     bind(path, config, "config.json", results="units")
     return path
 
 
 def bind(path: Path, facts: Mapping[str, Any], file: str, *, results: str) -> None:
-    """Make the directory ``path``, or find it again, for results of ``facts`` alone, kept there as the JSON ``file``.
+    """Make the directory ``path``, or find it again, for results of ``facts`` alone, which the JSON ``file`` stores.
 
-    ``results``: pattern of what may not be there without that file. Raises as `open_run`, before any work starts.
+    ``results``: pattern of files that must not exist without it. Raises as `open_run`, before any work starts.
     """
     facts = json.loads(json_text(facts))
     if ":/" in str(path):  # what Path leaves of a URL
-        raise ValueError(f"results are written to a local directory, not to {path}")
+        raise ValueError(f"results: found {path}, expected a local directory")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_bytes(path / ".writable", b"")  # a look at the mode bits would not do: root and full disks
+        write_bytes(path / ".writable", b"")  # mode bits are not enough: root, full disks
         (path / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"cannot write results to {path}: {error}") from error
     if (path / file).exists():
         if differ := differences(read_json(path / file), facts):
-            raise ValueError(f"{path} holds another configuration: {differ}")
+            raise ValueError(f"{path} belongs to another configuration: {differ}")
     elif any(path.glob(results)):
-        raise ValueError(f"{path} holds results but no {file}: give the run another name")
+        raise ValueError(f"{path}: found results without {file}, expected none: give the run another name")
     else:
         write_json(path / file, facts)
 
@@ -98,20 +97,20 @@ def bind(path: Path, facts: Mapping[str, Any], file: str, *, results: str) -> No
 def unit(run: Path, name: str, compute: Callable[[], tuple[dict[str, Any], dict[str, Any]]]) -> Unit:
     """The result of one finished piece of work (say one task and seed): read if its file is whole, else computed.
 
-    `compute` returns what JSON can hold and arrays by name; both come back as they read from the file, so that a
-    resumed run sees exactly what the first one saw. The file is an `.npz` followed by the SHA-256 of all before; a
-    damaged one is computed again.
+    ``compute`` returns facts that JSON can hold and arrays by name; both are returned as read from the file, so that a
+    resumed run sees exactly what the first one saw. The file is an ``.npz`` with a checksum (`store.seal`); a damaged
+    one is computed again.
     """
     path = run / "units" / f"{name}.npz"
     stored = _read_unit(path)
     if stored is None:
         facts, arrays = compute()
         if "__json__" in arrays:
-            raise ValueError("an array of a unit may not be called __json__")
+            raise ValueError("arrays: found the name __json__, expected another")
         text = np.frombuffer(json_text(facts).encode(), np.uint8)
         payload = npz_bytes({**arrays, "__json__": text})
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, payload + hashlib.sha256(payload).digest())
+        write_bytes(path, seal(payload))
         stored = _read_unit(path)
         if stored is None:
             raise OSError(f"{path} does not read back as it was written")
@@ -119,7 +118,7 @@ def unit(run: Path, name: str, compute: Callable[[], tuple[dict[str, Any], dict[
 
 
 def read_unit(run: Path, name: str) -> Unit | None:
-    """What `unit` stored, or None if there is nothing, or only something damaged."""
+    """The result that `unit` stored; None if there is none, or if it is damaged."""
     return _read_unit(run / "units" / f"{name}.npz")
 
 
@@ -128,8 +127,8 @@ def run_units(
 ) -> list[Unit]:
     """``measure(seed, progress)`` of every seed as a `unit`, behind one progress bar.
 
-    Units are dealt out to hosts; with ``together`` all hosts work on every one. ``models``: what a unit reports to
-    ``progress`` in all. Raises OSError where a host does not see the units of the others.
+    Units are dealt out to hosts; with ``together`` all hosts work on every one. ``models``: total that a unit reports
+    to ``progress``. Raises OSError if a host does not see the units of the others.
     """
     from tqdm import tqdm  # of the extras: the library alone shows no progress
 
@@ -157,7 +156,10 @@ def run_units(
 def metrics_document(
     experiment: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seconds: float
 ) -> dict[str, Any]:
-    """`metrics.json` of a run: the rows with all that is needed to judge them. `seconds` is the caller's wall time."""
+    """Content of ``metrics.json``: rows, configuration and environment. ``seconds`` is the caller's wall time.
+
+    Raises ValueError as `validate_document`.
+    """
     document = {
         "experiment": experiment,
         "config": config,
@@ -171,11 +173,38 @@ def metrics_document(
     return document
 
 
+def write_published(path: Path, document: Mapping[str, Any], run: str) -> None:
+    """Write a metrics document with the name of its run and its revision, compressed for version control.
+
+    The same document makes the same bytes. Raises ValueError for an invalid document.
+    """
+    validate_document(document)
+    published = {**document, "run": run, "revision": document["environment"]["revision"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, gzip.compress(json_text(published, indent=1).encode(), mtime=0))
+
+
+def read_published(path: Path) -> dict[str, Any]:
+    """Read what `write_published` wrote: a document and its ``run`` and ``revision``.
+
+    Raises ValueError, naming the file, if it is damaged or does not follow the schema.
+    """
+    try:
+        document = json.loads(gzip.decompress(path.read_bytes()))
+        _check_fields(document, {"run": str, "revision": str}, "document", exact=False)
+        validate_document({name: value for name, value in document.items() if name not in ("run", "revision")})
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: found no published metrics: {error}") from error
+    return document
+
+
 def validate_document(document: Any) -> None:
-    """Raises ValueError, naming the place, unless `document` follows the schema of `metrics.json`.
+    """Raises ValueError, naming the field, unless ``document`` follows the schema of ``metrics.json``.
 
     Every metric holds its values per seed and their mean and standard deviation (ddof=1); None where there is none.
-    Accuracies and `removed` (the share of the training set) lie in [0, 1]. No two rows of a task may look the same.
+    Accuracies and ``removed`` (a share of the training set) are in [0, 1]. Rows of a task differ in method or settings.
     """
     top = {"experiment": str, "config": dict, "environment": dict, "rows": list}
     numbers = {"seconds": float, "peak_memory_mib": float}
@@ -190,7 +219,7 @@ def validate_document(document: Any) -> None:
         check_kind(row, where)
         identity = (row["task"], row["method"], json_text(row["settings"], sort_keys=True))
         if identity in seen:
-            raise ValueError(f"{where}: the same task, method and settings as an earlier row")
+            raise ValueError(f"{where}: found task, method and settings of an earlier row, expected others")
         seen.add(identity)
         for metric, value in row["metrics"].items():
             _check_metric(value, metric, f"{where}.metrics.{metric}")
@@ -207,7 +236,7 @@ def check_kind(row: Mapping[str, Any], where: str) -> None:
 
 def _check_fields(value, fields, where, exact=True):
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: expected an object, got {type(value).__name__}")
+        raise ValueError(f"{where}: found {type(value).__name__}, expected an object")
     missing, extra = fields.keys() - value.keys(), (value.keys() - fields.keys() if exact else ())
     if missing or extra:
         raise ValueError(f"{where}: missing {sorted(missing)}, unexpected {sorted(extra)}")
@@ -215,18 +244,18 @@ def _check_fields(value, fields, where, exact=True):
         if kind is float and _is_number(value[name]) and value[name] >= 0:
             continue
         if kind is float or not isinstance(value[name], kind):
-            raise ValueError(f"{where}.{name}: expected {kind.__name__}, got {value[name]!r}")
+            raise ValueError(f"{where}.{name}: found {value[name]!r}, expected {kind.__name__}")
 
 
 def _check_metric(value, metric, where):
     _check_fields(value, {"mean": object, "std": object, "per_seed": list}, where)
     seeds = value["per_seed"]
     if not seeds or not all(v is None or _is_number(v) for v in seeds):
-        raise ValueError(f"{where}.per_seed: expected finite numbers or null, got {seeds!r}")
+        raise ValueError(f"{where}.per_seed: found {seeds!r}, expected finite numbers or null")
     if metric.endswith("accuracy") or metric == "removed":
         for v in seeds:
             if v is not None and not 0 <= v <= 1:
-                raise ValueError(f"{where}: {v} is no share in [0, 1]")
+                raise ValueError(f"{where}: found {v}, expected a share in [0, 1]")
     complete = None not in seeds
     expected = {
         "mean": float(np.mean(seeds)) if complete else None,
@@ -236,7 +265,7 @@ def _check_metric(value, metric, where):
         got = value[name]
         same = got is None if want is None else _is_number(got) and math.isclose(got, want, rel_tol=1e-5, abs_tol=1e-7)
         if not same:
-            raise ValueError(f"{where}.{name}: {got!r} does not follow from per_seed, expected {want!r}")
+            raise ValueError(f"{where}.{name}: found {got!r}, expected {want!r}, as per_seed has it")
 
 
 def _is_number(value):
@@ -246,7 +275,7 @@ def _is_number(value):
 def _revision():
     """Git revision of this source, marked where tracked files were changed; the package version outside git."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    try:  # an installed copy inside somebody's repository is untracked there, and must not take its revision
+    try:  # an installed copy inside another repository is untracked there, and must not take its revision
         for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
             revision = subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run([*git, "diff", "HEAD"], capture_output=True, check=True).stdout
@@ -260,8 +289,7 @@ def _read_unit(path):
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
-    payload, digest = raw[:-_DIGEST_BYTES], raw[-_DIGEST_BYTES:]
-    if hashlib.sha256(payload).digest() != digest:
+    if (payload := unseal(raw)) is None:
         return None
     with np.load(io.BytesIO(payload)) as archive:
         arrays = {name: archive[name] for name in archive.files}

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, strict JSON, arrays as `.npz`, and digests of trees of arrays."""
+"""Files that are whole or absent: atomic writes, strict JSON, arrays as ``.npz``, checksums."""
 
 import hashlib
 import io
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+
+from d3mjax.data.digests import digest as digest
+
+_CHECKSUM = 32  # bytes
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -25,7 +27,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(Path(path).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -61,27 +63,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What two JSON objects differ in, by dotted name; empty if they are the same."""
-    there, here = _flat(there), _flat(here)
-    differ = [
-        f"{k} is {there.get(k, 'absent')} there, {here.get(k, 'absent')} here"
-        for k in sorted(there.keys() | here.keys())
-        if there.get(k, "absent") != here.get(k, "absent")
-    ]
-    return "; ".join(differ)
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Fields in which two JSON objects differ, by dotted name; empty if they are equal."""
+    a, b = _flat(found), _flat(expected)
+    values = {name: (a.get(name, "absent"), b.get(name, "absent")) for name in sorted(a.keys() | b.keys())}
+    return "; ".join(f"{name}: found {old}, expected {new}" for name, (old, new) in values.items() if old != new)
 
 
-def digest(tree: PyTree) -> str:
-    """SHA-256 of paths, shapes, dtypes and bytes of a tree of arrays, random keys included."""
-    hashed = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        hashed.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype};".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest()
+def seal(payload: bytes) -> bytes:
+    """Bytes followed by their SHA-256, the layout of every file that is checked when it is read."""
+    return payload + hashlib.sha256(payload).digest()
+
+
+def unseal(content: bytes) -> bytes | None:
+    """The payload of `seal`; None if it is damaged."""
+    payload, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
+    return payload if hashlib.sha256(payload).digest() == checksum else None
 
 
 def json_text(value: Any, *, sort_keys: bool = False, indent: int | None = None) -> str:
@@ -94,7 +91,7 @@ def _plain(value):
         return np.asarray(value).tolist()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} has no place in JSON: {value!r}")
+    raise TypeError(f"value: found {type(value).__name__} {value!r}, expected what JSON can hold")
 
 
 def _flat(config, prefix=""):

@@ -1,4 +1,4 @@
-"""Many models in blocks: bounded memory, one compilation, something to watch; in `bank`, blocks stay on disk."""
+"""Many models in blocks: bounded memory, one compilation, progress after each; a `bank` keeps its blocks on disk."""
 
 from collections.abc import Callable
 from operator import itemgetter
@@ -12,7 +12,7 @@ from d3mjax.training import ensemble
 from d3mjax.types import AnyArray
 
 Run = Callable[[Int[AnyArray, "b"]], tuple[PyTree, AnyArray]]
-"""``run(ids [b]) -> (outputs, losses [b s])``: models by their ids, with whatever tree of outputs."""
+"""``run(ids [b]) -> (outputs, losses [b s])``: models by their ids, with any tree of outputs."""
 
 
 def sweep(
@@ -56,8 +56,8 @@ def shared_sweep(
     if not len(ids):
         return sweep(run, ids, block=block)
     shares = np.pad(ids, (0, -len(ids) % num_hosts), mode="edge").reshape(num_hosts, -1)
-    found = sweep(run, shares[jax.process_index()], block=min(block, shares.shape[1]), progress=progress)
-    return jax.tree.map(itemgetter(slice(len(ids))), hosts.concatenate(found))
+    outputs = sweep(run, shares[jax.process_index()], block=min(block, shares.shape[1]), progress=progress)
+    return jax.tree.map(itemgetter(slice(len(ids))), hosts.concatenate(outputs))
 
 
 def run_block(run: Run, ids: Int[AnyArray, "b"], *, block: int) -> tuple[PyTree, AnyArray]:

@@ -151,19 +151,19 @@ def test_a_model_found_twice_counts_once_unless_it_differs(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: facts(recipe=("steps", 4)), r"recipe\.steps is 3 there, 4 here"),
-        (lambda: facts(repeats=1), "repeats is 2 there, 1 here"),
-        (lambda: facts(dtype="float16"), "dtype is .float32. there, .float16. here"),
-        (lambda: facts() | {"data": {}}, r"data\.target is .* there, absent here"),
+        (lambda: facts(recipe=("steps", 4)), r"recipe\.steps: found 3, expected 4"),
+        (lambda: facts(repeats=1), "repeats: found 2, expected 1"),
+        (lambda: facts(dtype="float16"), "dtype: found .float32., expected .float16."),
+        (lambda: facts() | {"data": {}}, r"data\.target: found .*, expected absent"),
         (
             lambda: bank.manifest(jax.random.key(8), subsets, DATA, {"steps": 3}, num_targets=T, repeats=2),
-            "key.data is",
+            "key.data: found",
         ),
         (
             lambda: bank.manifest(
                 jax.random.key(7), lambda i: ~subsets(i), DATA, {"steps": 3}, num_targets=T, repeats=2
             ),
-            "configuration: masks is",
+            "configuration: masks: found",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_banks_of_other_data_or_recipe_do_not_mix(tmp_path, other, message):
 def test_blocks_without_a_manifest_are_refused(tmp_path):
     fill(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"holds results but no manifest\.json"):
+    with pytest.raises(ValueError, match=r"found results without manifest\.json"):
         fill(tmp_path)
     with pytest.raises(FileNotFoundError):
         bank.read(tmp_path)

@@ -39,7 +39,7 @@ def test_what_is_loaded_is_what_was_saved(path):
 
 @pytest.mark.parametrize("channels", [CHANNELS[:3], CHANNELS[::-1], [*CHANNELS, "self-influence"]])
 def test_another_channel_layout_is_refused_by_name(path, channels):
-    with pytest.raises(ValueError, match=r"another channel layout: it expects \['influence', .*\], found \[") as error:
+    with pytest.raises(ValueError, match=r"channels: found \[.*\], expected \['influence', ") as error:
         diagnoser.load_diagnoser(path, channels)
     assert str(channels) in str(error.value)
 
@@ -56,8 +56,8 @@ def test_damaged_files_are_refused(path):
 def test_no_file_and_no_facts(tmp_path):
     with pytest.raises(FileNotFoundError):
         diagnoser.load_diagnoser(tmp_path / "none.npz", CHANNELS)
-    with pytest.raises(ValueError, match=r"missing \['kinds', 'sizes', 'cells'\]"):
+    with pytest.raises(ValueError, match=r"expected also \['kinds', 'sizes', 'cells'\]"):
         diagnoser.save_diagnoser(tmp_path / "x.npz", MADE._asdict(), {"channels": CHANNELS})
-    with pytest.raises(ValueError, match="3 thresholds for the kinds"):
+    with pytest.raises(ValueError, match="thresholds: found 3, expected one for each"):
         diagnoser.save_diagnoser(tmp_path / "x.npz", MADE._asdict(), {**MANIFEST, "kinds": ["label"]})
     assert not list(tmp_path.iterdir())

@@ -150,12 +150,12 @@ def test_hosts_that_do_not_belong_together_are_named_and_units_dealt_out(tmp_pat
     for status, said, errors in finish(launch(tmp_path, "refusals", devices=4, num_hosts=2)):
         assert status == 0, errors[-3000:]
         found = json.loads(said.splitlines()[-1])
-        assert "host 1 differs from host 0 (there): config.lr is 0.1 there, 1.1 here" in found["agree"]
+        assert "host 1 differs from host 0: config.lr: found 1.1, expected 0.1" in found["agree"]
         assert "hosts [1] do not see what host 0 wrote there" in found["shared"]
         assert "expected a divisor of all 8 devices" in found["divide"]
         assert "devices: asked for 16, found 8 on 2 hosts" in found["asked"]
-        assert "host 1 differs from host 0 (there): data.task is" in found["data"]
-        assert "config.rate is 0.1 there, 1.1 here" in found["config"]
+        assert "host 1 differs from host 0: data.task: found" in found["data"]
+        assert "config.rate: found 1.1, expected 0.1" in found["config"]
         assert found["together-False"] == [0, 1, 0]
         assert found["together-True"] == [0, 0, 0]
         assert found["mean"] == 6
@@ -274,7 +274,7 @@ def test_a_finished_training_is_not_asked_for_another_length(tmp_path):
     assert (after.step, losses.shape) == (10, (10,))
     again, _ = train(10)
     jax.tree.map(np.testing.assert_array_equal, after.variables, again.variables)
-    with pytest.raises(ValueError, match="num_steps is 10 there, 20 here"):
+    with pytest.raises(ValueError, match="num_steps: found 10, expected 20"):
         train(20)
 
 

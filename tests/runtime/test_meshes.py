@@ -10,8 +10,8 @@ import pytest
 from d3mjax.runtime import hosts
 
 COUNT = """
-from d3mjax.runtime import mesh
-mesh.start()
+from d3mjax.runtime import hosts
+hosts.start()
 import jax, os
 print(len(jax.devices()), len(os.sched_getaffinity(0)))
 """

@@ -1,5 +1,6 @@
 """Files are whole or absent, runs belong to one configuration, and `metrics.json` keeps to its schema."""
 
+import gzip
 import importlib.metadata
 import json
 import os
@@ -45,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     store.write_json(path, 1)
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.write_json(path, float("nan"))
-    with pytest.raises(TypeError, match="no place in JSON"):
+    with pytest.raises(TypeError, match="expected what JSON can hold"):
         store.write_json(path, {1, 2})
     with pytest.raises(TypeError, match="bfloat16"):
         store.write_arrays(tmp_path / "b.npz", {"half": jnp.ones(2, jnp.bfloat16)})
@@ -62,7 +63,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_read_json_names_a_damaged_file(tmp_path):
     (tmp_path / "a.json").write_text('{"x": ')
-    with pytest.raises(ValueError, match=r"a\.json is no valid JSON"):
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
         store.read_json(tmp_path / "a.json")
 
 
@@ -78,7 +79,9 @@ def test_open_run_finds_the_same_directory_for_the_same_configuration(tmp_path):
 
 def test_open_run_refuses_a_directory_of_another_configuration(tmp_path):
     runs.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 64, "depth": 2}}, "mine")
-    with pytest.raises(ValueError, match=r"model\.width is 64 there, 32 here; seeds is absent there, 3 here") as error:
+    with pytest.raises(
+        ValueError, match=r"model\.width: found 64, expected 32; seeds: found absent, expected 3"
+    ) as error:
         runs.open_run(tmp_path, "d3m", {"steps": 800, "model": {"width": 32, "depth": 2}, "seeds": 3}, "mine")
     assert "depth" not in str(error.value)
     assert "steps" not in str(error.value)
@@ -88,7 +91,7 @@ def test_open_run_refuses_results_of_an_unknown_configuration(tmp_path):
     run = runs.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
     runs.unit(run, "seed0", lambda: ({}, {}))
     (run / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"holds results but no config\.json"):
+    with pytest.raises(ValueError, match=r"found results without config\.json"):
         runs.open_run(tmp_path, "d3m", {"steps": 1}, "mine")
 
 
@@ -98,10 +101,10 @@ def test_open_run_fails_early_where_it_cannot_write(tmp_path):
         runs.open_run(tmp_path / "file", "d3m", {})
     with pytest.raises(OSError, match="cannot write results to"):
         runs.open_run("/proc/results", "d3m", {})
-    with pytest.raises(ValueError, match="local directory"):
+    with pytest.raises(ValueError, match="expected a local directory"):
         runs.open_run("gs://bucket/results", "d3m", {})
     for name in ("..", "a/b", "."):
-        with pytest.raises(ValueError, match="one directory"):
+        with pytest.raises(ValueError, match="expected the name of one directory"):
             runs.open_run(tmp_path, "d3m", {}, name)
 
 
@@ -192,15 +195,18 @@ def test_metrics_document_has_the_schema_and_survives_json(tmp_path):
         ({"role": "winner"}, "role: found 'winner', expected one of"),
         ({"role": "control"}, "settings.controls: found none"),
         ({"extra": 1}, r"unexpected \['extra'\]"),
-        ({"task": 3}, "task: expected str, got 3"),
-        ({"metrics": {"lds": 0.5}}, "lds: expected an object"),
+        ({"task": 3}, "task: found 3, expected str"),
+        ({"metrics": {"lds": 0.5}}, "lds: found float, expected an object"),
         ({"metrics": {"lds": {"mean": 0.5, "std": None}}}, r"missing \['per_seed'\]"),
-        ({"metrics": {"lds": {"mean": 0.5, "std": None, "per_seed": []}}}, "per_seed: expected finite numbers"),
-        ({"metrics": {"lds": {"mean": 0.4, "std": None, "per_seed": [0.5]}}}, "mean: 0.4 does not follow"),
-        ({"metrics": {"lds": {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}}}, "std: 0.0 does not follow"),
-        ({"metrics": {"lds": {"mean": 0.5, "std": 0.1, "per_seed": [0.5, None]}}}, "mean: 0.5 does not follow"),
-        ({"metrics": {"removed": summary([12.0])}}, r"12\.0 is no share"),
-        ({"metrics": {"average_accuracy": summary([-0.1])}}, r"-0\.1 is no share"),
+        (
+            {"metrics": {"lds": {"mean": 0.5, "std": None, "per_seed": []}}},
+            "per_seed: found .*, expected finite numbers",
+        ),
+        ({"metrics": {"lds": {"mean": 0.4, "std": None, "per_seed": [0.5]}}}, "mean: found 0.4, expected 0.5"),
+        ({"metrics": {"lds": {"mean": 0.5, "std": 0.0, "per_seed": [0.5]}}}, "std: found 0.0, expected None"),
+        ({"metrics": {"lds": {"mean": 0.5, "std": 0.1, "per_seed": [0.5, None]}}}, "mean: found 0.5, expected None"),
+        ({"metrics": {"removed": summary([12.0])}}, "found 12.0, expected a share"),
+        ({"metrics": {"average_accuracy": summary([-0.1])}}, "found -0.1, expected a share"),
     ],
 )
 def test_validate_document_names_what_is_wrong(changes, message):
@@ -211,12 +217,35 @@ def test_validate_document_names_what_is_wrong(changes, message):
 def test_validate_document_checks_the_whole():
     document = runs.metrics_document("d3m", {}, [_row()], 1.0)
     for wrong, message in [
-        ({**document, "seconds": "fast"}, "seconds: expected float"),
-        ({**document, "seconds": -1.0}, "seconds: expected float"),
+        ({**document, "seconds": "fast"}, "seconds: found .*, expected float"),
+        ({**document, "seconds": -1.0}, "seconds: found .*, expected float"),
         ({k: v for k, v in document.items() if k != "environment"}, r"missing \['environment'\]"),
         ({**document, "environment": {}}, r"missing \['cores', 'device', 'revision', 'versions'\]"),
-        ({**document, "rows": [_row(), _row()]}, r"rows\[1\] \(adult, ERM\): the same task, method and settings"),
-        ([], "expected an object, got list"),
+        (
+            {**document, "rows": [_row(), _row()]},
+            r"rows\[1\] \(adult, ERM\): found task, method and settings of an earlier row",
+        ),
+        ([], "found list, expected an object"),
     ]:
         with pytest.raises(ValueError, match=message):
             runs.validate_document(wrong)
+
+
+def test_published_metrics_come_back_and_are_the_same_bytes(tmp_path):
+    document = runs.metrics_document("d3m", {}, [_row()], 1.0)
+    path = tmp_path / "metrics" / "d3m.json.gz"
+    runs.write_published(path, document, "b74db76c67")
+    first = path.read_bytes()
+    assert runs.read_published(path) == {
+        **document,
+        "run": "b74db76c67",
+        "revision": document["environment"]["revision"],
+    }
+    runs.write_published(path, document, "b74db76c67")
+    assert path.read_bytes() == first
+    for content in (b"", first[:-9], b"not gzip", gzip.compress(json.dumps(document).encode())):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"d3m\.json\.gz: found no published metrics"):
+            runs.read_published(path)
+    with pytest.raises(FileNotFoundError):
+        runs.read_published(tmp_path / "none.json.gz")

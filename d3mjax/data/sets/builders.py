@@ -6,7 +6,6 @@ in the same atomic step as the records, so a damaged or half-written cache canno
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -16,22 +15,16 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from d3mjax.data.digests import digest
+
 Arrays = Mapping[str, np.ndarray]  # each [n, ...]
-
-
-def digest(arrays: Arrays) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    sha = hashlib.sha256()
-    for key in sorted(arrays):
-        sha.update(f"{key} {arrays[key].dtype} {arrays[key].shape}".encode())
-        sha.update(np.ascontiguousarray(arrays[key]).data)
-    return sha.hexdigest()
+_HEADER = "{name} {dtype} {shape}"  # caches on disk are checked by it
 
 
 def note_digests(builder: tfds.core.GeneratorBasedBuilder, splits: Mapping[str, Arrays]) -> None:
     """For ``_split_generators``: TFDS saves the metadata once all records are written."""
     metadata: Any = builder.info.metadata
-    metadata["sha256"] = {name: digest(arrays) for name, arrays in splits.items()}
+    metadata["sha256"] = {name: digest(dict(arrays), header=_HEADER) for name, arrays in splits.items()}
 
 
 def rows(arrays: Arrays) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -94,7 +87,9 @@ def load(config: CachedConfig, data_dir: str | Path | None) -> dict[str, dict[st
             builder = Cached(data_dir=data_dir, config=config)
             splits = {name: _stack(builder, name) for name in builder.info.splits}
             metadata: Any = builder.info.metadata
-            sound = metadata["sha256"] == {name: digest(arrays) for name, arrays in splits.items()}
+            sound = metadata["sha256"] == {
+                name: digest(dict(arrays), header=_HEADER) for name, arrays in splits.items()
+            }
         except Exception as error:
             raise ValueError(_damaged(builder.data_dir)) from error
     if not sound:

@@ -1,0 +1,78 @@
+"""JAX's persistent compilation cache for commands and studies, safe for several processes and for killed ones."""
+
+import atexit
+import hashlib
+import os
+import platform
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+
+LEAST_SECONDS = 0.5
+"""Programs that compile faster are not kept."""
+MOST_BYTES = 2 << 30
+"""Size of the cache; the oldest programs are dropped first."""
+_STALE = 7 * 86400.0  # seconds after which the directory of a killed process is removed
+
+
+def enable() -> Path | None:
+    """Keep compiled programs between processes, and return their directory; None if that is off.
+
+    The environment variable ``D3MJAX_CACHE`` is a directory, or ``off``; the default is in the user's cache directory,
+    one for each type of processor. A directory that JAX was already given is left to JAX.
+
+    JAX writes its entries in place, so that a killed process would leave a damaged one. Every process therefore has a
+    directory of its own, filled with hard links, and moves its new entries into the shared one when it exits.
+    """
+    chosen = os.environ.get("D3MJAX_CACHE", "")
+    if chosen == "off" or jax.config.values["jax_compilation_cache_dir"]:
+        return None
+    shared = Path(chosen) if chosen else _default()
+    own = shared / f"process-{uuid.uuid4().hex}"
+    try:
+        own.mkdir(parents=True)
+        _remove_stale(shared)
+        for entry in shared.glob("*-cache"):
+            with suppress(OSError):  # another process has just removed it
+                os.link(entry, own / entry.name)
+    except OSError:  # a cache that cannot be written is no reason to stop
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(own))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    atexit.register(publish, own, shared)
+    return shared
+
+
+def publish(own: Path, shared: Path) -> None:
+    """Move the entries of one process into the shared directory, drop the oldest beyond `MOST_BYTES`, and clean up."""
+    with suppress(OSError):
+        for entry in own.glob("*-cache"):
+            if not (shared / entry.name).exists():
+                os.replace(entry, shared / entry.name)
+        size = 0
+        for entry in sorted(shared.glob("*-cache"), key=lambda path: path.stat().st_mtime, reverse=True):
+            size += entry.stat().st_size
+            if size > MOST_BYTES:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(own, ignore_errors=True)
+
+
+def _default() -> Path:
+    """Compiled programs hold instructions of one type of processor; home directories may be shared by several."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        return Path(base) / "d3mjax" / hashlib.sha256(features.encode()).hexdigest()[:12]
+    return Path(base) / "d3mjax" / platform.machine()
+
+
+def _remove_stale(shared: Path) -> None:
+    for directory in shared.glob("process-*"):
+        with suppress(OSError):
+            if time.time() - directory.stat().st_mtime > _STALE:
+                shutil.rmtree(directory, ignore_errors=True)
