@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from d3mjax.reports import tables
-from d3mjax.runtime import runs, store
+from d3mjax.runtime import cache, runs, store
 from experiments import published
 from experiments.study import Study, cli
 
@@ -89,7 +89,8 @@ def main(arguments: list[str]) -> int:
         print(f"python -m experiments: found study {name!r}, expected one of the list.{hint}\n\n{listing()}")
         return 2
     try:
-        cli(known[name], rest)
+        cache.enable()
+    cli(known[name], rest)
     except (ValueError, OSError, FloatingPointError) as error:  # bad input is one line, not a traceback
         print(f"python -m experiments {name}: {error}", file=sys.stderr)
         return 1

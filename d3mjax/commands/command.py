@@ -21,7 +21,7 @@ from jaxtyping import Int
 from d3mjax.data import files
 from d3mjax.data.files import Columns
 from d3mjax.reports import page
-from d3mjax.runtime import hosts, preemption, runs, store
+from d3mjax.runtime import cache, hosts, preemption, runs, store
 from d3mjax.types import AnyArray
 
 Tables = Mapping[str, Columns]  # by the option that names the source, --train first
@@ -40,6 +40,7 @@ Drop = Annotated[
 
 def cli(prog: str, prepare: Callable[..., Any], work: Callable[[Any], Path]) -> None:
     """Run a command of the terminal. Bad input, and a training that diverges, is one line on stderr and status 1."""
+    cache.enable()
     try:
         job = tyro.cli(prepare, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
     except (ValueError, OSError) as error:

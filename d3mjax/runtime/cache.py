@@ -43,6 +43,8 @@ def enable() -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    # Their paths would be part of the keys, so that no process would find the entries of another.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     atexit.register(publish, own, shared)
     return shared
 
