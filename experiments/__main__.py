@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         cache.enable()
-    cli(known[name], rest)
+        cli(known[name], rest)
     except (ValueError, OSError, FloatingPointError) as error:  # bad input is one line, not a traceback
         print(f"python -m experiments {name}: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Is this pod fit to run? ``python -m d3mjax.runtime.check_pod --devices 16`` on every host; exit status 0 if so.
+"""Is this pod fit to run? ``python -m tpu_scripts.check_pod --devices 16`` on every host; exit status 0 if so.
 
 Looks at the number of devices, a sum over all of them, subset masks (the same bits on every host), the precision of
 matrix products, and the source revision and packages of every host.

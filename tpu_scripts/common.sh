@@ -94,8 +94,8 @@ need() {
 
 need_no_more() { ((${#REST[@]} == 0)) || die "found ${REST[0]}, expected nothing but options"; }
 
-need_experiment() {
-  ((${#REST[@]})) || die "EXPERIMENT: found nothing, expected a module such as experiments.lds_datamodels"
+need_study() {
+  ((${#REST[@]})) || die "STUDY: found nothing, expected a name such as lds_datamodels (python -m experiments lists them)"
   local word
   for word in "${REST[@]}"; do
     [[ $word != --dry-run ]] || die "--dry-run: found it behind ${REST[0]}, expected it in front"

@@ -59,7 +59,7 @@ def markdown(
     """Tables of a metrics document in markdown, one heading a task, with run and revision in the last line.
 
     Args:
-      document: as `runs.metrics_document` makes it, or as `runs.read_published` returns it.
+      document: as `runs.metrics_document` makes it; ``run`` and ``revision`` of a published one are shown.
       only: a regular expression; rows whose "task: method" has no match are left out.
       run: name of the run, if the document does not hold it.
       level: of the headings.

@@ -5,7 +5,6 @@ directory by its configuration, skips the units that are finished, and computes 
 configuration: after changing it, give the run a new name.
 """
 
-import gzip
 import hashlib
 import importlib.metadata
 import io
@@ -15,7 +14,6 @@ import platform
 import resource
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -170,33 +168,6 @@ def metrics_document(
     }
     document = json.loads(json_text(document))
     validate_document(document)
-    return document
-
-
-def write_published(path: Path, document: Mapping[str, Any], run: str) -> None:
-    """Write a metrics document with the name of its run and its revision, compressed for version control.
-
-    The same document makes the same bytes. Raises ValueError for an invalid document.
-    """
-    validate_document(document)
-    published = {**document, "run": run, "revision": document["environment"]["revision"]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, gzip.compress(json_text(published, indent=1).encode(), mtime=0))
-
-
-def read_published(path: Path) -> dict[str, Any]:
-    """Read what `write_published` wrote: a document and its ``run`` and ``revision``.
-
-    Raises ValueError, naming the file, if it is damaged or does not follow the schema.
-    """
-    try:
-        document = json.loads(gzip.decompress(path.read_bytes()))
-        _check_fields(document, {"run": str, "revision": str}, "document", exact=False)
-        validate_document({name: value for name, value in document.items() if name not in ("run", "revision")})
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path}: found no published metrics: {error}") from error
     return document
 
 

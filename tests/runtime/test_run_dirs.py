@@ -1,6 +1,5 @@
 """Files are whole or absent, runs belong to one configuration, and `metrics.json` keeps to its schema."""
 
-import gzip
 import importlib.metadata
 import json
 import os
@@ -229,23 +228,3 @@ def test_validate_document_checks_the_whole():
     ]:
         with pytest.raises(ValueError, match=message):
             runs.validate_document(wrong)
-
-
-def test_published_metrics_come_back_and_are_the_same_bytes(tmp_path):
-    document = runs.metrics_document("d3m", {}, [_row()], 1.0)
-    path = tmp_path / "metrics" / "d3m.json.gz"
-    runs.write_published(path, document, "b74db76c67")
-    first = path.read_bytes()
-    assert runs.read_published(path) == {
-        **document,
-        "run": "b74db76c67",
-        "revision": document["environment"]["revision"],
-    }
-    runs.write_published(path, document, "b74db76c67")
-    assert path.read_bytes() == first
-    for content in (b"", first[:-9], b"not gzip", gzip.compress(json.dumps(document).encode())):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"d3m\.json\.gz: found no published metrics"):
-            runs.read_published(path)
-    with pytest.raises(FileNotFoundError):
-        runs.read_published(tmp_path / "none.json.gz")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
-EXPERIMENT = ("experiments.lds_datamodels", "--config.seeds", "5")
+STUDY = ("lds_datamodels", "--config.seeds", "5")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = {
     "NAME": "d3m-1",

@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from fake_gcloud import EXPERIMENT, Fake, flag, wait_for
+from fake_gcloud import STUDY, Fake, flag, wait_for
 
 
 @pytest.fixture
@@ -15,20 +15,20 @@ def fake(tmp_path):
 
 
 def test_run_sends_the_experiment_to_every_worker_and_keeps_their_logs(fake):
-    found = fake.run("run", *EXPERIMENT, "--config.tasks", "it's two", WORKERS=None)
+    found = fake.run("run", *STUDY, "--config.tasks", "it's two", WORKERS=None)
     assert found.returncode == 0, found.stderr
     assert sorted(flag(call, "worker") for call in fake.calls[1:]) == ["0", "1"]
     (command,) = {flag(call, "command") for call in fake.calls[1:]}
     *_, last = command.splitlines()
     # The tilde of --results must reach the worker's shell as it is, and the apostrophe must not.
-    arguments = "experiments.lds_datamodels --config.seeds 5 --config.tasks it\\'s\\ two --results ~/results"
+    arguments = "experiments lds_datamodels --config.seeds 5 --config.tasks it\\'s\\ two --results ~/results"
     assert last == (f'cd ~/d3mjax && exec env D3MJAX_DISTRIBUTED=auto "$HOME/d3mjax/.venv/bin/python" -m {arguments}')
     assert fake.logs() == [(f"worker-{k}.log", f"worker {k}, turn 0\n") for k in range(2)]
 
 
 def test_what_an_earlier_run_left_on_a_worker_is_ended_first(fake, tmp_path):
     # The command as a worker would run it: its python writes down how it is called, and hangs on the first time.
-    fake.run("run", *EXPERIMENT)
+    fake.run("run", *STUDY)
     command = flag(fake.calls[-1], "command")
     home = tmp_path / "home"
     python = home / "d3mjax" / ".venv" / "bin" / "python"
@@ -47,14 +47,14 @@ def test_what_an_earlier_run_left_on_a_worker_is_ended_first(fake, tmp_path):
                 assert second.returncode == 0
         finally:
             os.killpg(first.pid, signal.SIGKILL)  # and the sleep
-    expected = f"auto -m {' '.join(EXPERIMENT)} --results {home}/results"
+    expected = f"auto -m experiments {' '.join(STUDY)} --results {home}/results"
     assert (home / "said").read_text().splitlines() == [expected] * 2
 
 
 def test_the_first_failure_stops_all_workers_and_gives_its_status(tmp_path):
     fake = Fake(tmp_path, workers=4, runs=[{"0": [50, 0], "1": [0, 0], "2": [0.2, 7], "3": [50, 9]}])
     begin = time.monotonic()
-    found = fake.run("run", *EXPERIMENT)
+    found = fake.run("run", *STUDY)
     assert time.monotonic() - begin < 20
     assert found.returncode == 7
     assert "worker 2 ended with status 7" in found.stderr
@@ -69,7 +69,7 @@ def test_the_first_failure_stops_all_workers_and_gives_its_status(tmp_path):
 @pytest.mark.parametrize("verb", ["run", "babysit"])
 def test_sigterm_stops_the_workers(tmp_path, verb):
     fake = Fake(tmp_path, runs=[{"0": [50, 0], "1": [50, 0]}])
-    command = fake.command(verb, *EXPERIMENT)
+    command = fake.command(verb, *STUDY)
     with subprocess.Popen(command, cwd=fake.work, env=fake.environment, stderr=subprocess.PIPE) as process:
         wait_for(lambda: sum(text != "" for _, text in fake.logs()) == (2 if verb == "run" else 4))
         process.terminate()
@@ -90,7 +90,7 @@ def test_babysit_makes_a_lost_tpu_anew_and_reruns_until_the_run_is_done(tmp_path
     stopped = {"0": [0, 143], "then": {"node": "PREEMPTED"}}
     created = ["WAITING_FOR_RESOURCES", "ACTIVE"]
     fake = Fake(tmp_path, states=["ABSENT"], created=created, runs=[lost, stopped, {"1": [0, 1]}, {}])
-    found = fake.run("babysit", "--spot", *EXPERIMENT)
+    found = fake.run("babysit", "--spot", *STUDY)
     assert found.returncode == 0, found.stderr
     ends = ["setup", "run", "stop"]
     assert fake.verbs == ["create", *ends, "delete", "create", *ends, "delete", "create", *ends, "setup", "run"]
@@ -101,7 +101,7 @@ def test_babysit_makes_a_lost_tpu_anew_and_reruns_until_the_run_is_done(tmp_path
 
 def test_babysit_gives_up_after_the_same_failure_three_times(tmp_path):
     fake = Fake(tmp_path, runs=[{"0": [0, 3]}, {"0": [0, 4]}, {"0": [0, 3]}])
-    found = fake.run("babysit", *EXPERIMENT, WORKERS="1")
+    found = fake.run("babysit", *STUDY, WORKERS="1")
     assert found.returncode == 3
     assert "giving up: that is an error of the program" in found.stderr
     assert fake.verbs == ["setup", "run", "stop"] * 5  # 3 4 3 3 3
@@ -109,7 +109,7 @@ def test_babysit_gives_up_after_the_same_failure_three_times(tmp_path):
 
 def test_babysit_never_blames_the_program_for_preemption_and_tries_no_more_than_allowed(tmp_path):
     fake = Fake(tmp_path, runs=[*[{"0": [0, 255]}] * 3, {"0": [0, 143]}])
-    found = fake.run("babysit", "--max-attempts", "6", *EXPERIMENT, WORKERS="1")
+    found = fake.run("babysit", "--max-attempts", "6", *STUDY, WORKERS="1")
     assert found.returncode == 143
     assert "giving up after 6 attempts" in found.stderr
     assert fake.verbs == ["setup", "run", "stop"] * 6
@@ -117,7 +117,7 @@ def test_babysit_never_blames_the_program_for_preemption_and_tries_no_more_than_
 
 def test_babysit_gives_up_on_requests_that_are_refused(tmp_path):
     fake = Fake(tmp_path, states=["ABSENT"], refused=1)
-    assert fake.run("babysit", *EXPERIMENT).returncode == 1
+    assert fake.run("babysit", *STUDY).returncode == 1
     assert fake.verbs == ["create"] * 3
 
 
@@ -131,7 +131,7 @@ def test_babysit_gives_up_on_requests_that_are_refused(tmp_path):
 )
 def test_babysit_deletes_nothing_that_may_be_well(tmp_path, state, node, message):
     fake = Fake(tmp_path, states=[state], node=node)
-    found = fake.run("babysit", "--max-attempts=4", *EXPERIMENT)
+    found = fake.run("babysit", "--max-attempts=4", *STUDY)
     assert (found.returncode, fake.verbs) == (1, [])
     assert message in found.stderr
 
@@ -139,5 +139,5 @@ def test_babysit_deletes_nothing_that_may_be_well(tmp_path, state, node, message
 @pytest.mark.parametrize("node", ["ABSENT", "TERMINATED"])
 def test_babysit_makes_machines_anew_that_are_gone_from_an_active_request(tmp_path, node):
     fake = Fake(tmp_path, node=node)
-    assert fake.run("babysit", *EXPERIMENT).returncode == 0
+    assert fake.run("babysit", *STUDY).returncode == 0
     assert fake.verbs == ["delete", "create", "setup", "run"]

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_gcloud import EXPERIMENT, REVISION, ROOT, SCRIPTS, SETTINGS, Fake, flag
+from fake_gcloud import STUDY, REVISION, ROOT, SCRIPTS, SETTINGS, Fake, flag
 
 VERBS = ("create", "setup", "run", "check_pod", "babysit", "collect", "delete", "xpk", "slurm.sbatch")
-TAKES_EXPERIMENT = {"run", "babysit", "xpk", "slurm.sbatch"}
+TAKES_STUDY = {"run", "babysit", "xpk", "slurm.sbatch"}
 NEEDED = {
     "create": {"NAME", "ZONE", "ACCELERATOR", "RUNTIME"},
     "setup": {"NAME", "ZONE", "REPOSITORY", "BUCKET"},
@@ -32,7 +32,7 @@ def fake(tmp_path):
 
 
 def arguments_of(verb):
-    return EXPERIMENT if verb in TAKES_EXPERIMENT else ()
+    return STUDY if verb in TAKES_STUDY else ()
 
 
 def test_shellcheck_finds_nothing():
@@ -89,10 +89,10 @@ def test_all_that_is_missing_is_named_before_anything_is_done(fake, verb):
         ("create", ["more"], {}, "found more, expected nothing but options"),
         ("check_pod", [], {"ACCELERATOR": "v5litepod"}, "ACCELERATOR: found v5litepod, expected"),
         ("collect", [], {"BUCKET": "/bucket"}, "BUCKET: found /bucket, expected gs://"),
-        ("run", [], {}, "EXPERIMENT: found nothing, expected a module"),
-        ("run", ["experiments.d3m", "--dry-run"], {}, "--dry-run: found it behind experiments.d3m"),
-        ("run", ["experiments.d3m"], {"WORKERS": "four"}, "WORKERS: found 'four', expected how many"),
-        ("babysit", ["--max-attempts=0", "experiments.d3m"], {}, "MAX_ATTEMPTS: found 0, expected how often"),
+        ("run", [], {}, "STUDY: found nothing, expected a name"),
+        ("run", ["d3m", "--dry-run"], {}, "--dry-run: found it behind d3m"),
+        ("run", ["d3m"], {"WORKERS": "four"}, "WORKERS: found 'four', expected how many"),
+        ("babysit", ["--max-attempts=0", "d3m"], {}, "MAX_ATTEMPTS: found 0, expected how often"),
     ],
 )
 def test_what_is_wrong_is_said(fake, verb, arguments, environment, message):
@@ -279,9 +279,9 @@ def test_slurm_queues_a_preempted_job_again(fake, status, restarts, requeued):
         (fake.bin / program).write_text(f'#!/bin/sh\necho "$0 $*" >> {fake.bin}/slurm\nexit {ends}\n')
         (fake.bin / program).chmod(0o755)
     job = {"SLURM_JOB_ID": "12", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_RESTART_COUNT": str(restarts)}
-    found = fake.run("slurm.sbatch", *EXPERIMENT, **job, LOGS=str(fake.work / "logs"))
+    found = fake.run("slurm.sbatch", *STUDY, **job, LOGS=str(fake.work / "logs"))
     assert found.returncode == status
     called = (fake.bin / "slurm").read_text()
-    assert "env D3MJAX_DISTRIBUTED=auto .venv/bin/python -m experiments.lds_datamodels" in called
+    assert "env D3MJAX_DISTRIBUTED=auto .venv/bin/python -m experiments lds_datamodels" in called
     assert ("scontrol requeue 12" in called) == requeued
     assert (fake.work / "logs" / "slurm-12").is_dir()
