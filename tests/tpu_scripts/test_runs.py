@@ -80,7 +80,7 @@ def test_sigterm_stops_the_workers(tmp_path, verb):
 def test_check_pod_asks_for_all_devices(tmp_path):
     fake = Fake(tmp_path, runs=[{}, {"1": [0, 1]}])
     assert fake.run("check_pod").returncode == 0
-    assert "-m d3mjax.runtime.check_pod --devices 16" in flag(fake.calls[-1], "command")
+    assert "-m tpu_scripts.check_pod --devices 16" in flag(fake.calls[-1], "command")
     assert fake.run("check_pod").returncode == 1
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_gcloud import STUDY, REVISION, ROOT, SCRIPTS, SETTINGS, Fake, flag
+from fake_gcloud import REVISION, ROOT, SCRIPTS, SETTINGS, STUDY, Fake, flag
 
 VERBS = ("create", "setup", "run", "check_pod", "babysit", "collect", "delete", "xpk", "slurm.sbatch")
 TAKES_STUDY = {"run", "babysit", "xpk", "slurm.sbatch"}
