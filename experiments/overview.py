@@ -1,9 +1,8 @@
-"""One self-contained page over all results: the newest full run of every experiment, with its claim and its figures.
+"""One self-contained page over all results: the newest full run of every study, with its claim and its figures.
 
 Command:  python -m experiments.overview [results]        (writes ``results/overview.html``)
 """
 
-import ast
 import re
 from collections.abc import Mapping
 from html import escape
@@ -16,13 +15,13 @@ from d3mjax.reports import page as pages
 from d3mjax.reports import tables
 from d3mjax.reports.rows import by_task
 from d3mjax.runtime import store
+from experiments.__main__ import studies
 
 ORDER = ("d3m", "main_table", "removal_rules", "auto_d3m", "label_errors")  # these first, the others by name
 STORY = (
-    "A classifier can be good on average and bad on one group of cases, because most of its training examples teach it "
-    "a shortcut. These pages ask which training examples do that, what happens when they go, and how well each way of "
-    "telling predicts what retraining does. Every experiment states its claim, the run that made its numbers, and "
-    "what the numbers say; where a method does not help, it says so."
+    "A classifier can have a high average accuracy and a low accuracy on one group, because most of its training "
+    "examples support a shortcut. These studies find such training examples, measure the effect of their removal, and "
+    "test how well each attribution method predicts it. Every study states its claim, its run and its conclusions."
 )
 
 
@@ -41,14 +40,10 @@ def chosen(results: Path, also: tuple[str, ...] = ()) -> dict[str, list[Path]]:
     return {name: list(dict.fromkeys([found[name], *more[name]])) for name in ordered}
 
 
-def claim(experiment: str) -> tuple[str, str]:
-    """First line and claim of an experiment's file, from its docstring; empty where there is none."""
-    for path in (Path(__file__).with_name(f"{experiment}.py"), Path(__file__).parent / experiment / "__main__.py"):
-        if path.exists():
-            text = ast.get_docstring(ast.parse(path.read_text())) or ""
-            stated = re.search(r"^(?:Claim|Question):\s*(.*?)\n(?=\w+:|$)", text, re.S | re.M)
-            return text.split("\n")[0], re.sub(r"\s+", " ", stated[1]) if stated else ""
-    return experiment, ""
+def claim(study: str) -> str:
+    """The claim of a study; empty for what is not a study, such as a benchmark."""
+    known = studies()
+    return known[study].claim if study in known else ""
 
 
 def body(run: Path, document: Mapping[str, Any]) -> str:
@@ -70,9 +65,9 @@ def page(results: Path, also: tuple[str, ...] = ()) -> str:
         raise SystemExit(f"{results}: found no finished run, expected <experiment>/<run>/metrics.json")
     contents, parts, rows = [], [], []
     for name, runs in experiments.items():
-        title, stated = claim(name)
-        contents.append(f'<li><a href="#{escape(name)}">{escape(title)}</a></li>')
-        parts.append(f'<h2 id="{escape(name)}">{escape(title)}</h2>')
+        stated = claim(name)
+        contents.append(f'<li><a href="#{escape(name)}">{escape(name)}</a></li>')
+        parts.append(f'<h2 id="{escape(name)}">{escape(name)}</h2>')
         parts.append(f'<p class="reading"><b>Claim.</b> {escape(stated)}</p>' if stated else "")
         for run in runs:
             document = store.read_json(run / "metrics.json")

@@ -30,8 +30,7 @@ def test_newest_full_runs_in_order_with_claims_tables_and_figures(tmp_path):
     assert text.index('id="d3m"') < text.index('id="leakage"')
     assert "42.3" in text or "43.3" in text
     assert ("23.3" in text, "13.3" in text, "33.3" in text) == (True, False, False)
-    assert text.count("data:image/png;base64,") == 2
-    assert "<b>Claim.</b> without any training group label" in text
+    assert text.count("<b>Claim.</b>") == 2
     assert "<h3>patch</h3>" in text
     also = overview.main(tmp_path, ("leakage/one",)).read_text()
     assert "13.3" in also
@@ -44,11 +43,3 @@ def test_what_is_missing_is_named(tmp_path):
     finished(tmp_path, "d3m", "run")
     with pytest.raises(SystemExit, match="d3m/other"):
         overview.main(tmp_path, ("d3m/other",))
-
-
-@pytest.mark.parametrize("name", ["d3m", "leakage", "lds_trak", "bench", "brittleness", "stability"])
-def test_every_experiment_has_a_title_and_a_claim(name):
-    title, stated = overview.claim(name)
-    assert title.endswith((".", "?"))
-    assert len(stated) > 30
-    assert "Command" not in stated
