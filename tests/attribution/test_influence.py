@@ -1,6 +1,7 @@
 """Influence functions against matrices written out, refits and explicit gradients, in float64."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def network(hidden=(5,), classes=3):
     return model, jax.tree.map(lambda a: a.astype(float), variables)
 
 
-def attribute(model, variables, train=TRAIN, target=TARGET, *, weights=WEIGHTS, **fields):
+def attribute(model, variables, train=TRAIN, target=TARGET, *, weights: Any = WEIGHTS, **fields):
     """Scores of one checkpoint by the exact inverse, unless another is given, and its diagnostics."""
     options = influence.Options(**{"inverse": inverses.by_dense(), **fields})
     checkpoints = jax.tree.map(lambda a: a[None], variables)

@@ -33,9 +33,8 @@ def test_wrong_checkpoints_are_named():
     with pytest.raises(ValueError, match="ids: found 3, expected one for each of 2"):
         per_checkpoint.checkpoint_keys(key, stacked, ids=np.arange(3))
     same = per_checkpoint.checkpoint_keys(key, stacked, ids=np.array([1, 0]))
-    np.testing.assert_array_equal(
-        *(jax.random.key_data(k) for k in (same[::-1], per_checkpoint.checkpoint_keys(key, stacked)))
-    )
+    first, second = (jax.random.key_data(k) for k in (same[::-1], per_checkpoint.checkpoint_keys(key, stacked)))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_wrong_groups_are_named():

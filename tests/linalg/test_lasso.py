@@ -137,7 +137,7 @@ def test_rounding_of_a_long_sum_is_no_variation():
     x, y = planted(m=30_000, n=4, t=3)
     y[:, 0], y[:, 1] = 0.1, -1e5 / 3
     moments = lasso.moments(x, y)
-    np.testing.assert_allclose(moments.target_mean[:2], y[0, :2], rtol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(moments.target_mean[:2], y[0, :2], rtol=float(4 * np.finfo(np.float32).eps))
     assert not moments.power[:2].any()
     assert not moments.cross[:2].any()
     np.testing.assert_allclose(moments.power[2], y[:, 2].astype(float).var(), rtol=1e-5)
