@@ -5,6 +5,8 @@ import hashlib
 import os
 import platform
 import shutil
+import sys
+import threading
 import time
 import uuid
 from contextlib import suppress
@@ -46,6 +48,7 @@ def enable() -> Path | None:
     # Their paths would be part of the keys, so that no process would find the entries of another.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     atexit.register(publish, own, shared)
+    _hide_false_alarms()
     return shared
 
 
@@ -78,3 +81,31 @@ def _remove_stale(shared: Path) -> None:
         with suppress(OSError):
             if time.time() - directory.stat().st_mtime > _STALE:
                 shutil.rmtree(directory, ignore_errors=True)
+
+
+def _hide_false_alarms() -> None:
+    """Drop XLA's notes on cached programs from standard error; everything else passes.
+
+    XLA compares tuning flags of its compiler with the features of the processor, and prints a page for each program
+    that it loads on the machine that compiled it. Its log level can be set before JAX is imported only, for all notes.
+    """
+    original = os.dup(2)
+    source, sink = os.pipe()
+    os.dup2(sink, 2)
+    os.close(sink)
+    sys.stderr = os.fdopen(original, "w", buffering=1, closefd=False)  # Python writes past the filter
+
+    def forward() -> None:
+        with os.fdopen(source, "rb") as lines:
+            for line in lines:
+                if b"cpu_aot_loader" not in line:
+                    os.write(original, line)
+
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+
+    def restore() -> None:
+        os.dup2(original, 2)  # closes the last end of the pipe, which ends the thread
+        thread.join(1.0)
+
+    atexit.register(restore)
