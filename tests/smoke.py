@@ -6,6 +6,7 @@
 import dataclasses
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -260,7 +261,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "devices": jax.device_count(),
         "flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {name: runs.environment()["versions"].get(name, "") for name in names},
+        "versions": {name: importlib.metadata.version(name) for name in names},
     }
 
 
