@@ -62,8 +62,9 @@ def make_more(task: BiasTask, config: Config) -> fmd.More:
     solver = influence.Options(inverse=inverses.by_cg(rtol=1e-3, max_steps=300), microbatch=1000)
 
     def columns(data, key):
-        settings = {"checkpoints": source.models, "width": hosts.models_at_once()}
-        return sources.from_checkpoints(key, model, trainer, data, num_groups, base.steps, attribution, **settings)
+        arguments = (model, trainer, data, num_groups, base.steps, attribution)
+        width = hosts.models_at_once()
+        return sources.from_checkpoints(key, *arguments, checkpoints=source.models, width=width)
 
     @jax.jit
     def on_bias(variables, split, reference):

@@ -83,7 +83,7 @@ def attribute(task: tasks.Task, config: Config, data: Data, root) -> Attributed:
     rows = partial(auto.attribute_targets, jax.random.fold_in(root, Auto.COLUMNS), model, checkpoints, data)
     tau, undamped = (rows(trak_options(task, source), damping=d) for d in (source.damping, config.similar))
     damped, similar = (np.asarray(pseudo_groups.gram([each])) for each in (tau, undamped))
-    return Attributed(tau, damped, similar, checkpoints.margins)
+    return Attributed(tau, damped, similar, np.asarray(checkpoints.margins))
 
 
 def groupings(attributed: Attributed, y, num_classes: int) -> dict[str, pseudo_groups.PseudoGroups]:

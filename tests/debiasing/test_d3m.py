@@ -137,12 +137,12 @@ def _splits(data: Data):
 
 def test_scores_and_candidates_by_hand():
     columns = np.arange(20, dtype=np.float32).reshape(2, 5, 2) - 9
-    scored = d3m.score(columns, np.float32([0, np.log(3)]), beta=1.0)  # weights 1/4 and 3/4
+    scored = d3m.score(columns, np.array([0, np.log(3)], np.float32), beta=1.0)  # weights 1/4 and 3/4
     planted.close(scored.scores, columns @ np.array([0.25, 0.75]), terms=2)
-    absent = d3m.score(columns * [1, np.nan], np.float32([0.5, np.nan]))  # a group without targets
+    absent = d3m.score(columns * [1, np.nan], np.array([0.5, np.nan], np.float32))  # a group without targets
     np.testing.assert_array_equal(absent.scores, columns[..., 0])
     with pytest.raises(FloatingPointError, match="group_columns: found 5 train examples"):
-        d3m.score(columns * [1, np.nan], np.float32([0.5, 1]))
+        d3m.score(columns * [1, np.nan], np.array([0.5, 1], np.float32))
     scores, y = jnp.array([-3.0, 1, -2, 2, -1]), np.array([0, 0, 1, 1, 1])
     tried = d3m.candidates(scores, y, 2, shares=(0.2, 0.4))
     assert {name: mask.tolist() for name, mask in tried.items()} == {
@@ -174,8 +174,8 @@ def test_each_weighting_is_retrained_from_the_same_keys():
 
 def test_choice_reads_the_selection_split_alone():
     def evaluation(selection, test):
-        of = lambda groups: np.tile(np.array(groups), (3, 1))
-        return d3m.Evaluation(of([9.0, 9.0]), of(selection), of(test), np.zeros(3))
+        of = lambda groups: jnp.tile(jnp.array(groups), (3, 1))
+        return d3m.Evaluation(of([9.0, 9.0]), of(selection), of(test), jnp.zeros(3))
 
     tried = {
         "average": evaluation([0.50, 0.99], [1.0, 1.0]),
@@ -194,6 +194,9 @@ def _columns(attribution, **options):
 
 def test_columns_are_means_over_checkpoints_of_identity():
     two, three = (_columns(ATTRIBUTION, checkpoints=count) for count in (2, 3))
+    assert two.kernel is not None
+    assert two.right is not None
+    assert three.kernel is not None
     assert (two.columns.shape, two.kernel.shape, two.right.shape) == ((2, N, GROUPS), (2, N, GROUPS), (2, N))
     planted.close(three.kernel[:2], two.kernel, **ROUNDING)  # the third changes nothing of the others
     assert two.right.mean() > 0.9

@@ -67,7 +67,7 @@ def test_beta_runs_from_the_mean_to_the_worst_column():
 def test_softmax_does_not_see_the_level_of_the_losses_but_loss_does():
     shifted = LOSSES + 5
     planted.close(
-        group_weighting.softmax_weights(shifted), group_weighting.softmax_weights(LOSSES), scale=shifted.max()
+        group_weighting.softmax_weights(shifted), group_weighting.softmax_weights(LOSSES), scale=float(shifted.max())
     )
     assert np.abs(group_weighting.loss_weights(shifted) - group_weighting.loss_weights(LOSSES)).max() > 1
 

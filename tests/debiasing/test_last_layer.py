@@ -77,12 +77,12 @@ def test_dfr_is_the_mean_of_scikit_learn_fits_on_balanced_subsets():
         oracle = LogisticRegression(C=0.7, l1_ratio=1.0, solver="saga", tol=1e-7, max_iter=50_000)
         oracle.fit(standard[keep], Y[keep])
         weight, bias = oracle.coef_ / 2, np.ravel(oracle.intercept_) / 2
-        best = Linear(np.concatenate([-weight, weight]), np.concatenate([-bias, bias]))
+        best = Linear(jnp.concatenate([-weight, weight]), jnp.concatenate([-bias, bias]))
         objective = partial(_objective, rows=standard[keep], y=Y[keep], l1=1 / (0.7 * keep.sum()))
         # The objective is convex: a gradient of 1e-4, the solver's bound, over the distance to the best.
         distance = np.abs(head.weight - best.weight).sum() + np.abs(head.bias - best.bias).sum()
         assert objective(head) <= objective(best) + 1e-4 * distance + 1e-6
-        weaker = last_layer.average_fits(standard, Y, 2, np.float32(keep)[None], inverse_strength=1.4)
+        weaker = last_layer.average_fits(standard, Y, 2, keep.astype(np.float32)[None], inverse_strength=1.4)
         assert objective(weaker) > objective(best) + 1e-3  # as another penalty would be
     found = last_layer.average_fits(standard, Y, 2, subsets, inverse_strength=0.7)
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *fits)

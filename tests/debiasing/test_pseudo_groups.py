@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from d3mjax.debiasing import group_weighting, pseudo_groups
 
-EPS = np.finfo(np.float32).eps
+EPS = float(np.finfo(np.float32).eps)
 
 
 def planted(cosine, share, major, minor, *, seed, t=80, n=300):

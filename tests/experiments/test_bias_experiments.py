@@ -1,6 +1,7 @@
 """Experiments on counterfactual bias: their tasks and controls, and what decides."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,8 @@ def test_pairs_show_the_stereotype_first_and_differ_in_the_attribute_alone():
         x, flipped = np.asarray(pairs.x), np.asarray(pairs.flipped)
         np.testing.assert_array_equal(x[:, SEX][:, 1] == 1, pairs.y == 1)  # male
         np.testing.assert_array_equal(x[:, SEX], flipped[:, SEX][:, ::-1])
-        np.testing.assert_array_equal(*(np.delete(a, np.r_[SEX], axis=1) for a in (x, flipped)))
+        rest, other = (np.delete(a, np.r_[SEX], axis=1) for a in (x, flipped))
+        np.testing.assert_array_equal(rest, other)
 
 
 @pytest.mark.parametrize("task", [bias_tasks.ADULT_SEX, bias_tasks.ADULT_RACE, bias_tasks.PATCH_PAIRS])
@@ -37,15 +39,17 @@ def test_flips_are_of_a_random_value_of_the_attribute():
     x = np.asarray(task.load(0, smoke=True).data.train.x)
     x = np.concatenate([x, x])  # more than are flipped at a time
     flips = pair_controls.at_random(task, x, 0)
-    np.testing.assert_array_equal(*(np.delete(a, np.r_[SEX], axis=1) for a in (flips, x)))
+    rest, other = (np.delete(a, np.r_[SEX], axis=1) for a in (flips, x))
+    np.testing.assert_array_equal(rest, other)
     np.testing.assert_array_equal(flips[:, SEX].sum(1), 1)
     assert abs((flips != x).any(1).mean() - 0.5) < 3 * 0.5 / len(x) ** 0.5
 
 
 def test_the_temperature_gives_the_bias():
     logits = {"aligned": np.array([[3.0, 0.0], [0.0, 2.0]]), "conflicting": np.array([[1.0, 0.0], [0.5, 0.0]])}
-    parts = pair_controls.Parts(*[None] * 4, report=Pairs(None, None, np.array([0, 1])))
-    at = lambda temperature: {side: np.asarray(jax.nn.softmax(a / temperature)) for side, a in logits.items()}
+    absent: Any = None
+    parts = pair_controls.Parts(*[absent] * 4, report=Pairs(None, None, np.array([0, 1])))
+    at: Any = lambda temperature: {side: np.asarray(jax.nn.softmax(a / temperature)) for side, a in logits.items()}
     bias = lambda p: np.abs([p["aligned"][i, i] - p["conflicting"][i, i] for i in (0, 1)]).mean()
     temperature = pair_controls.at_temperature(at, parts, 0.5 * bias(at(1.0)))
     np.testing.assert_allclose(bias(at(temperature)), 0.5 * bias(at(1.0)), rtol=1e-4)  # 20 bisections of 1..100

@@ -86,7 +86,7 @@ def test_targets_flip_exactly_without_the_example_that_carries_them():
     own, others = np.zeros((3, n), bool), np.zeros((3, n), bool)
     own[range(3), range(3)], others[:, 5] = True, True
     flips = lambda **label: brittleness.flips(
-        config, retrain, split._replace(target=three), None, None, [own, others, own | others], **label
+        config, retrain, split._replace(target=three), None, print, [own, others, own | others], **label
     )
     np.testing.assert_array_equal(flips(), [[True, False, True]] * 3)
     np.testing.assert_array_equal(flips(label=1 - split.train.y[:3]), [[True, False, True]] * 3)

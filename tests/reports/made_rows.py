@@ -1,5 +1,7 @@
 """Rows with the numbers of a realistic run."""
 
+from typing import Any
+
 import numpy as np
 
 from d3mjax.reports import rows
@@ -10,7 +12,7 @@ def spread(mean, deviation):
     return np.array([1, -1, 2, -2]) * deviation + mean
 
 
-def made(method, role, wga, average, removed=0.0, *, information="none", controls="", **extra):
+def made(method, role, wga, average, removed=0.0, *, information="none", controls="", **extra: Any):
     """A row of the task "patch"."""
     values = {rows.WGA: spread(*wga), "average_accuracy": [average] * 4, "removed": [removed] * 4, **extra}
     settings = rows.Kind(role, controls=controls).settings()
@@ -19,7 +21,7 @@ def made(method, role, wga, average, removed=0.0, *, information="none", control
 
 def patch_rows():
     """Plain training, two controls that remove as much, ours, the targets alone, and a yardstick."""
-    validation = {"information": "validation groups"}
+    validation: dict[str, Any] = {"information": "validation groups"}
     return [
         made("ERM", "plain", (0.313, 0.02), 0.683),
         made("random removal", "control", (0.323, 0.02), 0.68, 0.512, controls="number"),

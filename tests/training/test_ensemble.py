@@ -1,5 +1,7 @@
 """Each of many models is the model alone: against a Python loop, for any width, devices and companions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,7 +216,9 @@ def test_train_many_without_look_returns_all_variables():
 
 def test_train_many_compiles_once_for_one_shape():
     look, traces = planted.count_traces(lambda variables: variables["params"]["Dense_0"]["bias"])
-    train = lambda *args: ensemble.train_many(TRAINER, *args, STEPS, look=look, width=2, mesh=planted.mesh_of(2))
+    train = lambda keys, split, weights: ensemble.train_many(
+        TRAINER, keys, split, weights, STEPS, look=look, width=2, mesh=planted.mesh_of(2)
+    )
     run, keys = jax.jit(train), ensemble.model_keys(ROOT, np.arange(4))
     first, _ = run(keys, SPLIT, np.ones(N, np.float32))
     count = len(traces)
@@ -225,6 +229,7 @@ def test_train_many_compiles_once_for_one_shape():
 
 def test_train_many_names_models_that_do_not_match():
     keys = ensemble.model_keys(ROOT, np.arange(3))
-    for options in ({"each": (np.zeros(4),)}, {"width": 0}):
+    wrong: list[dict[str, Any]] = [{"each": (np.zeros(4),)}, {"width": 0}]
+    for options in wrong:
         with pytest.raises(ValueError, match=r"leading axes \[3, 4\]|width: found 0"):
             ensemble.train_many(TRAINER, keys, SPLIT, np.ones(N, np.float32), 2, look=lambda v, *a: v, **options)

@@ -91,7 +91,7 @@ def test_a_mask_trains_like_the_smaller_split():
 
 
 def test_other_values_of_the_same_shape_do_not_retrace():
-    counted, traces = planted.count_traces(lambda *args: _fit(TRAINER, *args, 4)[1].loss)
+    counted, traces = planted.count_traces(lambda key, split, weights: _fit(TRAINER, key, split, weights, 4)[1].loss)
     run = jax.jit(counted)
     first = run(KEY, SPLIT, WEIGHTS)
     assert not np.array_equal(first, run(jax.random.key(8), SPLIT, WEIGHTS))

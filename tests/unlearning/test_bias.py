@@ -53,7 +53,8 @@ def test_removing_the_most_influential_lowers_the_bias_and_random_rows_do_not():
     variables, options = {"params": problem.params}, influence.Options(damping=DAMPING, inverse=EXACT)
     measures = (bias.counterfactual_bias, bias.signed_bias)
     scores = [bias.influence_on(MODEL, m, variables, train, PAIRS, options=options)[0] for m in measures]
-    few = int(bias.removal_count(*scores, bias.signed_bias(MODEL, variables, PAIRS)))
+    by_bias, by_signed = scores
+    few = int(bias.removal_count(by_bias, by_signed, bias.signed_bias(MODEL, variables, PAIRS)))
     without = lambda rows: measured(problem_at(1.0 - np.isin(np.arange(N), rows), train)).absolute
     before = measured(problem).absolute
     assert without(np.argsort(-scores[0])[:few]) < 0.6 * before
@@ -74,7 +75,7 @@ def test_trak_on_biases_is_the_mean_over_single_sides():
     sign = jnp.sign(bias.differences(model, variables, PAIRS))
     expected = np.stack([(sign[:, None] * (one - other)).mean(0), (one - other).mean(0)], 1)
     # Parameters are float32: means over p pairs of differences of terms of size max |tau|.
-    close(scores, expected, atol=100 * np.finfo(np.float32).eps * float(jnp.abs(one).max()))
+    close(scores, expected, atol=float(100 * np.finfo(np.float32).eps * jnp.abs(one).max()))
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,9 @@ def test_weight_0_is_absence(network):
 
 
 def test_a_last_layer_that_was_not_refitted_raises(network):
+    model, variables = network
     with pytest.raises(ValueError, match="refit the edited parameters first"):
-        fmd.unlearn(*network, TRAIN, PAIRS, SELECTION, options=fmd.Options(refits=0))
+        fmd.unlearn(model, variables, TRAIN, PAIRS, SELECTION, options=fmd.Options(refits=0))
 
 
 def test_the_network_is_curved_by_a_part_that_counts_as_all(network):
