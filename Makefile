@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MPLBACKEND := Agg
 
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 NUMERICAL := $(addprefix tests/,linalg attribution training networks debiasing unlearning diagnosis test_metrics.py)
 
 .PHONY: demo test test-slow test-shipped test-portable test-all check bench freeze lock clean

@@ -14,9 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import pytest
 
-pytest.register_assert_rewrite("numerics", "planted", "smoke")
-# In the order of their seconds; workers take whole groups of tests, which share fixtures and compiled programs.
-LONG_GROUPS = ("test_hosts.py", "smoke datamodels", "smoke diagnosis", "smoke d3m", "smoke bias", "test_readme.py")
+pytest.register_assert_rewrite("numerics", "planted", "smoke", "study_tests")
+# In the order of their seconds.
+LONG_FILES = ("test_smoke_d3m", "test_smoke_datamodels", "test_smoke_bias", "test_smoke_diagnosis", "test_hosts")
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -34,16 +34,6 @@ for _name, _value in {
     os.environ[_name.upper()] = str(_value)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every file is a group, unless a test names another; long groups first, as one that begins last is waited for."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-    def order(item: pytest.Item) -> int:
-        marker = item.get_closest_marker("xdist_group")
-        group = marker.args[0] if marker else ""
-        return LONG_GROUPS.index(group) if group in LONG_GROUPS else len(LONG_GROUPS)
-
-    items.sort(key=order)
+    """Long files first: workers take whole files, and one that begins last is waited for."""
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))

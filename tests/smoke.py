@@ -226,7 +226,7 @@ SMOKES = {
     "counterfactuals": Smoke(PATCH, (removals_follow_predictions,)),
     "brittleness": Smoke(PATCH, (more_removed_more_flipped,)),
     "leakage": Smoke(PATCH, (copies_are_nearest,)),
-    "similar_examples": Smoke(PATCH, (similar_share_classes,), quick=True),
+    "similar_examples": Smoke(PATCH, (similar_share_classes,)),
     "embeddings": Smoke(PATCH, (learners_differ_where_they_should,)),
     "fmd_adult": Smoke({"tasks": ("adult-sex",)}, (bias_falls,)),
     "fmd_coloured": Smoke({"tasks": ("fashion-0.95",)}),
@@ -238,6 +238,11 @@ SMOKES = {
     "demix_repair": Smoke({}, (oracle_repair_helps,)),
     "demix_pretrain": Smoke(),
 }
+
+
+def names_of(wing: str) -> list[str]:
+    """Studies of one wing of ``experiments``."""
+    return [name for name, study in studies().items() if type(study.config).__module__.split(".")[1] == wing]
 
 
 def execute(name: str, results: Path) -> Path:

@@ -78,7 +78,7 @@ def test_other_contents_of_a_file_are_another_run(finished, tmp_path):
     (tmp_path / "train.csv").write_text("\n".join([rows[0], *rows[2:], rows[1]]))
     other = replace(config, files=replace(config.files, train=str(tmp_path / "train.csv")))
     assert debias.prepare(other, results=path / "results").directory != run
-    with pytest.raises(ValueError, match="holds another configuration: data is"):
+    with pytest.raises(ValueError, match="another configuration: data"):
         debias.prepare(other, results=path / "results", run=run.name)
 
 

@@ -1,0 +1,7 @@
+"""Smoke runs of the studies of bias."""
+
+from study_tests import StudyTests
+
+
+class TestStudies(StudyTests):
+    wing = "bias"
