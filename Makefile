@@ -25,12 +25,13 @@ test-slow: $(VENV)/ready
 
 # The suite compiles without optimisation, which is faster; users do not.
 test-shipped: $(VENV)/ready
-	XLA_FLAGS= $(PYTEST) -m "not slow" $(NUMERICAL)
+	XLA_FLAGS= $(PYTEST) -m "not slow" tests/linalg tests/attribution
 
 # make runs each target once: `make test test-all` does not repeat the fast tests.
 test-all: test test-slow test-shipped
 
-test-portable: test-shipped
+test-portable: $(VENV)/ready
+	XLA_FLAGS= $(PYTEST) -m "not slow" $(NUMERICAL)
 	XLA_FLAGS="--xla_cpu_max_isa=AVX2" $(PYTEST) -m "not slow" $(NUMERICAL)
 	JAX_ENABLE_X64=1 $(PYTEST) -m "not slow" $(NUMERICAL)
 

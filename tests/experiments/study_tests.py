@@ -32,11 +32,9 @@ class StudyTests:
         assert smoke.read_rows(run) == rows
 
     def test_rows_are_those_frozen(self, name, results):
-        """On every machine tasks, methods, roles, information, settings' names and metrics; `make freeze` renews them."""
-        rows, frozen = (
-            smoke.comparable(smoke.read_rows(smoke.execute(name, results))),
-            smoke.read_frozen()["rows"][name],
-        )
+        """On every machine: tasks, methods, roles, information, names of settings and metrics; see `make freeze`."""
+        rows = smoke.comparable(smoke.read_rows(smoke.execute(name, results)))
+        frozen = smoke.read_frozen()["rows"][name]
 
         def names(row):
             settings, metrics = sorted(row["settings"]), sorted(row["metrics"])

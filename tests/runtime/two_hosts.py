@@ -230,12 +230,12 @@ def run_unwritable(directory):
         "checkpoint": (1, lambda: long_training.train(directory / "large", {}, *arguments, every=8)),
         "experiment": (1, lambda: hosts.on_every_host(lambda: runs.open_run(directory, "nothing", {}))),
     }.items():
-        store.write_bytes = fail if jax.process_index() == host else write
+        store.write_bytes = runs.write_bytes = fail if jax.process_index() == host else write
         try:
             work()
         except OSError as error:
             said[name] = str(error)
-    store.write_bytes = write
+    store.write_bytes = runs.write_bytes = write
     print(json.dumps(said))
     return {}
 
