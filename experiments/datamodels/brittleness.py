@@ -33,7 +33,7 @@ KINDS = {
     "nearest by pixels, removed": Kind("rival"),
     "random, removed": Kind("control", controls="number"),
 }
-interval = jax.jit(partial(metrics.bootstrap_interval, jax.random.key(0)))
+interval = jax.jit(lambda values: metrics.bootstrap_interval(jax.random.key(0), values))
 
 
 @dataclass(frozen=True)
