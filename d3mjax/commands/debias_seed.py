@@ -97,7 +97,8 @@ def measure(recipe: Recipe, seed: int, progress: Callable[[int], object]) -> run
     """Facts for JSON and arrays of one seed. Where AUTO-D3M refuses, they hold plain training and the targets alone."""
     root, parts = jax.random.key(seed), debias_data.divide(recipe.data, seed)
     data, source, facts, arrays = attribute(root, recipe, parts, progress)
-    assert source.kernel is not None and source.right is not None  # noqa: PT018 (checkpoints have both)
+    assert source.kernel is not None  # columns of checkpoints have both
+    assert source.right is not None
     retrain = partial(evaluate, root, recipe, data, progress)
     everything = {PLAIN: np.ones(len(parts.train.y), np.float32)}
     losses = retrain(keys.D3M.SCORE, everything)[PLAIN].losses.mean(0)

@@ -168,7 +168,7 @@ def _kind(kind: str, claimed: np.ndarray, figures: Mapping[str, Any]) -> str:
         f"{figures['trivial']} is right for {simple:.0%}, claiming every row for {every:.0%}. "
     )
     if precision < max(simple, every) + 0.03:
-        return text + "That is no better than the trivial rule: take it as a hint where to look, nothing more."
+        return text + "The trivial rule does as well: use these claims only to decide which rows to inspect."
     if precision < 0.5:
         return text + "Most claims are wrong: a list to look through, not to act on."
     return text + "Most claims are right, some are not: look before you act on single rows."

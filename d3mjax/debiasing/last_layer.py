@@ -29,7 +29,7 @@ def find(params: PyTree, num_classes: int) -> Path:
     """Path of the last layer in ``params``: the only dense layer with ``num_classes`` outputs.
 
     Raises:
-      ValueError: if there is no such layer, or more than one; pass the path instead.
+      ValueError: if no layer or several layers match; pass the path instead.
     """
 
     def paths(node: Any, path: Path):

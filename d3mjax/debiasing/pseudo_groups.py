@@ -40,7 +40,7 @@ class PseudoGroups(NamedTuple):
 
     group: Int[np.ndarray, "t"]  # 2 y + bit; bit 0 throughout a class that stays whole
     score: Float[np.ndarray, "t"]  # the number that was split
-    split: Bool[np.ndarray, "C"]  # whether the class was split; if none was, there is no evidence: remove nothing
+    split: Bool[np.ndarray, "C"]  # whether the class was split; remove nothing if none was
     explained: Float[np.ndarray, "C"]  # share of variance of the components in use
     separation: Float[np.ndarray, "C"]  # share of the score's variance between the sides: compare `ONE_GAUSSIAN`
     loss_share: Float[np.ndarray, "C"]  # share of the losses' variance between the sides

@@ -166,7 +166,7 @@ def from_datamodels(
 ) -> Columns:
     """Datamodels of the mean soft margin of every target group, fitted to ``bank.models`` trainings on random subsets.
 
-    ``trainer`` is meant for ``bank.steps`` steps. None of the models has seen all examples: there are no checkpoints.
+    ``trainer`` is meant for ``bank.steps`` steps. Models see subsets alone, so the result has no checkpoints.
     Source: Ilyas et al., 2022; `attribution.datamodels`.
     """
     mesh, num_examples = mesh or local_mesh(), len(data.train.y)

@@ -71,7 +71,7 @@ def summary(per_seed: AnyArray | Iterable[float]) -> Summary:
     """Mean, standard deviation (ddof=1) and values over seeds, as plain numbers.
 
     JSON has no NaN: a seed without a finite value is None and makes the mean None; the std of one seed is None.
-    Raises ValueError if there is no seed, or more than one axis.
+    Raises ValueError without seeds, or for more than one axis.
     """
     values = np.asarray(per_seed if isinstance(per_seed, AnyArray) else list(per_seed), np.float64)
     if values.ndim != 1 or values.size == 0:

@@ -41,7 +41,7 @@ def enable() -> Path | None:
         for entry in shared.glob("*-cache"):
             with suppress(OSError):  # another process has just removed it
                 os.link(entry, own / entry.name)
-    except OSError:  # a cache that cannot be written is no reason to stop
+    except OSError:  # work goes on without a cache
         return None
     jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)

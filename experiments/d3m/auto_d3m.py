@@ -1,7 +1,7 @@
 """AUTO-D3M: groups of the targets without group labels, from several splits, beside the true groups.
 
 Claim:    a split along similar gradients and losses finds the minority even where the targets have the training mix,
-          and refuses where there is no minority; the published first component needs balanced targets.
+          and refuses without a minority; the published first component needs balanced targets.
 Command:  python -m experiments auto_d3m            (`--smoke` takes seconds)
 Expected: share of D3M's gain with true groups: 1.00 on *patch*, with 100 balanced targets and with 8 targets of each
           minority; 0.24 on *adult*, where all splits are weak and average accuracy falls by 10 points, 0.57 with
@@ -224,7 +224,7 @@ def split_scores(arrays: Any, group_names: tuple[str, ...]) -> Figure:
 STUDY = Study(
     "auto_d3m",
     claim="A split along similar gradients and losses finds the minority among targets of the training mix, and "
-    "refuses where there is no minority; the published first component needs balanced targets.",
+    "refuses without a minority; the published first component needs balanced targets.",
     config=Config(),
     tasks=CASES,
     prepare=lambda case, config, _results: partial(measure, case, config),

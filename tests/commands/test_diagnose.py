@@ -180,7 +180,7 @@ def test_advice_on_a_kind_follows_from_the_evaluation_of_the_diagnoser():
         assert number in good
     verdicts = [advice(evaluated(0.7)), advice(evaluated(0.4)), advice(evaluated(0.32))]
     verdicts.append(advice(evaluated(0.7) | {"precision": None}))
-    parts = ("Most claims are right", "Most claims are wrong", "no better than the trivial rule", "not known")
+    parts = ("Most claims are right", "Most claims are wrong", "The trivial rule does as well", "not known")
     assert [[part in verdict for part in parts] for verdict in verdicts] == np.eye(4, dtype=bool).tolist()
 
 
