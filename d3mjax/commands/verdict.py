@@ -1,0 +1,183 @@
+"""What to do about a training set: one action, by stated rules from measured differences, the first line of a report.
+
+Rows are judged against plain training and each other by worst-group accuracy. A difference counts if it exceeds the
+joint spread over seeds (`reports.rows.verdict`); with a single seed, if it exceeds `SINGLE`. Every row offers an
+action, by its role, its control, its removals and its offsets:
+
+    role control, controls "threshold"                           move the threshold                   cost 0
+    role control, controls "class balance" or "class weights"    balance classes                      cost 1
+    role ours, removes examples                                  drop them                            cost 2
+    role ours, removes examples and has offsets                  drop them and move the threshold     cost 3
+    role ours, has offsets and removes nothing                   move the threshold                   cost 0
+    role control, controls "targets alone"                       train on the targets                 cost 4
+
+A row *wins* if it is above plain training and, where it removes scored examples, above all random removals. A row is
+*affordable* if its average accuracy is at most ``max_loss`` below that of plain training. The first rule that holds
+decides:
+
+    1. The smallest group has fewer than `FEW` targets to score on: collect more targets.
+    2. No row wins, and the smallest group has fewer than `FEW` targets to select on: collect more targets.
+    3. No row wins: leave it.
+    4. No row that wins is affordable: leave it, and name what the best row costs.
+    5. Of the affordable rows that win, those level with the best of them are equivalent: the action of the cheapest.
+       Where a row that is not affordable is above it, the sentence names that row and its cost, too.
+
+Of rows of equal cost, the one that selection chose comes first, then the one with the highest accuracy.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from d3mjax.reports.rows import WGA, Row, best, difference, has
+
+DROP, THRESHOLD, BOTH = "drop them", "move the threshold", "drop them and move the threshold"
+BALANCE, TARGETS, COLLECT, LEAVE = "balance classes", "train on the targets", "collect more targets", "leave it"
+COSTS = {THRESHOLD: 0, BALANCE: 1, DROP: 2, BOTH: 3, TARGETS: 4}
+"""Order of the actions that change something, the cheapest first. The last one gives up the training set."""
+CONTROLS = {"threshold": THRESHOLD, "class balance": BALANCE, "class weights": BALANCE, "targets alone": TARGETS}
+"""Actions of controls, by ``settings["controls"]``; other controls are comparisons alone."""
+FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
+SINGLE = 0.05  # difference that counts where a single seed has no spread
+MAX_LOSS = 0.05
+AVERAGE = "average_accuracy"
+
+
+class Verdict(NamedTuple):
+    """An action, the sentence that opens the report, and what decided it."""
+
+    action: str
+    sentence: str
+    reasons: tuple[str, ...]
+    method: str | None = None  # of the row whose action it is; None where nothing changes
+
+
+def decide(
+    rows: Sequence[Row],
+    sizes: Mapping[str, Sequence[int]],
+    group_names: Sequence[str],
+    *,
+    max_loss: float = MAX_LOSS,
+    kind: str = "group",
+) -> Verdict:
+    """The verdict on the rows of one task, by the rules of this module.
+
+    Args:
+      rows: of one task, one of role ``plain`` among them.
+      sizes: examples of every group in the parts ``target`` (scored on), ``selection`` and ``test``.
+      group_names: in the order of ``sizes``.
+      max_loss: of average accuracy, as a share, that a gain of the worst group may cost.
+      kind: what the groups are, in words.
+
+    Raises:
+      ValueError: no row of plain training with a worst-group accuracy.
+    """
+    rows = [row for row in rows if has(row, WGA)]
+    plain = best(row for row in rows if row["role"] == "plain")
+    if plain is None:
+        raise ValueError("rows: found no plain training, expected one row of role 'plain' with a worst-group accuracy")
+    g = min(range(len(group_names)), key=lambda i: sizes["target"][i])
+    scored, selecting = sizes["target"][g], min(sizes["selection"])
+    above_plain = [row for row in rows if action_of(row) != LEAVE and outcome(row, plain) == "above"]
+    explained = [row for row in above_plain if explanations(row, rows)]
+    winning = [row for row in above_plain if row not in explained]
+    affordable = [row for row in winning if loss(row, plain) <= max_loss + 1e-9]
+    reasons = _reasons(rows, explained, plain)
+
+    if scored < FEW or (not winning and selecting < FEW):
+        few = f"{scored} targets to score on" if scored < FEW else f"{selecting} targets to select on"
+        more = max(2 * (ENOUGH - scored), 4 * (FEW - selecting))  # half are scored on, a quarter selects
+        sentence = f"Collect about {more} more targets of {group_names[g]}, the smallest {kind}: it has {few}."
+        return Verdict(COLLECT, sentence, (f"Fewer than {FEW} are too few to choose by.", *reasons))
+    if scored < ENOUGH:
+        text = f"The smallest {kind}, {group_names[g]}, has {scored} targets to score on: {ENOUGH} would be safer."
+        reasons = (*reasons, text)
+    if not winning:
+        sentence = f"Leave it: nothing tried lifts the worst {kind} ({_percent(plain)}) by more than the spread."
+        return Verdict(LEAVE, sentence, reasons)
+    top = _best(winning)
+    limit = f"The limit is {_points(max_loss)} of average accuracy (--max-loss)."
+    if not affordable:
+        cost = f"costs {_points(loss(top, plain))} of average accuracy"
+        return Verdict(LEAVE, f"Leave it: {_lift(top, plain, kind)}, but {cost}.", (limit, *reasons))
+
+    within = _best(affordable)
+    chosen = min((row for row in affordable if outcome(within, row) != "above"), key=_preference)
+    action, change = action_of(chosen), -100 * loss(chosen, plain)
+    sentence = f"{action.capitalize()}: {_lift(chosen, plain, kind)}; average accuracy changes by {change:+.1f} points."
+    if chosen is not within:
+        text = f"{within['method']} ({_percent(within)}) is better by less than the spread and costs more to do."
+        reasons = (text, *reasons)
+    if top not in affordable and outcome(top, chosen) == "above":
+        reached = f"worst {kind} {_percent(plain)} to {_percent(chosen)}, average {change:+.1f} points"
+        cost = f"{top['method']} has {_percent(top)} but costs {_points(loss(top, plain))} of average"
+        sentence, reasons = f"{action.capitalize()}: {reached}; {cost}.", (limit, *reasons)
+    return Verdict(action, sentence, reasons, chosen["method"])
+
+
+def action_of(row: Row) -> str:
+    """The action that a row offers; `LEAVE` where it offers none."""
+    if row["role"] == "control":
+        return CONTROLS.get(row["settings"].get("controls", ""), LEAVE)
+    if row["role"] != "ours":
+        return LEAVE
+    offsets = row["settings"].get("offsets", 0) >= 0.5
+    return (BOTH if offsets else DROP) if _removes(row) else THRESHOLD if offsets else LEAVE
+
+
+def outcome(row: Row, other: Row) -> str:
+    """``above``, ``level`` or ``below``: the difference in worst-group accuracy against the joint spread."""
+    gap, spread = difference(row, other)
+    return "level" if abs(gap) <= (SINGLE if spread is None else spread) else "above" if gap > 0 else "below"
+
+
+def loss(row: Row, plain: Row) -> float:
+    """Average accuracy that a row loses against plain training, as a share; 0 where it is not known."""
+    return -difference(row, plain, metric=AVERAGE)[0] if has(row, AVERAGE) and has(plain, AVERAGE) else 0.0
+
+
+def explanations(row: Row, rows: Iterable[Row]) -> list[Row]:
+    """Random removals that do as well as a row of ours that removes; none where the choice of examples matters."""
+    if row["role"] != "ours" or not _removes(row):
+        return []
+    random = (other for other in rows if other["role"] == "control" and _removes(other))
+    return [
+        other
+        for other in random
+        if other["settings"]["controls"] in ("number", "class balance") and outcome(row, other) != "above"
+    ]
+
+
+def _reasons(rows: Sequence[Row], explained: Sequence[Row], plain: Row) -> tuple[str, ...]:
+    """Facts that hold whatever the verdict: one seed, and gains that random removals reach as well."""
+    single = difference(plain, plain)[1] is None
+    reasons = [f"A single seed: the spread is unknown, differences up to {_points(SINGLE)} count as none."] * single
+    for row in explained[:1]:
+        others = " and ".join(other["method"] for other in explanations(row, rows))
+        reasons.append(f"{row['method']} is not above {others}: the choice of examples is not shown to matter.")
+    return tuple(reasons)
+
+
+def _removes(row: Row) -> bool:
+    """Whether examples are removed in at least half of the seeds."""
+    removed = row["metrics"].get("removed", {}).get("per_seed", [0.0])
+    return sum(bool(share) for share in removed) >= len(removed) / 2
+
+
+def _best(rows: Iterable[Row]) -> Row:
+    return max(rows, key=lambda row: row["metrics"][WGA]["mean"])
+
+
+def _preference(row: Row) -> tuple[Any, ...]:
+    return COSTS[action_of(row)], not row["settings"].get("selected", False), -row["metrics"][WGA]["mean"]
+
+
+def _lift(row: Row, plain: Row, kind: str) -> str:
+    return f"{row['method']} lifts the worst {kind} from {_percent(plain)} to {_percent(row)}"
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row['metrics'][WGA]['mean']:.1f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.3g} points"
