@@ -1,0 +1,53 @@
+"""Traps in a user's tables: rows of the training set among the targets, repeated rows, copies of the label.
+
+Pure functions of frames of the same columns. Rows are compared by a hash of 64 bits of all their cells.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Integer
+
+from d3mjax.types import AnyArray
+
+COMMON = 0.1  # share of repeated training rows above which equal rows are expected
+
+
+def repeated(frame: pd.DataFrame) -> Bool[np.ndarray, "n"]:
+    """Whether each row equals an earlier one."""
+    return pd.Series(_hashes(frame)).duplicated().to_numpy()
+
+
+def shared(train: pd.DataFrame, target: pd.DataFrame) -> Bool[np.ndarray, "t"]:
+    """Whether each target row equals a training row in all columns of ``train``."""
+    return np.isin(_hashes(target[list(train)]), _hashes(train))
+
+
+def copies(frame: pd.DataFrame, y: Integer[AnyArray, "n"]) -> list[str]:
+    """The columns whose values and the classes determine each other one to one: the label under another name."""
+    num_classes = len(np.unique(y))
+    names = []
+    for name in frame:
+        codes, values = pd.factorize(frame[name], use_na_sentinel=False)
+        if len(values) == num_classes == len(np.unique(np.stack([codes, y]), axis=1).T):
+            names.append(str(name))
+    return names
+
+
+def overlap_note(
+    option: str, shared: Bool[np.ndarray, "t"], repeated: Bool[np.ndarray, "n"]
+) -> tuple[bool, Sequence[str]]:
+    """Whether the shared rows are to be left out of scoring, and a note; none where there are none.
+
+    Where more than a tenth of the training rows repeat each other, equal rows are expected, and stay.
+    """
+    if not shared.any():
+        return False, ()
+    expected = repeated.mean() > COMMON
+    outcome = "kept, as the rows of --train repeat each other, too" if expected else "left out of scoring and reporting"
+    return not expected, (f"{option}: {shared.sum():,} of {len(shared):,} rows equal rows of --train; {outcome}.",)
+
+
+def _hashes(frame: pd.DataFrame) -> np.ndarray:
+    return pd.util.hash_pandas_object(frame, index=False).to_numpy()
