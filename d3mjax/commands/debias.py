@@ -6,22 +6,19 @@
 A minute or two for 4,000 examples of 200 features on two CPU cores; any JAX device works.
 """
 
-import importlib
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from flax import linen
 
 from d3mjax.commands import command, debias_data, debias_report, debias_seed
 from d3mjax.commands.debias_data import Files, UserData
+from d3mjax.commands.user_model import load_model
 from d3mjax.data import splits
-from d3mjax.networks import adapt, dense
+from d3mjax.networks import dense
 from d3mjax.runtime import runs
 from d3mjax.types import Model
 
@@ -31,9 +28,10 @@ class Config:
     """What determines the numbers."""
 
     files: Files
-    # Your own model: module:function in the current directory. Called with the number of classes, it returns a flax
-    # linen module or a d3mjax Model, which maps features [b, ...] to logits [b, C]. If not given: an MLP on flat
-    # features with one hidden layer, 32 wide below 2,000 training examples, 64 below 20,000, then 128.
+    # Your own model: module:function in the current directory, or file.py:function. Called with the number of classes,
+    # it returns a Flax linen or nnx module, or a d3mjax Model, which maps features [b, ...] to logits [b, C]. If not
+    # given: an MLP on flat features with one hidden layer, 32 wide below 2,000 training examples, 64 below 20,000, then
+    # 128.
     model: str | None = None
     # Training steps, each on 50 examples, by SGD with momentum, the rate falling linearly to zero. If not given: ten
     # epochs, but at least 300 steps and at most 20,000.
@@ -105,33 +103,6 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
     directory = command.open_run(results, "debias", config, debias_data.arrays(data), run)
     return Job(config, data, model, num_steps, image, directory)
-
-
-def load_model(spec: str, num_classes: int, x: np.ndarray) -> Model:
-    """The user's ``module:function``, called and tried on two examples; raises ValueError if it does not fit."""
-    module, _, name = spec.partition(":")
-    sys.path.append(str(Path.cwd()))  # commands do not look there by themselves
-    expected = "module:function of the current directory that takes the number of classes"
-    try:
-        made = getattr(importlib.import_module(module), name)(num_classes)
-    except Exception as error:  # whatever the user's code raises
-        raise ValueError(f"--model: {spec!r} failed ({type(error).__name__}: {error}), expected {expected}") from error
-    model = adapt.from_linen(made) if isinstance(made, linen.Module) else made
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"--model: {spec!r} returned {type(made).__name__}, expected a flax linen module or a d3mjax Model, as "
-            "d3mjax.from_nnx and d3mjax.from_functions make"
-        )
-    features = f"features {list(x[:2].shape)}"
-    try:
-        logits = jax.eval_shape(lambda key, x: model.apply(model.init(key, x), x)[0], jax.random.key(0), x[:2])
-    except Exception as error:
-        raise ValueError(f"--model: {spec!r} failed on {features} ({type(error).__name__}: {error})") from error
-    if logits.shape != (2, num_classes):
-        raise ValueError(
-            f"--model: {spec!r} makes {list(logits.shape)} of {features}, expected logits {[2, num_classes]}"
-        )
-    return model
 
 
 def recipe_of(job: Job) -> debias_seed.Recipe:

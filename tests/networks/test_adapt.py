@@ -38,7 +38,7 @@ class NnxNorm(nnx.Module):
 
 
 MODELS = {
-    "linen norm dropout": adapt.from_linen(Norm(), rngs=("dropout",)),
+    "linen norm dropout": adapt.from_linen(Norm()),
     "linen plain": adapt.from_linen(Plain()),
     "nnx": adapt.from_nnx(NnxNorm),
     "functions": adapt.from_functions(
