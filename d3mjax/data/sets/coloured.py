@@ -56,11 +56,11 @@ DIGITS = ColouredTask(aligned=0.95, train=800, targets=200, selection=200, test=
 
 
 def draw(task: ColouredTask, pool: idx.Pool, *, flat: bool = True) -> Data:
-    """The four splits, as `fashion_cues.draw_splits` makes and checks them."""
+    """The four splits, as `fashion_cues.cued_splits` makes and checks them."""
     spread = lambda asked: cues.spread(asked, 10, 10, task.aligned) if isinstance(asked, int) else asked
     parts = {name: spread(getattr(task, name)) for name in ("train", "targets", "selection")}
     fields = {"aligned": task.aligned, "test": task.test, "size": task.size, "seed": task.seed, **parts}
-    return fashion_cues.draw_splits(fashion_cues.Task(classes=TEN, cue=task.ink, **fields), pool, flat=flat)
+    return fashion_cues.cued_splits(fashion_cues.Task(classes=TEN, cue=task.ink, **fields), pool, flat=flat)
 
 
 def draw_pairs(task: ColouredTask, pool: idx.Pool, *, exclude: Ids, flat: bool = True) -> PairSets:

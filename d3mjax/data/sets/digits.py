@@ -38,7 +38,7 @@ def load_coloured_digits(
     """
     parts: dict[str, Any] = {"train": train, "targets": targets, "selection": selection, "test": test}
     task = fashion_cues.Task(classes=classes, cue=cue, aligned=aligned, seed=seed, **parts)
-    return fashion_cues.draw_splits(task, read(), flat=flat)
+    return fashion_cues.cued_splits(task, read(), flat=flat)
 
 
 def read() -> idx.Pool:

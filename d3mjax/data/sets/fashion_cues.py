@@ -62,7 +62,7 @@ def group_counts(task: Task) -> dict[str, tuple[int, ...]]:
     return {"train": train, "target": targets, "selection": selection, "test": test}
 
 
-def draw_splits(task: Task, pool: idx.Pool, *, flat: bool = True) -> Data:
+def cued_splits(task: Task, pool: idx.Pool, *, flat: bool = True) -> Data:
     """The four splits of a task, the cue painted on: x float32 in 0..1, [n, h*w*c] if ``flat`` else [n, h, w, c].
 
     Test is drawn from the images of the official test files; from what the others leave where there are none. Raises
@@ -85,7 +85,7 @@ def draw_splits(task: Task, pool: idx.Pool, *, flat: bool = True) -> Data:
 
 
 def load_fashion_spurious(task: Task | None = None, *, source_dir: str | Path | None = None, flat: bool = True) -> Data:
-    """The four splits of a task by `draw_splits`; the default is *patch*.
+    """The four splits of a task by `cued_splits`; the default is *patch*.
 
     Ids are image numbers in the official files: train 0..59999, test 60000..69999. ``source_dir``: a directory with
     the official idx files. Raises ``ValueError`` for a task that contradicts itself, and for a source that is missing
@@ -94,7 +94,7 @@ def load_fashion_spurious(task: Task | None = None, *, source_dir: str | Path | 
     task = Task() if task is None else task
     group_counts(task)  # a bad task fails before anything is read
     members = {label for part in task.classes for label in part}
-    return draw_splits(task, fashion.read(members, task.size, source_dir=source_dir), flat=flat)
+    return cued_splits(task, fashion.read(members, task.size, source_dir=source_dir), flat=flat)
 
 
 def load_fashion(
