@@ -1,4 +1,4 @@
-"""One large problem over many devices: examples, targets and parameters are sharded, and sums go between devices.
+"""One large problem over many devices: examples, targets and parameters are sharded, and devices exchange sums.
 
     mesh = hosts.global_mesh(data=8)
     result = sharded.group_scores(key, model, checkpoints, train, target, 4, mesh=mesh)
@@ -8,8 +8,8 @@
     state = sharded.spread(state, mesh, rule)
 
 The functions are those of `attribution`, with the sum over devices as an argument. Gram matrices are summed in
-float32, so results differ from those of one device by the order of sums alone. Arguments are the same on every host;
-results are spread over devices, and `hosts.gather` collects them.
+float32: results differ from those of one device only by the order of sums. Every host passes the same arguments.
+Results are sharded; `hosts.gather` collects them on every host.
 """
 
 from collections.abc import Callable
@@ -42,18 +42,19 @@ def group_scores(
     ids: Int[AnyArray, "c"] | None = None,
     options: trak.Options = trak.Options(),
 ) -> GroupScores:
-    """`trak.group_scores` with an equal share of the train examples on each device along the mesh's axis ``data``.
+    """`trak.group_scores` with an equal share of the train examples on each device along the axis ``data`` of the mesh.
 
-    Each device keeps the gradients of its own examples; they send each other the Gram ``[p p]`` of a checkpoint.
-    Targets, few beside train examples, are on all devices. Arguments, results and errors as there. Compiled at every
-    call: jit what calls it more than once. If n is no multiple of the devices, the results are copied to all of them.
+    Each device keeps the gradients of its own examples; only the Gram ``[p p]`` of a checkpoint is summed over devices.
+    Targets, fewer than train examples, are replicated. Arguments, results and errors are those of `trak.group_scores`.
+    Every call compiles: put repeated calls under `jax.jit`. Results are replicated unless n is a multiple of the number
+    of devices.
     """
     per_checkpoint.check_groups(target.group, num_groups)
     count = mesh.shape["data"]
     n = len(train.y)
     counted = np.ones(n, np.float32) if weights is None else np.asarray(weights, np.float32)
     train = _padded(train, count)
-    counted = np.pad(counted, (0, -n % count))  # examples that fill up the last share are in no sum
+    counted = np.pad(counted, (0, -n % count))  # padding of the last share has weight 0
     reduce = partial(jax.lax.psum, axis_name="data")
 
     def share(train, weights, target, keys, checkpoints):
@@ -75,7 +76,7 @@ def group_scores(
         mesh=mesh,
         in_specs=(rows, rows, everywhere, everywhere, everywhere),
         out_specs=(PartitionSpec(None, "data"), everywhere),
-        check_vma=False,  # the sums between devices are written out, and no gradient passes through them
+        check_vma=False,  # the sums over devices are explicit, and no gradient passes through them
     )
     keys = per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids)
     of_example, (residual, pivot) = jax.jit(spread)(train, counted, target, keys, checkpoints)
@@ -93,9 +94,9 @@ def fit_lasso(
     axis: str = "model",
     options: lasso.Options = lasso.Options(),
 ) -> tuple[Linear, datamodels.LassoInfo]:
-    """`datamodels.fit_lasso` with models sharded for the Gram matrix, and targets for everything after it.
+    """`datamodels.fit_lasso` with models sharded for the Gram matrix, and targets sharded for the fits.
 
-    Compiled at every call. Masks are sharded if their number is a multiple of the devices, and copied to all if not.
+    Every call compiles. Masks are replicated unless m is a multiple of the number of devices.
     """
     spread = {
         "moments": partial(moments, mesh=mesh, axis=axis),
@@ -114,10 +115,10 @@ def fit_ridge(
     axis: str = "model",
     target_block: int = 256,
 ) -> Linear:
-    """Weights of `datamodels.fit_ridge`, with models sharded for the Gram matrix, and targets for everything after it.
+    """Weights of `datamodels.fit_ridge`, with models sharded for the Gram matrix, and targets sharded for the fits.
 
-    Always the primal form, which is meant for more models than examples: every device decomposes the Gram ``[n n]``
-    and makes ``target_block`` of its targets at a time. Compiled at every call.
+    Always the primal form, which suits more models than examples: every device decomposes the Gram ``[n n]`` and fits
+    its targets, ``target_block`` at a time. Every call compiles.
     """
 
     def fit(masks, outputs, lambdas):
@@ -137,7 +138,7 @@ def moments(
     axis: str = "model",
     keep: Bool[AnyArray, " m"] | None = None,
 ) -> lasso.Moments:
-    """`lasso.moments` of rows sharded along ``axis``: each device sums its rows, and one sum goes between them."""
+    """`lasso.moments` of rows sharded along ``axis``: sums over the rows of each device, then one over devices."""
     keep = jnp.ones(x.shape[0], bool) if keep is None else keep
     padding = -x.shape[0] % mesh.shape[axis]
     rows = [jnp.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in map(jnp.asarray, (x, y, keep))]
@@ -167,19 +168,19 @@ def map_targets(
 
 
 def by_example(mesh: Mesh, *, axis: str = "data") -> Callable[[PyTree], PyTree]:
-    """``constrain`` for `make_trainer`: each device along ``axis`` works on its share of a batch."""
+    """Return ``constrain`` of `make_trainer`: batches are sharded along ``axis``."""
     sharding = NamedSharding(mesh, PartitionSpec(axis))
     return lambda batch: jax.lax.with_sharding_constraint(batch, sharding)
 
 
 def spread(tree: PyTree, mesh: Mesh, rule: Callable[[str, Any], PartitionSpec]) -> PyTree:
-    """Parameters, or a whole training state, laid out by ``rule(path, leaf)``; ``PartitionSpec()`` copies a leaf.
+    """Shard parameters, or a whole training state, by ``rule(path, leaf)``; ``PartitionSpec()`` replicates a leaf.
 
-    A path looks like ``".variables['params']['Dense_0']['kernel']"``; what an optimiser keeps for a parameter has the
-    parameter's keys at its end. A compiled ``run`` keeps the layout of the state it is given.
+    A path is a string such as ``".variables['params']['Dense_0']['kernel']"``; the path of an optimiser's state for a
+    parameter ends with the keys of the parameter. A compiled ``run`` keeps the sharding of its state.
 
     Raises:
-      ValueError: an axis does not divide into the devices that the rule gives it; names the leaf.
+      ValueError: the size of an axis is no multiple of the number of its devices; names the leaf.
     """
 
     def one(path, leaf):
@@ -196,7 +197,7 @@ def spread(tree: PyTree, mesh: Mesh, rule: Callable[[str, Any], PartitionSpec]) 
 
 
 def _padded(tree: PyTree, count: int) -> PyTree:
-    """Host arrays with leading axes filled up to a multiple of ``count`` by repeating the last row."""
+    """Host arrays, padded along the leading axis to a multiple of ``count`` by copies of the last row."""
 
     def fill(a):
         a = np.asarray(a)
