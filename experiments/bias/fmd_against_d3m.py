@@ -9,39 +9,28 @@ Device:   two CPU cores; 90 seconds in all.
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from d3mjax import metrics
-from d3mjax.attribution import influence, inverses, outputs, projections, trak
-from d3mjax.debiasing import baselines, d3m, last_layer, selection, sources
+from d3mjax.attribution import influence, inverses, outputs
+from d3mjax.debiasing import baselines, d3m, last_layer, selection
 from d3mjax.keys import Fmd
-from d3mjax.runtime import hosts
-from d3mjax.training import sampling
 from d3mjax.unlearning import bias
-from experiments import bias_tasks
+from experiments import bias_tasks, tasks
 from experiments.bias import fmd
 from experiments.bias_tasks import BiasTask, Loaded
 from experiments.study import Study
+from experiments.tasks import SMALL_SOURCES, Trak
 
 SGD: dict[str, Any] = {"hidden": (32,), "steps": 800, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
 TASKS = {
     task.name: task
     for task in (bias_tasks.adult_task("sex", "Male", "Female", train=4000, **SGD), bias_tasks.PATCH_PAIRS)
 }
-
-
-class Trak(NamedTuple):
-    """TRAK as the source of D3M's group columns."""
-
-    models: int = 20  # checkpoints
-    size: int = 256  # projected dimension
-    damping: float = 0.01  # of the mean eigenvalue
-    microbatch: int = 20
-    last_layer: bool = False  # not used: always the whole network
 
 
 @dataclass(frozen=True)
@@ -55,16 +44,9 @@ class Config(fmd.Config):
 def make_more(task: BiasTask, config: Config) -> fmd.More:
     """D3M, removal by influence on bias, and controls, each trained again; DFR on the targets."""
     base, model = task.task, task.task.network()
-    source = Trak(models=2, size=32) if config.smoke else config.source
-    options = trak.Options(projections.sjlt(source.size), damping=source.damping, microbatch=source.microbatch)
-    attribution, trainer = sources.by_trak(options), base.trainer(base.steps, sampling.shuffled())
+    source = SMALL_SOURCES[Trak] if config.smoke else config.source
     num_classes, num_groups = len(base.class_names), len(base.group_names)
     solver = influence.Options(inverse=inverses.by_cg(rtol=1e-3, max_steps=300), microbatch=1000)
-
-    def columns(data, key):
-        arguments = (model, trainer, data, num_groups, base.steps, attribution)
-        width = hosts.models_at_once()
-        return sources.from_checkpoints(key, *arguments, checkpoints=source.models, width=width)
 
     @jax.jit
     def on_bias(variables, split, reference):
@@ -89,7 +71,8 @@ def make_more(task: BiasTask, config: Config) -> fmd.More:
     def more(loaded: Loaded, variables, root, train) -> dict[str, Any]:
         data, key = loaded.data, lambda family: jax.random.fold_in(root, family)
         group, n = jnp.asarray(data.train.group), len(data.train.y)
-        (scores,) = d3m.score(columns(data, key(Fmd.COLUMNS)).columns, group_losses(variables, data.target)).scores
+        columns = tasks.columns(base, source, key(Fmd.COLUMNS), data).columns
+        (scores,) = d3m.score(columns, group_losses(variables, data.target)).scores
         negative = selection.guard(scores, selection.drop_negative(scores), data.train.y, num_classes)[0]
         by_bias, by_signed, signed = on_bias(variables, data.train, loaded.pairs.reference)
         few = bias.removal_count(by_bias, by_signed, signed)

@@ -20,13 +20,13 @@ from d3mjax.debiasing import selection
 from d3mjax.keys import InfluenceOnBias, members
 from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind, row
-from d3mjax.runtime import hosts
-from d3mjax.training import ensemble, sampling
+from d3mjax.training import ensemble
 from d3mjax.types import Model, Pairs, Split
 from d3mjax.unlearning import bias, edits
 from experiments import bias_tasks, study
 from experiments.bias_tasks import BiasTask
 from experiments.study import Study
+from experiments.tasks import spread, train_models
 
 ADULT = bias_tasks.adult_task("sex", "Male", "Female", train=4000, steps=200)
 FASHION = bias_tasks.fashion_task(0.95, train=4000, steps=1000)
@@ -103,18 +103,10 @@ def sizes_of(task: BiasTask, config: Config) -> tuple[int, ...]:
     return (20,) if config.smoke else SIZES[task.name]
 
 
-def devices() -> dict[str, Any]:
-    """How models are spread over the devices of this host."""
-    return {"width": hosts.models_at_once(), "mesh": hosts.local_mesh()}
-
-
 def make_programs(task: BiasTask, config: Config) -> Programs:
     """All compiled functions of a task, used for every seed."""
     base, last = task.task, f"Dense_{len(task.task.hidden)}"
-    trainer, by_cg = (
-        base.trainer(base.steps, sampling.shuffled()),
-        inverses.by_cg(rtol=1e-3, max_steps=config.max_steps),
-    )
+    by_cg = inverses.by_cg(rtol=1e-3, max_steps=config.max_steps)
     options = influence.Options(damping=config.damping, inverse=by_cg, microbatch=1000)
     kinds = {WHOLE: options, LAST: options._replace(keep=lambda path: last in path)}
     by_trak = trak.Options(projections.sjlt(config.size), microbatch=40)
@@ -122,16 +114,15 @@ def make_programs(task: BiasTask, config: Config) -> Programs:
 
     def train(split: Split, report: Pairs, test: Split, keys, weights):
         look = lambda variables, report, test: (variables, setup.effects(variables, report, test))
-        settings = {"look": look, "shared": (report, test), **devices()}
-        return ensemble.train_many(trainer, keys, split, weights, base.steps, **settings)
+        return train_models(base, keys, split, weights, look, shared=(report, test))
 
     def attribute(split: Split, reference: Pairs, keys, variables):
-        return ensemble.map_models(partial(columns, setup, split, reference), **devices())(keys, variables)
+        return ensemble.map_models(partial(columns, setup, split, reference), **spread())(keys, variables)
 
     def edit(split: Split, report: Pairs, test: Split, variables, rows):
         after = lambda variables, kind: setup.effects(setup.without(variables, split, rows, kind), report, test)
         each = lambda variables: {kind: after(variables, kind) for kind in kinds}
-        return ensemble.map_models(each, **devices())(variables)
+        return ensemble.map_models(each, **spread())(variables)
 
     rounds = jax.jit(partial(in_rounds, setup), static_argnames="anew")
     return Programs(jax.jit(train), jax.jit(attribute), jax.jit(edit), rounds)
@@ -167,7 +158,7 @@ def in_rounds(setup: Setup, split: Split, reference: Pairs, selection: Pairs, va
             place = (setup.model, bias.counterfactual_bias, after, split, reference)
             return bias.influence_on(*place, weights=1.0 - removed, options=setup.options[WHOLE])[0], left
 
-        on_bias, left = ensemble.map_models(one, **devices())(variables)
+        on_bias, left = ensemble.map_models(one, **spread())(variables)
         _, highest = jax.lax.top_k(jnp.where(removed, -jnp.inf, on_bias.mean(0)), size)
         return removed.at[highest].set(True), (removed, left.absolute.mean(), left.signed.mean())
 

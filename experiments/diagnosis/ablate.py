@@ -28,11 +28,12 @@ from d3mjax.diagnosis.corpus import Stored, kind_of
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind
-from d3mjax.runtime import hosts, runs
+from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from d3mjax.types import Split
 from experiments.diagnosis import diagnose
 from experiments.study import Study
+from experiments.tasks import spread
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ def make_channels(task: TableTask, network: Network, columns: Any, *, forms: boo
     @jax.jit
     def channels(key, trains: Split, validations: Split):
         keys = ensemble.model_keys(key, jnp.arange(len(trains.y)))
-        each, width = (keys, trains, validations), hosts.models_at_once()
-        options = {"look": look, "each": each, "width": width, "mesh": hosts.local_mesh()}
+        options = {"look": look, "each": (keys, trains, validations), **spread()}
         return ensemble.train_many(trainer, keys, trains, jnp.ones(task.train), network.steps, **options)[0]
 
     return lambda key, splits: jax.device_get(channels(key, *jax.tree.map(lambda *a: np.stack(a), *splits)))

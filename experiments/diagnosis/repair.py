@@ -31,10 +31,11 @@ from d3mjax.diagnosis.repair import Repaired
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import WGA, Kind, by_task, row
-from d3mjax.runtime import hosts, runs
+from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from experiments.diagnosis import diagnose
 from experiments.study import Study
+from experiments.tasks import spread
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ def make_evaluate(task: TableTask, columns: Any) -> Callable[..., tuple[np.ndarr
     @jax.jit
     def train(key, splits, weights, x):
         keys = jnp.broadcast_to(key, weights.shape[:1])  # the same start for all: they differ in their data alone
-        options = {"look": look, "each": (x,), "width": hosts.models_at_once(), "mesh": hosts.local_mesh()}
-        return ensemble.train_many(trainer, keys, splits, weights, MLP2.steps, **options)
+        return ensemble.train_many(trainer, keys, splits, weights, MLP2.steps, look=look, each=(x,), **spread())
 
     def evaluate(key, sets: Sequence[Repaired], test: Labelled, group: np.ndarray):
         encoders = [tables.fit_encoder(s.table) for s in sets]
@@ -148,9 +148,7 @@ def prepare(task: TableTask, config: Config, results: Any) -> Callable[..., runs
     parts = divide(task)
     columns = list(tables.slices(parts.train[0]).values())
     stored = gather(results, {task.name: task}, config.cleans, config.rows, range(config.draws))[task.name]
-    train = make_train(
-        MLP2, columns, task.num_classes, task.train, width=hosts.models_at_once(), mesh=hosts.local_mesh()
-    )
+    train = make_train(MLP2, columns, task.num_classes, task.train, **spread())
     evaluate = make_evaluate(task, columns)
     chosen = select_rules(task, config.rules)
     plans = [(k, clean) for k in chosen for clean in config.cleans]
