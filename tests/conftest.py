@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jax
 import pytest
 
-pytest.register_assert_rewrite("numerics", "planted", "smoke", "study_tests")
+pytest.register_assert_rewrite("planted", "smoke", "study_tests")
 # In the order of their seconds.
 LONG_FILES = ("test_smoke_d3m", "test_smoke_datamodels", "test_smoke_bias", "test_smoke_diagnosis", "test_hosts")
 
@@ -32,6 +32,13 @@ for _name, _value in {
 }.items():
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)
+
+
+@pytest.fixture
+def doubles():
+    """Float64, for comparisons with exact solutions."""
+    with jax.enable_x64(True):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,14 +25,15 @@ def split_of(x: Any, y: Any, group: Any = None) -> Split:
 def close(got: Any, expected: Any, *, terms: int = 1, scale: float | None = None) -> None:
     """Leaves are equal up to rounding: ``4 terms eps scale``, eps being that of the coarser of both dtypes.
 
-    ``terms``: how many rounded operations follow each other, such as the length of a sum times the number of steps.
-    ``scale``: the size of what is rounded; the largest expected number unless given.
+    ``terms``: how many rounded operations follow each other, such as the length of a sum times the number of steps; a
+    solve multiplies them by its condition. ``scale``: the size of what is rounded; the largest finite number expected
+    unless given.
     """
 
     def compare(got, expected):
         got, expected = np.asarray(got), np.asarray(expected)
         eps = max((np.finfo(a.dtype).eps for a in (got, expected) if a.dtype.kind == "f"), default=0.0)
-        size = np.abs(expected).max() if scale is None else scale
+        size = np.abs(expected[np.isfinite(expected)]).max(initial=0.0) if scale is None else scale
         np.testing.assert_allclose(got, expected, rtol=0, atol=float(4 * terms * eps * size))
 
     jax.tree.map(compare, got, expected)

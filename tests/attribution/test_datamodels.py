@@ -10,13 +10,8 @@ from d3mjax.attribution import datamodels
 from d3mjax.linalg import lasso
 from d3mjax.types import Linear
 
+pytestmark = pytest.mark.usefixtures("doubles")
 LAMBDAS = np.array([1e-4, 3e-2, 10.0])
-
-
-@pytest.fixture(autouse=True)
-def _x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def fixed_size(m, n, keep, seed=0):

@@ -1,15 +1,19 @@
 """Factors of gradients of dense kernels against the gradients themselves."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planted
 import pytest
 from flax import linen
-from numerics import close
 
 from d3mjax.attribution import dense_gradients, gradients, projections, trak
 from d3mjax.networks import adapt, dense
 from d3mjax.types import Split
+
+close = partial(planted.close, terms=25)  # widths of layers and rows of a batch
 
 KEY = jax.random.key(3)
 
@@ -82,7 +86,7 @@ def test_trak_never_forms_the_gradients_and_scores_the_same():
     run = lambda projection: trak.scores(
         KEY, model, checkpoints, split, split, options=trak.Options(projection, microbatch=4)
     )
-    close(run(sketch).tau, run(explicit).tau, units=1e4)  # K of condition p / damping = 50 at most
+    close(run(sketch).tau, run(explicit).tau, terms=2500)  # K of condition p / damping = 50 at most
     wide, narrow = (
         jax.jit(lambda s, p=p: trak.scores(KEY, model, checkpoints, s, s, options=trak.Options(p)).tau)
         .lower(split)

@@ -10,13 +10,8 @@ from sklearn.metrics import average_precision_score
 
 from d3mjax.attribution import effects
 
+pytestmark = pytest.mark.usefixtures("doubles")
 TAU = np.array([[5.0, -1, 3, 2, 0], [0.5, 0.25, -4, 1, 2], [-1, -2, -3, -4, -5]])
-
-
-@pytest.fixture(autouse=True)
-def _x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def planted(t=6, n=40, seed=0):

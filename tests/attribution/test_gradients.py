@@ -1,15 +1,19 @@
 """Gradients against loops and finite sums; output functions against their formulas by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planted
 import pytest
 from flax import linen
-from numerics import close
 
 from d3mjax.attribution import gradients, outputs
 from d3mjax.networks import adapt, dense
 from d3mjax.types import Model, Split
+
+close = partial(planted.close, terms=25)  # widths of layers and rows of a batch
 
 X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 SPLIT = jax.tree.map(jnp.asarray, Split(X, np.arange(7) % 3, np.arange(7) % 2, np.arange(7)))
@@ -25,13 +29,9 @@ def _loop():
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
 
-def _close(a, b):
-    jax.tree.map(close, a, b)
-
-
 @MICROBATCHES
 def test_per_example_equals_a_loop(microbatch):
-    _close(gradients.per_example(OUTPUT, PARAMS, SPLIT, microbatch=microbatch), _loop())
+    close(gradients.per_example(OUTPUT, PARAMS, SPLIT, microbatch=microbatch), _loop())
 
 
 @MICROBATCHES
@@ -39,11 +39,11 @@ def test_weighted_gradients_and_jvp_are_products_with_the_per_example_ones(micro
     mix = jnp.asarray(np.random.default_rng(1).normal(size=(7, 2)), jnp.float32)
     loop = _loop()
     want = jax.tree.map(lambda g: jnp.einsum("n...,nk->k...", g, mix), loop)
-    _close(gradients.weighted_gradients(OUTPUT, PARAMS, mix, SPLIT, microbatch=microbatch), want)
+    close(gradients.weighted_gradients(OUTPUT, PARAMS, mix, SPLIT, microbatch=microbatch), want)
     values, derivatives = gradients.jvp(OUTPUT, PARAMS, want, SPLIT, microbatch=microbatch)
-    _close(values, outputs.soft_margins(MODEL, VARIABLES, SPLIT))
+    close(values, outputs.soft_margins(MODEL, VARIABLES, SPLIT))
     flat = lambda tree: jnp.concatenate([a.reshape(a.shape[0], -1) for a in jax.tree.leaves(tree)], axis=1)
-    _close(derivatives, flat(loop) @ flat(want).T)
+    close(derivatives, flat(loop) @ flat(want).T)
 
 
 def test_a_subset_is_the_same_gradient_with_the_rest_held():
@@ -52,7 +52,7 @@ def test_a_subset_is_the_same_gradient_with_the_rest_held():
         {"Dense_0": {"bias": None, "kernel": None}, "Dense_1": PARAMS["Dense_1"]}
     )
     got = gradients.per_example(output, chosen, SPLIT)
-    _close(got["Dense_1"], _loop()["Dense_1"])
+    close(got["Dense_1"], _loop()["Dense_1"])
     with pytest.raises(ValueError, match="Dense_0"):
         gradients.subset(OUTPUT, PARAMS, lambda path: False)
 
@@ -62,8 +62,8 @@ def test_any_pytree_and_any_function():
     rows = {"x": jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), jnp.float32)}
     output = lambda p, e: (p["a"][0] * e["x"]).sum() + p["b"][0].sum() * e["x"][0]
     got = gradients.per_example(output, params, rows, microbatch=3)
-    _close(got["a"][0], rows["x"])
-    _close(got["b"][0], jnp.broadcast_to(rows["x"][:, :1, None], (4, 2, 3)))
+    close(got["a"][0], rows["x"])
+    close(got["b"][0], jnp.broadcast_to(rows["x"][:, :1, None], (4, 2, 3)))
 
 
 def test_batch_statistics_are_frozen():
@@ -83,10 +83,10 @@ def test_batch_statistics_are_frozen():
             gradients.per_example(output, v["params"], jax.tree.map(lambda a, i=i: a[i : i + 1], SPLIT))
             for i in range(7)
         ]
-        _close(got, jax.tree.map(lambda *a: jnp.concatenate(a), *one))
+        close(got, jax.tree.map(lambda *a: jnp.concatenate(a), *one))
         assert got.keys() == v["params"].keys()
     with pytest.raises(AssertionError):
-        _close(got, gradients.per_example(gradients.margin_output(model, variables), variables["params"], SPLIT))
+        close(got, gradients.per_example(gradients.margin_output(model, variables), variables["params"], SPLIT))
 
 
 def _fixed(logits):
@@ -108,7 +108,7 @@ def test_outputs_by_hand():
     loss = gradients.negative_loss_output(model, v)
     np.testing.assert_allclose(loss(v["params"], _example(1)), np.log(2 / 8), rtol=1e-6)
     gradient = jax.grad(loss)(v["params"], _example(1))
-    _close(gradient, 6 / 8 * jax.grad(gradients.margin_output(model, v))(v["params"], _example(1)))
+    close(gradient, 6 / 8 * jax.grad(gradients.margin_output(model, v))(v["params"], _example(1)))
 
     model, v = _fixed([1.5])
     for y, want in ((0, -1.5), (1, 1.5)):

@@ -14,14 +14,9 @@ from d3mjax.attribution import curvatures, ekfac, gradients, influence, inverses
 from d3mjax.networks import dense
 from d3mjax.types import Split
 
+pytestmark = pytest.mark.usefixtures("doubles")
 KEY = jax.random.key(0)
 close = np.testing.assert_allclose
-
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
 
 
 def split(n, *, classes=3, seed=0):

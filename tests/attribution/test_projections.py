@@ -1,10 +1,12 @@
 """Projections: adjoint pairs, exact integers, kept inner products, and randomness that derives from identity alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import planted
 import pytest
-from numerics import close
 
 from d3mjax.attribution import dense_gradients
 from d3mjax.attribution.projections import (
@@ -16,6 +18,8 @@ from d3mjax.attribution.projections import (
     tensor_sketch,
 )
 from d3mjax.linalg.products import integer_product
+
+close = partial(planted.close, terms=25)  # 39 parameters
 
 KEY = jax.random.key(0)
 PARAMS = {"a": jnp.zeros((5, 7)), "b": {"c": jnp.zeros(3), "d": jnp.zeros(())}}  # d = 39

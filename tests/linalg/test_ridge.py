@@ -8,14 +8,9 @@ from sklearn.linear_model import Ridge
 
 from d3mjax.linalg import lasso, ridge
 
+pytestmark = pytest.mark.usefixtures("doubles")
 LAMBDAS = np.array([1e-3, 0.1, 2.0])
 SHAPES = [(7, 12), (12, 12), (13, 12), (30, 12)]  # dual, square, one row more, primal
-
-
-@pytest.fixture(autouse=True)
-def _x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def problem(m, n, t=3, seed=0):

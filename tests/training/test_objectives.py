@@ -45,12 +45,6 @@ def test_cross_entropy_divides_by_the_batch_size_whatever_the_weights():
     np.testing.assert_array_equal(gradient[jnp.array([0, 1, 4, 5, 6, 7])], 0)  # weight 0 is no influence at all
 
 
-def test_unit_weights_are_the_plain_mean():
-    value, _ = objectives.cross_entropy().value((), LOGITS, BATCH, jnp.ones(9, jnp.float32))
-    expected = optax.softmax_cross_entropy_with_integer_labels(LOGITS, Y).mean()
-    planted.close(value, expected, scale=20)
-
-
 def test_smoothing_spreads_the_target_over_all_classes():
     target = 0.9 * jax.nn.one_hot(Y, 4, dtype=jnp.float32) + 0.1 / 4
     expected = optax.softmax_cross_entropy(LOGITS, target)

@@ -11,6 +11,8 @@ from d3mjax.networks import dense
 from d3mjax.types import Pairs, Split
 from d3mjax.unlearning import bias, edits
 
+pytestmark = pytest.mark.usefixtures("doubles")
+
 close = np.testing.assert_allclose
 
 

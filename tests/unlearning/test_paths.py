@@ -29,6 +29,7 @@ from d3mjax.unlearning import bias, edits, fmd, paths
 from d3mjax.unlearning.bias import Bias
 
 close = np.testing.assert_allclose
+pytestmark = pytest.mark.usefixtures("doubles")
 SELECTION = flipped(planted(P, 3))
 
 
