@@ -54,7 +54,7 @@ def body(run: Path, document: Mapping[str, Any]) -> str:
             f"<h3>{escape(task)}</h3>{tables.html(rows)}" for task, rows in by_task(document["rows"]).items()
         )
     text = page.read_text()
-    first, last = text.find("<h2>"), text.find("<h2>Configuration")
+    first, last = text.find("<h2>"), text.find(pages.END)
     return re.sub(r"<(/?)h2", r"<\1h3", text[first:last])
 
 

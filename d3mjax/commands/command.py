@@ -20,7 +20,8 @@ from jaxtyping import Int
 
 from d3mjax.data import files
 from d3mjax.data.files import Columns
-from d3mjax.reports import page
+from d3mjax.reports import page, tables
+from d3mjax.reports.rows import by_task
 from d3mjax.runtime import cache, hosts, preemption, runs, store
 from d3mjax.types import AnyArray
 
@@ -136,11 +137,10 @@ def finish(
     config: Any,
     rows: Sequence[Mapping[str, Any]],
     sections: Mapping[str, page.Section],
-    advice: Sequence[str],
     seconds: float,
 ) -> None:
-    """Write ``advice.txt``, ``metrics.json`` and ``report.html`` of a run, and print its tables and the advice."""
-    text = "".join(f"- {sentence}\n" for sentence in advice)
+    """Write ``metrics.json``, ``report.html`` and ``advice.txt``, and print the latter: verdict, table, findings."""
+    of_task = by_task(rows)
+    text = "\n".join(tables.summary(section.findings, of_task[task]) for task, section in sections.items())
     store.write_bytes(directory / "advice.txt", text.encode())
     page.finish(directory, directory.parent.name, asdict(config), rows, sections, seconds)
-    print(f"\nAdvice\n{text}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d3mjax.commands import command, debias_data, debias_report, debias_seed
+from d3mjax.commands import command, debias_data, debias_report, debias_seed, verdict
 from d3mjax.commands.debias_data import Files, UserData
 from d3mjax.commands.user_model import load_model
 from d3mjax.data import splits
@@ -55,9 +55,12 @@ class Job(NamedTuple):
     num_steps: int
     image: tuple[int, ...] | None  # shape of an example, if it is an image
     directory: Path
+    max_loss: float = verdict.MAX_LOSS
 
 
-def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None) -> Job:
+def prepare(
+    config: Config, *, results: Path = Path("results"), run: str | None = None, max_loss: float = verdict.MAX_LOSS
+) -> Job:
     """Find the training examples that make a classifier fail on a group, and show what happens without them.
 
     Trains on --train, scores every training example by how much it helps the groups of --validation that do badly (D3M
@@ -88,7 +91,11 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
         results: Where results are written.
         run: Name of the directory; if not given, a hash of data and options.
             Give another one after changing the code of your model.
+        max_loss: Average accuracy, as a share, that a gain of the worst group may cost; beyond it, the verdict names
+            the trade-off and the best method within it.
     """
+    if not 0 <= max_loss <= 1:
+        raise ValueError(f"--max-loss: found {max_loss:g}, expected a share of 0 to 1, such as 0.05")
     command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
     data = debias_data.read(config.files)
     n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
@@ -102,7 +109,7 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     num_steps = config.steps or min(max(10 * n // debias_seed.BATCH, 300), 20_000)
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
     directory = command.open_run(results, "debias", config, debias_data.arrays(data), run)
-    return Job(config, data, model, num_steps, image, directory)
+    return Job(config, data, model, num_steps, image, directory, max_loss)
 
 
 def recipe_of(job: Job) -> debias_seed.Recipe:
@@ -124,10 +131,13 @@ def work(job: Job) -> Path:
 
     rows = debias_report.rows_of(name, units)
     ranking = debias_report.rank(units, np.asarray(data.train.y), len(data.class_names))
-    advice = debias_report.advice(rows, units, data.group_names)
-    section = debias_report.section(config.files, data, job.image, units, ranking, advice)
+    result = debias_report.decide(rows, units, data.group_names, job.max_loss)
+    findings = debias_report.findings(result, rows, units, data.group_names)
+    options = {"chosen": result.method, "max_loss": job.max_loss}
+    section = debias_report.section(config.files, data, job.image, units, ranking, **options)
     debias_report.write_lists(directory, data, units, ranking)
-    command.finish(directory, config, rows, {name: section}, advice, time.perf_counter() - begin)
+    sections = {name: section._replace(findings=findings)}
+    command.finish(directory, config, rows, sections, time.perf_counter() - begin)
     print(f"Examples to drop (keep = 0): {directory / 'examples.csv'}")
     return directory
 

@@ -59,32 +59,29 @@ def refused(splits: Sequence[Mapping[str, Any]]) -> bool:
     return bool(splits) and not any(any(split["split"]) for split in splits)
 
 
-def refusal(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
-    """Advice where no seed found groups: the outcome, the reason, and the next step."""
+def refusal() -> list[str]:
+    """Findings where no seed found groups: the verdict, and the next steps."""
     return [
-        "No reliable groups were found among the targets, so nothing is removed: keep your training set as it is. "
-        "This does not show that no group does badly.",
-        f"Why: {_rule()} {' '.join(_numbers(splits, class_names))}",
-        "What to do: give group labels for some validation rows, a few dozen of every group, and use --group. Or give "
-        "more targets, above all more of those that you expect to fail.",
+        "Leave it: no reliable groups were found among the targets, so nothing is removed.",
+        "This does not show that no group does badly: the details have the numbers of every class.",
+        "Give group labels for some validation rows, a few dozen of every group, and use --group.",
+        "Or give more targets, above all more of those that you expect to fail.",
     ]
 
 
-def sentences(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
-    """Advice about the groups where some seed found any."""
+def caveats(splits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Findings about the groups where some seed found any; none without --auto."""
     refusing = sum(not any(split["split"]) for split in splits)
-    accepted = [split for split in splits if any(split["split"])]
-    text = (
-        f"{refusing} of {len(splits)} seeds found no reliable groups and removed nothing: do not rely on this list. "
-        if refusing
-        else ""
-    )
-    return [
-        "Accuracies here are of the worst class and on average, as the true groups are unknown; so is the accuracy of "
-        "the worst of them. Group labels for some validation rows (--group) would show it.",
-        f"{text}The targets that score were split by what the checkpoints get wrong. "
-        f"{' '.join(_numbers(accepted, class_names))} pseudo_groups.csv lists them. {_rule()}",
-    ]
+    text = f"{refusing} of {len(splits)} seeds found no reliable groups and removed nothing: do not rely on this list."
+    unknown = "Accuracies are of the worst class: the true groups are unknown without group labels (--group)."
+    return [text] * bool(refusing) + [unknown] * bool(splits)
+
+
+def details(splits: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[str]:
+    """Paragraphs on how every class was split, over the seeds that split any, or over all."""
+    accepted = [split for split in splits if any(split["split"])] or splits
+    about = "The targets that score were split by what the checkpoints get wrong; pseudo_groups.csv lists them."
+    return [about, *_numbers(accepted, class_names), _rule()]
 
 
 def target_lines(data: UserData, units: Sequence[Unit]) -> list[tuple[Any, ...]]:

@@ -1,27 +1,31 @@
-"""Rows, figures, lists and advice of d3mjax-debias, from its stored units alone."""
+"""Rows, figures, lists and findings of d3mjax-debias, from its stored units alone."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from d3mjax.commands import debias_auto
+from d3mjax.commands import debias_auto, verdict
 from d3mjax.commands.command import write_csv
 from d3mjax.commands.debias_data import Files, UserData
 from d3mjax.commands.debias_seed import MATCHED, NEGATIVE, PLAIN, RANDOM, SELECTED, TARGETS_ALONE, TENTH
+from d3mjax.commands.verdict import Verdict
 from d3mjax.debiasing import selection
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
-from d3mjax.reports.rows import WGA, Kind, Row, row, verdict
+from d3mjax.reports.rows import WGA, Kind, Row, row
 from d3mjax.reports.sentences import points
-from d3mjax.reports.tables import percent
 from d3mjax.runtime import store
 from d3mjax.runtime.runs import Unit
 
+OFFSETS, WEIGHTS = "ERM, class offsets", "class weights, by selection"
 METHODS = {
     PLAIN: Kind("plain"),
+    OFFSETS: Kind("control", "validation groups", "threshold"),
+    WEIGHTS: Kind("control", "validation groups", "class weights"),
     RANDOM: Kind("control", controls="number"),
     MATCHED: Kind("control", controls="class balance"),
     TARGETS_ALONE: Kind("control", "validation groups", "targets alone"),
@@ -29,9 +33,12 @@ METHODS = {
     TENTH: Kind("ours", "validation groups"),
     SELECTED: Kind("ours", "validation groups"),
 }
-"""The methods of the table, in its order."""
-PARTS = {"target": "scoring", "selection": "selection", "test": "report"}
-FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
+"""The methods of the table, in its order; those that no seed has measured are left out."""
+MOST = 5  # findings after the verdict
+NOTE = (
+    "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on targets "
+    "that this list had not seen."
+)
 
 
 class Ranking(NamedTuple):
@@ -80,13 +87,14 @@ def write_lists(directory: Path, data: UserData, units: Sequence[Unit], ranking:
 def rows_of(task: str, units: Sequence[Unit]) -> list[dict[str, Any]]:
     """One row a method: a seed's number is the mean over its retrained models of their worst group's accuracy.
 
-    Where --auto refused in all seeds, only methods that remove nothing; a seed that refused counts as plain training.
+    A seed where --auto refused counts as plain training.
     """
     splits = debias_auto.of_seeds(units)
-    methods = (PLAIN, TARGETS_ALONE) if debias_auto.refused(splits) else METHODS
     rows = []
-    for method in methods:
-        kind, names = METHODS[method], [_stored(unit, method) for unit in units]
+    for method, kind in METHODS.items():
+        if not any(f"test/{method}" in arrays for _, arrays in units):
+            continue
+        names = [_stored(unit, method) for unit in units]
         values = {
             WGA: [_worst(unit, method) for unit in units],
             "average_accuracy": [a[f"average/{name}"].mean() for (_, a), name in zip(units, names, strict=True)],
@@ -97,6 +105,9 @@ def rows_of(task: str, units: Sequence[Unit]) -> list[dict[str, Any]]:
         if kind.role == "ours":
             values |= {name: [facts[name] for facts, _ in units] for name in ("suspects", "effective_checkpoints")}
             settings["checkpoints"] = units[0][0]["checkpoints"]
+        if method == SELECTED:
+            offsets = float(np.mean([facts.get("offsets", False) for facts, _ in units]))
+            settings |= {"selected": True, "offsets": offsets}  # share of the seeds with class offsets
         information = "none" if splits else kind.information  # with --auto no group label was used
         rows.append(row(task, method, values, role=kind.role, information=information, settings=settings))
     return rows
@@ -112,31 +123,137 @@ def _worst(unit: Unit, method: str) -> float:
     return float(unit[1][f"test/{_stored(unit, method)}"].min(-1).mean())
 
 
+def decide(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str], max_loss: float) -> Verdict:
+    """The verdict on these rows; where --auto refused in all seeds, to leave the training set as it is."""
+    splits = debias_auto.of_seeds(units)
+    if debias_auto.refused(splits):
+        sentence, *reasons = debias_auto.refusal()
+        return Verdict(verdict.LEAVE, sentence, tuple(reasons))
+    kind = "class" if splits else "group"
+    return verdict.decide(rows, units[0][0]["sizes"], group_names, max_loss=max_loss, kind=kind)
+
+
+def findings(result: Verdict, rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str]) -> list[str]:
+    """The verdict, and at most `MOST` sentences that follow from numbers, the most important first."""
+    splits = debias_auto.of_seeds(units)
+    if debias_auto.refused(splits):
+        return [result.sentence, *result.reasons][: 1 + MOST]
+    ours = next(row for row in rows if row["settings"].get("selected"))
+    controls = {row["settings"].get("controls"): row for row in rows if row["role"] == "control"}
+    kept = [arrays["kept"] for _, arrays in units if "kept" in arrays]
+    some = [
+        *_what_to_do(result, rows),
+        *result.reasons,
+        *debias_auto.caveats(splits),
+        *_noise(ours),
+        *_suspects(ours),
+        *_against(ours, controls.get("class balance"), "as many random examples of the same classes"),
+        *_agreement(kept),
+        *_against(ours, controls.get("targets alone"), "training on the targets alone"),
+        *_chance(units[0][0]["sizes"]["test"], ours),
+    ]
+    return [result.sentence, *some[:MOST]]
+
+
+def _what_to_do(result: Verdict, rows: Sequence[Row]) -> Iterator[str]:
+    chosen = next((row for row in rows if row["method"] == result.method), None)
+    if chosen is None:
+        return
+    if result.action in (verdict.DROP, verdict.BOTH):
+        removed, mark = chosen["metrics"]["removed"]["mean"], " (keep = 0)" * chosen["settings"].get("selected", False)
+        yield f"Drop the first {removed:.1%} of the lines of examples.csv{mark}."
+
+
+def _noise(ours: Row) -> Iterator[str]:
+    worth, number = ours["metrics"]["effective_checkpoints"]["mean"], ours["settings"]["checkpoints"]
+    if worth > (number + 1) / 2:  # less than half of the variance of their mean is common to them
+        yield (
+            f"The scores are mostly noise: {number} checkpoints differ as much as {worth:.1f} unrelated ones. "
+            "Raise --checkpoints."
+        )
+
+
+def _suspects(ours: Row) -> Iterator[str]:
+    among_all, among = (ours["metrics"].get(name) for name in ("suspects", "suspects_removed"))
+    if among_all and among and among["mean"] > 0.1 and among["mean"] > 2 * among_all["mean"]:
+        yield (
+            f"Look at the suspects first: {among['mean']:.0%} of the dropped examples and {among_all['mean']:.0%} of "
+            "all are misclassified by every checkpoint, as wrong labels are."
+        )
+
+
+def _against(ours: Row, other: Row | None, name: str) -> Iterator[str]:
+    if other is not None:
+        yield f"D3M by selection against {name}: {points(ours, other)}, {verdict.outcome(ours, other)}."
+
+
+def _agreement(kept: Sequence[np.ndarray]) -> Iterator[str]:
+    shares = [(~a & ~b).sum() / max(min((~a).sum(), (~b).sum()), 1) for a, b in itertools.combinations(kept, 2)]
+    if shares and any((~a).any() for a in kept):
+        chance = np.mean([max((~a).mean(), (~b).mean()) for a, b in itertools.combinations(kept, 2)])
+        yield f"Of what one seed drops, another drops {np.mean(shares):.0%} ({chance:.0%} by chance)."
+
+
+def _chance(sizes: Sequence[int], ours: Row) -> Iterator[str]:
+    accuracy, least = ours["metrics"][WGA]["mean"], min(sizes)
+    error = 100 * (accuracy * (1 - accuracy) / least) ** 0.5
+    yield f"An accuracy near {accuracy:.0%} on {least} reporting examples is uncertain by {error:.1f} points a seed."
+
+
 def section(
     files: Files,
     data: UserData,
     image: tuple[int, ...] | None,
     units: Sequence[Unit],
     ranking: Ranking,
-    advice: Sequence[str],
+    *,
+    chosen: str | None,
+    max_loss: float,
 ) -> Section:
-    """What the page shows; no figures where --auto refused in all seeds, as nothing is removed."""
+    """Details and figures of the page; ``chosen``: method of the verdict."""
     n, groups = len(data.train.y), f"in {len(data.group_names)} groups ({files.group})."
     groups = f"without group labels. {debias_auto.ABOUT}" if files.auto else groups
     about = f"{n:,} training examples of {files.train}, {len(data.target.y):,} targets of {files.target} {groups}"
-    text = "\n".join([about, "Advice:", *(f"- {sentence}" for sentence in advice)])
-    removing = [unit for unit in units if "curve" in unit[1]]
-    if not removing:
-        return Section(text, {})
-    worst = {method: [_worst(unit, method) for unit in units] for method in METHODS}
-    shares = removing[0][0]["shares"]
-    curve = ([int(share * n) for share in shares], [a["curve"].min(-1).mean(-1) for _, a in removing])
+    splits = debias_auto.of_seeds(units)
+    text = "\n".join([about, NOTE, *(debias_auto.details(splits, data.group_names) if splits else [])])
+    average = lambda unit, method: float(unit[1][f"average/{_stored(unit, method)}"].mean())
+    measured = [method for method in METHODS if any(f"test/{method}" in arrays for _, arrays in units)]
+    of_method = {m: ([average(unit, m) for unit in units], [_worst(unit, m) for unit in units]) for m in measured}
+    removing = [arrays for _, arrays in units if "curve" in arrays]
+    candidates = [(a["curve_average"].mean(-1), a["curve"].min(-1).mean(-1)) for a in removing if "curve_average" in a]
+    figures = {
+        "Worst group against average accuracy on the report part; grey: D3M with other numbers of removed examples.": (
+            plots.worst_against_average(
+                of_method,
+                plain=PLAIN,
+                chosen=chosen,
+                max_loss=max_loss,
+                curve=tuple(np.mean(candidates, axis=0)) if candidates else ((), ()),
+            )
+        )
+    }
+    if removing:
+        figures |= _removal_figures(data, units, ranking, {m: worst for m, (_, worst) in of_method.items()})
+    if image and removing:
+        first = np.argsort(ranking.rank)[:24]
+        images = data.train.x[first].reshape(-1, *image)
+        titles = [f"{data.names[i]}: {data.class_names[data.train.y[i]]}"[:18] for i in first]
+        figures["The examples of lowest score: id and label."] = plots.image_grid(images, titles)
+    return Section(text, figures)
+
+
+def _removal_figures(
+    data: UserData, units: Sequence[Unit], ranking: Ranking, worst: Mapping[str, Sequence[float]]
+) -> dict[str, Figure]:
+    n, removing = len(data.train.y), [unit for unit in units if "curve" in unit[1]]
+    removed = [int(share * n) for share in removing[0][0]["shares"]]
+    curve = (removed, [a["curve"].min(-1).mean(-1) for _, a in removing])
     mark = (float((~ranking.keep).sum()), float(np.mean(worst[SELECTED])))
     references = {method: worst[method] for method in (PLAIN, MATCHED, TARGETS_ALONE)}
     bars = {m: [unit[1][f"test/{_stored(unit, m)}"].mean(0) for unit in units] for m in (PLAIN, SELECTED)}
     names = (*data.group_names, "unknown group")
     group = np.where(data.train.group < 0, len(names) - 1, data.train.group)
-    figures = {
+    return {
         "Worst-group accuracy on the report part against the number of removed examples.": (
             plots.accuracy_against_removed({"D3M": curve}, {"by selection": mark}, references=references, num_train=n)
         ),
@@ -146,123 +263,3 @@ def section(
         ),
         "Scores of the training examples, mean over seeds.": plots.score_histogram(ranking.score, group, names),
     }
-    if image:
-        first = np.argsort(ranking.rank)[:24]
-        images = data.train.x[first].reshape(-1, *image)
-        titles = [f"{data.names[i]}: {data.class_names[data.train.y[i]]}"[:18] for i in first]
-        figures["The examples of lowest score: id and label."] = plots.image_grid(images, titles)
-    return Section(text, figures)
-
-
-def advice(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str]) -> list[str]:
-    """Advice on whether to drop the examples, in plain words; every sentence follows from numbers.
-
-    With --auto the groups that select and report are the classes.
-    """
-    splits = debias_auto.of_seeds(units)
-    if debias_auto.refused(splits):
-        return debias_auto.refusal(splits, group_names)
-    by_name = {row["method"]: row for row in rows}
-    ours, facts = by_name[SELECTED], [facts for facts, _ in units]
-    kind = "class" if splits else "group"
-    about_targets = debias_auto.sentences(splits, group_names) if splits else []
-    return [
-        _worth_it(ours, by_name[PLAIN], min(facts[0]["sizes"]["selection"]), kind),
-        *about_targets,
-        _class_balance(ours, by_name[MATCHED]),
-        _targets_alone(ours, by_name[TARGETS_ALONE]),
-        *([] if splits else [_target_size(facts[0]["sizes"], ours, group_names)]),
-        *_suspects(ours),
-        _agreement(ours, [arrays["kept"] for _, arrays in units]),
-        "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on "
-        "targets that this list had not seen.",
-    ]
-
-
-def _worth_it(ours: Row, erm: Row, selected_on: int, kind: str) -> str:
-    removed = ours["metrics"]["removed"]["mean"]
-    accuracies = f"{percent(erm['metrics'][WGA])} % to {percent(ours['metrics'][WGA])} %"
-    average = ours["metrics"]["average_accuracy"]["mean"] - erm["metrics"]["average_accuracy"]["mean"]
-    if removed == 0:
-        text = "Keep your training set: on the selection part, dropping examples did no better than dropping none."
-        doubt = f" Its smallest {kind} has {selected_on} examples, too few to decide by: collect more targets."
-        return text + doubt * (selected_on < FEW)
-    judged = {
-        "above": "more than the spread: drop them.",
-        "level": "within the spread: do not count on it.",
-        "below": "a loss: leave your training set as it is.",
-        "unknown": "but a single seed shows no spread: take --seeds 5.",
-    }
-    return (
-        f"Dropping {removed:.1%} of the training examples moves the worst {kind} from {accuracies}, "
-        f"{points(ours, erm)}, {judged[verdict(ours, erm)]} Average accuracy changes by {100 * average:+.1f} points."
-    )
-
-
-def _class_balance(ours: Row, matched: Row) -> str:
-    meaning = {
-        "above": "class balance does not explain it, the choice of examples matters.",
-        "level": "class balance may explain all of it: try balancing your classes first.",
-        "below": "random examples of these classes are the better choice: balance your classes instead.",
-        "unknown": "a single seed shows no spread.",
-    }
-    return (
-        f"Against dropping as many random examples of the same classes: {points(ours, matched)}; "
-        f"{meaning[verdict(ours, matched)]}"
-    )
-
-
-def _targets_alone(ours: Row, targets: Row) -> str:
-    meaning = {
-        "above": "your training set is worth having.",
-        "level": "they do as well: adding your targets to the training set is the simpler way.",
-        "below": "they do better: train on them.",
-        "unknown": "a single seed shows no spread.",
-    }
-    return (
-        f"Against training on the scoring targets alone, their groups balanced: {points(ours, targets)}; "
-        f"{meaning[verdict(ours, targets)]}"
-    )
-
-
-def _target_size(sizes: Mapping[str, Sequence[int]], ours: Row, names: Sequence[str]) -> str:
-    g = int(np.argmin(sizes["target"]))
-    counts = ", ".join(f"{sizes[part][g]} for {name}" for part, name in PARTS.items())
-    scored, accuracy = sizes["target"][g], ours["metrics"][WGA]["mean"]
-    meaning = (
-        f"too few to choose by: collect more, {ENOUGH} to score are a fair number"
-        if scored < FEW
-        else f"few: more targets would make the choice more certain, {ENOUGH} to score are a fair number"
-        if scored < ENOUGH
-        else "a fair number"
-    )
-    least = min(sizes["test"])
-    chance = 100 * (accuracy * (1 - accuracy) / least) ** 0.5
-    return (
-        f"The smallest group of targets is {names[g]} ({counts}): {meaning}. An accuracy near {accuracy:.0%} measured "
-        f"on {least} examples is uncertain by {chance:.1f} points for each seed."
-    )
-
-
-def _suspects(ours: Row) -> list[str]:
-    among_all, among = (ours["metrics"].get(name) for name in ("suspects", "suspects_removed"))
-    if not among_all or not among:
-        return []
-    text = (
-        f"Of all training examples {percent(among_all)} %, of the dropped ones {percent(among)} % are misclassified by "
-        "every checkpoint: their label is wrong, or the case too rare to be learnt."
-    )
-    look = among["mean"] > 0.1 and among["mean"] > 2 * among_all["mean"]
-    return [text + " Look at them (suspect = 1 in examples.csv): correcting labels may beat dropping." * look]
-
-
-def _agreement(ours: Row, kept: Sequence[np.ndarray]) -> str:
-    worth, number = ours["metrics"]["effective_checkpoints"]["mean"], ours["settings"]["checkpoints"]
-    text = f"The {number} checkpoints behind the scores differ as much as {worth:.1f} unrelated ones would"
-    noisy = worth > (number + 1) / 2  # less than half of the variance of their mean is common to them
-    text += ", so the scores are mostly noise: raise --checkpoints." if noisy else "; 1 would mean that all agree."
-    shares = [(~a & ~b).sum() / max(min((~a).sum(), (~b).sum()), 1) for a, b in itertools.combinations(kept, 2)]
-    if not shares:
-        return text
-    chance = np.mean([max((~a).mean(), (~b).mean()) for a, b in itertools.combinations(kept, 2)])
-    return f"{text} Of what one seed drops, another drops {np.mean(shares):.0%} ({chance:.0%} by chance)."

@@ -194,13 +194,13 @@ def work(job: Job) -> Path:
 
     task, held = command.task_name(config.files.train), reserved(data)
     rows = diagnose_report.rows_of(task, decision, checks, data.validation_y[held])
-    advice = diagnose_report.advice(data, decision, job.manifest, rows, separate=not held.all())
-    section = diagnose_report.section(data, decision, job.manifest, advice)
+    findings = diagnose_report.findings(data, decision, job.manifest, rows, separate=not held.all())
+    section = diagnose_report.section(data, decision, job.manifest, findings)
     diagnose_report.write_suspects(directory, data, decision)
     repaired = diagnose_report.write_repaired(directory, data, decision, config.files)
     arrays = {"id": data.names, "kinds": np.array(KINDS), "probabilities": decision.diagnosis.probabilities}
     store.write_arrays(directory / "probabilities.npz", arrays)
-    command.finish(directory, config, rows, {task: section}, advice, time.perf_counter() - begin)
+    command.finish(directory, config, rows, {task: section}, time.perf_counter() - begin)
     print(f"\nSuspects: {directory / 'suspects.csv'}\nRepaired table, with weights: {repaired}")
     return directory
 

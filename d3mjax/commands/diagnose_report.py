@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from d3mjax.commands import verdict
 from d3mjax.commands.command import write_csv
 from d3mjax.commands.diagnose_data import MISSING, Files, UserTable
 from d3mjax.data.planted.mixed_errors import KINDS
@@ -17,9 +18,10 @@ from d3mjax.diagnosis.repair import LABEL, MINORITY
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Row, row
-from d3mjax.reports.tables import percent
 from d3mjax.runtime import runs, store
 
+MARGIN = 0.03  # precision above that of the trivial rules
+MOST = 5  # findings after the verdict
 BEFORE, AFTER = "trained on the table as it is", "trained on the proposed repair"
 
 
@@ -108,14 +110,13 @@ def write_repaired(directory: Path, data: UserTable, decision: Decision, files: 
     return directory / "repaired.parquet"
 
 
-def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], advice: Sequence[str]) -> Section:
-    """Text and figures of the page."""
+def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], findings: Sequence[str]) -> Section:
+    """Findings, details and figures of the page."""
     text = [
         f"{len(data.y):,} rows of {len(data.train.columns)} columns, {len(data.class_names)} classes "
         f"({', '.join(data.class_names[:6])}{', ...' * (len(data.class_names) > 6)}); {len(data.validation_y):,} "
         "validation rows.",
-        "How far to trust it:",
-        *(f"- {sentence}" for sentence in advice),
+        *details(data, decision, manifest),
     ]
     by_kind: dict[str, Any] = dict(zip(KINDS, decision.diagnosis.probabilities.T, strict=True))
     reliability = {kind: figures["reliability"] for kind, figures in manifest["evaluation"].items()}
@@ -127,27 +128,70 @@ def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], ad
             plots.reliability(reliability)
         ),
     }
-    return Section("\n".join(text), figures)
+    return Section("\n".join(text), figures, findings)
 
 
-def advice(
+def findings(
     data: UserTable, decision: Decision, manifest: Mapping[str, Any], rows: Sequence[Row], *, separate: bool
 ) -> list[str]:
-    """Sentences for somebody who has to decide; each follows from numbers."""
+    """The verdict, and at most `MOST` sentences that follow from numbers, the most important first.
+
+    ``separate``: whether the validation rows that report had no part in the diagnosis.
+    """
+    evaluation, claimed = manifest["evaluation"], decision.diagnosis.claims
+    before, after = (next(of for of in rows if of["method"] == name) for name in (BEFORE, AFTER))
+    suspected = [kind for i, kind in enumerate(KINDS) if claimed[:, i].any()]
+    result = verdict.decide_repair(
+        before,
+        after,
+        suspects=int(claimed.any(1).sum()),
+        reliable=[kind for kind in suspected if reliable(evaluation[kind])],
+        risk=_risk(decision.risk, data.class_names) if decision.risk.likely else None,
+    )
+    some = [
+        *result.reasons,
+        *(_claims(kind, claimed[:, i], evaluation[kind]) for i, kind in enumerate(KINDS) if kind in suspected),
+        "The reporting validation rows also described the training rows: a check on other rows is stronger."
+        if not separate
+        else "Validation rows may have the same errors: rows that somebody has checked are better evidence.",
+    ]
+    return [result.sentence, *some[:MOST]]
+
+
+def reliable(figures: Mapping[str, Any]) -> bool:
+    """Whether claims of a kind were right more often than those of the trivial rules, on tables not seen before."""
+    if figures["precision"] is None or figures["recall"] is None:
+        return False
+    simple, every = (figures["rivals"][name].get("precision") or 0.0 for name in ("trivial rules", "every row"))
+    return figures["precision"] >= max(simple, every) + MARGIN
+
+
+def details(data: UserTable, decision: Decision, manifest: Mapping[str, Any]) -> list[str]:
+    """Paragraphs on the data, the evaluation of the diagnoser by kind, and the repair."""
     evaluation, claimed = manifest["evaluation"], decision.diagnosis.claims
     shares = [100 * figures["share"] for figures in evaluation.values()]
-    before, after = (next(of for of in rows if of["method"] == name) for name in (BEFORE, AFTER))
+    likely = "likely" if decision.risk.likely else "not likely"
     return [
         *data.notes,
         *(_kind(kind, claimed[:, i], evaluation[kind]) for i, kind in enumerate(KINDS)),
         f"These figures are of {len(evaluation[KINDS[0]]['tables'])} tables in which "
         f"{', '.join(f'{share:.0f} %' for share in shares)} of the rows had the three kinds of error. Where yours has "
         "fewer, more of the claims are wrong; errors that are not like the planted ones are missed.",
-        _minority(decision.risk, data.class_names),
+        f"The repair is {likely} to lower the worst group ({_risk(decision.risk, data.class_names)}). Rare examples "
+        "with right labels look like label errors.",
         _caution(decision),
-        _worth_it(before, after, separate),
-        "Look at the first lines of suspects.csv before you train on the repaired table.",
     ]
+
+
+def _claims(kind: str, claimed: np.ndarray, figures: Mapping[str, Any]) -> str:
+    """Number of suspects, and how often such claims are right on other tables."""
+    text = f"{kind.capitalize()}: {claimed.sum():,} of {len(claimed):,} rows are suspected"
+    if figures["precision"] is None or figures["recall"] is None:
+        return f"{text}; it is not known how often such claims are right."
+    simple = figures["rivals"]["trivial rules"].get("precision") or 0.0
+    return (
+        f"{text}; on other tables {figures['precision']:.0%} of such claims were right, {simple:.0%} by a trivial rule."
+    )
 
 
 def _kind(kind: str, claimed: np.ndarray, figures: Mapping[str, Any]) -> str:
@@ -167,21 +211,16 @@ def _kind(kind: str, claimed: np.ndarray, figures: Mapping[str, Any]) -> str:
         f"{max(each):.0%} by table; {by_clean}), and {recall:.0%} of such rows were found. Claiming as many rows by "
         f"{figures['trivial']} is right for {simple:.0%}, claiming every row for {every:.0%}. "
     )
-    if precision < max(simple, every) + 0.03:
+    if not reliable(figures):
         return text + "The trivial rule does as well: use these claims only to decide which rows to inspect."
     if precision < 0.5:
         return text + "Most claims are wrong: a list to look through, not to act on."
     return text + "Most claims are right, some are not: look before you act on single rows."
 
 
-def _minority(risk: repair.Risk, class_names: Sequence[str]) -> str:
-    reason = re.sub(r"\blabel (\d+)", lambda match: f"class {class_names[int(match[1])]}", risk.reason)
-    if risk.likely:
-        return (
-            f"Warning: the repair is likely to lower the worst group ({reason}). Rare examples with right labels "
-            "look like label errors: check the relabelled rows of that class, or leave them as they are."
-        )
-    return f"The repair is not likely to lower the worst group ({reason})."
+def _risk(risk: repair.Risk, class_names: Sequence[str]) -> str:
+    """The reason in the user's names."""
+    return re.sub(r"\blabel (\d+)", lambda match: f"class {class_names[int(match[1])]}", risk.reason)
 
 
 def _caution(decision: Decision) -> str:
@@ -190,23 +229,6 @@ def _caution(decision: Decision) -> str:
     return (
         f"The repair gives {changed:,} rows another label, leaves {kept:,} suspected labels as they are, because the "
         f"rows are as likely a rare case, and drops {(weights == 0).sum():,} rows."
-    )
-
-
-def _worth_it(before: Row, after: Row, separate: bool) -> str:
-    a, b = (row["metrics"]["average_accuracy"] for row in (before, after))
-    change = 100 * (b["mean"] - a["mean"])
-    spread = None if a["std"] is None else 100 * (a["std"] ** 2 + b["std"] ** 2) ** 0.5
-    meaning = "one seed is not enough to compare: take --seeds 5"
-    if spread is not None:
-        meaning = "within the spread: not a reliable gain"
-        if abs(change) > spread:
-            meaning = "more than the spread" + (": a gain" if change > 0 else ": a loss, leave the table as it is")
-    which = "that the networks did not use" if separate else "(those that the networks used)"
-    return (
-        f"Trained on the repaired table, accuracy on validation rows {which} goes from {percent(a)} % to "
-        f"{percent(b)} %, {change:+.1f} points; {meaning}. The validation rows may have errors of the same kinds, on "
-        "which a right answer counts as wrong: validation rows that somebody has checked are better evidence."
     )
 
 

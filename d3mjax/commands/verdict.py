@@ -29,9 +29,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from d3mjax.reports.rows import WGA, Row, best, difference, has
+from d3mjax.reports.sentences import points
 
 DROP, THRESHOLD, BOTH = "drop them", "move the threshold", "drop them and move the threshold"
 BALANCE, TARGETS, COLLECT, LEAVE = "balance classes", "train on the targets", "collect more targets", "leave it"
+REPAIR, LOOK = "repair it", "look at the suspects"
 COSTS = {THRESHOLD: 0, BALANCE: 1, DROP: 2, BOTH: 3, TARGETS: 4}
 """Order of the actions that change something, the cheapest first. The last one gives up the training set."""
 CONTROLS = {"threshold": THRESHOLD, "class balance": BALANCE, "class weights": BALANCE, "targets alone": TARGETS}
@@ -39,6 +41,7 @@ CONTROLS = {"threshold": THRESHOLD, "class balance": BALANCE, "class weights": B
 FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
 SINGLE = 0.05  # difference that counts where a single seed has no spread
 MAX_LOSS = 0.05
+ONE_SEED = f"A single seed: the spread is unknown, and differences up to {100 * SINGLE:g} points count as none."
 AVERAGE = "average_accuracy"
 
 
@@ -81,7 +84,8 @@ def decide(
     explained = [row for row in above_plain if explanations(row, rows)]
     winning = [row for row in above_plain if row not in explained]
     affordable = [row for row in winning if loss(row, plain) <= max_loss + 1e-9]
-    reasons = _reasons(rows, explained, plain)
+    shared = [] if any(row["role"] == "ours" and _removes(row) for row in winning) else explained
+    reasons = _reasons(rows, shared, plain)
 
     if scored < FEW or (not winning and selecting < FEW):
         few = f"{scored} targets to score on" if scored < FEW else f"{selecting} targets to select on"
@@ -114,6 +118,38 @@ def decide(
     return Verdict(action, sentence, reasons, chosen["method"])
 
 
+def decide_repair(before: Row, after: Row, *, suspects: int, reliable: Sequence[str], risk: str | None) -> Verdict:
+    """The verdict of d3mjax-diagnose. The first rule that holds decides:
+
+        1. No row is suspected: leave it.
+        2. The repair raises average accuracy, does not lower the worst class, and has no risk: repair it.
+        3. Claims of some kind are reliable: look at the suspects.
+        4. Leave it.
+
+    Args:
+      before: row of models trained on the table as it is, with ``average_accuracy`` and ``worst_class_accuracy``.
+      after: the same of the repaired table.
+      suspects: number of suspected rows.
+      reliable: kinds of error with suspects whose claims are right more often than a trivial rule.
+      risk: why the repair may lower the worst group; None where that is not likely.
+    """
+    if suspects == 0:
+        return Verdict(LEAVE, "Leave it: no row is suspected.", ())
+    judged, worst = (outcome(after, before, metric=name) for name in (AVERAGE, "worst_class_accuracy"))
+    change = f"the repair changes average accuracy by {points(after, before, metric=AVERAGE)}"
+    reasons = (ONE_SEED,) * (difference(after, before, metric=AVERAGE)[1] is None)
+    if worst == "below":
+        reasons = ("The repair lowers the worst class by more than the spread.", *reasons)
+    if risk is not None:
+        reasons = (f"The repair is likely to lower the worst group ({risk}).", *reasons)
+    if judged == "above" and worst != "below" and risk is None:
+        return Verdict(REPAIR, f"Repair it: {change}, more than the spread.", reasons)
+    if reliable:
+        kinds = " and ".join(reliable)
+        return Verdict(LOOK, f"Look at the suspects, for {kinds}: {change}; do not train on it unseen.", reasons)
+    return Verdict(LEAVE, f"Leave it: {change}, and the claims are no better than a trivial rule.", reasons)
+
+
 def action_of(row: Row) -> str:
     """The action that a row offers; `LEAVE` where it offers none."""
     if row["role"] == "control":
@@ -124,9 +160,9 @@ def action_of(row: Row) -> str:
     return (BOTH if offsets else DROP) if _removes(row) else THRESHOLD if offsets else LEAVE
 
 
-def outcome(row: Row, other: Row) -> str:
-    """``above``, ``level`` or ``below``: the difference in worst-group accuracy against the joint spread."""
-    gap, spread = difference(row, other)
+def outcome(row: Row, other: Row, *, metric: str = WGA) -> str:
+    """``above``, ``level`` or ``below``: the difference of the means against the joint spread, or `SINGLE`."""
+    gap, spread = difference(row, other, metric=metric)
     return "level" if abs(gap) <= (SINGLE if spread is None else spread) else "above" if gap > 0 else "below"
 
 
@@ -150,7 +186,7 @@ def explanations(row: Row, rows: Iterable[Row]) -> list[Row]:
 def _reasons(rows: Sequence[Row], explained: Sequence[Row], plain: Row) -> tuple[str, ...]:
     """Facts that hold whatever the verdict: one seed, and gains that random removals reach as well."""
     single = difference(plain, plain)[1] is None
-    reasons = [f"A single seed: the spread is unknown, differences up to {_points(SINGLE)} count as none."] * single
+    reasons = [ONE_SEED] * single
     for row in explained[:1]:
         others = " and ".join(other["method"] for other in explanations(row, rows))
         reasons.append(f"{row['method']} is not above {others}: the choice of examples is not shown to matter.")

@@ -10,32 +10,33 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from d3mjax.reports import bias_sentences, sentences, tables
-from d3mjax.reports.rows import WGA, Row, by_task
+from d3mjax.reports import bias_sentences, plots, sentences, tables
+from d3mjax.reports.rows import WGA, Row, by_task, has
 from d3mjax.runtime import runs, store
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2330; --soft: #5b6472; --line: #dfe3e8; --page: #fbfbfa; --card: #fff;
-  --bar: #cfe3f3; --note: #eef4f9; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #a3adba; --line: #333b47; --page: #14181f;
-  --card: #1b212a; --bar: #24455f; --note: #1d2a36; } }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 64rem; background: var(--page); color: var(--ink);
-  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; } h2 { margin: 3rem 0 .6rem; font-size: 1.4rem; }
-p, ul, dl { max-width: 46rem; } .soft, figcaption, summary { color: var(--soft); font-size: .9rem; }
-.wide { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .5rem .65rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
+:root { color-scheme: light; --ink: #1b1f27; --soft: #4d5562; --line: #d5d9df; --bar: #cfe3f3; --note: #eef4f9; }
+body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 62rem; background: #fff; color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; } h2 { margin: 2.6rem 0 .6rem; font-size: 1.35rem; }
+p, ul, dl, pre { max-width: 46rem; } .soft, figcaption { color: var(--soft); font-size: .9rem; }
+.verdict { background: var(--note); border-left: 5px solid #0072b2; padding: .8rem 1rem; font-size: 1.15rem;
+  font-weight: 600; line-height: 1.4; margin: 1rem 0; }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .8rem 0; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .4rem .55rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; border-top: 0; vertical-align: bottom; white-space: normal; }
-th.text, td.text { text-align: left; } td.bar { min-width: 8rem;
+th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 8rem; } td.bar { min-width: 7rem;
   background: linear-gradient(var(--bar), var(--bar)) left / var(--share) 100% no-repeat; }
-.reading { background: var(--note); border-radius: 8px; padding: .8rem 1.1rem; margin: 1.2rem 0; }
-.reading h3 { margin: 0; font-size: 1rem; } .reading ul { margin: .4rem 0 0; padding-left: 1.1rem; }
-figure { margin: 1.8rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 8px;
-  padding: .6rem; box-sizing: border-box; border: 1px solid var(--line); }
-dl { display: grid; grid-template-columns: minmax(7rem, 13rem) 1fr; gap: .5rem 1.2rem; font-size: .92rem; }
-dt { font-weight: 600; } dd { margin: 0; } summary { cursor: pointer; margin-top: 1rem; }
-pre { overflow-x: auto; font-size: .82rem; line-height: 1.45; }
+.findings { padding-left: 1.2rem; } .findings li { margin: .3rem 0; }
+figure { margin: 1.6rem 0; } figure img { max-width: 100%; display: block; }
+figure .wide { border: 0; }
+dl { display: grid; grid-template-columns: minmax(7rem, 13rem) 1fr; gap: .4rem 1.2rem; font-size: .9rem; }
+dt { font-weight: 600; } dd { margin: 0; } summary { cursor: pointer; color: #005a92; }
+details { border-top: 1px solid var(--line); padding: .5rem 0; } details h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
+pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; }
+@media (max-width: 600px) { table { font-size: .78rem; } th, td { padding: .3rem .35rem; }
+  td.text { min-width: 5.5rem; } td.bar { min-width: 5.5rem; } dl { grid-template-columns: 1fr; } }
 """
 STORY = (
     "A classifier can have a high average accuracy and a low accuracy on one group, because most of its training "
@@ -43,6 +44,12 @@ STORY = (
     "removes the lowest scores, and trains again. Scores are computed on target examples, choices are made on a "
     "selection set, and every number below is measured on test examples used for neither."
 )
+SPREAD = (
+    "Numbers are means over random seeds ± one standard deviation (none for a single seed). Two rows differ if their "
+    "means differ by more than the joint spread, the root of the sum of both variances."
+)
+READABLE = 64  # pixels of the screen to an inch of a figure, at which its text can be read
+END = "<!-- end of the tasks -->"
 INFORMATION = {
     "none": "The method uses no group labels.",
     "validation groups": "The method uses group labels of a few examples outside the training set, as D3M does.",
@@ -51,10 +58,12 @@ INFORMATION = {
 
 
 class Section(NamedTuple):
-    """Content of a page on one task besides its rows: plain text, one paragraph a line, and figures by caption."""
+    """Content of a page on one task besides its rows."""
 
-    text: str
-    figures: Mapping[str, Figure]
+    text: str  # for the details, one paragraph a line
+    figures: Mapping[str, Figure]  # by caption
+    findings: Sequence[str] = ()  # plain sentences, the verdict first; those of `conclusions` if there are none
+    card: Sequence[Mapping[str, Any]] = ()  # what became of every column of the data, for the details
 
 
 def finish(
@@ -65,17 +74,21 @@ def finish(
     sections: Mapping[str, Section],
     seconds: float,
 ) -> None:
-    """Write ``metrics.json`` and ``report.html`` of a finished run, and print one table a task."""
+    """Write ``metrics.json`` and ``report.html`` of a finished run; print a table a task, findings around it."""
     document = runs.metrics_document(experiment, config, rows, seconds)
     store.write_json(run / "metrics.json", document)
     path = write(run, document, sections)
     for task, of_task in by_task(document["rows"]).items():
-        print(f"\n{task}\n{tables.text(of_task)}")
+        findings = sections[task].findings if task in sections else ()
+        print(f"\n{tables.summary(findings, of_task, title=task)}", end="")
     print(f"\n{seconds:.0f} s; report: {path}")
 
 
 def write(run: Path, document: Mapping[str, Any], sections: Mapping[str, Section]) -> Path:
     """Write ``report.html``, which needs no other file, and its figures as PNG; returns the path of the page.
+
+    A task has its verdict, its table, its other findings, its figures, and then all details, folded. Tasks without
+    findings of their own have those of `conclusions`, and a figure of the worst group against the average.
 
     Args:
       run: the directory.
@@ -89,26 +102,34 @@ def write(run: Path, document: Mapping[str, Any], sections: Mapping[str, Section
     tasks = by_task(document["rows"])
     if unknown := sections.keys() - tasks.keys():
         raise ValueError(f"sections: found tasks without rows {sorted(unknown)}, expected some of {sorted(tasks)}")
-    parts = [_opening(document, run.name)]
+    parts = [_opening(document, sections)]
     for task, rows in tasks.items():
-        text, figures = sections.get(task, Section("", {}))
-        lines = "".join(f"<p>{escape(line)}</p>" for line in text.splitlines())
-        parts += [f"<h2>{escape(task)}</h2>", _conclusions(rows), lines, tables.html(rows)]
-        for i, (caption, figure) in enumerate(figures.items()):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=144)
-            slug = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")
-            store.write_bytes(run / f"{slug}-{i + 1}.png", buffer.getvalue())
-            source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-            caption = escape(caption)
-            parts.append(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
-        settings = "\n".join(f"{r['method']}: {r['role']}, {store.json_text(r['settings'])}" for r in rows)
-        summary = "<summary>Role and settings of every row</summary>"
-        parts.append(f"<details>{summary}<pre>{escape(settings)}</pre></details>")
-    facts = store.json_text({k: document[k] for k in ("config", "environment")}, indent=2)
-    parts.append(f"<h2>Configuration</h2><pre>{escape(facts)}</pre>")
+        section = sections.get(task, Section("", {}))
+        if not section.findings:
+            section = section._replace(findings=conclusions(rows), figures={**tradeoff(rows), **section.figures})
+        first, others = section.findings[:1], section.findings[1:]
+        parts += [f"<h2>{escape(task)}</h2>", *(f'<p class="verdict">{escape(text)}</p>' for text in first)]
+        items = "".join(f"<li>{escape(text)}</li>" for text in others)
+        parts += [tables.html(rows), f'<ul class="findings">{items}</ul>' if items else ""]
+        slug = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")
+        parts += [
+            _figure(run / f"{slug}-{i + 1}.png", *captioned) for i, captioned in enumerate(section.figures.items())
+        ]
+        parts.append(_details(section, rows))
+    parts.append(END + _closing(document, run.name))
     store.write_bytes(run / "report.html", html(f"d3mjax: {document['experiment']}", "".join(parts)).encode())
     return run / "report.html"
+
+
+def tradeoff(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The worst group against the average accuracy of all rows of a task, by caption; empty for fewer than two."""
+    shown = [row for row in rows if has(row, WGA) and has(row, "average_accuracy")]
+    if len(shown) < 2:
+        return {}
+    values = lambda row: tuple(row["metrics"][name]["per_seed"] for name in ("average_accuracy", WGA))
+    plain = next((row["method"] for row in shown if row["role"] == "plain"), None)
+    figure = plots.worst_against_average({row["method"]: values(row) for row in shown}, plain=plain)
+    return {"Worst group against average accuracy: means and deviations over seeds.": figure}
 
 
 def html(title: str, body: str) -> str:
@@ -118,16 +139,12 @@ def html(title: str, body: str) -> str:
 
 
 def legend(rows: Sequence[Row]) -> str:
-    """How to read the tables of these rows, as HTML."""
+    """How to read the tables of these rows, as HTML, folded."""
     entries = tables.explanations(rows)
     used = [i for i in INFORMATION if any(row["information"] == i for row in rows)]
     entries += [(f"information: {i}", INFORMATION[i]) for i in used]
     items = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>" for title, text in entries)
-    return (
-        "<p>Numbers are means over random seeds ± one standard deviation (none for a single seed). Two rows differ if "
-        "their means differ by more than the joint spread, the root of the sum of both variances.</p>"
-        f"<details><summary>Columns</summary><dl>{items}</dl></details>"
-    )
+    return _folded("How to read the tables", f"<p>{SPREAD}</p><dl>{items}</dl>")
 
 
 def conclusions(rows: Sequence[Row]) -> list[str]:
@@ -135,20 +152,51 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
     return bias_sentences.conclusions(rows) or sentences.conclusions(rows)
 
 
-def _conclusions(rows: Sequence[Row]) -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in conclusions(rows))
-    return f'<div class="reading"><h3>What these numbers say</h3><ul>{items}</ul></div>' if items else ""
+def _opening(document: Mapping[str, Any], sections: Mapping[str, Section]) -> str:
+    """Title, and the verdicts where there are several tasks."""
+    items = []
+    for task, rows in by_task(document["rows"]).items():
+        findings = (sections[task].findings if task in sections else ()) or conclusions(rows)
+        items += [f"<li><b>{escape(task)}.</b> {escape(text)}</li>" for text in findings[:1]]
+    verdicts = f'<ul class="findings">{"".join(items)}</ul>' if len(items) > 1 else ""
+    return f"<h1>{escape(document['experiment'])}</h1>{verdicts}"
 
 
-def _opening(document: Mapping[str, Any], run: str) -> str:
+def _closing(document: Mapping[str, Any], run: str) -> str:
+    """How to read the tables, what was done, options and environment, folded; run and revision."""
     rows = document["rows"]
     removals = any(row["role"] == "ours" and {"removed", WGA} <= row["metrics"].keys() for row in rows)
-    verdicts = {task: conclusions(of_task)[:1] for task, of_task in by_task(rows).items()}
-    items = "".join(f"<li><b>{escape(task)}.</b> {escape(text[0])}</li>" for task, text in verdicts.items() if text)
+    facts = store.json_text({k: document[k] for k in ("config", "environment")}, indent=2)
     return (
-        f"<h1>{escape(document['experiment'])}</h1>"
-        + (f'<div class="reading"><ul>{items}</ul></div>' if items and len(verdicts) > 1 else "")
+        legend(rows)
+        + (_folded("What was done", f"<p>{STORY}</p>") if removals else "")
+        + _folded("Options and environment of the run", f"<pre>{escape(facts)}</pre>")
         + f'<p class="soft">{escape(tables.provenance(document, run=run))}</p>'
-        + (f"<p>{STORY}</p>" if removals else "")
-        + legend(rows)
     )
+
+
+def _details(section: Section, rows: Sequence[Row]) -> str:
+    """Text, columns of the data, values of every seed and settings, folded."""
+    text = "".join(f"<p>{escape(line)}</p>" for line in section.text.splitlines())
+    settings = "\n".join(f"{r['method']}: {r['role']}, {store.json_text(r['settings'])}" for r in rows)
+    return (
+        (_folded("About the data and the method", text) if text else "")
+        + (_folded("Columns of the data", tables.card(section.card)) if section.card else "")
+        + _folded("Values of every seed", tables.per_seed(rows))
+        + _folded("Role and settings of every row", f"<pre>{escape(settings)}</pre>")
+    )
+
+
+def _figure(path: Path, caption: str, figure: Figure) -> str:
+    """Write a figure as PNG; returns it as HTML, the caption being what is read out in its place."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    store.write_bytes(path, buffer.getvalue())
+    source, caption = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), escape(caption)
+    least = f"min-width: {READABLE * figure.get_figwidth():.0f}px"  # on narrow screens it scrolls
+    image = f'<div class="wide" tabindex="0"><img alt="{caption}" style="{least}" src="{source}"></div>'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"

@@ -101,6 +101,42 @@ def tradeoff(points: Mapping[str, tuple[Numbers, Numbers]], *, xlabel: str, ylab
     return figure
 
 
+def worst_against_average(
+    points: Mapping[str, tuple[Numbers, Numbers]],
+    *,
+    plain: str | None = None,
+    chosen: str | None = None,
+    max_loss: float | None = None,
+    curve: tuple[Numbers, Numbers] = ((), ()),
+) -> Figure:
+    """Worst-group against average accuracy, a point a method; `points`: label -> (average [s], worst group [s]).
+
+    `plain` has a ring and `chosen` a frame. Left of the line, ``max_loss`` below `plain`, average accuracy costs too
+    much. `curve`: further candidates, (average [k], worst group [k]), in the order in which they are joined.
+    """
+    figure, (axes,) = _figure(6.0, 4.0 + 0.1 * len(points))
+    axes.plot(*(100 * np.asarray(a) for a in curve), color="#8a929e", marker=".", markersize=5, linewidth=0.9, zorder=1)
+    styles = zip(cycle(PALETTE), cycle("osD^vP<>"))
+    for (label, (average, worst)), (colour, marker) in zip(points.items(), styles, strict=False):
+        (x, xerr), (y, yerr) = (_spread(100 * np.asarray(a)) for a in (average, worst))
+        style = {"color": colour, "marker": marker, "markersize": 6, "elinewidth": 0.9, "linestyle": "none"}
+        axes.errorbar(x, y, xerr=xerr, yerr=yerr, label=label, **style)
+        if label == plain and max_loss is not None:
+            line = {"color": "black", "linestyle": "--", "linewidth": 1.1, "zorder": 1}
+            axes.axvline(x - 100 * max_loss, label=f"limit: {100 * max_loss:g} points of average below {plain}", **line)
+        mark = {"facecolor": "none", "edgecolor": "black", "zorder": 5, "linewidth": 1.3}
+        if label == plain:
+            axes.scatter([x], [y], marker="o", s=170, label="plain training", **mark)
+        if label == chosen:
+            axes.scatter([x], [y], marker="s", s=260, label="the verdict", **mark)
+    axes.set(xlabel="average accuracy, %", ylabel="worst-group accuracy, %")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5, markerscale=0.6)
+    return figure
+
+
 def scatters(points: Mapping[str, Mapping[str, tuple[Numbers, Numbers]]], *, xlabel: str, ylabel: str) -> Figure:
     """One panel a name, one colour a label: `points`: panel -> label -> (x [k], y [k]); dashed where y = x."""
     figure = Figure(figsize=(3.1 * len(points), 3.4), layout="constrained", facecolor="white")

@@ -11,6 +11,8 @@ from d3mjax.reports.rows import WGA, Row, by_task, num_seeds
 
 MOST = 7
 """Metrics in one table."""
+MANY = 6
+"""Entries of a list in a table."""
 
 
 class Column(NamedTuple):
@@ -81,6 +83,40 @@ def markdown(
 def html(rows: Sequence[Row]) -> str:
     """Rows as HTML tables; worst-group accuracy is drawn as a bar."""
     return "".join(_html(rows, family) for family in families(rows))
+
+
+def summary(findings: Sequence[str], rows: Sequence[Row], *, title: str = "") -> str:
+    """Rows and findings as text: the first finding, the table, then the others as a list; ends with a line break."""
+    parts = [*findings[:1], "\n".join([*([title] if title else []), text(rows)])]
+    others = "\n".join(f"- {sentence}" for sentence in findings[1:])
+    return "\n\n".join([*parts, *([others] if others else [])]) + "\n"
+
+
+def per_seed(rows: Sequence[Row]) -> str:
+    """The values of every seed as an HTML table, a line a row and metric."""
+    lines = [
+        {"method": row["method"], "metric": name, **{f"seed {i}": v for i, v in enumerate(of["per_seed"])}}
+        for row in rows
+        for name, of in row["metrics"].items()
+    ]
+    return card(lines)
+
+
+def card(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Facts as an HTML table, a line a mapping; columns in the order of their first use, empty where a fact is missing.
+
+    Of a list the first `MANY` entries are shown, of a number four digits.
+    """
+    titles = dict.fromkeys(name for line in lines for name in line)
+    numeric = {
+        name: all(isinstance(line.get(name, 0.0), (int, float, type(None))) for line in lines) for name in titles
+    }
+    kinds = {name: "" if numeric[name] else ' class="text"' for name in titles}
+    header = "".join(f"<th{kinds[name]}>{escape(str(name))}</th>" for name in titles)
+    body = ("".join(f"<td{kinds[name]}>{escape(_fact(line.get(name)))}</td>" for name in titles) for line in lines)
+    return (
+        f'<div class="wide" tabindex="0"><table>{"".join(f"<tr>{line}</tr>" for line in (header, *body))}</table></div>'
+    )
 
 
 def provenance(document: Mapping[str, Any], *, run: str | None = None) -> str:
@@ -164,6 +200,14 @@ def rounded(summary: Mapping[str, Any], *, scale: float = 1.0) -> str:
     return f"{scale * summary['mean']:.1f}{spread}"
 
 
+def _fact(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value[:MANY])) + ", ..." * (len(value) > MANY)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _family(metric: str) -> str:
     return "" if metric in COLUMNS else " ".join(re.split(r"[ _]+", metric)[:-1])
 
@@ -184,4 +228,4 @@ def _html(rows: Sequence[Row], names: Sequence[str]) -> str:
         if bar is not None and re.match(r"[\d.]+", line[bar]):
             drawn[bar] = f' class="bar" style="--share: {line[bar].split()[0]}%"'
         lines.append("".join(f"<td{k}>{escape(c)}</td>" for c, k in zip(line, drawn, strict=True)))
-    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+    return f'<div class="wide" tabindex="0"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from d3mjax.commands import verdict
-from d3mjax.commands.verdict import BALANCE, BOTH, COLLECT, DROP, LEAVE, TARGETS, THRESHOLD
+from d3mjax.commands.verdict import BALANCE, BOTH, COLLECT, DROP, LEAVE, LOOK, REPAIR, TARGETS, THRESHOLD
 from d3mjax.reports.rows import WGA, row
 
 SIZES = {"target": [90, 30], "selection": [45, 15], "test": [45, 15]}
@@ -162,3 +162,38 @@ def test_the_opening_sentence_is_short():
     few = {"target": [90, 6], "selection": [45, 3], "test": [45, 3]}
     for result in [*map(decided, some), decided(some[0], sizes=few)]:
         assert len([word for word in result.sentence.split() if word[0].isalnum()]) <= 25
+
+
+def repaired(average, worst=0.6, seeds=3):
+    deviations = 0.01 * np.linspace(-1, 1, 3)[:seeds]
+    return row(
+        "t", "m", {"average_accuracy": average + deviations, "worst_class_accuracy": worst + deviations}, role="ours"
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "facts", "action"),
+    [
+        (repaired(0.9), {}, REPAIR),
+        (repaired(0.8 + SPREAD + 1e-6), {}, REPAIR),
+        (repaired(0.8 + SPREAD - 1e-6), {}, LOOK),
+        (repaired(0.8 + SPREAD - 1e-6), {"reliable": []}, LEAVE),
+        (repaired(0.7), {}, LOOK),
+        (repaired(0.9, worst=0.6 - SPREAD - 1e-6), {}, LOOK),
+        (repaired(0.9, worst=0.6 - SPREAD + 1e-6), {}, REPAIR),
+        (repaired(0.9), {"risk": "of 9 rows, 5 are dropped"}, LOOK),
+        (repaired(0.9), {"risk": "of 9 rows, 5 are dropped", "reliable": []}, LEAVE),
+        (repaired(0.9), {"reliable": []}, REPAIR),
+        (repaired(0.9), {"suspects": 0}, LEAVE),
+    ],
+)
+def test_the_verdict_on_a_repair(after, facts, action):
+    facts = {"suspects": 5, "reliable": ["label error"], "risk": None} | facts
+    assert verdict.decide_repair(repaired(0.8), after, **facts).action == action
+
+
+def test_the_verdict_on_a_repair_of_one_seed():
+    facts = {"suspects": 5, "reliable": ["label error"], "risk": None}
+    results = [verdict.decide_repair(repaired(0.8, seeds=1), repaired(a, seeds=1), **facts) for a in (0.84, 0.86)]
+    assert [result.action for result in results] == [LOOK, REPAIR]
+    assert all(verdict.ONE_SEED in result.reasons for result in results)

@@ -71,13 +71,16 @@ def test_the_page_stands_alone_and_leads_with_its_conclusion(tmp_path):
     path = page.write(tmp_path, document([*patch_rows(), adult]), sections)
     text = path.read_text()
     assert not re.search(r'(src|href)="(?!data:)|https?://|@import|<script', text)
-    (image,) = re.findall(r"data:image/png;base64,([^\"]+)", text)
-    assert (tmp_path / "patch-1.png").read_bytes() == base64.b64decode(image)
+    images = re.findall(r"data:image/png;base64,([^\"]+)", text)  # the second after the trade-off of the rows
+    assert [(tmp_path / f"patch-{i}.png").read_bytes() for i in (1, 2)] == list(map(base64.b64decode, images))
+    assert re.findall('<img alt="([^"]*)', text)[1] == "Before and after"
     assert "Pullovers &amp; coats" in text
     assert "<h2>adult &lt;b&gt;</h2>" in text
     verdict = page.conclusions(patch_rows())[0]
     assert text.count(verdict) == 2  # at the top of the page and of its task
-    assert text.index(verdict) < text.index("<table>")
+    first = text.index("<h2>patch")
+    order = [text.index(part, first) for part in (verdict, "<table>", "<img", "<details>", "Pullovers")]
+    assert order == sorted(order)
     with pytest.raises(ValueError, match=r"sections: found tasks without rows \['mnist'\]"):
         page.write(tmp_path, document([adult]), {"mnist": page.Section("", {})})
 
@@ -86,5 +89,21 @@ def test_a_benchmark_has_no_conclusions(tmp_path):
     bench = rows.row("lasso", "d3mjax", {"seconds": [1.0, 1.2], "ratio": [3.0, 3.2]}, role="ours")
     text = page.write(tmp_path, document([bench]), {}).read_text()
     assert "1.10 ± 0.14" in text
-    assert 'class="reading"' not in text
+    assert 'class="verdict"' not in text
+    assert "<img" not in text
     assert page.STORY not in text
+
+
+def test_findings_of_a_section_replace_the_conclusions(tmp_path, capsys):
+    card = [{"name": "age", "missing": 0.25}, {"name": "<job>", "levels": list("abcdefgh"), "missing": None}]
+    section = page.Section("", {}, ["Leave it: <nothing>.", "One & all."], card)
+    page.finish(tmp_path, "debias", {"seeds": 4}, patch_rows(), {"patch": section}, 1.0)
+    text = (tmp_path / "report.html").read_text()
+    assert '<p class="verdict">Leave it: &lt;nothing&gt;.</p>' in text
+    assert "<li>One &amp; all.</li>" in text
+    assert not any(sentence in text for sentence in page.conclusions(patch_rows()))
+    assert "<td>0.25</td>" in text
+    assert '<td class="text">&lt;job&gt;</td>' in text
+    assert "a, b, c, d, e, f, ..." in text
+    printed = capsys.readouterr().out
+    assert printed.index("Leave it") < printed.index("worst group, %") < printed.index("- One & all.")

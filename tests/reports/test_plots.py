@@ -40,3 +40,20 @@ def test_image_grid_takes_grey_and_colour_and_refuses_the_rest():
     for shape, titles in (((3, 16), "abc"), ((3, 4, 4, 2), "abc"), ((3, 4, 4), "ab")):
         with pytest.raises(ValueError, match="titles for images of shape"):
             plots.image_grid(np.zeros(shape), list(titles))
+
+
+def test_worst_against_average_marks_plain_training_the_choice_and_the_limit():
+    points = {"ERM": ([0.9, 0.92], [0.3, 0.4]), "ours": ([0.88, 0.88], [0.7, 0.7])}
+    curve = ([0.9, 0.8], [0.5, 0.8])
+    figure = plots.worst_against_average(points, plain="ERM", chosen="ours", max_loss=0.05, curve=curve)
+    (axes,) = figure.axes
+    limit = next(line for line in axes.lines if line.get_linestyle() == "--")
+    np.testing.assert_allclose(limit.get_xdata(), 86)
+    centres = {
+        c.get_label(): c.get_offsets()[0]
+        for c in axes.collections
+        if c.get_label() in ("plain training", "the verdict")
+    }
+    np.testing.assert_allclose(centres["plain training"], [91, 35])
+    np.testing.assert_allclose(centres["the verdict"], [88, 70])
+    assert len(plots.worst_against_average(points).axes[0].lines) < len(axes.lines)
