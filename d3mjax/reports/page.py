@@ -106,7 +106,10 @@ def write(run: Path, document: Mapping[str, Any], sections: Mapping[str, Section
     for task, rows in tasks.items():
         section = sections.get(task, Section("", {}))
         if not section.findings:
-            section = section._replace(findings=conclusions(rows), figures={**tradeoff(rows), **section.figures})
+            most = max(2, sentences.MOST // len(tasks))
+            findings, others = (conclusions(rows)[part] for part in (slice(most), slice(most, None)))
+            text, figures = "\n".join([section.text, *others]), {**tradeoff(rows), **section.figures}
+            section = Section(text, figures, findings, section.card)
         first, others = section.findings[:1], section.findings[1:]
         parts += [f"<h2>{escape(task)}</h2>", *(f'<p class="verdict">{escape(text)}</p>' for text in first)]
         items = "".join(f"<li>{escape(text)}</li>" for text in others)
