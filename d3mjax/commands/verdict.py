@@ -78,44 +78,46 @@ def decide(
     plain = best(row for row in rows if row["role"] == "plain")
     if plain is None:
         raise ValueError("rows: found no plain training, expected one row of role 'plain' with a worst-group accuracy")
-    g = min(range(len(group_names)), key=lambda i: sizes["target"][i])
-    scored, selecting = sizes["target"][g], min(sizes["selection"])
     above_plain = [row for row in rows if action_of(row) != LEAVE and outcome(row, plain) == "above"]
     explained = [row for row in above_plain if explanations(row, rows)]
     winning = [row for row in above_plain if row not in explained]
-    affordable = [row for row in winning if loss(row, plain) <= max_loss + 1e-9]
     shared = [] if any(row["role"] == "ours" and _removes(row) for row in winning) else explained
     reasons = _reasons(rows, shared, plain)
 
-    if scored < FEW or (not winning and selecting < FEW):
-        few = f"{scored} targets to score on" if scored < FEW else f"{selecting} targets to select on"
-        more = max(2 * (ENOUGH - scored), 4 * (FEW - selecting))  # half are scored on, a quarter selects
-        sentence = f"Collect about {more} more targets of {group_names[g]}, the smallest {kind}: it has {few}."
-        return Verdict(COLLECT, sentence, (f"Fewer than {FEW} are too few to choose by.", *reasons))
-    if scored < ENOUGH:
-        text = f"The smallest {kind}, {group_names[g]}, has {scored} targets to score on: {ENOUGH} would be safer."
-        reasons = (*reasons, text)
+    for part, decides in (("target", "to score on"), ("selection", "to select on")):
+        g = min(range(len(group_names)), key=lambda i, part=part: sizes[part][i])
+        size, of = sizes[part][g], f"{group_names[g]}, the smallest {kind}"
+        if size < FEW and (part == "target" or not winning):
+            more = max(2 * (ENOUGH - sizes["target"][g]), 4 * (FEW - sizes["selection"][g]))  # a half, a quarter
+            sentence = f"Collect about {more} more targets of {of}: it has {size} targets {decides}."
+            return Verdict(COLLECT, sentence, (f"Fewer than {FEW} are too few to choose by.", *reasons))
+        if part == "target" and size < ENOUGH:
+            reasons = (*reasons, f"{of}, has {size} targets {decides}: {ENOUGH} would be safer.")
     if not winning:
         sentence = f"Leave it: nothing tried lifts the worst {kind} ({_percent(plain)}) by more than the spread."
         return Verdict(LEAVE, sentence, reasons)
+    return _weigh(winning, plain, max_loss, kind, reasons)
+
+
+def _weigh(winning: Sequence[Row], plain: Row, max_loss: float, kind: str, reasons: tuple[str, ...]) -> Verdict:
+    """The cheapest of what wins for an acceptable loss of average accuracy."""
+    affordable = [row for row in winning if loss(row, plain) <= max_loss + 1e-9]
     top = _best(winning)
     limit = f"The limit is {_points(max_loss)} of average accuracy (--max-loss)."
     if not affordable:
         cost = f"costs {_points(loss(top, plain))} of average accuracy"
         return Verdict(LEAVE, f"Leave it: {_lift(top, plain, kind)}, but {cost}.", (limit, *reasons))
-
     within = _best(affordable)
     chosen = min((row for row in affordable if outcome(within, row) != "above"), key=_preference)
-    action, change = action_of(chosen), -100 * loss(chosen, plain)
-    sentence = f"{action.capitalize()}: {_lift(chosen, plain, kind)}; average accuracy changes by {change:+.1f} points."
+    action, change = action_of(chosen), f"{-100 * loss(chosen, plain):+.1f} points"
     if chosen is not within:
-        text = f"{within['method']} ({_percent(within)}) is better by less than the spread and costs more to do."
-        reasons = (text, *reasons)
-    if top not in affordable and outcome(top, chosen) == "above":
-        reached = f"worst {kind} {_percent(plain)} to {_percent(chosen)}, average {change:+.1f} points"
-        cost = f"{top['method']} has {_percent(top)} but costs {_points(loss(top, plain))} of average"
-        sentence, reasons = f"{action.capitalize()}: {reached}; {cost}.", (limit, *reasons)
-    return Verdict(action, sentence, reasons, chosen["method"])
+        reasons = (f"{within['method']} ({_percent(within)}) is better, but by less than the spread.", *reasons)
+    if top in affordable or outcome(top, chosen) != "above":
+        sentence = f"{action.capitalize()}: {_lift(chosen, plain, kind)}; average accuracy changes by {change}."
+        return Verdict(action, sentence, reasons, chosen["method"])
+    reached = f"worst {kind} {_percent(plain)} to {_percent(chosen)}, average {change}"
+    cost = f"{top['method']} has {_percent(top)} but costs {_points(loss(top, plain))} of average"
+    return Verdict(action, f"{action.capitalize()}: {reached}; {cost}.", (limit, *reasons), chosen["method"])
 
 
 def decide_repair(before: Row, after: Row, *, suspects: int, reliable: Sequence[str], risk: str | None) -> Verdict:
