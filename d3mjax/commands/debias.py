@@ -7,7 +7,7 @@ A minute or two for 4,000 examples of 200 features on two CPU cores; any JAX dev
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,9 @@ class Config:
     seeds: int = 5
     # Models behind every number of one seed.
     retrains: int = 4
+    # Average accuracy, as a share, that a gain of the worst group may cost; beyond it the verdict names the trade-off
+    # and the best method within it. It changes no number, so the same run serves every value.
+    max_loss: float = verdict.MAX_LOSS
 
 
 class Job(NamedTuple):
@@ -55,12 +58,9 @@ class Job(NamedTuple):
     num_steps: int
     image: tuple[int, ...] | None  # shape of an example, if it is an image
     directory: Path
-    max_loss: float = verdict.MAX_LOSS
 
 
-def prepare(
-    config: Config, *, results: Path = Path("results"), run: str | None = None, max_loss: float = verdict.MAX_LOSS
-) -> Job:
+def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None) -> Job:
     """Find the training examples that make a classifier fail on a group, and show what happens without them.
 
     Trains on --train, scores every training example by how much it helps the groups of --validation that do badly (D3M
@@ -91,11 +91,9 @@ def prepare(
         results: Where results are written.
         run: Name of the directory; if not given, a hash of data and options.
             Give another one after changing the code of your model.
-        max_loss: Average accuracy, as a share, that a gain of the worst group may cost; beyond it, the verdict names
-            the trade-off and the best method within it.
     """
-    if not 0 <= max_loss <= 1:
-        raise ValueError(f"--max-loss: found {max_loss:g}, expected a share of 0 to 1, such as 0.05")
+    if not 0 <= config.max_loss <= 1:
+        raise ValueError(f"--max-loss: found {config.max_loss:g}, expected a share from 0 to 1, such as 0.05")
     command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
     data = debias_data.read(config.files)
     n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
@@ -108,8 +106,10 @@ def prepare(
     splits.check_data(debias_data.divide(data, 0), num_classes, len(data.group_names))
     num_steps = config.steps or min(max(10 * n // debias_seed.BATCH, 300), 20_000)
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
-    directory = command.open_run(results, "debias", config, debias_data.arrays(data), run)
-    return Job(config, data, model, num_steps, image, directory, max_loss)
+    directory = command.open_run(
+        results, "debias", replace(config, max_loss=verdict.MAX_LOSS), debias_data.arrays(data), run
+    )
+    return Job(config, data, model, num_steps, image, directory)
 
 
 def recipe_of(job: Job) -> debias_seed.Recipe:
@@ -131,9 +131,9 @@ def work(job: Job) -> Path:
 
     rows = debias_report.rows_of(name, units)
     ranking = debias_report.rank(units, np.asarray(data.train.y), len(data.class_names))
-    result = debias_report.decide(rows, units, data.group_names, job.max_loss)
+    result = debias_report.decide(rows, units, data.group_names, config.max_loss)
     findings = debias_report.findings(result, rows, units, data.group_names)
-    options = {"chosen": result.method, "max_loss": job.max_loss}
+    options = {"chosen": result.method, "max_loss": config.max_loss}
     section = debias_report.section(config.files, data, job.image, units, ranking, **options)
     debias_report.write_lists(directory, data, units, ranking)
     sections = {name: section._replace(findings=findings)}
