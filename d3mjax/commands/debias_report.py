@@ -220,15 +220,15 @@ def section(
     measured = [method for method in METHODS if any(f"test/{method}" in arrays for _, arrays in units)]
     of_method = {m: ([average(unit, m) for unit in units], [_worst(unit, m) for unit in units]) for m in measured}
     removing = [arrays for _, arrays in units if "curve" in arrays]
-    candidates = [(a["curve_average"].mean(-1), a["curve"].min(-1).mean(-1)) for a in removing if "curve_average" in a]
+    tried = [(a["candidate_average"], a["candidate_test"].min(-1)) for a in removing if "candidate_average" in a]
     figures = {
-        "Worst group against average accuracy on the report part; grey: D3M with other numbers of removed examples.": (
+        "Worst group against average accuracy on the report part; grey: the candidates of D3M.": (
             plots.worst_against_average(
                 of_method,
                 plain=PLAIN,
                 chosen=chosen,
                 max_loss=max_loss,
-                curve=tuple(np.mean(candidates, axis=0)) if candidates else ((), ()),
+                candidates=tuple(np.mean(tried, axis=0)) if tried else ((), ()),
             )
         )
     }

@@ -107,15 +107,16 @@ def worst_against_average(
     plain: str | None = None,
     chosen: str | None = None,
     max_loss: float | None = None,
-    curve: tuple[Numbers, Numbers] = ((), ()),
+    candidates: tuple[Numbers, Numbers] = ((), ()),
 ) -> Figure:
     """Worst-group against average accuracy, a point a method; `points`: label -> (average [s], worst group [s]).
 
     `plain` has a ring and `chosen` a frame. Left of the line, ``max_loss`` below `plain`, average accuracy costs too
-    much. `curve`: further candidates, (average [k], worst group [k]), in the order in which they are joined.
+    much. `candidates`: further points without names, (average [k], worst group [k]).
     """
     figure, (axes,) = _figure(6.0, 4.0 + 0.1 * len(points))
-    axes.plot(*(100 * np.asarray(a) for a in curve), color="#8a929e", marker=".", markersize=5, linewidth=0.9, zorder=1)
+    average, worst = (100 * np.asarray(a) for a in candidates)
+    axes.scatter(average, worst, color="#8a929e", marker=".", s=22, zorder=1)
     styles = zip(cycle(PALETTE), cycle("osD^vP<>"))
     for (label, (average, worst)), (colour, marker) in zip(points.items(), styles, strict=False):
         (x, xerr), (y, yerr) = (_spread(100 * np.asarray(a)) for a in (average, worst))

@@ -198,7 +198,7 @@ def test_scores_are_noise_where_checkpoints_share_less_than_half(effective, nois
 def test_the_limit_on_average_accuracy_is_a_share(finished):
     config, path, run, _ = finished
     with pytest.raises(ValueError, match="--max-loss: found 5, expected a share"):
-        debias.prepare(replace(config, max_loss=5), results=path / "results")
+        debias.prepare(replace(config, max_loss=5.0), results=path / "results")
     assert debias.prepare(replace(config, max_loss=0.1), results=path / "results").directory == run
 
 

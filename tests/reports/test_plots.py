@@ -44,8 +44,8 @@ def test_image_grid_takes_grey_and_colour_and_refuses_the_rest():
 
 def test_worst_against_average_marks_plain_training_the_choice_and_the_limit():
     points = {"ERM": ([0.9, 0.92], [0.3, 0.4]), "ours": ([0.88, 0.88], [0.7, 0.7])}
-    curve = ([0.9, 0.8], [0.5, 0.8])
-    figure = plots.worst_against_average(points, plain="ERM", chosen="ours", max_loss=0.05, curve=curve)
+    others = ([0.9, 0.8], [0.5, 0.8])
+    figure = plots.worst_against_average(points, plain="ERM", chosen="ours", max_loss=0.05, candidates=others)
     (axes,) = figure.axes
     limit = next(line for line in axes.lines if line.get_linestyle() == "--")
     np.testing.assert_allclose(limit.get_xdata(), 86)
