@@ -170,6 +170,21 @@ def dates(values: pd.Series, format: str) -> pd.Series:
     return read.dt.tz_localize(None).astype("datetime64[us]")
 
 
+def written(value: float, style: Style | None) -> str:
+    """A number as text of the column's style, without separators of thousands and signs."""
+    if style is not None and style.truths:
+        return style.truths[int(value >= 0.5)]
+    text = spelled(float(f"{value:.6g}"))
+    return text if style is None else text.replace(".", style.decimal)
+
+
+def written_date(value: pd.Timestamp, format: str) -> str:
+    """A date as text of the column's format; a whole day in ISO 8601 without its time."""
+    if format != ISO:
+        return value.strftime(format)
+    return value.isoformat() if value != value.normalize() else value.date().isoformat()
+
+
 def _of_objects(values: pd.Series, kind: str) -> pd.Series:
     """A column of Python objects."""
     if kind == "boolean":

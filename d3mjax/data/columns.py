@@ -39,7 +39,7 @@ _ID_NAME = re.compile(
     r"(?:.*[\W_])?(?:id|ids|index|idx|row|rowid|uuid|guid|key|nr|no|number)|.*[a-z]I[dD]", re.IGNORECASE
 )
 _ID_TEXT = (
-    r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}|[0-9a-fA-F]{16,64}|[A-Za-z]{0,8}[-_#:/]?\d+(?:[-_:/]\d+)*"
+    r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}|[0-9a-fA-F]{16,64}|[A-Za-z]{0,8}[-_#]?\d+(?:[-_]\d+)*"
 )
 _UNNAMED = re.compile(r"(?:Unnamed: \d+|__index_level_\d+__|)")
 
@@ -181,7 +181,8 @@ def _identity(values: pd.Series, position: int) -> str:
         numbers = values.to_numpy() if values.dtype == np.float64 else cells.numbers(values, cells.PLAIN)
     elif values.dtype == "str":
         numbers = cells.numbers(values, cells.PLAIN)
-        if enough and values.str.fullmatch(_ID_TEXT).all() and (np.isnan(numbers).any() or cells.is_code(values)):
+        coded = np.isnan(numbers).any() or cells.is_code(values)
+        if enough and coded and values.str.fullmatch(_ID_TEXT).all() and not cells.date_formats(values, least=0.5):
             return "id: another value in each row"
     else:
         return ""
@@ -201,6 +202,8 @@ def _judged(values: Mapping[str, pd.Series], forced: str) -> Column:
     name, known = str(train.name), train.dropna()
     if forced:
         return Column(name, TEXT) if forced == TEXT else _category(known, len(train), forced=True)
+    if (known == known.iloc[0]).all():  # what it tells is where it is missing
+        return _category(known, len(train), forced=True)
     if train.dtype == np.float64:
         return Column(name, NUMBER)
     if pd.api.types.is_datetime64_any_dtype(train.dtype):
@@ -212,7 +215,7 @@ def _judged(values: Mapping[str, pd.Series], forced: str) -> Column:
     texts = pd.Series(counts.index, dtype="str", name=name)
     if not code:
         style, matches = cells.number_style(texts)
-        matches |= cells.is_infinite(texts)
+        matches = matches | cells.is_infinite(texts)
         strays = counts[~matches]
         if _are_strays(strays, len(known), placeholder=True):
             return Column(name, NUMBER, note=style.note, style=style, strays=tuple(sorted(strays.index)))
@@ -229,9 +232,8 @@ def _are_strays(strays: pd.Series, num_known: int, *, placeholder: bool) -> bool
     """Whether texts that do not fit, counted, are few, or one placeholder without digits in up to half of the rows."""
     if strays.sum() < STRAY * num_known:
         return True
-    return (
-        placeholder and len(strays) == 1 and not re.search(r"\d", strays.index[0]) and strays.iloc[0] <= 0.5 * num_known
-    )
+    single = placeholder and len(strays) == 1 and not re.search(r"\d", strays.index[0])
+    return single and bool(strays.iloc[0] <= 0.5 * num_known)
 
 
 def _date(name: str, counts: pd.Series, values: Mapping[str, pd.Series]) -> Column | None:
@@ -244,6 +246,7 @@ def _date(name: str, counts: pd.Series, values: Mapping[str, pd.Series]) -> Colu
         return None
     least = min(rest[f].sum() for f in formats)
     formats = [f for f in formats if rest[f].sum() == least]
+    formats = [cells.ISO] if cells.ISO in formats else formats
     for other in list(values.values())[1:]:
         if len(formats) > 1 and other.dtype == "str":
             unread = {f: int((cells.dates(other, f).isna() & other.notna()).sum()) for f in formats}
