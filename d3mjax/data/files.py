@@ -1,4 +1,4 @@
-"""The user's files as columns by name, and as a `Split`: .csv, .parquet and .npz files, and any data set of TFDS.
+"""The user's files as frames, as arrays, and as a `Split`: tables of all usual formats, .npz, any data set of TFDS.
 
 One law for all formats. `read` gives columns as they are: numbers, or text. `parsed` makes a feature of a column:
 float64 with NaN where a number is missing, or text with the level `MISSING`. Labels, groups and ids may not be missing;
@@ -8,16 +8,21 @@ Every function raises ``ValueError`` that names path and column, what was found,
 """
 
 import csv
-import difflib
-import re
+import functools
+import glob
+import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from d3mjax.data import file_kinds, file_parts, text_files, typed_files
+from d3mjax.data.arrays import did_you_mean, read_npz
+from d3mjax.data.arrays import read as read_arrays
 from d3mjax.data.splits import check_split
+from d3mjax.data.text_files import RawTable
 from d3mjax.types import Split
 
 Columns = Mapping[str, np.ndarray]  # by name, one entry a row
@@ -26,13 +31,34 @@ MISSING = "missing"  # the level of text that is not there
 _BLANKS = ("", "na", "nan", "null")  # what stands for missing in text, in lower case
 TABLES = (".csv", ".parquet")
 FORMATS = (*TABLES, ".npz")
+_READERS = {
+    file_kinds.PARQUET: typed_files.read_parquet,
+    file_kinds.ARROW: typed_files.read_arrow,
+    file_kinds.SHEET: typed_files.read_sheet,
+    file_kinds.JSON: typed_files.read_json,
+}
+
+
+def read_table(source: str | Path) -> RawTable:
+    """One table, as a frame with notes, of one file or of several: ``a.csv,b.csv`` or ``part-*.parquet``, end to end.
+
+    Delimited text (.csv, .tsv, .txt) gives every cell as text, as it stands in the file, and missing where it is empty.
+    .parquet, .feather, .arrow, .xlsx, .xls, .ods, .json and .jsonl keep their types. All may be packed (.gz, .bz2, .xz,
+    .zst, .zip). Where content and suffix disagree, the content counts.
+
+    Raises:
+      ValueError: naming the file, what was found and what is expected, for whatever is no table.
+    """
+    paths = _paths(str(source))
+    tables = [_read_file(path) for path in paths]
+    return tables[0] if len(tables) == 1 else file_parts.joined(dict(zip(paths, tables, strict=True)))
 
 
 def read(source: str | Path, *, data_dir: str | Path | None = None) -> dict[str, np.ndarray]:
     """The columns of a .csv, .parquet or .npz file, or the features of a split ``tfds:NAME:SPLIT`` of TFDS."""
     suffix = Path(source).suffix.lower()
     if str(source).startswith("tfds:"):
-        return _read_tfds_columns(str(source), data_dir)
+        return read_arrays(source, data_dir=data_dir)
     if suffix not in FORMATS:
         raise ValueError(f"found {str(source)!r}, expected a {', '.join(FORMATS)} file, or tfds:NAME:SPLIT")
     return {".csv": read_csv, ".parquet": read_parquet, ".npz": read_npz}[suffix](source)
@@ -40,7 +66,7 @@ def read(source: str | Path, *, data_dir: str | Path | None = None) -> dict[str,
 
 def is_table(source: str | Path) -> bool:
     """Whether all columns of this source are features by themselves, and not one array of it."""
-    return Path(source).suffix.lower() in TABLES
+    return not str(source).startswith("tfds:") and Path(source).suffix.lower() != ".npz"
 
 
 def read_csv(path: str | Path, *, delimiter: str = ",") -> dict[str, np.ndarray]:
@@ -56,15 +82,6 @@ def read_csv(path: str | Path, *, delimiter: str = ",") -> dict[str, np.ndarray]
     if len(set(header)) != len(header) or not rows:
         raise ValueError(f"{path}: found header {header} and {len(rows)} rows, expected distinct names and rows")
     return {name: _numbers_or_text(values) for name, values in zip(header, zip(*rows, strict=True), strict=True)}
-
-
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """All arrays of an ``.npz`` file by name."""
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except Exception as error:  # a damaged zip raises nearly anything
-        raise ValueError(f"path: {path} is missing or damaged, expected an .npz file ({error})") from error
 
 
 def read_parquet(path: str | Path) -> dict[str, np.ndarray]:
@@ -86,36 +103,6 @@ def read_parquet(path: str | Path) -> dict[str, np.ndarray]:
         a = values.to_numpy()
         columns[name] = a if a.dtype.kind in "biuf" else np.array(["" if v is None else str(v) for v in a])
     return columns
-
-
-def read_tfds(name: str, *, split: str, data_dir: str | Path | None = None) -> list[dict[str, Any]]:
-    """The examples of one TFDS split as they are, by name of feature, without TensorFlow.
-
-    The data set must be on disk as ``array_record``; if it is not prepared yet, it is built where its builder works
-    without TensorFlow.
-    """
-    import tensorflow_datasets as tfds
-
-    from d3mjax.data.sets import builders
-
-    try:
-        with builders.quiet():
-            builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        hint = did_you_mean(name.split("/")[0].split(":")[0], known) or " See tfds.list_builders()."
-        raise ValueError(f"name: TFDS knows no data set {name!r}.{hint}") from error
-    try:
-        with builders.quiet():
-            builder.download_and_prepare(file_format="array_record")
-            return builders.read_rows(builder, split)
-    except Exception as error:
-        found = f"splits {list(builder.info.splits)}" if builder.is_prepared() else "nothing prepared"
-        raise ValueError(
-            f"{name}, split {split!r}: cannot be read from {builder.data_dir}, found {found} ({error}). Expected an "
-            "existing split, prepared as array_record; where its builder needs TensorFlow, prepare it elsewhere with "
-            "download_and_prepare(file_format='array_record') and give its data_dir."
-        ) from error
 
 
 def parsed(
@@ -205,6 +192,48 @@ def read_split(
     return split
 
 
+def _paths(source: str) -> list[str]:
+    """The files that a source names: one, several with commas between them, or those that match a pattern."""
+    parts = [source] if os.path.exists(source) else [part.strip() for part in source.split(",") if part.strip()]
+    matches = {part: sorted(glob.glob(part, recursive=True)) if glob.has_magic(part) else [part] for part in parts}
+    if absent := [part for part, paths in matches.items() if not paths]:
+        raise ValueError(f"{absent[0]}: found no file that matches, expected one at least")
+    unique = list(dict.fromkeys(path for paths in matches.values() for path in paths))
+    if not unique:
+        raise ValueError(f"found {source!r}, expected the name of a file")
+    for path in unique:
+        if os.path.isdir(path):
+            raise ValueError(f"{path}: found a directory, expected a file, or several, as in {path.rstrip('/')}/*.csv")
+        if not os.path.exists(path):
+            folder = os.path.dirname(path) or "."
+            names = os.listdir(folder) if os.path.isdir(folder) else []
+            raise ValueError(f"{path}: found no such file.{did_you_mean(os.path.basename(path), names)}")
+    return unique
+
+
+def _read_file(path: str) -> RawTable:
+    """One file, by its content."""
+    open_file = functools.partial(file_kinds.unpacked, path)
+    try:
+        with open_file() as file:
+            kind = file_kinds.kind(file.read(4096), path)
+        if kind == file_kinds.TEXT:
+            table = text_files.read(open_file, path)
+        else:
+            with open_file() as file:
+                plain = file if file.seekable() else io.BytesIO(file.read())
+                table = _READERS[kind](plain, path)
+    except Exception as error:  # a damaged file raises nearly anything
+        if type(error) is ValueError:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: is damaged, cut off or cannot be read ({reason})") from error
+    suffix = file_kinds.suffix(path)
+    if file_kinds.SUFFIXES.get(suffix, kind) != kind:
+        table = table._replace(notes=(f"the file is named {suffix} and holds {kind}", *table.notes))
+    return table
+
+
 def _check_numeric(values: np.ndarray, source: str) -> np.ndarray:
     """An array of features ``[n, ...]``, itself, unless it holds no numbers."""
     if values.dtype.kind not in "biuf" or not values.ndim:
@@ -237,12 +266,6 @@ def _missing_of(values: np.ndarray) -> Bool[np.ndarray, " n"]:
     return np.isnan(values) if values.dtype.kind == "f" else np.isin(np.char.lower(values.astype(str)), _BLANKS)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean a or b?``, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
 def is_number(text: str) -> bool:
     """Whether ``float`` takes the text."""
     try:
@@ -256,17 +279,6 @@ def _float32(a: np.ndarray) -> np.ndarray:
     """What does not fit becomes infinite, and `splits.check_split` names its row."""
     with np.errstate(over="ignore"):
         return a.astype(np.float32)
-
-
-def _read_tfds_columns(source: str, data_dir: str | Path | None) -> dict[str, np.ndarray]:
-    """The features of a TFDS split that have one shape in all its rows."""
-    parts = re.fullmatch(r"tfds:(.+?):([A-Za-z].*)", source)  # a version, too, comes after a colon, as do slices
-    if not parts:
-        raise ValueError(f"found {source!r}, expected tfds:NAME:SPLIT, as in tfds:mnist:train")
-    rows = read_tfds(parts[1], split=parts[2], data_dir=data_dir)
-    even = (key for key in rows[0] if len({np.shape(row[key]) for row in rows}) == 1)
-    columns = {key: np.array([row[key] for row in rows]) for key in even}
-    return {key: a.astype(str) if a.dtype.kind == "S" else a for key, a in columns.items()}
 
 
 def _numbers_or_text(values: Sequence[str]) -> np.ndarray:

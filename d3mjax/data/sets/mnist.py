@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d3mjax.data import files, splits
+from d3mjax.data import arrays, splits
 from d3mjax.data.sets import idx
 
 COUNTS = {
@@ -44,5 +44,5 @@ def read(
 
 
 def _from_tfds(split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
-    rows = files.read_tfds("mnist", split=split, data_dir=data_dir)
+    rows = arrays.read_tfds("mnist", split=split, data_dir=data_dir)
     return np.stack([row["image"][..., 0] for row in rows]), np.array([row["label"] for row in rows])

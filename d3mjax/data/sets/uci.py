@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from d3mjax.data import files as readers
 from d3mjax.data import splits, tables
 from d3mjax.data.planted.mixed_errors import Rule
 from d3mjax.types import Table
@@ -58,9 +57,10 @@ def load_bank(
     path: str | Path, *, counts: Sequence[int] | None = COUNTS["bank"]
 ) -> tuple[Table, Int[np.ndarray, " n"]]:
     """Does a client subscribe (y = yes)? ``bank-full.csv``; ``pdays`` of -1, never called before, is NaN."""
-    columns = _have(path, readers.read_csv(path, delimiter=";"), (*BANK, "y"))
+    header, *rows = _lines(path, ";")
+    columns = _have(path, _columns(path, header, rows), (*BANK, "y"))
     y = _classes(path, columns["y"], ("no", "yes"))
-    found = {name: columns[name] for name in BANK}
+    found = {name: _numbers_or_text(columns[name]) for name in BANK}
     found["pdays"] = _without(found["pdays"], -1)
     return _counted(path, tables.from_columns(found), y, counts)
 
@@ -74,7 +74,7 @@ def load_credit(
     (X3) and marriage (X4) are categories.
     """
     header, *rows = _lines(path, ",")
-    rows = rows[1:] if rows and not readers.is_number(rows[0][-1]) else rows
+    rows = rows[1:] if rows and _numbers_or_text(np.array(rows[0][-1:])).dtype.kind == "U" else rows
     short = [f"X{i + 1}" for i in range(len(CREDIT))]
     known = dict(zip(CREDIT, short, strict=True)) | {"PAY_1": "X6"}
     known |= dict.fromkeys(("default payment next month", "default.payment.next.month", "default"), "Y")
@@ -112,8 +112,9 @@ def load_covertype(
 
 def load_bike(path: str | Path, *, counts: int | None = NUM_BIKE) -> tuple[Table, Float[np.ndarray, " n"]]:
     """How many bicycles are rented in an hour? ``hour.csv``, less ``casual`` and ``registered``: they add up to it."""
-    columns = _have(path, readers.read_csv(path), (*BIKE, *BIKE_NUMBERS, "cnt"))
-    found = {name: columns[name].astype(str) for name in BIKE}
+    header, *rows = _lines(path, ",")
+    columns = _have(path, _columns(path, header, rows), (*BIKE, *BIKE_NUMBERS, "cnt"))
+    found = {name: columns[name] for name in BIKE}
     found |= {name: _floats(path, name, columns[name]) for name in BIKE_NUMBERS}
     return _of_size(path, tables.from_columns(found), _floats(path, "cnt", columns["cnt"]), counts)
 
@@ -220,6 +221,13 @@ def _have(path, columns: Mapping[str, np.ndarray], names: Sequence[str]) -> Mapp
     if missing := [name for name in names if name not in columns]:
         raise ValueError(f"{path}: found columns {list(columns)[:30]}, expected {missing} among them")
     return columns
+
+
+def _numbers_or_text(values: np.ndarray) -> np.ndarray:
+    try:
+        return values.astype(np.float64)
+    except ValueError:
+        return values
 
 
 def _floats(path, name: str, values: np.ndarray) -> Float[np.ndarray, " n"]:
