@@ -7,7 +7,6 @@ import lzma
 import os
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import pyarrow as pa
 
@@ -42,18 +41,18 @@ _REFUSED = {
 }
 
 
-def unpacked(path: str) -> BinaryIO:
+def unpacked(path: str) -> io.BufferedIOBase:
     """The file from its beginning, decompressed where its bytes are those of .gz, .bz2, .xz, .zst or .zip."""
     with open(path, "rb") as file:
         head = file.read(10)
     if head.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, gzip.open(path))
+        return gzip.open(path)
     if head.startswith(b"BZh") and head[4:] == b"1AY&SY":
-        return cast(BinaryIO, bz2.open(path))
+        return bz2.open(path)
     if head.startswith(b"\xfd7zXZ"):
-        return cast(BinaryIO, lzma.open(path))
+        return lzma.open(path)
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path), "zstd")))
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path), "zstd"))
     if head.startswith(b"PK\x03\x04"):
         return _unzipped(path)
     return open(path, "rb")
@@ -82,7 +81,7 @@ def kind(head: bytes, path: str) -> str:
     return JSON if SUFFIXES.get(suffix(path)) == JSON or text.startswith((b'{"', b'[{"')) else TEXT
 
 
-def _unzipped(path: str) -> BinaryIO:
+def _unzipped(path: str) -> io.BufferedIOBase:
     """The one file of an archive, or the archive itself where it is a spreadsheet."""
     archive = zipfile.ZipFile(path)
     names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
@@ -93,4 +92,4 @@ def _unzipped(path: str) -> BinaryIO:
         archive.close()
         listed = ", ".join(map(os.path.basename, names[:3]))
         raise ValueError(f"{path}: found an archive of {len(names)} files ({listed}), expected one table")
-    return cast(BinaryIO, archive.open(names[0]))
+    return archive.open(names[0])

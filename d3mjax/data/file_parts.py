@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from pandas.api import types
 
@@ -38,7 +39,9 @@ def _column(parts: Mapping[str, pd.Series]) -> pd.Series:
             name = parts[path].name
             raise ValueError(f"{path}: found {kind} in {name!r}, expected {expected}, as in {first}")
     if len(filled) < len(parts) and filled:
-        dtype = filled[first].convert_dtypes(convert_string=False, convert_floating=False).dtype  # may be missing
+        sample = filled[first]
+        integral = isinstance(sample.dtype, np.dtype) and sample.dtype.kind in "biu"
+        dtype = pd.array(sample.to_numpy()[:1]).dtype if integral else sample.dtype  # one that has missing entries
         parts = {
             path: part if path in filled else pd.Series([None] * len(part), dtype=dtype) for path, part in parts.items()
         }

@@ -11,7 +11,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ import pyarrow.csv
 
 from d3mjax.data import file_kinds
 
-Open = Callable[[], BinaryIO]  # the file from its beginning, unpacked
+Open = Callable[[], io.BufferedIOBase]  # the file from its beginning, unpacked
 TEXT = pd.StringDtype(na_value=np.nan)  # what pandas calls `str`
 DELIMITERS = (",", ";", "\t", "|")
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -78,7 +78,7 @@ def read(open_file: Open, path: str) -> RawTable:
     return RawTable(frame, tuple(notes))
 
 
-def scan(file: BinaryIO, path: str) -> Contents:
+def scan(file: io.BufferedIOBase, path: str) -> Contents:
     """Encoding, number of quotes, and the first lines of a file. Raises ValueError for bytes that are not text."""
     start = file.read(4)
     mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
@@ -237,7 +237,7 @@ def _parse(open_file: Open, contents: Contents, dialect: Dialect, path: str) -> 
             raise ValueError(_fault(open_file, contents, dialect, path) or f"{path}: {error}") from error
 
 
-def _without_spaces(file: BinaryIO, encoding: str, delimiter: str) -> BinaryIO:
+def _without_spaces(file: io.BufferedIOBase, encoding: str, delimiter: str) -> io.BufferedIOBase:
     """The same rows without the spaces that follow delimiters, which pyarrow does not take before a quote."""
     text = io.StringIO()
     with io.TextIOWrapper(file, encoding, newline="") as source:

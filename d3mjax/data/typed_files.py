@@ -9,7 +9,7 @@ import datetime
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,12 +25,12 @@ _NULLABLE = {pa.bool_(): pd.BooleanDtype()} | {
 _INT64 = np.iinfo(np.int64)
 
 
-def read_parquet(file: BinaryIO, path: str) -> RawTable:
+def read_parquet(file: io.BufferedIOBase, path: str) -> RawTable:
     """A Parquet file. Its index, if it has one, is a column like others."""
     return _of_arrow(pa.parquet.read_table(file), path)
 
 
-def read_arrow(file: BinaryIO, path: str) -> RawTable:
+def read_arrow(file: io.BufferedIOBase, path: str) -> RawTable:
     """An Arrow file or stream, or Feather."""
     try:
         return _of_arrow(pa.ipc.open_file(file).read_all(), path)
@@ -39,7 +39,7 @@ def read_arrow(file: BinaryIO, path: str) -> RawTable:
         return _of_arrow(pa.ipc.open_stream(file).read_all(), path)
 
 
-def read_sheet(file: BinaryIO, path: str) -> RawTable:
+def read_sheet(file: io.BufferedIOBase, path: str) -> RawTable:
     """The first sheet of an Excel or OpenDocument file that holds rows."""
     import python_calamine
 
@@ -65,7 +65,7 @@ def read_sheet(file: BinaryIO, path: str) -> RawTable:
     return RawTable(frame, (*notes, *unnamed))
 
 
-def read_json(file: BinaryIO, path: str) -> RawTable:
+def read_json(file: io.BufferedIOBase, path: str) -> RawTable:
     """A list of records, one record a line, or columns by name, as pandas writes them."""
     with io.TextIOWrapper(file, "utf-8-sig") as text:
         return _json(text, path)

@@ -66,8 +66,14 @@ def make_files(path):
     return Files(str(path / "train.csv"), str(path / "val.csv"), "income", id="row")
 
 
+def write_diagnoser(path):
+    """The planted diagnoser as a file."""
+    diagnose_teach.save(path / "made.npz", *planted_diagnoser())
+    return path / "made.npz"
+
+
 def smoke(path):
     """A run of the command on the planted files, by a planted diagnoser; returns its directory."""
-    diagnose_teach.save(path / "made.npz", *planted_diagnoser())
+    write_diagnoser(path)
     config = diagnose.Config(make_files(path), diagnoser=str(path / "made.npz"), networks=2, seeds=2)
     return diagnose.main(config, path / "results", network=MLP2._replace(steps=80))
