@@ -143,12 +143,11 @@ def decide_repair(before: Row, after: Row, *, suspects: int, reliable: Sequence[
     if worst == "below":
         reasons = ("The repair lowers the worst class by more than the spread.", *reasons)
     if risk is not None:
-        reasons = (f"The repair is likely to lower the worst group ({risk}).", *reasons)
+        reasons = (f"Risk for the worst group: {risk}.", *reasons)
     if judged == "above" and worst != "below" and risk is None:
         return Verdict(REPAIR, f"Repair it: {change}, more than the spread.", reasons)
     if reliable:
-        kinds = " and ".join(reliable)
-        return Verdict(LOOK, f"Look at the suspects, for {kinds}: {change}; do not train on it unseen.", reasons)
+        return Verdict(LOOK, f"Look at the suspects ({', '.join(reliable)}): {change}.", reasons)
     return Verdict(LEAVE, f"Leave it: {change}, and the claims are no better than a trivial rule.", reasons)
 
 

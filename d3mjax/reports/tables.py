@@ -26,6 +26,7 @@ class Column(NamedTuple):
 COLUMNS = {
     WGA: Column("worst group, %", "Accuracy on the test examples of the group with the lowest accuracy.", True),
     "average_accuracy": Column("average, %", "Accuracy over all test examples.", True),
+    "worst_class_accuracy": Column("worst class, %", "Accuracy on the class with the lowest accuracy.", True),
     "removed": Column("removed, %", "Share of the training examples that were removed before retraining.", True),
     "lds": Column(
         "LDS", "Rank correlation of predicted outputs with those of models trained on other subsets; 1 is perfect."
@@ -37,7 +38,8 @@ COLUMNS = {
 }
 """The known metrics in the order of the table; others follow under their own names, except `SPOKEN`."""
 
-SPOKEN = ("suspects", "suspects_removed", "effective_checkpoints")
+KINDS = ("label error", "feature error", "spurious minority")
+SPOKEN = ("suspects", "suspects_removed", "effective_checkpoints", *(f"share suspected: {kind}" for kind in KINDS))
 """Metrics that appear in sentences and not in tables."""
 
 
