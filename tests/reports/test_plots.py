@@ -48,12 +48,9 @@ def test_worst_against_average_marks_plain_training_the_choice_and_the_limit():
     figure = plots.worst_against_average(points, plain="ERM", chosen="ours", max_loss=0.05, candidates=others)
     (axes,) = figure.axes
     limit = next(line for line in axes.lines if line.get_linestyle() == "--")
-    np.testing.assert_allclose(limit.get_xdata(), 86)
-    centres = {
-        c.get_label(): c.get_offsets()[0]
-        for c in axes.collections
-        if c.get_label() in ("plain training", "the verdict")
-    }
-    np.testing.assert_allclose(centres["plain training"], [91, 35])
-    np.testing.assert_allclose(centres["the verdict"], [88, 70])
+    np.testing.assert_allclose(np.asarray(limit.get_xdata()), 86)
+    marked = {marks.get_label(): np.asarray(marks.get_offsets()) for marks in axes.collections}
+    np.testing.assert_allclose(np.asarray(axes.collections[0].get_offsets()), [[90, 50], [80, 80]])
+    np.testing.assert_allclose(marked["plain training"], [[91, 35]])
+    np.testing.assert_allclose(marked["the verdict"], [[88, 70]])
     assert len(plots.worst_against_average(points).axes[0].lines) < len(axes.lines)
