@@ -107,7 +107,7 @@ def per_seed(rows: Sequence[Row]) -> str:
 def card(lines: Sequence[Mapping[str, Any]]) -> str:
     """Facts as an HTML table, a line a mapping; columns in the order of their first use, empty where a fact is missing.
 
-    Of a list the first `MANY` entries are shown, of a number four digits.
+    Of a list the first `MANY` entries are shown, of a mapping those that are not 0, of a number four digits.
     """
     titles = dict.fromkeys(name for line in lines for name in line)
     numeric = {
@@ -205,6 +205,8 @@ def rounded(summary: Mapping[str, Any], *, scale: float = 1.0) -> str:
 def _fact(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, Mapping):
+        value = [f"{name}: {fact}" for name, fact in value.items() if fact]
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value[:MANY])) + ", ..." * (len(value) > MANY)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -95,14 +95,18 @@ def test_a_benchmark_has_no_conclusions(tmp_path):
 
 
 def test_findings_of_a_section_replace_the_conclusions(tmp_path, capsys):
-    card = [{"name": "age", "missing": 0.25}, {"name": "<job>", "levels": list("abcdefgh"), "missing": None}]
+    card = [
+        {"name": "age", "missing": 0.25},
+        {"name": "<job>", "levels": list("abcdefgh"), "missing": {"--train": 3, "--test": 0}},
+    ]
     section = page.Section("", {}, ["Leave it: <nothing>.", "One & all."], card)
     page.finish(tmp_path, "debias", {"seeds": 4}, patch_rows(), {"patch": section}, 1.0)
     text = (tmp_path / "report.html").read_text()
     assert '<p class="verdict">Leave it: &lt;nothing&gt;.</p>' in text
     assert "<li>One &amp; all.</li>" in text
     assert not any(sentence in text for sentence in page.conclusions(patch_rows()))
-    assert "<td>0.25</td>" in text
+    assert '<td class="text">0.25</td>' in text
+    assert '<td class="text">--train: 3</td>' in text
     assert '<td class="text">&lt;job&gt;</td>' in text
     assert "a, b, c, d, e, f, ..." in text
     printed = capsys.readouterr().out
