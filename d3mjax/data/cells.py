@@ -109,6 +109,12 @@ def spelled(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else str(value)
 
 
+def short(value: Any, *, length: int = 40) -> str:
+    """A cell for messages, in one line and cut off where it is long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def is_code(texts: pd.Series) -> bool:
     """Whether any text is digits with a leading zero, as in "00501": no number, though it can be read as one."""
     return bool(texts.str.match(r"0\d+$").any())

@@ -220,7 +220,7 @@ def _judged(values: Mapping[str, pd.Series], forced: str) -> Column:
         if _are_strays(strays, len(known), placeholder=True):
             return Column(name, NUMBER, note=style.note, style=style, strays=tuple(sorted(strays.index)))
         if matches.any() and counts[matches].sum() >= 0.5 * len(known):
-            mixed = f"numbers and text ({', '.join(map(repr, strays.index[:2]))}) mixed"
+            mixed = f"numbers and text ({', '.join(repr(cells.short(t)) for t in strays.index[:2])}) mixed"
             return _category(known, len(train))._replace(note=mixed)
         date = _date(name, counts, values)
         if date:
@@ -354,13 +354,14 @@ def _check_read(column: Column, flag: str, values: pd.Series, unread: pd.Series,
     strays = _spelled(bad[~infinite], None)
     counts = strays[~strays.isin(column.strays).astype(bool)].value_counts()
     if len(counts) and not _are_strays(counts, int(values.notna().sum()), placeholder=False):
+        examples = ", ".join(repr(cells.short(t)) for t in counts.index[:3])
         raise ValueError(
             f"{flag}: column {column.name!r}: found {counts.sum()} of {len(values)} rows that are no {column.kind}s "
-            f"({', '.join(map(repr, counts.index[:3]))}), expected {column.kind}s as in {first}; --drop {column.name} "
+            f"({examples}), expected {column.kind}s as in {first}; --drop {column.name} "
             "leaves the column out"
         )
     if len(strays):
-        examples = ", ".join(map(repr, strays.value_counts().index[:3]))
+        examples = ", ".join(repr(cells.short(t)) for t in strays.value_counts().index[:3])
         notes.append(f"{len(strays)} texts in {flag} taken as missing ({examples})")
     return notes
 
@@ -371,11 +372,11 @@ def _check_levels(column: Column, flag: str, texts: pd.Series, first: str) -> li
     if not unknown.any():
         return []
     counts = texts[unknown].value_counts().sort_index()
-    examples = ", ".join(counts.index[:3])
+    examples = ", ".join(map(cells.short, counts.index[:3]))
     if len(texts) >= LEAST_ROWS and unknown.sum() == (texts != MISSING).sum() > 0:
         raise ValueError(
             f"{flag}: column {column.name!r}: found no value of {first} ({examples}), expected levels such as "
-            f"{', '.join(column.levels[:3])}; --drop {column.name} leaves the column out"
+            f"{', '.join(map(cells.short, column.levels[:3]))}; --drop {column.name} leaves the column out"
         )
     rows = "row has a value" if unknown.sum() == 1 else "rows have values"
     return [f"{unknown.sum()} {rows} in {flag} that {first} does not have ({examples}): taken as no level"]

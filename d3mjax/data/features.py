@@ -127,7 +127,8 @@ def _moments(expand: Callable, values: pd.Series, width: int) -> tuple[np.ndarra
         chunk = np.asarray(expand(values.iloc[begin : begin + CHUNK]), np.float64)
         scaler.partial_fit(chunk)
         low, high = np.minimum(low, chunk.min(0)), np.maximum(high, chunk.max(0))
-    return scaler.mean_, np.sqrt(scaler.var_), low == high
+    tiny = scaler.var_ < np.finfo(np.float64).tiny  # squares underflow
+    return scaler.mean_, np.sqrt(scaler.var_), (low == high) | tiny
 
 
 def _fit_number(column: Column, values: pd.Series) -> Fitted:

@@ -28,7 +28,7 @@ _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _NOT_IN_CP1252 = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 _CONTROLS = bytes(byte for byte in range(32) if byte not in b"\t\n\r\f\v")
-_SAMPLE, _SAMPLE_ROWS, _BLOCK = 1 << 20, 1000, 1 << 22  # bytes, rows, bytes: a row fits in a block
+_SAMPLE, _SAMPLE_ROWS = 1 << 20, 1000  # bytes, rows
 _PREAMBLE = 20  # rows at most
 
 
@@ -223,7 +223,8 @@ def _parse(open_file: Open, contents: Contents, dialect: Dialect, path: str) -> 
         strings_can_be_null=True,
         quoted_strings_can_be_null=True,
     )
-    options = pa.csv.ReadOptions(column_names=dialect.names, encoding=contents.encoding, block_size=_BLOCK)
+    block = max(_SAMPLE, 8 * max(map(len, contents.sample)))  # a row fits in a block
+    options = pa.csv.ReadOptions(column_names=dialect.names, encoding=contents.encoding, block_size=block)
     with open_file() as file:
         file.read(begin)
         if dialect.spaced:

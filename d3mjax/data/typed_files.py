@@ -27,7 +27,7 @@ _INT64 = np.iinfo(np.int64)
 
 def read_parquet(file: io.BufferedIOBase, path: str) -> RawTable:
     """A Parquet file. Its index, if it has one, is a column like others."""
-    return _of_arrow(pa.parquet.read_table(file), path)
+    return _of_arrow(pa.parquet.read_table(file, pre_buffer=False), path)
 
 
 def read_arrow(file: io.BufferedIOBase, path: str) -> RawTable:

@@ -40,6 +40,16 @@ class Kind(NamedTuple):
     dtypes: str = ""  # of the columns, with blanks between them; `str` for all where it is empty
 
 
+class Taken(NamedTuple):
+    """A kind of column, and what the data card calls it."""
+
+    name: str
+    make: Callable[[Path], str]  # writes a table whose first column is of the kind
+    kind: str  # of `columns.KINDS`
+    sentence: str
+    note: str = ""  # a regular expression that the line of the card matches
+
+
 def file(name: str, content: bytes | str) -> Callable[[Path], str]:
     """Writes one file."""
 
@@ -96,6 +106,12 @@ def folder_of(pattern: str, **contents: bytes | str) -> Callable[[Path], str]:
         return ",".join(str(folder / part) for part in pattern.split(","))
 
     return make
+
+
+def rows(*cells: str, name: str = "x") -> Callable[[Path], str]:
+    """Writes a .csv of 40 rows with a column that goes through ``cells``, and another."""
+    lines = [f'"{cells[i % len(cells)]}",{i % 7}' for i in range(40)]
+    return file("t.csv", "\n".join([f"{name},other", *lines]) + "\n")
 
 
 AB = {"a": ["1", "3"], "b": ["2", "4"]}
@@ -191,6 +207,36 @@ KINDS = (
 )  # fmt: skip
 
 
+TAKEN = (
+    Taken("numbers, some cells empty", rows("1.5", "", "3"), "number", "Median, and an indicator of what is missing.", "13 missing"),
+    Taken("numbers beside NA, null, n/a, ?, -", rows("1.5", "NA", "3", "null", "?"), "number", "Spellings of a missing entry, in any case, are missing.", "24 missing"),
+    Taken("integers of few values", rows("1", "2", "3"), "number", "Numbers, unless `--categorical` names the column."),
+    Taken("numbers with zeros in front", rows("00501", "10001", "02139"), "category", "Codes, one level each; the zeros stay."),
+    Taken("decimal commas", rows("3,14", "2,5", "-1,25"), "number", "Numbers; the card says so.", "decimal commas"),
+    Taken("thousands separators", rows("1,234", "12,500", "999"), "number", "Numbers; the card says so.", "thousands"),
+    Taken("amounts of money", rows("$1.50", "$20.00", "$3"), "number", "Numbers without the sign; the card says so.", r"\$ removed"),
+    Taken("per cent", rows("15 %", "7.5 %", "80 %"), "number", "Numbers without the sign; the card says so.", "% removed"),
+    Taken("infinite numbers", rows("1", "inf", "2"), "number", "Infinite numbers are missing; the card says so.", "infinite"),
+    Taken("yes and no", rows("yes", "no", "no"), "number", "1 and 0; the card says so.", "no = 0, yes = 1"),
+    Taken("numbers and words", rows("1", "2", "low", "3", "high", "4"), "category", "One level for each text; the card says so.", "mixed"),
+    Taken("dates of ISO 8601", rows("2024-01-31", "2024-12-01"), "date", "Days, and parts of the year, week and day."),
+    Taken("days before months", rows("31.01.2024", "01.12.2024"), "date", "Recognised by all entries; the card names the format.", "%d.%m.%Y"),
+    Taken("months before days", rows("01/31/2024", "12/01/2024"), "date", "Recognised by all entries; the card names the format.", "%m/%d/%Y"),
+    Taken("few texts", rows("red", "green", "blue"), "category", "One level for each text.", "3 levels"),
+    Taken("few texts, some cells empty", rows("red", "", "blue"), "category", "What is missing is a level of its own.", "3 levels; 13 missing"),
+    Taken("another text in each row", file("t.csv", "x,other\n" + "".join(f"a text of {i * i} words,{i % 7}\n" for i in range(60))), "text", "Free text: n-grams of characters, hashed and reduced.", "60 different texts"),
+    Taken("the row index", file("t.csv", ",other\n" + "".join(f"{i},{i % 7}\n" for i in range(40))), "dropped", "Left out.", "row index"),
+    Taken("ids", file("t.csv", "account,other\n" + "".join(f"A-{i:05},{i % 7}\n" for i in range(40))), "dropped", "Left out; `--id` takes them as names of rows, byte for byte.", "id: another value in each row"),
+    Taken("one value in all rows", rows("7"), "dropped", "Left out.", "constant"),
+    Taken("no entry in any row", rows(""), "dropped", "Left out.", "all missing"),
+    Taken("Parquet: truth values", file("t.parquet", parquet({"x": [True, False, True] * 10})), "number", "1 and 0.", "false = 0, true = 1"),
+    Taken("Parquet: text that looks like numbers, with zeros in front", file("t.parquet", parquet({"x": ["00501", "10001"] * 10})), "category", "Codes, one level each; the zeros stay."),
+    Taken("Parquet: categories", file("t.parquet", parquet({"x": pa.array(["x", "y"] * 10).dictionary_encode()})), "category", "One level each."),
+    Taken("Parquet: decimals, some missing", file("t.parquet", parquet({"x": [decimal.Decimal("1.50"), None, decimal.Decimal("2.25")] * 10})), "number", "As numbers of text.", "10 missing"),
+    Taken("Parquet: times with a zone", file("t.parquet", parquet({"x": pa.array([NOON, NOON + datetime.timedelta(1)] * 10, pa.timestamp("us", "Asia/Tokyo"))})), "date", "In UTC."),
+)  # fmt: skip
+
+
 def page() -> str:
     """The page of the docs."""
     lines = [
@@ -202,6 +248,9 @@ def page() -> str:
     for section, kinds in itertools.groupby(KINDS, key=lambda kind: kind.section):
         lines += ["", f"## {section}", "", "| Input | What it becomes |", "|---|---|"]
         lines += [f"| {kind.name} | {kind.sentence} |" for kind in kinds]
+    lines += ["", "## Columns", "", "The kind of a column is that of the data card.", ""]
+    lines += ["| Column | Kind | What it becomes |", "|---|---|---|"]
+    lines += [f"| {taken.name} | {taken.kind} | {taken.sentence} |" for taken in TAKEN]
     return "\n".join(lines) + "\n"
 
 

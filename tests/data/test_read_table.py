@@ -6,9 +6,9 @@ import input_kinds
 import numpy as np
 import pandas as pd
 import pytest
-from input_kinds import KINDS, Kind
+from input_kinds import KINDS, TAKEN, Kind, Taken
 
-from d3mjax.data import files
+from d3mjax.data import columns, files
 
 DOCS = Path(__file__).parents[2] / "docs" / "inputs.md"
 
@@ -37,6 +37,15 @@ def test_kind_of_input(tmp_path, kind: Kind):
     assert notes == "" if not kind.note else pd.Series([notes]).str.contains(kind.note).all(), notes
 
 
+@pytest.mark.parametrize("taken", TAKEN, ids=[taken.name for taken in TAKEN])
+def test_kind_of_column(tmp_path, taken: Taken):
+    frame = files.read_table(taken.make(tmp_path)).frame
+    first = columns.infer({"--train": frame})[0]
+    assert first.kind == taken.kind
+    assert pd.Series(columns.lines([first])).str.contains(taken.note).all(), first
+
+
 def test_docs_list_exactly_these_kinds():
     assert DOCS.read_text() == input_kinds.page(), "python tests/data/input_kinds.py > docs/inputs.md"
     assert len({kind.name for kind in KINDS}) == len(KINDS) >= 40
+    assert len({taken.name for taken in TAKEN}) == len(TAKEN)
