@@ -19,7 +19,7 @@ from d3mjax import (
 )
 from d3mjax.attribution import datamodels, effects, influence, outputs, projections, trak
 from d3mjax.data.planted.shortcut import planted_shortcut
-from d3mjax.debiasing import baselines, selection
+from d3mjax.debiasing import baselines, offsets, selection
 from d3mjax.debiasing.d3m import debias
 from d3mjax.diagnosis.diagnose import diagnose
 from d3mjax.networks.adapt import from_functions, from_linen, from_nnx
@@ -70,6 +70,7 @@ __all__ = [
     "mlp",
     "model_keys",
     "networks",
+    "offsets",
     "outputs",
     "planted_shortcut",
     "projections",

@@ -35,7 +35,8 @@ def by_pseudo_group(data: Data) -> Data:
 
 def by_class(evaluation: Evaluation) -> Evaluation:
     """Accuracies of the classes, out of those of groups ``2 y``; losses keep all pseudo-groups."""
-    return evaluation._replace(selection=evaluation.selection[..., ::2], test=evaluation.test[..., ::2])
+    by_group = ("selection", "test", "selection_with_offsets", "test_with_offsets")
+    return evaluation._replace(**{name: getattr(evaluation, name)[..., ::2] for name in by_group})
 
 
 def unit_of(pseudo: pseudo_groups.PseudoGroups, target: Split) -> Unit:

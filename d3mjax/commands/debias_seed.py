@@ -173,7 +173,7 @@ def compare(
         tried, readings = tried | more, readings | dict.fromkeys(more, reading)
     *curve, rule = list(tried)[: len(GRID) + 1]
     selected = retrain(keys.D3M.SELECT, tried)
-    chosen = d3m.choose(selected, parts.selection.group)
+    chosen = d3m.choose(selected, parts.selection.group, offsets=False).name
 
     draws = keys.members(root, keys.D3M.DRAW, recipe.retrains)
     like = lambda cell, count: jax.vmap(lambda key: selection.drop_random_like(key, tried[chosen], cell, count))(draws)

@@ -4,7 +4,8 @@
 
 `debias` is the method. Studies and commands call the parts: `sources` makes the columns, `score` the alignment of each
 example with the groups that do badly, `candidates` and `soft_candidate` the weights that selection tries,
-`retrain_each` the evaluations and `choose` the decision. Groups are needed on the target and selection splits alone.
+`retrain_each` the evaluations, without and with class offsets, and `choose` the decision between all of them. Groups
+are needed on the target and selection splits alone.
 Source: Jain, Hamidieh, Georgiev, Ilyas, Ghassemi, Madry, "Improving Subgroup Robustness via Data Selection", 2024.
 """
 
@@ -21,10 +22,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, Real
 from d3mjax import keys, metrics
 from d3mjax.attribution import outputs, projections, trak
 from d3mjax.data import splits
-from d3mjax.debiasing import group_weighting, selection, sources
+from d3mjax.debiasing import group_weighting, offsets, selection, sources
 from d3mjax.debiasing.sources import Attribution
 from d3mjax.runtime.hosts import local_mesh, place
-from d3mjax.training import ensemble, masks
+from d3mjax.training import ensemble, masks, objectives
 from d3mjax.types import AnyArray, Data, Model, Split, Trainer, checked_names
 
 SHARES = (0.1, 0.2, 0.3)  # of the training set, removed by candidates
@@ -38,6 +39,17 @@ class Evaluation(NamedTuple):
     selection: Float[Array, "*m G"]  # group accuracies on the selection split
     test: Float[Array, "*m G"]  # group accuracies on the test split
     average: Float[Array, "*m"]  # accuracy on the test split
+    offsets: Float[Array, "*m C"]  # class offsets, to be added to the logits: chosen on target and selection split
+    selection_with_offsets: Float[Array, "*m G"]  # the same with offsets chosen on the target split alone
+    test_with_offsets: Float[Array, "*m G"]  # with ``offsets``
+    average_with_offsets: Float[Array, "*m"]
+
+
+class Choice(NamedTuple):
+    """A candidate, and whether its models get class offsets."""
+
+    name: str
+    offsets: bool
 
 
 class Scores(NamedTuple):
@@ -54,7 +66,8 @@ class Options(NamedTuple):
     ``attribution``: how checkpoints are attributed; None for TRAK at `DAMPINGS`, projected to ``min(256,
     default_size(2 n))`` dimensions. ``retrains``: models behind every evaluation. ``beta``: sharpness of the group
     weights, per nat of group loss. ``shares``: of the training set, removed by candidates. ``tolerance``: worst-group
-    accuracy on the selection split within which average accuracy decides.
+    accuracy on the selection split within which average accuracy decides. ``offsets``: whether candidates compete with
+    class offsets, too.
     """
 
     attribution: Attribution | None = None
@@ -62,6 +75,7 @@ class Options(NamedTuple):
     beta: float = 1.0
     shares: tuple[float, ...] = SHARES
     tolerance: float = 0.02
+    offsets: bool = True
 
 
 class Debiased(NamedTuple):
@@ -71,26 +85,48 @@ class Debiased(NamedTuple):
     scores: Float[np.ndarray, "n"]  # at the chosen reading
     columns: Float[np.ndarray, "n G"]  # at the chosen reading
     group_losses: Float[np.ndarray, "G"]  # of plain training on the targets, nats
+    offsets: Float[np.ndarray, "m C"]  # to be added to the logits of the models of ``after``; 0 unless chosen
     tried: dict[str, Evaluation]  # candidates by name; only their selection accuracies may decide anything
-    chosen: str  # name of the candidate
+    chosen: Choice
     before: Evaluation  # plain training, models that took no part in any choice
-    after: Evaluation  # training on ``weights``, from the same keys as ``before``
+    control: Evaluation  # the models of ``before`` with class offsets: what costs no training
+    after: Evaluation  # training on ``weights``, with ``offsets``, from the same keys as ``before``
     info: dict[str, Any]  # residuals of the solves, and `selection.GuardInfo`
 
 
 def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Evaluation:
-    """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group."""
+    """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group.
 
-    def right(split):
-        return outputs.hard_margins(model, variables, split, microbatch=4096) > 0
+    Accuracies are given without and with class offsets (`offsets.choose`). No example that measures offsets has a part
+    in their choice: those measured on the selection split are chosen on the target split.
+    """
+    targets, selecting = data.target, data.selection
+    target = outputs.logits(model, variables, targets.x)
+    selected, test = (outputs.logits(model, variables, split.x, microbatch=4096) for split in (selecting, data.test))
+    y, group = (jnp.concatenate(pair) for pair in ((targets.y, selecting.y), (targets.group, selecting.group)))
+    first = offsets.choose(target, targets.y, targets.group, num_groups)
+    final = offsets.choose(jnp.concatenate([target, selected]), y, group, num_groups)
 
-    test = right(data.test)
-    losses = outputs.losses(model, variables, data.target)
+    def accuracies(logits, split):
+        right = outputs.hard_margin(logits, split.y) > 0
+        return metrics.group_means(right, split.group, num_groups), metrics.average_accuracy(right)
+
     return Evaluation(
-        metrics.group_means(losses, data.target.group, num_groups),
-        metrics.group_means(right(data.selection), data.selection.group, num_groups),
-        metrics.group_means(test, data.test.group, num_groups),
-        metrics.average_accuracy(test),
+        metrics.group_means(objectives.losses(target, targets.y), targets.group, num_groups),
+        accuracies(selected, selecting)[0],
+        *accuracies(test, data.test),
+        final,
+        accuracies(selected + first[None], selecting)[0],
+        *accuracies(test + final[None], data.test),
+    )
+
+
+def with_offsets(evaluation: Evaluation) -> Evaluation:
+    """The evaluation of the same models with class offsets: accuracies with offsets in place of those without."""
+    return evaluation._replace(
+        selection=evaluation.selection_with_offsets,
+        test=evaluation.test_with_offsets,
+        average=evaluation.average_with_offsets,
     )
 
 
@@ -187,15 +223,21 @@ def soft_candidate(scores: Float[AnyArray, "n"]) -> Float[Array, "n"]:
     return selection.drop_lowest(scores, len(scores) // 10) * selection.soft_weights(scores, 0.1)
 
 
-def choose(tried: Mapping[str, Evaluation], group: Int[AnyArray, "t"], *, tolerance: float = 0.02) -> str:
-    """Name of the candidate that `selection.choose` takes; ``group``: of the selection split.
+def choose(
+    tried: Mapping[str, Evaluation], group: Int[AnyArray, "t"], *, tolerance: float = 0.02, offsets: bool = True
+) -> Choice:
+    """The candidate that `selection.choose` takes, with or without class offsets; ``group``: of the selection split.
 
     Accuracies are means over the retrained models; the average weighs groups by their size in the selection split.
+    Without ``offsets`` no candidate gets any.
     """
-    accuracies = np.stack([evaluation.selection.mean(0) for evaluation in tried.values()])
+    choices = {Choice(name, False): evaluation for name, evaluation in tried.items()}
+    if offsets:
+        choices |= {Choice(name, True): with_offsets(evaluation) for name, evaluation in tried.items()}
+    accuracies = np.stack([evaluation.selection.mean(0) for evaluation in choices.values()])
     counts = np.bincount(group, minlength=accuracies.shape[1])
     average = np.where(counts > 0, accuracies, 0) @ counts / counts.sum()
-    return list(tried)[int(selection.choose(accuracies, average, tolerance=tolerance))]
+    return list(choices)[int(selection.choose(accuracies, average, tolerance=tolerance))]
 
 
 def debias(
@@ -216,7 +258,8 @@ def debias(
     Trains ``checkpoints`` models on everything, attributes the mean margin of every target group to the training
     examples, scores them by alignment with the groups of high loss, retrains on each candidate set, and takes the one
     of best average accuracy among those whose worst group on the selection split is within ``options.tolerance`` of
-    the best. ``before`` and ``after`` are retrained from keys of their own and evaluated on ``data.test``.
+    the best, each without and with class offsets. ``before``, its ``control`` with class offsets and ``after`` are
+    retrained from keys of their own and evaluated on ``data.test``.
 
     ``data``: four disjoint splits; groups of ``data.train`` are not used. ``num_steps``: of one training. ``width``
     models are trained side by side on each device of ``mesh`` (None: all local devices); results do not depend on
@@ -262,12 +305,14 @@ def debias(
         more |= {f"{name}, soft": soft_candidate(scores)}
         weights, readings = weights | more, readings | dict.fromkeys(more, reading)
     tried = retrain_each(fit, keys.members(key, keys.D3M.SELECT, runs), weights)
-    chosen = choose(tried, data.selection.group, tolerance=options.tolerance)
-    final = {"before": everything, "after": weights[chosen]}
-    reported = retrain_each(fit, keys.members(key, keys.D3M.REPORT, runs), final)
-    kept, at = np.asarray(weights[chosen], np.float32), readings[chosen]
+    chosen = choose(tried, data.selection.group, tolerance=options.tolerance, offsets=options.offsets)
+    final = {"before": everything, "after": weights[chosen.name]}
+    before, after = retrain_each(fit, keys.members(key, keys.D3M.REPORT, runs), final).values()
+    kept, at = np.asarray(weights[chosen.name], np.float32), readings[chosen.name]
     arrays = (kept, np.asarray(scored.scores[at]), source.columns[at], np.asarray(group_losses))
-    return Debiased(*arrays, tried, chosen, reported["before"], reported["after"], source.facts)
+    added = np.asarray(after.offsets) * chosen.offsets
+    after = with_offsets(after) if chosen.offsets else after
+    return Debiased(*arrays, added, tried, chosen, before, with_offsets(before), after, source.facts)
 
 
 @lru_cache

@@ -90,8 +90,8 @@ def measure(
     judged = retrain(task, on_device, keys[D3M.SELECT], tried)
     little = {name: judged[name] for name, rows in tried.items() if jnp.mean(rows == 0) <= 0.1}
     chosen = {
-        "D3M, by selection": d3m.choose(judged, data.selection.group),
-        "D3M, by selection, at most 10 % removed": d3m.choose(little, data.selection.group),
+        "D3M, by selection": d3m.choose(judged, data.selection.group, offsets=False).name,
+        "D3M, by selection, at most 10 % removed": d3m.choose(little, data.selection.group, offsets=False).name,
     }
 
     scores = scored.scores[0]

@@ -9,7 +9,7 @@ import pytest
 
 import d3mjax
 from d3mjax.attribution import influence, projections, trak
-from d3mjax.debiasing import d3m, sources
+from d3mjax.debiasing import d3m, offsets, sources
 from d3mjax.types import Data, Model
 
 N, STEPS, GROUPS = 200, 40, 4
@@ -62,8 +62,26 @@ def test_the_parts_of_the_result_belong_together(result):
     alone = d3m.retrain(
         jnp.tile(keys, 2), MODEL, TRAINER, DATA.train, DATA, rows, GROUPS, STEPS, mesh=planted.mesh_of(2)
     )
-    planted.equal(jax.tree.map(lambda a: a[:2], alone), result.before)
-    planted.equal(jax.tree.map(lambda a: a[2:], alone), result.after)
+    before, after = (jax.tree.map(lambda a, i=i: a[i : i + 2], alone) for i in (0, 2))
+    planted.equal((before, d3m.with_offsets(before)), (result.before, result.control))
+    planted.equal(d3m.with_offsets(after) if result.chosen.offsets else after, result.after)
+    planted.equal(after.offsets * result.chosen.offsets, result.offsets)
+
+
+@pytest.fixture(scope="module")
+def without():
+    return run(options=OPTIONS._replace(offsets=False))
+
+
+def test_removal_is_the_same_without_offsets(result, without):
+    planted.equal(without.tried, result.tried)
+    planted.equal((without.before, without.control), (result.before, result.control))
+    assert without.chosen == d3m.choose(result.tried, DATA.selection.group, offsets=False)
+    assert not without.chosen.offsets
+    assert not without.offsets.any()
+    assert not np.array_equal(without.control.test, without.before.test)
+    best = max(result.tried.values(), key=lambda evaluation: evaluation.selection_with_offsets.mean(0).min())
+    assert best.selection_with_offsets.mean(0).min() > best.selection.mean(0).min()
 
 
 def test_a_flipped_sign_is_noticed(result):
@@ -76,12 +94,14 @@ def test_a_flipped_sign_is_noticed(result):
     assert worst(hurt, "D3M/0.3") < worst(result, "D3M/0.3") - 0.1
 
 
-def test_the_order_of_training_examples_does_not_matter(result):
+def test_the_order_of_training_examples_does_not_matter(without):
     order = np.random.default_rng(1).permutation(N)
-    permuted = run(DATA._replace(train=jax.tree.map(lambda a: a[order], DATA.train)))
-    assert permuted.chosen == result.chosen
-    close(permuted.scores, result.scores[order])
-    close(permuted.weights, result.weights[order])
+    reordered = DATA._replace(train=jax.tree.map(lambda a: a[order], DATA.train))
+    # With offsets two candidates are as good, and models of subsets, whose batches straddle epochs, do vary.
+    permuted = run(reordered, options=OPTIONS._replace(offsets=False))
+    assert permuted.chosen == without.chosen
+    close(permuted.scores, without.scores[order])
+    close(permuted.weights, without.weights[order])
 
 
 @pytest.mark.parametrize("layout", [{"width": 3}, {"mesh": planted.mesh_of(1)}, {"mesh": planted.mesh_of(8)}])
@@ -134,6 +154,16 @@ def test_evaluation_by_hand():
     planted.close(got.selection, np.array([right["selection"][m].mean() for m in members["selection"]]))
     planted.close(got.test, np.array([right["test"][m].mean() for m in members["test"]]))
     planted.close(got.average, right["test"].mean())
+    first = np.asarray(offsets.choose(logits["target"], DATA.target.y, DATA.target.group, GROUPS))
+    pair = [(logits[name], split.y, split.group) for name, split in _splits(DATA) if name in ("target", "selection")]
+    final = np.asarray(offsets.choose(*map(np.concatenate, zip(*pair, strict=True)), GROUPS))
+    planted.close(got.offsets, final, terms=100)
+    moved = {"selection": logits["selection"] + first, "test": logits["test"] + final}
+    right = {name: some.argmax(1) == DATA._asdict()[name].y for name, some in moved.items()}
+    planted.close(got.selection_with_offsets, np.array([right["selection"][m].mean() for m in members["selection"]]))
+    planted.close(got.test_with_offsets, np.array([right["test"][m].mean() for m in members["test"]]))
+    planted.close(got.average_with_offsets, right["test"].mean())
+    planted.equal(d3m.with_offsets(got)[:4], (got.losses, *got[5:]))
 
 
 def _splits(data: Data):
@@ -166,7 +196,7 @@ def test_each_weighting_is_retrained_from_the_same_keys():
 
     def fit(keys, weights):
         seen.append((keys, weights))
-        return d3m.Evaluation(weights, weights, weights, weights[:, 0])
+        return d3m.Evaluation(*[weights] * 3, weights[:, 0], *[weights] * 3, weights[:, 0])
 
     keys = d3mjax.model_keys(KEY, np.arange(2))
     both = d3m.retrain_each(fit, keys, {"one": np.array([True, False]), "each": np.array([[0.5, 1], [2, 3]])})
@@ -178,9 +208,10 @@ def test_each_weighting_is_retrained_from_the_same_keys():
 
 
 def test_choice_reads_the_selection_split_alone():
-    def evaluation(selection, test):
+    def evaluation(selection, test, with_offsets=(0.0, 0.0)):
         of = lambda groups: jnp.tile(jnp.array(groups), (3, 1))
-        return d3m.Evaluation(of([9.0, 9.0]), of(selection), of(test), jnp.zeros(3))
+        without = d3m.Evaluation(of([9.0, 9.0]), of(selection), of(test), jnp.zeros(3), *[of(with_offsets)] * 4)
+        return without._replace(test_with_offsets=of(test), average_with_offsets=jnp.zeros(3))
 
     tried = {
         "average": evaluation([0.50, 0.99], [1.0, 1.0]),
@@ -188,8 +219,11 @@ def test_choice_reads_the_selection_split_alone():
         "near": evaluation([0.69, 0.90], [0.0, 0.0]),
     }
     group = np.repeat([0, 1], [10, 90])
-    assert d3m.choose(tried, group) == "near"
-    assert d3m.choose(tried, group, tolerance=0.0) == "worst"
+    assert d3m.choose(tried, group) == ("near", False)
+    assert d3m.choose(tried, group, tolerance=0.0) == ("worst", False)
+    tried["moved"] = evaluation([0.1, 0.9], [0.0, 0.0], (0.71, 0.95))
+    assert d3m.choose(tried, group) == ("moved", True)
+    assert d3m.choose(tried, group, offsets=False) == ("near", False)
 
 
 def _columns(attribution, **options):

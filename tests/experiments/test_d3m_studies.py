@@ -151,14 +151,14 @@ def copies(monkeypatch):
 
 @pytest.fixture
 def traces(monkeypatch):
-    """One entry whenever a program that computes hard margins is traced."""
+    """One entry whenever a program that computes logits is traced."""
     calls = []
 
-    def tracing(*args, original=outputs.hard_margins, **options):
+    def tracing(*args, original=outputs.logits, **options):
         calls.append(1)
         return original(*args, **options)
 
-    monkeypatch.setattr(outputs, "hard_margins", tracing)
+    monkeypatch.setattr(outputs, "logits", tracing)
     return calls
 
 
