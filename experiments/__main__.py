@@ -26,7 +26,7 @@ WINGS = {
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
     ),
     "experiments.bias": ("fmd", "fmd_against_d3m", "influence_on_bias"),
-    "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "teach"),
+    "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "pretrain"),
 }
 
 

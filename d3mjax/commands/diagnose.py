@@ -4,7 +4,7 @@ Claim:    a diagnoser taught on other tables finds wrong labels and broken featu
           right on tables that it has not seen is measured, and reported for each kind.
 Command:  d3mjax-diagnose --train train.parquet --validation val.parquet --label y     (--help explains every option)
 Expected: precision and recall as in the report of the diagnoser, where your errors are like the planted ones.
-Device:   two CPU cores, a minute or two for 4,000 rows; the first use teaches a diagnoser, once, in about 20 minutes.
+Device:   two CPU cores, a minute for 4,000 rows.
 """
 
 import hashlib
@@ -21,18 +21,17 @@ import numpy as np
 from jaxtyping import Bool
 
 from d3mjax.attribution import outputs
-from d3mjax.commands import command, diagnose_data, diagnose_report, diagnose_teach
+from d3mjax.commands import command, diagnose_data, diagnose_report
 from d3mjax.commands.diagnose_data import Files, UserTable
 from d3mjax.commands.diagnose_report import Decision
 from d3mjax.data import tables
 from d3mjax.data.planted.mixed_errors import KINDS
-from d3mjax.diagnosis import diagnose, repair, trees
+from d3mjax.diagnosis import diagnose, repair, taught, trees
 from d3mjax.diagnosis.cells import MLP2, Network, labelled, make_train, trainer_of
 from d3mjax.runtime import hosts, runs, store
 
 RESERVED = 256  # validation rows besides those looked at that make a separate check
 RESTORE = {"impute": repair.impute, "drop": None}
-DEFAULT = diagnose_teach.Config()
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Config:
     """What determines the numbers."""
 
     files: Files
-    # File of a diagnoser, as python -m experiments demix_pretrain makes it. If not given, the default one, which is
-    # made where RESULTS does not have it yet: that takes about 20 minutes, once.
+    # File of a diagnoser, as python -m experiments demix_pretrain makes it; if not given, that which ships with d3mjax.
     diagnoser: str | None = None
     # Networks that are trained on --train to describe its rows; probabilities are means over them.
     networks: int = 3
@@ -87,32 +85,16 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     """
     command.start(config, ("networks", "seeds"))
     data = diagnose_data.read(config.files)
-    path = find_diagnoser(config, results)
+    path = taught.SHIPPED if config.diagnoser is None else Path(config.diagnoser)
+    if not path.is_file():
+        raise ValueError(f"--diagnoser: found no file {path}, expected one of python -m experiments demix_pretrain")
     try:
-        diagnoser, manifest = diagnose_teach.load(path)
+        diagnoser, manifest = taught.load(path)
     except ValueError as error:
         raise ValueError(f"--diagnoser: {error}") from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     directory = command.open_run(results, "diagnose", config, _arrays(data), run, facts={"diagnoser": checksum})
     return Job(config, data, diagnoser, manifest, directory)
-
-
-def find_diagnoser(config: Config, results: Path) -> Path:
-    """The file of the user, or the default one, which is taught if ``results`` does not have it."""
-    if config.diagnoser is not None:
-        path = Path(config.diagnoser)
-        if not path.is_file():
-            raise ValueError(f"--diagnoser: found no file {path}, expected one of python -m experiments demix_pretrain")
-        return path
-    path = diagnose_teach.diagnoser_path(DEFAULT, results)
-    if not diagnose_teach.finished(path):
-        print(
-            f"No --diagnoser: teaching the default one on {len(DEFAULT.tasks)} tables with planted errors "
-            f"({', '.join(DEFAULT.tasks)}). That takes about 20 minutes on two cores, once: it is kept as {path}, and "
-            "the same command resumes where this one is stopped."
-        )
-        diagnose_teach.teach(DEFAULT, results)
-    return path
 
 
 def look(job: Job, train: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:

@@ -1,8 +1,7 @@
 """Cells: a table, the networks trained on it, its influence vectors, and the features of its rows.
 
-A cell is one table with one model; planted cells (`plan`) are one table, rule, clean ratio and seed. Cells of one shape
-are one compiled program mapped over devices. Besides the tensor of `vectors` a cell has a few numbers a row (`EXTRAS`)
-that mean the same for any table.
+A cell is one table with one model. Cells of one shape are one compiled program mapped over devices. Besides the tensor
+of `vectors` a cell has a few numbers a row (`EXTRAS`) that mean the same for any table.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int
 
 from d3mjax.attribution import outputs
 from d3mjax.data import tables
-from d3mjax.data.planted import mixed_errors
-from d3mjax.data.planted.mixed_errors import Errors, Rule
-from d3mjax.data.sets.shortcut_tables import Parts, TableTask
 from d3mjax.diagnosis import oddity, row_features, vectors
 from d3mjax.networks import dense, ft_transformer
 from d3mjax.training import ensemble, objectives, sampling
@@ -53,14 +49,6 @@ FTT = Network("FT-transformer", ft_transformer.ft_transformer, optax.adamw(1e-3)
 NETWORKS = {network.name: network for network in (MLP2, MLP1, DEEP, FTT)}
 
 
-class Planned(NamedTuple):
-    """Planted errors in train and validation rows, and their features."""
-
-    train: Errors
-    validation: Errors
-    splits: tuple[Split, Split]
-
-
 class Cell(NamedTuple):
     """The input of a diagnoser."""
 
@@ -69,23 +57,6 @@ class Cell(NamedTuple):
     logits: np.ndarray  # Float32[n C]
     left_out: np.ndarray  # Float32[n C], logits of models trained on the other folds
     by_class: np.ndarray  # Float16[n C t], the cosine of gradients, were the rows labelled so; positive: helpful
-
-
-def plan(task: TableTask, parts: Parts, rule: Rule | None, clean: float, seed: int) -> Planned:
-    """Errors drawn by ``seed``, in train and validation rows alike; the encoder is fitted on the dirty rows."""
-    dirty, held = (
-        mixed_errors.inject(
-            jax.random.key(seed),
-            *part,
-            rule,
-            num_classes=task.num_classes,
-            options=mixed_errors.Options(clean=clean, size=size),
-        )
-        for part, size in ((parts.train, task.train), (parts.validation, task.validation))
-    )
-    encoder = tables.fit_encoder(dirty.table)
-    train, validation = (labelled(encoder, errors.table, errors.labels) for errors in (dirty, held))
-    return Planned(dirty, held, (train, validation))
 
 
 def labelled(encoder: tables.Encoder, table: Table, labels: Int[AnyArray, "n"]) -> Split:
@@ -111,18 +82,27 @@ def make_train(
     trainer = trainer_of(model, network, num_rows)
 
     def one(key, train: Split, validation: Split):
-        everything = jnp.ones(num_rows)
-        state, margins = trainer.init(key, train.x[:1]), []
-        for _ in range(4):
-            state, _ = trainer.run(state, train, everything, network.steps // 4)
-            margins.append(outputs.soft_margins(model, state.variables, train))
-        logits = outputs.logits(model, state.variables, train.x)
-        others = left_out(key, model, trainer, train, network.steps)
-        extras = [vectors.norms(model, state.variables, train), jnp.stack(margins).mean(0)]
+        fold = jax.random.permutation(jax.random.fold_in(key, 1), num_rows) % FOLDS
+        keys = jnp.stack([key, *(jax.random.fold_in(key, 2 + k) for k in range(FOLDS))])
+
+        def fit(start, without):  # the fold that is left out; -1 is none
+            weights = (fold != without).astype(jnp.float32)
+
+            def quarter(state, _):
+                state, _ = trainer.run(state, train, weights, network.steps // 4)
+                return state, outputs.soft_margins(model, state.variables, train)
+
+            state, margins = jax.lax.scan(quarter, trainer.init(start, train.x[:1]), length=4)
+            return state.variables, margins, outputs.logits(model, state.variables, train.x)
+
+        each = jax.lax.map(lambda one: fit(*one), (keys, jnp.arange(-1, FOLDS)))  # one compilation for all
+        variables, margins, logits = jax.tree.map(lambda a: a[0], each)
+        others = jnp.take_along_axis(each[2][1:], fold[None, :, None], axis=0)[0]
+        extras = [vectors.norms(model, variables, train), margins.mean(0)]
         extras += [objectives.losses(others, train.y), outputs.soft_margin(others, train.y)]
-        tensor = vectors.tensor(model, state.variables, train, validation)
+        tensor = vectors.tensor(model, variables, train, validation)
         labelled_as = lambda c: train._replace(y=jnp.full_like(train.y, c))
-        product = lambda c: vectors.gram(model, state.variables, labelled_as(c), validation).astype(jnp.float16)
+        product = lambda c: vectors.gram(model, variables, labelled_as(c), validation).astype(jnp.float16)
         by_class = jax.lax.map(product, jnp.arange(num_classes)).swapaxes(0, 1)
         return tensor, jnp.stack(extras, 1), logits, others, by_class
 
@@ -141,19 +121,6 @@ def make_train(
         return cells
 
     return train
-
-
-def left_out(key: Key[Array, ""], model: Model, trainer: Trainer, split: Split, steps: int) -> Float[Array, "n C"]:
-    """Logits of each row under a model that was trained on the other of `FOLDS` folds."""
-    fold = jax.random.permutation(jax.random.fold_in(key, 1), len(split.y)) % FOLDS
-
-    def one(k):
-        state = trainer.init(jax.random.fold_in(key, 2 + k), split.x[:1])
-        state, _ = trainer.run(state, split, (fold != k).astype(jnp.float32), steps)
-        return outputs.logits(model, state.variables, split.x)
-
-    each = jax.lax.map(one, jnp.arange(FOLDS))
-    return jnp.take_along_axis(each, fold[None, :, None], axis=0)[0]
 
 
 def features(cell: Cell, y: Int[AnyArray, "n"], num_classes: int) -> Float[np.ndarray, "n f"]:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax.data import tables
-from d3mjax.diagnosis import trees
+from d3mjax.diagnosis import taught, trees
 from d3mjax.diagnosis.cells import MLP2, Cell, Network, features, labelled, make_train
 from d3mjax.types import AnyArray, Table
 
@@ -44,8 +44,8 @@ def diagnose(
     y: Int[AnyArray, "n"],
     validation: Table,
     validation_y: Int[AnyArray, "t"],
-    diagnoser: trees.Trees,
     *,
+    diagnoser: trees.Trees | None = None,
     networks: int = 3,
     network: Network = MLP2,
     width: int = 1,
@@ -55,22 +55,17 @@ def diagnose(
 
     Trains ``networks`` small networks on the table, describes each row by its influence on the rows of ``validation``
     (64 or more that nothing is trained on; they may have errors of their own), and applies ``diagnoser``, trees taught
-    on other tables. Both tables have the same columns and levels, see `tables.from_columns`; classes are 0..C-1. Pass
-    the result on to `repair.recommended`. ``width`` and ``mesh`` are those of `ensemble.map_models`.
+    on other tables; if None, those that ship with d3mjax (`taught.shipped`). Both tables have the same columns and
+    levels, see `tables.from_columns`; classes are 0..C-1. Pass the result on to `repair.recommended`. ``width`` and
+    ``mesh`` are those of `ensemble.map_models`.
 
-    >>> import jax, numpy as np
+    >>> import jax, numpy as np, d3mjax
     >>> from d3mjax.data import tables
-    >>> from d3mjax.diagnosis import cells, trees
-    >>> from d3mjax.diagnosis.diagnose import diagnose
     >>> rng = np.random.default_rng(0)
-    >>> features = rng.normal(size=(600, len(cells.FEATURES))).astype(np.float32)  # in place of a taught diagnoser
-    >>> signs = [cells.FEATURES.index(name) for name in ("left out in the cell", "far", "norm in the cell")]
-    >>> options = trees.Options(folds=2, rounds=4, leaves=3)
-    >>> diagnoser = trees.fit(features, features[:, signs] > 1.2, np.arange(600) // 100, options=options)
     >>> y, held_y = rng.integers(0, 2, 80), rng.integers(0, 2, 64)
     >>> table, validation = (tables.from_columns({"a": 4.0 * c + rng.normal(size=len(c))}) for c in (y, held_y))
     >>> y[:4] = 1 - y[:4]  # wrong labels
-    >>> result = diagnose(jax.random.key(0), table, y, validation, held_y, diagnoser, networks=1)
+    >>> result = d3mjax.diagnose(jax.random.key(0), table, y, validation, held_y, networks=1)
     >>> result.claims.shape, bool(result.claims[:4, 0].all()), bool(result.claims[4:, 0].mean() < 0.2)
     ((80, 3), True, True)
 
@@ -78,6 +73,7 @@ def diagnose(
       ValueError: if the columns of the tables differ, or classes of ``validation_y`` do not occur in ``y``.
       FloatingPointError: if the training of a network diverges.
     """
+    diagnoser = taught.shipped()[0] if diagnoser is None else diagnoser
     y, validation_y = np.asarray(y), np.asarray(validation_y)
     if unknown := set(validation_y.tolist()) - set(y.tolist()):
         raise ValueError(f"validation_y: found classes {sorted(unknown)}, expected those of y")

@@ -35,6 +35,7 @@ class Layout(NamedTuple):
 LAYOUT = Layout()
 
 
+@partial(jax.jit, static_argnames=("num_classes", "layout", "quantiles", "neighbours", "microbatch"))
 def order_statistics(
     vectors: Float[AnyArray, "n k t"],
     y: Int[AnyArray, "n"],
@@ -57,9 +58,7 @@ def order_statistics(
     All rows must be of one cell. Memory is ``microbatch k t`` beyond the vectors; it changes nothing else.
     """
     vectors, y = jnp.asarray(vectors), jnp.asarray(y)
-    described = _described(
-        vectors, layout=layout, quantiles=tuple(quantiles), neighbours=tuple(neighbours), microbatch=microbatch
-    )
+    described = _described(vectors, layout, quantiles, neighbours, microbatch)
     loss = vectors[:, layout.loss, 0].astype(jnp.float32)
     member = jax.nn.one_hot(y, num_classes, axis=0, dtype=bool)
     within = normal_scores(jnp.where(member, loss[None], jnp.nan))
@@ -101,8 +100,7 @@ def normal_scores(x: Float[AnyArray, "*b n"]) -> Float[Array, "*b n"]:
     return jnp.where(missing, jnp.nan, jax.scipy.special.ndtri((ranks - 0.5) / jnp.maximum(count, 1)))
 
 
-@partial(jax.jit, static_argnames=("layout", "quantiles", "neighbours", "microbatch"))
-def _described(vectors, *, layout, quantiles, neighbours, microbatch) -> Float[Array, "n f"]:
+def _described(vectors, layout, quantiles, neighbours, microbatch) -> Float[Array, "n f"]:
     """Features from the vectors alone."""
 
     def describe(part):

@@ -5,6 +5,7 @@ The file is an ``.npz``, with the manifest as JSON in one of its arrays, followe
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,14 @@ def save_diagnoser(path: str | Path, arrays: Mapping[str, Any], manifest: Mappin
     store.write_bytes(Path(path), store.seal(payload))
 
 
-def load_diagnoser(path: str | Path, channels: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_diagnoser(path: str | Traversable, channels: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(arrays, manifest)`` as `save_diagnoser` was given them, bit by bit; ``Diagnoser(**arrays)``.
 
     Raises:
       ValueError: naming the file, if it is damaged, or if it was made for other ``channels`` or another order of them.
       FileNotFoundError: if there is none.
     """
-    payload = store.unseal(Path(path).read_bytes())
+    payload = store.unseal((Path(path) if isinstance(path, str) else path).read_bytes())
     if payload is None:
         raise ValueError(f"{path} is damaged, or holds no diagnoser: its checksum does not match")
     with np.load(BytesIO(payload)) as archive:

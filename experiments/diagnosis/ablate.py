@@ -23,8 +23,7 @@ from d3mjax.data import tables
 from d3mjax.data.sets import shortcut_tables
 from d3mjax.data.sets.shortcut_tables import TABLES, TableTask, divide, select_rules
 from d3mjax.diagnosis import claims, row_features, set_network, vectors
-from d3mjax.diagnosis.cells import MLP2, NETWORKS, Network, plan, trainer_of
-from d3mjax.diagnosis.corpus import Stored, kind_of
+from d3mjax.diagnosis.cells import MLP2, NETWORKS, Network, trainer_of
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind
@@ -32,6 +31,7 @@ from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from d3mjax.types import Split
 from experiments.diagnosis import diagnose
+from experiments.diagnosis.corpus import Stored, kind_of, plan
 from experiments.study import Study
 from experiments.tasks import spread
 

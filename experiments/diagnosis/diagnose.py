@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from d3mjax.commands.diagnose_teach import gather
 from d3mjax.data.sets import shortcut_tables
 from d3mjax.data.sets.shortcut_tables import TABLES, TableTask
-from d3mjax.diagnosis import claims, corpus, trees
+from d3mjax.diagnosis import claims, trees
 from d3mjax.diagnosis.cells import EXTRAS, FEATURES
-from d3mjax.diagnosis.corpus import BREAKS, SIGNALS, Stored
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import runs
+from experiments.diagnosis import corpus
+from experiments.diagnosis.corpus import BREAKS, SIGNALS, Stored, gather
 from experiments.study import Study
 
 Figures = dict[str, dict[str, dict[str, float]]]

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from d3mjax.commands.diagnose_teach import gather
 from d3mjax.data.sets import shortcut_tables
 from d3mjax.data.sets.shortcut_tables import TABLES, TableTask, select_rules
 from d3mjax.diagnosis.cells import NETWORKS
-from d3mjax.diagnosis.corpus import Stored
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import runs
 from experiments.diagnosis import diagnose
+from experiments.diagnosis.corpus import Stored, gather
 from experiments.study import Study
 
 SPLITS = {

@@ -20,13 +20,12 @@ import numpy as np
 
 from d3mjax import metrics
 from d3mjax.attribution import outputs
-from d3mjax.commands.diagnose_teach import gather
 from d3mjax.data import tables
 from d3mjax.data.planted import mixed_errors
 from d3mjax.data.sets import shortcut_tables
 from d3mjax.data.sets.shortcut_tables import TABLES, Labelled, TableTask, divide, select_rules
 from d3mjax.diagnosis import repair, trees
-from d3mjax.diagnosis.cells import MLP2, Planned, features, labelled, make_train, plan, trainer_of
+from d3mjax.diagnosis.cells import MLP2, features, labelled, make_train, trainer_of
 from d3mjax.diagnosis.repair import Repaired
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
@@ -34,6 +33,7 @@ from d3mjax.reports.rows import WGA, Kind, by_task, row
 from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from experiments.diagnosis import diagnose
+from experiments.diagnosis.corpus import Planned, gather, plan
 from experiments.study import Study
 from experiments.tasks import spread
 

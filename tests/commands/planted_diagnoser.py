@@ -3,12 +3,13 @@
 import numpy as np
 from planted_files import write_csv
 
-from d3mjax.commands import diagnose, diagnose_teach
+from d3mjax.commands import diagnose
 from d3mjax.commands.diagnose_data import Files
 from d3mjax.data.planted.mixed_errors import KINDS
-from d3mjax.diagnosis import trees
+from d3mjax.diagnosis import taught, trees
 from d3mjax.diagnosis.cells import FEATURES, MLP2
-from d3mjax.diagnosis.corpus import SIGNALS
+from experiments.diagnosis import pretrain
+from experiments.diagnosis.corpus import SIGNALS
 
 SIGNS = ("left out in the cell", "far", "norm in the cell")
 CUTS = (1.0, 6.0, 1.5)
@@ -29,15 +30,15 @@ def planted_diagnoser():
     flags ^= np.random.default_rng(1).random(flags.shape) < 0.05
     options = trees.Options(folds=3, rounds=8, leaves=4)
     odds = trees.out_of_fold(features, flags, table, options=options)
-    probabilities, claimed = diagnose_teach.out_of_table(odds, flags, table)
+    probabilities, claimed = pretrain.out_of_table(odds, flags, table)
     signals = np.random.default_rng(2).random((900, len(SIGNALS))).astype(np.float32)
-    rows = diagnose_teach.rows_of(probabilities, claimed, flags, signals, table, np.zeros(900, int))
+    rows = pretrain.rows_of(probabilities, claimed, flags, signals, table, np.zeros(900, int))
     manifest = {
         "channels": list(FEATURES),
         "kinds": list(KINDS),
         "sizes": {"trees": 8},
         "cells": ["made"],
-        "evaluation": diagnose_teach.evaluation(rows, probabilities, claimed, flags, np.full(900, 0.8)),
+        "evaluation": pretrain.evaluation(rows, probabilities, claimed, flags, np.full(900, 0.8)),
     }
     return trees.fit(features, flags, table, options=options, odds=odds), manifest
 
@@ -68,7 +69,7 @@ def make_files(path):
 
 def write_diagnoser(path):
     """The planted diagnoser as a file."""
-    diagnose_teach.save(path / "made.npz", *planted_diagnoser())
+    taught.save(path / "made.npz", *planted_diagnoser())
     return path / "made.npz"
 
 

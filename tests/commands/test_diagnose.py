@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from planted_diagnoser import make_files, planted, planted_diagnoser, smoke
 
-from d3mjax.commands import diagnose, diagnose_report, diagnose_teach
+from d3mjax.commands import diagnose, diagnose_report
 from d3mjax.data.planted.mixed_errors import KINDS
+from d3mjax.diagnosis import taught
 from d3mjax.diagnosis.cells import FEATURES
 from d3mjax.runtime import diagnoser, runs, store
 
@@ -103,7 +104,7 @@ def test_other_contents_or_another_diagnoser_are_another_run(finished, made, tmp
     with pytest.raises(ValueError, match="another configuration: data"):
         diagnose.prepare(other, results=path / "results", run=run.name)
     fitted, manifest = planted_diagnoser()
-    diagnose_teach.save(tmp_path / "other.npz", fitted._replace(thresholds=np.full(3, 0.5)), manifest)
+    taught.save(tmp_path / "other.npz", fitted._replace(thresholds=np.full(3, 0.5)), manifest)
     shutil.copy(made, tmp_path / "same.npz")
     same = diagnose.prepare(replace(config, diagnoser=str(made)), results=path / "results", run=run.name)
     assert same.directory == run
@@ -117,7 +118,7 @@ def test_diagnosers_that_do_not_fit_are_refused(tmp_path, made):
         diagnose.prepare(config, results=tmp_path / "results")
     fitted, manifest = planted_diagnoser()
     other = tmp_path / "other.npz"
-    diagnose_teach.save(other, fitted, manifest | {"channels": ["loss", "norm"]})
+    taught.save(other, fitted, manifest | {"channels": ["loss", "norm"]})
     with pytest.raises(
         ValueError, match=r"--diagnoser: .*channels: found \['influence 0.*expected \['loss', 'norm'\]"
     ) as error:
@@ -138,21 +139,15 @@ def test_numbers_must_be_positive(tmp_path, name):
         diagnose.prepare(replace(diagnose.Config(make_files(tmp_path)), **{name: 0}), results=tmp_path)
 
 
-def test_without_a_diagnoser_the_default_one_is_made_once(tmp_path, made, monkeypatch, capsys):
-    called = []
-
-    def teach(config, results):
-        path = diagnose_teach.diagnoser_path(config, results)
-        called.append(shutil.copy(made, path))
-        (path.parent / "metrics.json").write_text("{}")
-
-    monkeypatch.setattr(diagnose_teach, "teach", teach)
-    config = diagnose.Config(make_files(tmp_path))
+def test_without_a_diagnoser_the_shipped_one_answers(tmp_path):
+    config = diagnose.Config(make_files(tmp_path), networks=1, seeds=1)
     job = diagnose.prepare(config, results=tmp_path / "results")
-    assert "teaching the default one on 6 tables with planted errors" in capsys.readouterr().out
-    assert diagnose.prepare(config, results=tmp_path / "results").directory == job.directory
-    assert len(called) == 1
-    assert capsys.readouterr().out == ""
+    assert job.manifest == taught.shipped()[1]
+    run = diagnose.work(job)
+    suspects = {line["id"] for line in lines_of(run / "suspects.csv") if line["kind"] == "label error"}
+    wrong = {f"r0-{i}" for i in range(24)}
+    assert len(suspects & wrong) > 18
+    assert len(suspects & wrong) > 0.5 * len(suspects)
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from d3mjax.data.sets.shortcut_tables import TABLES, divide, small
-from d3mjax.diagnosis import cells
-from d3mjax.diagnosis.corpus import SIGNALS, Stored
 from experiments import study
-from experiments.diagnosis import ablate, diagnose, networks, repair
+from experiments.diagnosis import ablate, corpus, diagnose, networks, repair
+from experiments.diagnosis.corpus import SIGNALS, Stored
 
 
 def stored(task, seeds=3):
@@ -36,8 +35,8 @@ def asked(monkeypatch):
 
 def test_a_table_is_unseen_where_it_is_left_out(asked):
     """The trees of *unseen table* are fitted on the cells of other tables and other draws alone."""
-    corpus = {name: stored(name) for name in ("digits", "other")}
-    splits = diagnose.splits_of(diagnose.Config(in_depth=()), corpus, "other", 1)
+    cells = {name: stored(name) for name in ("digits", "other")}
+    splits = diagnose.splits_of(diagnose.Config(in_depth=()), cells, "other", 1)
     assert list(splits) == ["new draw", "unseen table"]
     (draw, _), (table, test) = asked
     assert {(cell.task, cell.seed) for cell in draw} == {("other", 0), ("other", 2)}
@@ -58,8 +57,8 @@ def test_rules_and_clean_ratios_are_unseen_where_they_are_left_out(asked):
 
 
 def test_a_task_network_is_unseen_where_it_is_left_out(asked):
-    corpus = {name: stored(f"adult, {name}") for name in ("one", "two")}
-    networks.splits_of(networks.Config(), corpus, 1)
+    cells = {name: stored(f"adult, {name}") for name in ("one", "two")}
+    networks.splits_of(networks.Config(), cells, 1)
     assert len(asked) == 2 * 3  # networks, splits
     for i, (train, test) in enumerate(asked):
         (task,) = {cell.task for cell in test}
@@ -94,7 +93,7 @@ def test_scores_without_training_claim_what_they_would_by_hand():
 def test_train_validation_and_test_rows_are_disjoint_and_errors_drawn_anew():
     task = small(TABLES["planted"])
     parts = divide(task)
-    first, second = (cells.plan(task, parts, task.rules[0], 0.5, seed) for seed in (0, 1))
+    first, second = (corpus.plan(task, parts, task.rules[0], 0.5, seed) for seed in (0, 1))
     ids = [set(table.id.tolist()) for table, _ in parts]
     assert len(set.union(*ids)) == sum(map(len, ids))
     assert set(first.train.table.id.tolist()) <= ids[0]

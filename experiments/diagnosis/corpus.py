@@ -1,10 +1,12 @@
 """A corpus of diagnosed rows: features, training-free signals and true errors of the rows of many planted cells.
 
-A unit is one table and seed: all rules at all clean ratios, a share of the rows of each. Signals are scores that need
-no training, as ranks in the cell, larger being more suspicious.
+A planted cell (`plan`) is one table, rule, clean ratio and seed. A unit is one table and seed: all rules at all clean
+ratios, a share of the rows of each. Signals are scores that need no training, as ranks in the cell, larger being more
+suspicious.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +17,13 @@ from jaxtyping import Float, Int
 
 from d3mjax.attribution import outputs
 from d3mjax.data import tables
-from d3mjax.data.planted.mixed_errors import minority
-from d3mjax.data.sets.shortcut_tables import TableTask, divide
+from d3mjax.data.planted import mixed_errors
+from d3mjax.data.planted.mixed_errors import Errors, Rule, minority
+from d3mjax.data.sets.shortcut_tables import Parts, TableTask, divide
 from d3mjax.diagnosis import baseline_scores
-from d3mjax.diagnosis.cells import EXTRAS, Cell, Network, Planned, features, make_train, plan
+from d3mjax.diagnosis.cells import EXTRAS, FEATURES, MLP2, Cell, Network, features, labelled, make_train
+from d3mjax.runtime import hosts, runs
+from d3mjax.types import Split
 
 LABEL = ("loss", "margin", "path of margins", "left-out loss", "neighbours' labels", "confident learning", "CNCI")
 FEATURE = ("largest z", "PCID", "surprise", "far")
@@ -30,6 +35,14 @@ SIGNALS = tuple(
 BINARY = ("S: SC = y", "S: JTT error set")
 BREAKS = ("outlier", "scale", "categories")
 """How features are broken; "categories" where no number is."""
+
+
+class Planned(NamedTuple):
+    """Planted errors in train and validation rows, and their features."""
+
+    train: Errors
+    validation: Errors
+    splits: tuple[Split, Split]
 
 
 class Stored(NamedTuple):
@@ -46,6 +59,23 @@ class Stored(NamedTuple):
     signals: np.ndarray = np.zeros((0, len(SIGNALS)), np.float32)  # Float32[r s], ranks in (0, 1)
     told: np.ndarray = np.zeros(0, bool)  # Bool[r], minority of the rule as recorded, errors and all
     in_cell: tuple[float, ...] = ()  # F1 by type of trees on the raw rows, fitted on the other half of the same cell
+
+
+def plan(task: TableTask, parts: Parts, rule: Rule | None, clean: float, seed: int) -> Planned:
+    """Errors drawn by ``seed``, in train and validation rows alike; the encoder is fitted on the dirty rows."""
+    dirty, held = (
+        mixed_errors.inject(
+            jax.random.key(seed),
+            *part,
+            rule,
+            num_classes=task.num_classes,
+            options=mixed_errors.Options(clean=clean, size=size),
+        )
+        for part, size in ((parts.train, task.train), (parts.validation, task.validation))
+    )
+    encoder = tables.fit_encoder(dirty.table)
+    train, validation = (labelled(encoder, errors.table, errors.labels) for errors in (dirty, held))
+    return Planned(dirty, held, (train, validation))
 
 
 def make_collect(
@@ -81,6 +111,35 @@ def read(task: TableTask, seed: int, facts: Mapping[str, Any], arrays: Mapping[s
         fields["in_cell"] = tuple(fields["in_cell"].tolist())
         cells.append(Stored(task.name, seed, rule, task.rules[rule].balanced, clean, kind, **fields))
     return cells
+
+
+def gather(
+    results: Path,
+    tasks: Mapping[str, TableTask],
+    cleans: Sequence[float],
+    rows: int,
+    seeds: range,
+    *,
+    network: Network = MLP2,
+) -> dict[str, list[Stored]]:
+    """The cells of all tables and draws, made where ``results/demix_cells`` does not have them yet.
+
+    Raises:
+      ValueError: on several hosts.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(f"found {jax.process_count()} processes, expected one: diagnosis runs on one host")
+    stored = {}
+    for name, task in tasks.items():
+        sizes = {"train": task.train, "validation": task.validation, "rules": [rule.name for rule in task.rules]}
+        facts = {"task": name, **sizes, "network": network.name, "cleans": list(cleans), "rows": rows}
+        facts |= {"features": list(FEATURES), "signals": list(SIGNALS)}  # a cell of other ones is another cell
+        run_dir = runs.open_run(results, "demix_cells", facts, None)
+        width, mesh = hosts.models_at_once(), hosts.local_mesh()
+        collect = make_collect(task, network, cleans, rows, width=width, mesh=mesh)
+        units = runs.run_units(run_dir, name, seeds, collect, models=len(task.rules) * len(cleans))
+        stored[name] = [cell for seed, unit in zip(seeds, units, strict=True) for cell in read(task, seed, *unit)]
+    return stored
 
 
 def take(cell: Stored, rows: slice) -> Stored:
