@@ -35,7 +35,6 @@ class Layout(NamedTuple):
 LAYOUT = Layout()
 
 
-@partial(jax.jit, static_argnames=("num_classes", "layout", "quantiles", "neighbours", "microbatch"))
 def order_statistics(
     vectors: Float[AnyArray, "n k t"],
     y: Int[AnyArray, "n"],
@@ -57,15 +56,9 @@ def order_statistics(
 
     All rows must be of one cell. Memory is ``microbatch k t`` beyond the vectors; it changes nothing else.
     """
-    vectors, y = jnp.asarray(vectors), jnp.asarray(y)
-    described = _described(vectors, layout, quantiles, neighbours, microbatch)
-    loss = vectors[:, layout.loss, 0].astype(jnp.float32)
-    member = jax.nn.one_hot(y, num_classes, axis=0, dtype=bool)
-    within = normal_scores(jnp.where(member, loss[None], jnp.nan))
-    within = jnp.take_along_axis(within, y[None], axis=0)[0]
-    extra = jnp.zeros((len(y), 0)) if rows is None else jnp.asarray(rows)
-    own = jnp.stack([loss, normal_scores(loss), within], 1)
-    return jnp.concatenate([described, own, extra, normal_scores(extra.T).T], axis=1, dtype=jnp.float32)
+    rows = jnp.zeros((len(y), 0)) if rows is None else jnp.asarray(rows)
+    options = num_classes, layout, tuple(quantiles), tuple(neighbours), microbatch
+    return _features(jnp.asarray(vectors), jnp.asarray(y), rows, *options)
 
 
 def feature_names(
@@ -98,6 +91,18 @@ def normal_scores(x: Float[AnyArray, "*b n"]) -> Float[Array, "*b n"]:
     count = (~missing).sum(-1, keepdims=True)
     ranks = metrics.rank(jnp.where(missing, jnp.inf, x))
     return jnp.where(missing, jnp.nan, jax.scipy.special.ndtri((ranks - 0.5) / jnp.maximum(count, 1)))
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+def _features(vectors, y, rows, num_classes, layout, quantiles, neighbours, microbatch) -> Float[Array, "n f"]:
+    """`order_statistics`, one program for all of them."""
+    described = _described(vectors, layout, quantiles, neighbours, microbatch)
+    loss = vectors[:, layout.loss, 0].astype(jnp.float32)
+    member = jax.nn.one_hot(y, num_classes, axis=0, dtype=bool)
+    within = normal_scores(jnp.where(member, loss[None], jnp.nan))
+    within = jnp.take_along_axis(within, y[None], axis=0)[0]
+    own = jnp.stack([loss, normal_scores(loss), within], 1)
+    return jnp.concatenate([described, own, rows, normal_scores(rows.T).T], axis=1, dtype=jnp.float32)
 
 
 def _described(vectors, layout, quantiles, neighbours, microbatch) -> Float[Array, "n f"]:

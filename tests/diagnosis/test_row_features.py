@@ -133,7 +133,7 @@ def test_normal_scores_share_ties_and_leave_out_what_is_missing():
 def test_nothing_is_compiled_twice():
     vectors, y = planted()
     row_features.order_statistics(vectors, y, 3)
-    count = row_features._described._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    count = row_features._features._cache_size  # pyright: ignore[reportAttributeAccessIssue]
     size = count()
     row_features.order_statistics(vectors[::-1].copy(), y, 3, quantiles=(*row_features.QUANTILES,))
     row_features.order_statistics(jnp.asarray(vectors), y, 3, layout=row_features.Layout())
