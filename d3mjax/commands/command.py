@@ -34,6 +34,10 @@ Label = Annotated[
 Id = Annotated[
     str | None, tyro.conf.arg(help="Column that names the training examples; row numbers from 0 if not given.")
 ]
+Categorical = Annotated[
+    str, tyro.conf.arg(help="Columns of numbers that are codes of categories, as in zip,district. Text always is.")
+]
+Text = Annotated[str, tyro.conf.arg(help="Columns of free text, whose words are features, as in review.")]
 Drop = Annotated[
     str, tyro.conf.arg(help="Columns of tables that are not features, as in name,date. Label and id never are.")
 ]

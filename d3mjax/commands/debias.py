@@ -7,14 +7,16 @@ A minute or two for 4,000 examples of 200 features on two CPU cores; any JAX dev
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from d3mjax.commands import command, debias_data, debias_report, debias_seed, verdict
+from d3mjax.commands import command, debias_data, debias_report, debias_seed, inputs, verdict
 from d3mjax.commands.debias_data import Files, UserData
 from d3mjax.commands.user_model import load_model
 from d3mjax.data import splits
@@ -58,9 +60,10 @@ class Job(NamedTuple):
     num_steps: int
     image: tuple[int, ...] | None  # shape of an example, if it is an image
     directory: Path
+    dry_run: bool = False
 
 
-def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None) -> Job:
+def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None, dry_run: bool = False) -> Job:
     """Find the training examples that make a classifier fail on a group, and show what happens without them.
 
     Trains on --train, scores every training example by how much it helps the groups of --validation that do badly (D3M
@@ -91,11 +94,16 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
         results: Where results are written.
         run: Name of the directory; if not given, a hash of data and options.
             Give another one after changing the code of your model.
+        dry_run: Stop after data.json, which tells for every column what it was taken for.
     """
     if not 0 <= config.max_loss <= 1:
         raise ValueError(f"--max-loss: found {config.max_loss:g}, expected a share from 0 to 1, such as 0.05")
     command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
-    data = debias_data.read(config.files)
+    return job_of(config, debias_data.read(config.files), results, run, dry_run=dry_run)
+
+
+def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dry_run: bool = False) -> Job:
+    """The model and the steps that fit the data, and the directory of the run, all checked."""
     n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
     if n < debias_seed.BATCH:
         raise ValueError(f"--train: found {n} examples, expected at least {debias_seed.BATCH}")
@@ -106,10 +114,11 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     splits.check_data(debias_data.divide(data, 0), num_classes, len(data.group_names))
     num_steps = config.steps or min(max(10 * n // debias_seed.BATCH, 300), 20_000)
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
-    directory = command.open_run(
-        results, "debias", replace(config, max_loss=verdict.MAX_LOSS), debias_data.arrays(data), run
-    )
-    return Job(config, data, model, num_steps, image, directory)
+    bound = replace(config, max_loss=verdict.MAX_LOSS)
+    directory = command.open_run(results, "debias", bound, debias_data.arrays(data), run)
+    inputs.write_card(directory, data.card)
+    print(inputs.show(data.card))
+    return Job(config, data, model, num_steps, image, directory, dry_run)
 
 
 def recipe_of(job: Job) -> debias_seed.Recipe:
@@ -123,6 +132,9 @@ def recipe_of(job: Job) -> debias_seed.Recipe:
 
 def work(job: Job) -> Path:
     """Run or resume all seeds, write everything, print the tables and the advice; returns the directory."""
+    if job.dry_run:
+        print(f"Data card: {job.directory / 'data.json'}")
+        return job.directory
     begin = time.perf_counter()
     config, data, directory = job.config, job.data, job.directory
     name, recipe = command.task_name(config.files.train), recipe_of(job)
@@ -142,9 +154,15 @@ def work(job: Job) -> Path:
     return directory
 
 
-def main(config: Config, results: Path, *, run: str | None = None) -> Path:
-    """Check everything, then do all the work; returns the directory of the run."""
-    return work(prepare(config, results=results, run=run))
+def main(
+    config: Config, results: Path, *, run: str | None = None, tables: Mapping[str, pd.DataFrame] | None = None
+) -> Path:
+    """Check everything, then do all the work; returns the directory of the run.
+
+    ``tables``: frames ``train``, ``validation`` and perhaps ``test`` that are taken instead of files, as in a notebook.
+    """
+    command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
+    return work(job_of(config, debias_data.read(config.files, tables), results, run))
 
 
 def cli() -> None:

@@ -4,28 +4,30 @@ Everything that can be wrong is a ``ValueError`` that names the option of the co
 expected, raised before any training.
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import tyro
 from jaxtyping import Int
 
-from d3mjax.commands import command
-from d3mjax.commands.command import MAX_TEXTS, Drop, Id, Label, Tables
-from d3mjax.data import files as readers
-from d3mjax.data import splits
+from d3mjax.commands import command, inputs
+from d3mjax.commands.command import Categorical, Drop, Id, Label, Text
+from d3mjax.data import columns, features, labels, memberships, splits
+from d3mjax.data.columns import Column
 from d3mjax.types import AnyArray, Data, Split
 
 PARTS = (0, 1, 2, 0)  # scoring, selection, report, scoring: dealt out to the targets of each group over and over
 PARTS_BESIDE_TEST = (0, 1, 0)
+CHUNK = 10_000  # rows standardised at once
 
 
 @dataclass(frozen=True)
 class Files:
-    """What is read. A source is a .csv, .parquet or .npz file, or tfds:NAME:SPLIT."""
+    """What is read: tables (.csv .tsv .parquet .feather .xlsx .jsonl ...), .npz files, or tfds:NAME:SPLIT."""
 
     # Training examples. Their groups are not needed; if they are there, one plot shows them.
     train: str
@@ -35,12 +37,18 @@ class Files:
     target: Annotated[str, tyro.conf.arg(name="validation", aliases=["--target"])]
     label: Label
     # Column that holds the group in which the classifier must not fail. Several, as in sex,race, are crossed; the
-    # label may be one of them.
+    # label may be one of them. Numbers are cut into quantiles by age:4. No feature unless --group-as-feature.
     group: str | None = None
+    # Columns of yes and no that may overlap, as in black,muslim: whether any is yes is crossed with --group.
+    any_of: str = ""
+    # Groups of fewer targets are merged into "other"; where that leaves fewer still, the command stops.
+    min_group: int = 10
+    # Train on the columns of --group and --any-of, too.
+    group_as_feature: bool = False
     # Instead of --group, where the groups are unknown: every class of the targets is split in two by what the trained
     # models get wrong, and the two sides are the groups (AUTO-D3M). Where no split can be relied on, nothing is
-    # removed, and the advice says why. Selection and report then go by the worst class, because the true groups stay
-    # unknown. Group labels for a few dozen targets of each group are better. Takes memory for a number for every
+    # removed, and the advice gives the reason. Selection and report then go by the worst class, because the true groups
+    # stay unknown. Group labels for a few dozen targets of each group are better. Takes memory for a number for every
     # pair of target and training example.
     auto: bool = False
     # Examples for the report alone, with groups as in --validation; two thirds of the targets then score and a third
@@ -48,16 +56,23 @@ class Files:
     test: str | None = None
     id: Id = None
     drop: Drop = ""
+    categorical: Categorical = ""
+    text: Text = ""
     # Array of an .npz file, or feature of TFDS, with the features: [n, d], or images [n, h, w] or [n, h, w, c]. Of
-    # tables, all other columns are features, text as one-hot.
+    # tables, all other columns are features.
     feature: str = "x"
-    # Leave features as they are, instead of standardising them by mean and deviation of the training examples.
+    # Leave numbers as they are, instead of standardising them by mean and deviation of the training examples.
     raw: bool = False
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The columns to be crossed."""
+        """The terms to be crossed, as they are given."""
         return command.names(self.group or "")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source by option."""
+        return {"--train": self.train, "--validation": self.target} | ({"--test": self.test} if self.test else {})
 
 
 class UserData(NamedTuple):
@@ -73,29 +88,54 @@ class UserData(NamedTuple):
     target_names: np.ndarray  # [t], and of the targets
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
+    card: Mapping[str, Any] = MappingProxyType({})  # of `inputs.card`
 
 
-def read(files: Files) -> UserData:
-    """All sources, checked, features standardised. Missing numbers become the mean of the training examples."""
+def read(files: Files, tables: Mapping[str, pd.DataFrame] | None = None) -> UserData:
+    """All sources, checked, as features; ``tables``: frames ``train``, ``validation``, ``test`` instead of files."""
     _check_groups_asked(files)
-    sources = {"--train": files.train, "--validation": files.target} | ({"--test": files.test} if files.test else {})
-    tables = {flag: _columns(flag, source, files) for flag, source in sources.items()}
-    sizes = [len(columns[files.label]) for columns in tables.values()]
-    x = _table_features(tables, files) if readers.is_table(files.train) else _array_features(tables, files)
-    y, class_names = command.classes(tables, files.label, sizes[0])
-    group, group_names = (y, class_names) if files.auto else _groups(tables, files.groups, sizes[0])
-    whole = Split(x, y, group, np.arange(len(y), dtype=np.int32))
-    bounds = itertools.pairwise([0, *np.cumsum(sizes).tolist()])
-    parts = [splits.take(whole, np.arange(*bound)) for bound in bounds]
-    for flag, part in zip(tables, parts, strict=True):
-        splits.check_split(part, name=flag)
-    train, target, *rest = parts
-    _check_groups(target, rest, group_names, "classes" if files.auto else "groups")
-    _check_unseen(train, target)
-    train, target, *rest = parts if files.raw else [_standardised(part, train) for part in parts]
-    # Targets may have no ids of their own.
-    ids = [tables[flag].get(files.id or "", np.arange(len(tables[flag][files.label]))) for flag in list(tables)[:2]]
-    return UserData(train, target, rest[0] if rest else None, ids[0], ids[1], class_names, group_names)
+    sources = inputs.read(files.sources, files.feature, tables)
+    frames, sizes = sources.frames, {option: len(frame) for option, frame in sources.frames.items()}
+    group_columns = _check_columns(files, frames)
+    coded = command.names(files.categorical)
+    of_label = {option: frame[files.label] for option, frame in frames.items()}
+    classes = labels.encode(of_label, files.label, categorical=files.label in coded)
+    groups = _classes_as_groups(classes) if files.auto else _groups(files, frames, group_columns, sizes)
+    names = {option: inputs.names_of(frame, files.id, option) for option, frame in frames.items()}
+    if sources.arrays is None:
+        x, kinds, used, notes = _table_features(files, frames, classes.y["--train"], set(group_columns))
+    else:
+        x, kinds = _array_features(sources.arrays, raw=files.raw), ()
+        flat = {option: pd.DataFrame(a.reshape(len(a), -1)) for option, a in x.items()}
+        used, notes = inputs.unseen(flat.pop("--train"), flat)
+
+    first = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
+    whole = {
+        option: Split(
+            x[option], classes.y[option], groups.group[option], first[option] + np.arange(size, dtype=np.int32)
+        )
+        for option, size in sizes.items()
+    }
+    parts = {o: splits.take(part, np.flatnonzero(used[o])) if o in used else part for o, part in whole.items()}
+    for option, part in parts.items():
+        splits.check_split(part, name=option)
+        if option != "--train":
+            _check_sizes(option, part, groups.names, len(parts), "classes" if files.auto else "groups")
+    counts = lambda codes, known: dict(zip(known, np.bincount(codes, minlength=len(known)).tolist(), strict=True))
+    target = parts["--validation"]
+    facts = {"label": files.label, "classes": counts(target.y, classes.names)}
+    facts |= {} if files.auto else {"groups": counts(target.group, groups.names)}
+    notes = [*sources.notes, *classes.notes, *groups.notes, *notes, _group_note(files, group_columns)]
+    return UserData(
+        parts["--train"],
+        target,
+        parts.get("--test"),
+        names["--train"],
+        names["--validation"][used["--validation"]],
+        classes.names,
+        groups.names,
+        inputs.card(sizes, kinds, facts, list(filter(None, notes))),
+    )
 
 
 def flat(data: UserData) -> UserData:
@@ -135,111 +175,103 @@ def _parts(data: UserData) -> dict[str, Split]:
 
 def _check_groups_asked(files: Files) -> None:
     """Groups are given, or are to be found, and not both."""
-    if files.auto and files.groups:
-        raise ValueError(f"--group, --auto: found both, expected --group {files.group}, or --auto if it is unknown")
-    if not files.auto and not files.groups:
+    given = files.groups or command.names(files.any_of)
+    if files.auto and given:
+        raise ValueError("--group, --auto: found both, expected --group, or --auto if the groups are unknown")
+    if not files.auto and not given:
         raise ValueError(
             "--group: found none, expected the column of --validation that holds the group of an example, as in "
             "--group sex, or several to be crossed, as in --group sex,race; or --auto, if the groups are unknown"
         )
 
 
-def _columns(flag: str, source: str, files: Files) -> readers.Columns:
-    """The columns of one source, those that matter checked."""
-    columns = command.read(flag, source)
-    needed = {"--label": [files.label]}
-    needed |= {"--id": [files.id] if files.id else []} if flag == "--train" else {"--group": list(files.groups)}
-    needed |= {} if readers.is_table(files.train) else {"--feature": [files.feature]}
-    readers.check_named(columns, f"{flag} {source}", needed)
-    for name in {files.label, *files.groups} & set(columns):
-        readers.check_present(f"{flag} {source}", name, columns[name])
-    named = {name for names in needed.values() for name in names} | ({files.id} & set(columns))
-    lengths = {name: len(columns[name]) for name in sorted(filter(None, named))}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{flag}: found lengths {lengths} in {source}, expected the same")
-    return columns
+def _check_columns(files: Files, frames: inputs.Frames) -> dict[str, int | None]:
+    """Every column that an option names is there; returns those of --group with their numbers of quantiles."""
+    group_columns = memberships.columns_of(files.group or "", list(frames["--validation"]))
+    for_all, any_of = {"--label": [files.label]}, command.names(files.any_of)
+    for_groups = {"--group": list(group_columns), "--any-of": any_of}
+    options = {f"--{name}": command.names(getattr(files, name)) for name in ("drop", "categorical", "text")}
+    inputs.check_named(
+        frames,
+        {
+            "--train": for_all | {"--id": [files.id]} | options,
+            "--validation": for_all | for_groups,
+            "--test": for_all | for_groups,
+        },
+    )
+    if files.label in {files.id, *options["--drop"]}:
+        raise ValueError(f"--label: found {files.label!r} in --id or --drop, too, expected it in none")
+    return group_columns | dict.fromkeys(any_of)
 
 
-def _table_features(tables: Tables, files: Files) -> np.ndarray:
-    """float32 [n + t, k]; the tables are put together first, so that all have the same one-hot columns."""
-    drop, first = command.names(files.drop), tables["--train"]
-    readers.check_named(first, "--train", {"--drop": drop})
-    names = [name for name in first if name not in {files.label, files.id, *files.groups, *drop}]
-    for flag, columns in tables.items():
-        if missing := [name for name in names if name not in columns]:
-            raise ValueError(f"{flag}: found no columns {missing}, which --train has: expected the same, or --drop")
-        for name in names:  # each by itself: errors name its rows
-            readers.parsed(columns[name], name, flag, advice=f"--drop {name}")
-    if not names:
-        raise ValueError(f"--train: found columns {sorted(first)}, expected features beside label, groups and id")
-    whole = {name: np.concatenate([columns[name] for columns in tables.values()]) for name in names}
-    for name, values in whole.items():
-        column = readers.parsed(values, name, ", ".join(tables), advice=f"--drop {name}")
-        if column.dtype.kind == "U" and (count := len(np.unique(column))) > MAX_TEXTS:
-            raise ValueError(
-                f"--train: found {count} different texts in {name!r}, expected {MAX_TEXTS} or --drop {name}"
-            )
-    x = readers.features(whole, ", ".join(tables))
-    train = x[: len(first[names[0]])]
-    if (missing := np.isnan(x)).any():
-        counts = (~np.isnan(train)).sum(0)
-        mean = np.nansum(train, 0, np.float64) / np.maximum(counts, 1)
-        x = np.where(missing, mean, x).astype(np.float32)
-    return x
+def _classes_as_groups(classes: labels.Labels) -> memberships.Groups:
+    return memberships.Groups(classes.y, classes.names, ())
 
 
-def _array_features(tables: Tables, files: Files) -> np.ndarray:
-    """float32 [n + t, ...]."""
-    arrays = {flag: columns[files.feature] for flag, columns in tables.items()}
-    for flag, x in arrays.items():
-        if x.dtype.kind not in "biuf" or x.ndim < 2 or x.shape[1:] != arrays["--train"].shape[1:]:
-            expected = f"numbers of shape [n, ...], the same in --train, which has {list(arrays['--train'].shape)}"
-            raise ValueError(f"{flag}: found {files.feature} of {x.dtype}{list(x.shape)}, expected {expected}")
-    return np.concatenate([x.astype(np.float32) for x in arrays.values()])
+def _groups(
+    files: Files, frames: inputs.Frames, columns: Mapping[str, int | None], sizes: Mapping[str, int]
+) -> memberships.Groups:
+    any_of = command.names(files.any_of)
+    factors = [memberships.factor(frames, name, bins) for name, bins in columns.items() if name not in any_of]
+    factors += [memberships.any_of(frames, any_of)] if any_of else []
+    return memberships.cross(factors, sizes, min_group=files.min_group)
 
 
-def _groups(tables: Tables, names: Sequence[str], num_train: int) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
-    """Groups 0..G-1: the crossings that occur in targets or test; -1 for others, and where --train has no groups."""
-    having = {flag: columns for flag, columns in tables.items() if set(names) <= set(columns)}
-    crossings = list(zip(*(command.levels(having, "--group", name).tolist() for name in names), strict=True))
-    crossings = crossings if "--train" in having else [()] * num_train + crossings
-    known = sorted(set(crossings[num_train:]))
-    at = {crossing: i for i, crossing in enumerate(known)}
-    group = np.array([at.get(crossing, -1) for crossing in crossings], np.int32)
-    return group, tuple(", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True)) for values in known)
-
-
-def _check_groups(target: Split, tests: Sequence[Split], names: Sequence[str], kind: str) -> None:
-    """Every group is in every part that scores, selects or reports; ``tests``: the test set, if there is one."""
-    sizes = dict(zip(names, splits.group_sizes(target, len(names)).tolist(), strict=True))
-    if len(names) < 2:
-        raise ValueError(f"--group: found one group in --validation ({', '.join(names)}), expected at least 2")
-    for test in tests:
-        tested = dict(zip(names, splits.group_sizes(test, len(names)).tolist(), strict=True))
-        for flag, other, counts in (("--validation", "--test", sizes), ("--test", "--validation", tested)):
-            if absent := [name for name in names if not counts[name]]:
-                raise ValueError(f"{flag}: found no example of {kind} {absent}, which {other} has, expected the same")
-    parts = "score and select" if tests else "score, select and report"
-    least = 2 if tests else 3
-    if few := {name: size for name, size in sizes.items() if size < least}:
-        raise ValueError(f"--validation: found so few examples of {kind}: {few}; expected at least {least}, to {parts}")
-
-
-def _check_unseen(train: Split, target: Split) -> None:
-    """The targets are not simply the training examples again."""
-    seen = {row.tobytes() for row in train.x}
-    if all(row.tobytes() in seen for row in target.x):
+def _table_features(
+    files: Files, frames: inputs.Frames, y: np.ndarray, group_columns: set[str]
+) -> tuple[dict[str, np.ndarray], tuple[Column, ...], dict[str, np.ndarray], list[str]]:
+    """Features of every source, kinds of the columns, rows that score and report, and notes."""
+    reasons = dict.fromkeys(command.names(files.drop), "--drop")
+    reasons |= {} if files.group_as_feature else dict.fromkeys(group_columns, "group")
+    reasons |= {files.label: "label"} | ({files.id: "id"} if files.id else {})
+    coded, free = command.names(files.categorical), command.names(files.text)
+    kinds = columns.infer(frames, categorical=coded, text=free, dropped=reasons)
+    kinds = inputs.without_copies(kinds, columns.typed(frames["--train"], kinds), y, files.label)
+    if all(column.kind == "dropped" for column in kinds):
         raise ValueError(
-            "--validation: found every example among --train, expected examples that nothing is trained on"
+            f"--train: found columns {[c.name for c in kinds]}, expected features beside label, groups and id"
         )
+    typed = {option: columns.typed(frame, kinds) for option, frame in frames.items()}
+    train = typed["--train"]
+    used, notes = inputs.unseen(train, {option: frame for option, frame in typed.items() if option != "--train"})
+    encoder = features.fit(kinds, train, standardise=not files.raw)
+    return {option: features.encode(encoder, frame) for option, frame in typed.items()}, kinds, used, notes
 
 
-def _standardised(part: Split, train: Split) -> Split:
-    """Features less their training mean, over their training deviation: per column, or over all pixels of images.
+def _array_features(arrays: Mapping[str, np.ndarray], *, raw: bool) -> dict[str, np.ndarray]:
+    """float32 [n, ...], less the training mean, over the training deviation: per column, or over all pixels of images.
 
     Columns that are constant in training become zero, whatever they are elsewhere.
     """
-    axes = tuple(range(train.x.ndim)) if train.x.ndim > 2 else (0,)
-    mean, std = train.x.mean(axes, np.float64), train.x.std(axes, np.float64)
-    scale = np.where(train.x.min(axes) < train.x.max(axes), std, np.inf)
-    return part._replace(x=((part.x - mean) / scale).astype(np.float32))
+    for option, a in arrays.items():
+        if not np.isfinite(a).all():
+            row = np.argwhere(~np.isfinite(a))[0, 0]
+            raise ValueError(f"{option}: found NaN or infinity in the features, first in row {row}, expected numbers")
+    train = arrays["--train"]
+    axes = tuple(range(train.ndim)) if train.ndim > 2 else (0,)
+    mean, std = train.mean(axes, np.float64), train.std(axes, np.float64)
+    scale = np.where(train.min(axes) < train.max(axes), std, np.inf)
+    mean, scale = (0.0, 1.0) if raw else (mean, scale)
+    standardised = {}
+    for option, a in arrays.items():
+        x = np.empty(a.shape, np.float32)
+        for rows in (slice(i, i + CHUNK) for i in range(0, len(a), CHUNK)):
+            x[rows] = (a[rows] - mean) / scale  # in float64
+        standardised[option] = x
+    return standardised
+
+
+def _check_sizes(option: str, part: Split, names: Sequence[str], num_sources: int, kind: str) -> None:
+    """Every group is in every part that scores, selects or reports."""
+    parts, least = ("score and select", 2) if num_sources > 2 else ("score, select and report", 3)
+    sizes = dict(zip(names, splits.group_sizes(part, len(names)).tolist(), strict=True))
+    if few := {name: size for name, size in sizes.items() if size < (least if option == "--validation" else 1)}:
+        raise ValueError(f"{option}: found so few examples of {kind}: {few}; expected at least {least}, to {parts}")
+
+
+def _group_note(files: Files, columns: Mapping[str, int | None]) -> str:
+    if not columns:
+        return ""
+    names = ", ".join(name for name in columns if name != files.label)
+    outcome = "features, too" if files.group_as_feature else "no features; --group-as-feature trains on them, too"
+    return f"The columns of the groups ({names}) are {outcome}." if names else ""

@@ -176,7 +176,15 @@ def compare(
     chosen = d3m.choose(selected, parts.selection.group, offsets=False).name
 
     draws = keys.members(root, keys.D3M.DRAW, recipe.retrains)
-    like = lambda cell, count: jax.vmap(lambda key: selection.drop_random_like(key, tried[chosen], cell, count))(draws)
+
+    def like(cell, count):
+        def draw(key):
+            keep = selection.drop_random_like(key, tried[chosen], cell, count)
+            # A rare class keeps one example, at random, as it does among the candidates.
+            return selection.guard(jax.random.uniform(key, keep.shape), keep, y, num_classes, max_drop=1.0)[0]
+
+        return jax.vmap(draw)(draws)
+
     random = {RANDOM: like(np.zeros_like(y), 1), MATCHED: like(y, num_classes)}
     reported = {name: tried[name] for name in dict.fromkeys((*curve, rule, chosen))} | random
     tested = retrain(keys.D3M.REPORT, reported)

@@ -211,9 +211,10 @@ def candidates(
 ) -> dict[str, Bool[Array, "n"]]:
     """Keep masks that selection chooses among, by name: without the lowest ``shares``, and without what is negative.
 
-    The rule at zero is guarded: at most half of the examples go, and every class keeps one.
+    Every class keeps its best example, and the rule at zero removes at most half of the examples.
     """
-    lowest = {f"{name}/{share}": selection.drop_lowest(scores, int(share * len(y))) for share in shares}
+    few = lambda keep: selection.guard(scores, keep, y, num_classes, max_drop=1.0)[0]
+    lowest = {f"{name}/{share}": few(selection.drop_lowest(scores, int(share * len(y)))) for share in shares}
     rule, _ = selection.guard(scores, selection.drop_negative(scores), y, num_classes)
     return lowest | {f"{name}, drop negative": rule}
 

@@ -13,9 +13,9 @@ from d3mjax.commands.debias_data import Files
 def test_groups_are_crossed_in_the_order_of_their_columns(tmp_path):
     rows = {"x": np.arange(8), "g": [1, 0] * 4, "h": ["b", "b", "a", "a"] * 2, "y": [0, 1] * 4}
     target = write_csv(
-        tmp_path / "t.csv", {k: [v[i] for i in [0, 1, 2] * 3] for k, v in rows.items()} | {"x": range(9)}
+        tmp_path / "t.csv", {k: [v[i] for i in [0, 1, 2] * 3] for k, v in rows.items()} | {"x": range(8, 17)}
     )
-    files = Files(write_csv(tmp_path / "n.csv", rows), target, "y", group="g, h", raw=True)
+    files = Files(write_csv(tmp_path / "n.csv", rows), target, "y", group="g, h", raw=True, min_group=3)
     own = debias_data.read(files)
     assert own.group_names == ("g=0, h=b", "g=1, h=a", "g=1, h=b")
     assert own.target.group.tolist() == [2, 0, 1] * 3
@@ -46,7 +46,7 @@ def test_tables_and_arrays_are_read_alike(tmp_path):
         assert own.class_names == read[0].class_names == ("high", "low")
         assert own.group_names == read[0].group_names == ("sex=F", "sex=M")
         for a, b in zip((*own.train, *own.target), (*read[0].train, *read[0].target), strict=True):
-            np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 def test_without_groups_the_classes_divide_the_targets(tmp_path):
@@ -68,10 +68,10 @@ def test_features_are_standardised_as_in_training_and_text_is_the_same_in_all_fi
     path = tmp_path / "c.csv"
     write_csv(path, planted(0, 60, 0.9) | {"b": np.ones(60)})
     constant = debias_data.read(replace(make_files(tmp_path), train=str(path)))
-    assert not constant.target.x[:, 1].any()
+    assert constant.target.x.shape[1] == 9 + 3
 
 
-def test_missing_numbers_are_the_training_mean_and_missing_text_a_level(tmp_path):
+def test_missing_numbers_are_the_training_median_and_an_indicator_and_missing_text_a_level(tmp_path):
     files = make_files(tmp_path)
     train = planted(0, 600, 0.95)
     numbers = train["a"].astype(str)
@@ -79,8 +79,9 @@ def test_missing_numbers_are_the_training_mean_and_missing_text_a_level(tmp_path
     job = np.where(np.arange(600) < 2, "", train["job"])
     write_csv(tmp_path / "train.csv", {k: v for k, v in train.items() if k != "sex"} | {"a": numbers, "job": job})
     data = debias_data.read(replace(files, raw=True))
-    np.testing.assert_allclose(data.train.x[:3, 0], train["a"][3:].mean(), rtol=1e-6)
+    np.testing.assert_allclose(data.train.x[:3, 0], np.median(train["a"][3:]), rtol=1e-6)
     np.testing.assert_allclose(data.train.x[3:, 0], train["a"][3:], rtol=1e-6)
+    assert data.train.x[:, 1].tolist() == [1] * 3 + [0] * 597
     jobs = data.train.x[:, -4:]  # clerk, cook, missing, smith
     assert jobs[:2].argmax(1).tolist() == [2, 2]
     assert jobs[2:, 2].sum() == 0
@@ -102,7 +103,7 @@ def test_targets_are_dealt_out_evenly_in_groups_and_classes():
 
 def test_a_test_set_reports_and_is_the_same_for_every_seed(tmp_path):
     files = make_files(tmp_path)
-    files = replace(files, test=write_csv(tmp_path / "test.csv", planted(2, 50, 0.5)))
+    files = replace(files, min_group=3, test=write_csv(tmp_path / "test.csv", planted(2, 50, 0.5)))
     own = debias_data.read(files)
     a, b = debias_data.divide(own, 0), debias_data.divide(own, 1)
     assert (len(a.target.y), len(a.selection.y), len(a.test.y)) == (267, 133, 50)
@@ -125,64 +126,48 @@ TEST = {"test": "{}/test.csv"}
 FEW = np.where(np.arange(240) < 2, "X", "M")
 BAD = [
     ({"group": None}, None, "--group: found none, expected the column .* or --auto"),
-    ({"auto": True}, None, "--group, --auto: found both, expected --group income,sex, or --auto"),
+    ({"auto": True}, None, "--group, --auto: found both, expected --group, or --auto"),
     (
         {"auto": True, "group": None},
         change("val", income=np.where(np.arange(240) < 2, "high", "low")),
         r"--validation: found so few examples of classes: {'high': 2}; expected at least 3",
     ),
-    ({"train": "{}/none.csv"}, None, r"--train: path: .*none.csv is missing"),
-    (
-        {"target": "{}/train.txt"},
-        None,
-        r"--validation: found '.*train.txt', expected a .csv, .parquet, .npz file, or tfds",
-    ),
-    (
-        {"target": "{}/val.npz"},
-        lambda path: (path / "val.npz").write_bytes(b"PK damaged"),
-        "--validation: .* is missing or damaged",
-    ),
-    ({"label": "incom"}, None, "--label: found no 'incom' in --train .* Did you mean income?"),
-    ({"group": "sx"}, None, "--group: found no 'sx' in --validation .* Did you mean sex?"),
-    ({"id": "rows"}, None, "--id: found no 'rows' in --train .* Did you mean row?"),
+    ({"train": "{}/none.csv"}, None, r"--train: .*none.csv"),
+    ({"target": "{}/val.npz"}, None, r"--train: found tables and arrays together"),
+    ({"min_group": 300}, None, "found so few examples of groups: .* expected at least 300"),
+    ({"label": "incom"}, None, "--label: found no 'incom' in --train, .* Did you mean income?"),
+    ({"group": "sx"}, None, "--group: found no 'sx' in --validation, .* Did you mean sex?"),
+    ({"id": "rows"}, None, "--id: found no 'rows' in --train, .* Did you mean row?"),
     ({"drop": "rob"}, None, r"--drop: found no 'rob' in --train, which has .* Did you mean .*job"),
-    ({}, change("val", job=None), r"--validation: found no columns \['job'\], which --train has"),
-    (
-        {},
-        change("val", sex=["", "F", "M"] * 80),
-        "--validation .*, column 'sex': found 80 missing values, first in row 0",
-    ),
+    ({}, change("val", job=None), "--validation: found no column 'job', which --train has"),
     ({}, change("val", sex=["F"] * 240, income=["low"] * 240), r"--group: found one group in --validation"),
     (
         {},
-        change("val", sex=FEW, income=["low"] * 240),
-        r"found so few examples of groups: {'income=low, sex=X': 2}; exp",
+        change("val", sex=FEW, income=["low", "high"] * 120),
+        r"found so few examples of groups: {'other': 2}; exp",
     ),
     (
         {},
         change("val", income=["mid", "low", "high"] * 80),
-        r"--train: found no example of class \['mid'\] of 'income'",
+        r"--train: found no example of class mid of 'income'",
     ),
-    ({}, change("train", income=["low"] * 240), r"--train: found no example of class \['high'\]"),
-    ({"label": "a"}, None, "--label: found float64.* in --train, expected whole numbers or text"),
-    ({"group": "b"}, None, "--group: found float64.* in --train, expected whole numbers or text"),
+    ({}, change("train", income=["low"] * 240), "--label: found the one class low in 'income' of --train"),
+    ({"label": "a"}, None, "--label: found numbers such as .* in 'a' of --train: it looks like a number to predict"),
+    (
+        {"group": "b"},
+        None,
+        "found 400 different numbers in .b., expected at most 20 values, or quantiles",
+    ),
     (
         TEST,
         change("test", sex=["F"] * 240),
-        r"--test: found no example of groups \['.*sex=M'.*, which --validation has",
+        r"--test: found so few examples of groups: {'other': 0}; expected at least 10",
     ),
     (
         TEST,
         change("test", sex=["X", "F", "M"] * 80),
-        r"--validation: found no example of groups .*sex=X.* which --test has",
+        r"--validation: found so few examples of groups: {'other': 0}",
     ),
-    (
-        {},
-        change("train", job=[f"j{i}" for i in range(240)]),
-        "found 243 different texts in 'job', expected 200 or --drop",
-    ),
-    ({}, change("val", a=[np.inf, *range(239)]), "--validation: found infinite numbers in 'a', in row 0"),
-    ({}, change("val", a=["?", *range(239)]), r"found both numbers \(.*\) and text \('\?'\) in 'a'.* or --drop a"),
     ({"target": "{}/train.csv", "group": "income"}, None, "--validation: found every example among --train"),
 ]
 

@@ -1,0 +1,158 @@
+"""The sources of a command as frames by option, and the data card of what became of their columns.
+
+A source is a table, of which every column is a feature unless an option names it, or arrays by name, of which one holds
+the features. Notebooks pass frames instead of paths. Errors are ``ValueError`` that name the option.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int
+
+from d3mjax.data import columns, files, labels, traps
+from d3mjax.data.columns import Column
+from d3mjax.runtime import store
+
+Frames = dict[str, pd.DataFrame]  # by the option that names the source, --train first
+
+
+class Sources(NamedTuple):
+    """What was read. ``arrays`` holds the features of sources that are no tables; their frames hold the rest."""
+
+    frames: Frames
+    arrays: dict[str, np.ndarray] | None
+    notes: tuple[str, ...]
+
+
+def read(sources: Mapping[str, str], feature: str, tables: Mapping[str, pd.DataFrame] | None = None) -> Sources:
+    """All sources by option; ``tables``: frames instead of files, by the name of the option without dashes."""
+    if tables is not None:
+        frames = {option: tables.get(option.removeprefix("--")) for option in sources}
+        if missing := [option.removeprefix("--") for option, frame in frames.items() if frame is None]:
+            raise ValueError(f"tables: found {sorted(tables)}, expected also {missing}")
+        return Sources({option: frame.reset_index(drop=True) for option, frame in frames.items()}, None, ())
+    kinds = {option: files.is_table(source) for option, source in sources.items()}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"--train: found tables and arrays together ({dict(sources)}), expected all of one kind")
+    read_one = _table if all(kinds.values()) else _arrays
+    parts = {option: read_one(option, source, feature) for option, source in sources.items()}
+    frames = {option: part[0] for option, part in parts.items()}
+    arrays = None if all(kinds.values()) else {option: part[1] for option, part in parts.items()}
+    notes = [f"{option}: {note}" for option, part in parts.items() for note in part[2]]
+    if arrays is not None:
+        _check_arrays(arrays, feature)
+    return Sources(frames, arrays, tuple(notes))
+
+
+def check_named(frames: Frames, needed: Mapping[str, Mapping[str, Sequence[str | None]]]) -> None:
+    """Every named column is there; ``needed``: source option -> naming option -> names."""
+    for option, names in needed.items():
+        if option in frames:
+            named = {flag: [name for name in values if name] for flag, values in names.items()}
+            files.check_named(frames[option].columns, option, named)
+
+
+def names_of(frame: pd.DataFrame, id: str | None, option: str) -> np.ndarray:
+    """The user's names of the rows as they are in the file; row numbers from 0 without an id column.
+
+    Raises:
+      ValueError: names that are missing or repeat.
+    """
+    if id is None or id not in frame:
+        return np.arange(len(frame))
+    column = frame[id]
+    labels.check_present(option, id, column, hint=": expected a name for every row")
+    if (twice := column.duplicated()).any():
+        name = column[twice].iloc[0]
+        raise ValueError(
+            f"--id: found {(column == name).sum()} rows called {name} in {option}, expected another for each"
+        )
+    return column.to_numpy() if column.dtype.kind in "iu" else column.astype(str).to_numpy(dtype=str)
+
+
+def ranks(names: np.ndarray) -> Int[np.ndarray, "n"]:
+    """Positions of the names in sorted order, which do not depend on the order of rows."""
+    return np.unique(names, return_inverse=True)[1].astype(np.int32)
+
+
+def without_copies(kinds: Sequence[Column], train: pd.DataFrame, y: np.ndarray, label: str) -> tuple[Column, ...]:
+    """The columns, with copies of the label dropped; ``train``: typed."""
+    copies = traps.copies(train, y)
+    reason = f"equals the label {label}, one to one"
+    return tuple(c._replace(kind="dropped", note=reason) if c.name in copies else c for c in kinds)
+
+
+def unseen(train: Any, others: Mapping[str, Any]) -> tuple[dict[str, Bool[np.ndarray, "t"]], list[str]]:
+    """The rows of the other sources that score and report, and notes on rows that are shared or repeated.
+
+    Raises:
+      ValueError: every row of a source is among the training rows.
+    """
+    repeated = traps.repeated(train)
+    notes = []
+    if repeated.any():
+        notes.append(f"--train: {repeated.sum():,} of {len(repeated):,} rows repeat an earlier row.")
+    used = {}
+    for option, frame in others.items():
+        shared = traps.shared(train, frame)
+        if shared.all():
+            raise ValueError(f"{option}: found every example among --train, expected rows that nothing is trained on")
+        out, more = traps.overlap_note(option, shared, repeated)
+        used[option] = ~shared if out else np.ones(len(shared), bool)
+        notes += more
+    return used, notes
+
+
+def card(sizes: Mapping[str, int], kinds: Sequence[Column], facts: Mapping[str, Any], notes: Sequence[str]) -> dict:
+    """The document of ``data.json``: rows of every source, columns, labels and groups, and notes."""
+    return {"rows": dict(sizes), "columns": columns.card(kinds), **facts, "notes": list(notes)}
+
+
+def show(card: Mapping[str, Any]) -> str:
+    """The data card for the terminal."""
+    rows = ", ".join(f"{count:,} rows of {option}" for option, count in card["rows"].items())
+    lines = [f"Data: {rows}.", *columns.lines([Column(**column) for column in card["columns"]])]
+    for kind in ("classes", "groups"):
+        counts = "; ".join(f"{name} ({count:,})" for name, count in card.get(kind, {}).items())
+        lines += [f"{kind.capitalize()} of --validation: {counts}."] if counts else []
+    return "\n".join([*lines, *(f"Note: {note}" for note in card["notes"])])
+
+
+def write_card(directory: Path, card: Mapping[str, Any]) -> None:
+    """Write ``data.json``, whole or not at all."""
+    store.write_bytes(directory / "data.json", json.dumps(card, indent=1, ensure_ascii=False).encode())
+
+
+def _table(option: str, source: str, feature: str) -> tuple[pd.DataFrame, None, Sequence[str]]:
+    del feature
+    try:
+        table = files.read_table(source)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+    return table.frame, None, table.notes
+
+
+def _arrays(option: str, source: str, feature: str) -> tuple[pd.DataFrame, np.ndarray, Sequence[str]]:
+    """One-dimensional arrays as a frame, and the features."""
+    try:
+        arrays = files.read_arrays(source)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+    files.check_named(arrays, f"{option} {source}", {"--feature": [feature]})
+    flat = {name: a for name, a in arrays.items() if a.ndim == 1 and name != feature}
+    lengths = {name: len(a) for name, a in {**flat, feature: arrays[feature]}.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{option}: found lengths {lengths} in {source}, expected the same")
+    return pd.DataFrame(flat), arrays[feature], ()
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], feature: str) -> None:
+    first = next(iter(arrays.values()))
+    for option, x in arrays.items():
+        if x.dtype.kind not in "biuf" or x.ndim < 2 or x.shape[1:] != first.shape[1:]:
+            expected = f"numbers of shape [n, ...], the same in --train, which has {list(first.shape)}"
+            raise ValueError(f"{option}: found {feature} of {x.dtype}{list(x.shape)}, expected {expected}")
