@@ -162,7 +162,7 @@ def main(
     ``tables``: frames ``train``, ``validation`` and perhaps ``test`` that are taken instead of files, as in a notebook.
     """
     command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
-    return work(job_of(config, debias_data.read(config.files, tables), results, run))
+    return work(job_of(config, debias_data.read(config.files, tables=tables), results, run))
 
 
 def cli() -> None:

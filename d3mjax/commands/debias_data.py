@@ -91,10 +91,10 @@ class UserData(NamedTuple):
     card: Mapping[str, Any] = MappingProxyType({})  # of `inputs.card`
 
 
-def read(files: Files, tables: Mapping[str, pd.DataFrame] | None = None) -> UserData:
+def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> UserData:
     """All sources, checked, as features; ``tables``: frames ``train``, ``validation``, ``test`` instead of files."""
     _check_groups_asked(files)
-    sources = inputs.read(files.sources, files.feature, tables)
+    sources = inputs.read(files.sources, files.feature, tables=tables)
     frames, sizes = sources.frames, {option: len(frame) for option, frame in sources.frames.items()}
     group_columns = _check_columns(files, frames)
     coded = command.names(files.categorical)

@@ -28,7 +28,7 @@ class Sources(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read(sources: Mapping[str, str], feature: str, tables: Mapping[str, pd.DataFrame] | None = None) -> Sources:
+def read(sources: Mapping[str, str], feature: str, *, tables: Mapping[str, pd.DataFrame] | None = None) -> Sources:
     """All sources by option; ``tables``: frames instead of files, by the name of the option without dashes."""
     if tables is not None:
         frames = {option: tables.get(option.removeprefix("--")) for option in sources}
