@@ -20,9 +20,11 @@ from d3mjax.commands import command, debias_data, debias_report, debias_seed, in
 from d3mjax.commands.debias_data import Files, UserData
 from d3mjax.commands.user_model import load_model
 from d3mjax.data import splits
-from d3mjax.networks import dense
+from d3mjax.networks import conv, dense
 from d3mjax.runtime import runs
 from d3mjax.types import Model
+
+CNN = (16, 32, 64)  # channels of the network for folders of images
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Config:
     # Your own model: module:function in the current directory, or file.py:function. Called with the number of classes,
     # it returns a Flax linen or nnx module, or a d3mjax Model, which maps features [b, ...] to logits [b, C]. If not
     # given: an MLP on flat features with one hidden layer, 32 wide below 2,000 training examples, 64 below 20,000, then
-    # 128.
+    # 128; with --images a small CNN.
     model: str | None = None
     # Training steps, each on 50 examples, by SGD with momentum, the rate falling linearly to zero. If not given: ten
     # epochs, but at least 300 steps and at most 20,000.
@@ -86,6 +88,10 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     Arrays, and a model of your own, cnn(num_classes) in ./my_models.py:
     $ d3mjax-debias --train train.npz --validation val.npz --feature x --label y --group g --model my_models:cnn
 
+    A folder of images, with classes, groups and parts in one table, as Waterbirds and WILDS publish them:
+    $ d3mjax-debias --train w/metadata.csv --validation w/metadata.csv --test w/metadata.csv --images w \
+        --label y --group y,place
+
     Data sets of TFDS:
     $ d3mjax-debias --train tfds:mnist:train --validation tfds:mnist:test --label label --group label --feature image
 
@@ -107,7 +113,9 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
     n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
     if n < debias_seed.BATCH:
         raise ValueError(f"--train: found {n} examples, expected at least {debias_seed.BATCH}")
-    if config.model is None:
+    if config.model is None and config.files.images:
+        model = conv.cnn(CNN, num_classes, image=shape)
+    elif config.model is None:
         model, data = dense.mlp((32 if n < 2000 else 64 if n < 20_000 else 128,), num_classes), debias_data.flat(data)
     else:
         model = load_model(config.model, num_classes, data.train.x)

@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from d3mjax.commands import command, inputs
 from d3mjax.commands.command import Categorical, Drop, Id, Label, Text
-from d3mjax.data import columns, features, labels, memberships, splits
+from d3mjax.data import columns, features, images, labels, memberships, splits
 from d3mjax.data.columns import Column
 from d3mjax.types import AnyArray, Data, Split
 
@@ -61,6 +61,10 @@ class Files:
     # Array of an .npz file, or feature of TFDS, with the features: [n, d], or images [n, h, w] or [n, h, w, c]. Of
     # tables, all other columns are features.
     feature: str = "x"
+    # Folder of images, named by a column of the tables. They are the features then, and the other columns are not.
+    images: str | None = None
+    # Side of the square to which images are resized.
+    image_size: int = 64
     # Leave numbers as they are, instead of standardising them by mean and deviation of the training examples.
     raw: bool = False
 
@@ -102,10 +106,10 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     classes = labels.encode(of_label, files.label, categorical=files.label in coded)
     groups = _classes_as_groups(classes) if files.auto else _groups(files, frames, group_columns, sizes)
     names = {option: inputs.names_of(frame, files.id, option) for option, frame in frames.items()}
-    if sources.arrays is None:
+    if files.images is None and sources.arrays is None:
         x, kinds, used, notes = _table_features(files, frames, classes.y["--train"], set(group_columns))
     else:
-        x, kinds = _array_features(sources.arrays, raw=files.raw), ()
+        x, kinds = _array_features(sources.arrays or _images(files, frames), raw=files.raw), ()
         flat = {option: pd.DataFrame(a.reshape(len(a), -1)) for option, a in x.items()}
         used, notes = inputs.unseen(flat.pop("--train"), flat)
 
@@ -236,6 +240,19 @@ def _table_features(
     used, notes = inputs.unseen(train, {option: frame for option, frame in typed.items() if option != "--train"})
     encoder = features.fit(kinds, train, standardise=not files.raw)
     return {option: features.encode(encoder, frame) for option, frame in typed.items()}, kinds, used, notes
+
+
+def _images(files: Files, frames: inputs.Frames) -> dict[str, np.ndarray]:
+    """Pixels in [0, 1], [n, h, w, 3], of every source."""
+    directory, size = files.images or "", files.image_size
+    if size < 8:
+        raise ValueError(f"--image-size: found {size}, expected at least 8")
+    column = images.name_column(frames["--train"], directory)
+    inputs.check_named(frames, {option: {"--images": [column]} for option in frames})
+    try:
+        return {option: images.read(directory, frame[column].tolist(), size=size) for option, frame in frames.items()}
+    except ValueError as error:
+        raise ValueError(f"--images: {error}") from error
 
 
 def _array_features(arrays: Mapping[str, np.ndarray], *, raw: bool) -> dict[str, np.ndarray]:

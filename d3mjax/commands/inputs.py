@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
-from d3mjax.data import columns, files, labels, traps
+from d3mjax.data import columns, files, images, labels, traps
 from d3mjax.data.columns import Column
 from d3mjax.runtime import store
 
@@ -29,7 +29,10 @@ class Sources(NamedTuple):
 
 
 def read(sources: Mapping[str, str], feature: str, *, tables: Mapping[str, pd.DataFrame] | None = None) -> Sources:
-    """All sources by option; ``tables``: frames instead of files, by the name of the option without dashes."""
+    """All sources by option; ``tables``: frames instead of files, by the name of the option without dashes.
+
+    Where all sources are one and the same table, its column ``split`` divides it, as in the layout of WILDS.
+    """
     if tables is not None:
         frames = {option: tables.get(option.removeprefix("--")) for option in sources}
         if missing := [option.removeprefix("--") for option, frame in frames.items() if frame is None]:
@@ -38,6 +41,8 @@ def read(sources: Mapping[str, str], feature: str, *, tables: Mapping[str, pd.Da
     kinds = {option: files.is_table(source) for option, source in sources.items()}
     if len(set(kinds.values())) > 1:
         raise ValueError(f"--train: found tables and arrays together ({dict(sources)}), expected all of one kind")
+    if all(kinds.values()) and len(set(sources.values())) == 1:
+        return _divided(*next(iter(sources.items())), list(sources))
     read_one = _table if all(kinds.values()) else _arrays
     parts = {option: read_one(option, source, feature) for option, source in sources.items()}
     frames = {option: part[0] for option, part in parts.items()}
@@ -125,6 +130,24 @@ def show(card: Mapping[str, Any]) -> str:
 def write_card(directory: Path, card: Mapping[str, Any]) -> None:
     """Write ``data.json``, whole or not at all."""
     store.write_bytes(directory / "data.json", json.dumps(card, indent=1, ensure_ascii=False).encode())
+
+
+def _divided(option: str, source: str, options: Sequence[str]) -> Sources:
+    """The parts of one table by its column ``split``, which is no feature."""
+    frame, _, notes = _table(option, source, "")
+    if "split" not in frame:
+        raise ValueError(
+            f"{options[1]}: found the file of --train, expected another one, or a column 'split' in it, which holds 0 "
+            "(train), 1 (val) and 2 (test)"
+        )
+    parts = {}
+    for each in options:
+        name = {"--train": "train", "--validation": "val", "--test": "test"}[each]
+        try:
+            parts[each] = images.part(frame, name).drop(columns="split")
+        except ValueError as error:
+            raise ValueError(f"{each}: {source}: {error}") from error
+    return Sources(parts, None, tuple(f"{option}: {note}" for note in notes))
 
 
 def _table(option: str, source: str, feature: str) -> tuple[pd.DataFrame, None, Sequence[str]]:

@@ -165,3 +165,27 @@ def test_frames_take_the_place_of_files(tmp_path, frames):
     assert examples[0] == examples[1]
     with pytest.raises(ValueError, match=r"tables: found \['train'\], expected also \['validation'\]"):
         debias.main(debias.Config(files, **TINY), tmp_path / "results", tables={"train": frames["train"]})
+
+
+def test_a_folder_of_images_in_the_layout_of_waterbirds(tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "birds").mkdir()
+    rng, n = np.random.default_rng(0), 160
+    frame = pd.DataFrame({"img_id": range(n), "img_filename": [f"{i}.png" for i in range(n)]})
+    frame["y"], frame["place"] = rng.integers(0, 2, n), rng.integers(0, 2, n)
+    frame["split"] = np.repeat([0, 1, 2], [80, 50, 30])
+    for name, y in zip(frame["img_filename"], frame["y"], strict=True):
+        pixels = rng.integers(0, 128, (12, 10, 3)) + 120 * y
+        pillow.fromarray(pixels.astype(np.uint8)).save(tmp_path / "birds" / name)
+    path = str(tmp_path / "metadata.csv")
+    frame.to_csv(path, index=False)
+    options: dict[str, Any] = {"images": str(tmp_path / "birds"), "image_size": 8, "min_group": 3, "test": path}
+    files = Files(path, path, "y", group="place", **options)
+    job, _, _ = prepared(tmp_path, files)
+    assert job.image == (8, 8, 3)
+    assert [len(part.y) for part in (job.data.train, job.data.target, job.data.test)] == [80, 50, 30]
+    run = debias.work(job)
+    assert (run / "report.html").stat().st_size > 10_000
+    (tmp_path / "birds" / "3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"--images: .* found 1 of 80 images missing or damaged: 3\.png"):
+        prepared(tmp_path, files)
