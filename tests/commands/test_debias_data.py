@@ -168,7 +168,12 @@ BAD = [
         change("test", sex=["X", "F", "M"] * 80),
         r"--validation: found so few examples of groups: {'other': 0}",
     ),
-    ({"target": "{}/train.csv", "group": "income"}, None, "--validation: found every example among --train"),
+    (
+        {"target": "{}/copy.csv", "group": "income"},
+        lambda path: (path / "copy.csv").write_bytes((path / "train.csv").read_bytes()),
+        "--validation: found every example among --train",
+    ),
+    ({"target": "{}/train.csv", "group": "income"}, None, "--validation: found the file of --train"),
 ]
 
 
