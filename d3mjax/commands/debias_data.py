@@ -224,22 +224,22 @@ def _groups(
 def _table_features(
     files: Files, frames: inputs.Frames, y: np.ndarray, group_columns: set[str]
 ) -> tuple[dict[str, np.ndarray], tuple[Column, ...], dict[str, np.ndarray], list[str]]:
-    """Features of every source, kinds of the columns, rows that score and report, and notes."""
+    """Features of every source, kinds of the columns, rows that score and report, and notes; empties ``frames``."""
     reasons = dict.fromkeys(command.names(files.drop), "--drop")
     reasons |= {} if files.group_as_feature else dict.fromkeys(group_columns, "group")
     reasons |= {files.label: "label"} | ({files.id: "id"} if files.id else {})
     coded, free = command.names(files.categorical), command.names(files.text)
     kinds = columns.infer(frames, categorical=coded, text=free, dropped=reasons)
-    kinds = inputs.without_copies(kinds, columns.typed(frames["--train"], kinds), y, files.label)
+    typed = {option: columns.typed(frames.pop(option), kinds) for option in list(frames)}  # text is the larger
+    train = typed["--train"]
+    kinds = inputs.without_copies(kinds, train, y, files.label)
     if all(column.kind == "dropped" for column in kinds):
         raise ValueError(
             f"--train: found columns {[c.name for c in kinds]}, expected features beside label, groups and id"
         )
-    typed = {option: columns.typed(frame, kinds) for option, frame in frames.items()}
-    train = typed["--train"]
     used, notes = inputs.unseen(train, {option: frame for option, frame in typed.items() if option != "--train"})
     encoder = features.fit(kinds, train, standardise=not files.raw)
-    return {option: features.encode(encoder, frame) for option, frame in typed.items()}, kinds, used, notes
+    return {option: features.encode(encoder, typed[option]) for option in typed}, kinds, used, notes
 
 
 def _images(files: Files, frames: inputs.Frames) -> dict[str, np.ndarray]:
