@@ -1,9 +1,11 @@
 """Entry points of the commands in the terminal; a library of the extra ``commands`` that is missing is one line.
 
-This module imports nothing of the extra, so it can name what is missing instead of a traceback.
+This module imports nothing of the extra, so it can name what is missing instead of a traceback, and show a first line
+before the seconds that the libraries of the commands take.
 """
 
 import importlib
+import sys
 
 
 def debias() -> None:
@@ -17,6 +19,8 @@ def diagnose() -> None:
 
 
 def _run(command: str) -> None:
+    if "--help" not in sys.argv and "-h" not in sys.argv:
+        print(f"d3mjax-{command}: loading", file=sys.stderr, flush=True)
     try:
         module = importlib.import_module(f"d3mjax.commands.{command}")
     except ModuleNotFoundError as error:

@@ -11,11 +11,11 @@ import pytest
 SCRIPTS = tomllib.loads(Path("pyproject.toml").read_text())["project"]["scripts"]
 
 
-def run(target, blocked):
-    """A process that runs an entry point, ``--help`` its argument, where ``blocked`` cannot be imported."""
+def run(target, blocked, argument="--help"):
+    """A process that runs an entry point with an argument, where ``blocked`` cannot be imported."""
     module, function = target.split(":")
     lines = (
-        f"import sys; sys.argv[1:] = ['--help']; sys.modules[{blocked!r}] = None",
+        f"import sys; sys.argv[1:] = [{argument!r}]; sys.modules[{blocked!r}] = None",
         f"from {module} import {function}",
     )
     return subprocess.run([sys.executable, "-c", "\n".join((*lines, f"{function}()"))], capture_output=True, text=True)
@@ -38,3 +38,9 @@ def test_without_the_extra_one_line_names_it(name, module):
 
 def test_a_missing_module_of_the_package_is_a_traceback():
     assert "Traceback" in run(SCRIPTS["d3mjax-debias"], "d3mjax.commands.debias_data").stderr
+
+
+def test_the_first_line_comes_before_the_libraries():
+    done = run(SCRIPTS["d3mjax-diagnose"], "matplotlib", "--train")
+    assert done.stderr.splitlines()[0] == "d3mjax-diagnose: loading"
+    assert "found no module 'matplotlib'" in done.stderr.splitlines()[1]
