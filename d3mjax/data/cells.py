@@ -7,6 +7,11 @@
 pandas and pyarrow parse; this module decides between spellings over the whole column, which neither of them does.
 """
 
+# pandas and scikit-learn come without stubs: pyright infers unions of all that they may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import datetime
 import re
 from typing import Any, NamedTuple

@@ -16,6 +16,11 @@ The law (`cells` holds the spellings). Kinds are decided on the first frame and 
 - Dropped: the row index, ids (another value in each row, and the look of one), constant and empty columns.
 """
 
+# pandas and scikit-learn come without stubs: pyright infers unions of all that they may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import difflib
 import re
 from collections.abc import Mapping, Sequence

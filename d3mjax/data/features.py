@@ -7,6 +7,11 @@ scikit-learn imputes, scales and encodes, skrub takes dates apart and embeds fre
 would do all of it, rounds to float32 before scaling (of 1,200 Unix times 29 remain) and reads "00501" as a number.
 """
 
+# pandas and scikit-learn come without stubs: pyright infers unions of all that they may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import re
 import warnings
 from collections.abc import Callable, Sequence

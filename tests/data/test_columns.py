@@ -1,5 +1,10 @@
 """The law of types and missing values on planted columns, alike for texts and typed values."""
 
+# pandas and scikit-learn come without stubs: pyright infers unions of all that they may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import datetime
 from decimal import Decimal
 

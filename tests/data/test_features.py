@@ -1,5 +1,10 @@
 """Columns as features: exact values on planted columns, and tables of the shapes that once were misread."""
 
+# pandas and scikit-learn come without stubs: pyright infers unions of all that they may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+
 import numpy as np
 import pandas as pd
 import pytest
