@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from d3mjax.attribution import outputs
-from d3mjax.commands import command, diagnose_data, diagnose_report
+from d3mjax.commands import command, diagnose_data, diagnose_repaired, diagnose_report, inputs
 from d3mjax.commands.diagnose_data import Files, UserTable
 from d3mjax.commands.diagnose_report import Decision
 from d3mjax.data import tables
@@ -68,8 +68,9 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     applies a diagnoser taught on other tables with planted errors. Reports how far to trust each kind, proposes a
     repair, and compares training with and without it. The same command again resumes.
 
-    RESULTS/diagnose/RUN holds suspects.csv (id, kind, probability, proposal), repaired.parquet or repaired.csv (the
-    table with a column of weights), probabilities.npz, advice.txt, report.html, metrics.json and the plots.
+    RESULTS/diagnose/RUN holds data.json (what became of each column), suspects.csv (id, kind, probability, proposal),
+    repaired.parquet or repaired.csv (the table with a column of weights), probabilities.npz, advice.txt, report.html,
+    metrics.json and the plots.
 
     A table, the label being the column income, rows named by the column row:
     $ d3mjax-diagnose --train train.csv --validation val.csv --label income --id row --drop name,date
@@ -94,6 +95,8 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
         raise ValueError(f"--diagnoser: {error}") from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     directory = command.open_run(results, "diagnose", config, _arrays(data), run, facts={"diagnoser": checksum})
+    inputs.write_card(directory, data.card)
+    print(inputs.show(data.card))
     return Job(config, data, diagnoser, manifest, directory)
 
 
@@ -179,7 +182,7 @@ def work(job: Job) -> Path:
     findings = diagnose_report.findings(data, decision, job.manifest, rows, separate=not held.all())
     section = diagnose_report.section(data, decision, job.manifest, findings)
     diagnose_report.write_suspects(directory, data, decision)
-    repaired = diagnose_report.write_repaired(directory, data, decision, config.files)
+    repaired = diagnose_repaired.write(directory, data, decision.repaired, config.files.train, config.files.label)
     arrays = {"id": data.names, "kinds": np.array(KINDS), "probabilities": decision.diagnosis.probabilities}
     store.write_arrays(directory / "probabilities.npz", arrays)
     command.finish(directory, config, rows, {task: section}, time.perf_counter() - begin)
@@ -200,7 +203,10 @@ def cli() -> None:
 def _arrays(data: UserTable) -> dict[str, np.ndarray]:
     """All arrays of the user's data by name, for their digest."""
     held = {f"validation.{name}": a for name, a in data.validation.columns.items()}
-    return {**data.raw, **held, "validation y": data.validation_y, "features": np.array(list(data.train.columns))}
+    train = {f"train.{name}": a for name, a in data.train.columns.items()}
+    return {**train, **held, "names": data.names, "y": data.y, "validation y": data.validation_y} | {
+        "levels": np.array(repr(data.train.levels))
+    }
 
 
 if __name__ == "__main__":

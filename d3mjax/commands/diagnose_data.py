@@ -1,23 +1,25 @@
-"""The user's tables for `d3mjax-diagnose`: columns read, checked and cleaned, with notes on what was left out.
+"""The user's tables for `d3mjax-diagnose`: columns by the law of `data.columns`, as a `Table` of numbers and levels.
 
 Everything that can be wrong is a ``ValueError`` that names the option of the command, what was found and what is
-expected. `UserTable.notes` holds what a user should know besides.
+expected. `UserTable.card` holds what became of every column, `UserTable.notes` the warnings.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int
+import pandas as pd
+import tyro
+from jaxtyping import Bool
 
-from d3mjax.commands import command
-from d3mjax.commands.command import MAX_TEXTS, Drop, Id, Label
+from d3mjax.commands import command, inputs
+from d3mjax.commands.command import Categorical, Drop, Id, Label, Text
+from d3mjax.data import columns, features, labels, tables
 from d3mjax.data import files as readers
-from d3mjax.data import tables
-from d3mjax.data.files import MISSING, Columns
+from d3mjax.data.columns import CATEGORY, DATE, DROPPED, TEXT, Column
 from d3mjax.data.planted import corruptions
 from d3mjax.types import Table
 
@@ -25,32 +27,22 @@ LEAST_TRAIN = 100
 LEAST, FEW = 64, 256  # validation rows: fewer are refused, or warned of
 LOOKED_AT = 512  # validation rows that vectors are made with
 MOST_CLASSES = 50
-_DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4}")
+TEXT_WIDTH = 10  # components of free text: each is a column to look for errors in
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of the user: .csv, .parquet or .npz, one row an example. Entries of features may be missing."""
+    """The files of the user, tables or .npz, one row an example. Entries of features may be missing."""
 
     # Rows to look for errors in.
     train: str
     # Rows of the same kind that nothing is trained on. They may have errors of their own; 64 at least, better 512.
-    validation: str
+    validation: Annotated[str, tyro.conf.arg(aliases=["--target"])]
     label: Label
     id: Id = None
     drop: Drop = ""
-    # Columns of numbers that are codes of categories, as in zip,district. Text always is a category.
-    categorical: str = ""
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """The names of ``drop``."""
-        return command.names(self.drop)
-
-    @property
-    def coded(self) -> tuple[str, ...]:
-        """The names of ``categorical``."""
-        return command.names(self.categorical)
+    categorical: Categorical = ""
+    text: Text = ""
 
 
 class UserTable(NamedTuple):
@@ -62,34 +54,56 @@ class UserTable(NamedTuple):
     validation_y: np.ndarray  # Int[v]
     names: np.ndarray  # [n], the user's names of the rows
     class_names: tuple[str, ...]
-    raw: Columns  # all of --train, as read
-    notes: tuple[str, ...]  # dropped columns and warnings
+    raw: pd.DataFrame  # all of --train, as read
+    columns: tuple[Column, ...]  # of ``raw``
+    origins: Mapping[str, pd.Timestamp]  # of the columns of dates, which are days since then
+    notes: tuple[str, ...]  # warnings
+    card: Mapping[str, Any] = MappingProxyType({})  # of `inputs.card`
 
 
-def read(files: Files) -> UserTable:
-    """Both files, checked."""
-    sources = {"--train": files.train, "--validation": files.validation}
-    raw = {flag: _columns(flag, source, files) for flag, source in sources.items()}
-    sizes = [len(columns[files.label]) for columns in raw.values()]
-    for flag, size, least in zip(raw, sizes, (LEAST_TRAIN, LEAST), strict=True):
-        if size < least:
-            raise ValueError(f"{flag}: found {size} rows, expected at least {least}")
-    y, class_names = command.classes(raw, files.label, sizes[0])
-    if len(class_names) > MOST_CLASSES:
+def read(files: Files, frames: Mapping[str, pd.DataFrame] | None = None) -> UserTable:
+    """Both files, checked; ``frames``: tables ``train`` and ``validation`` instead of files."""
+    raw, notes = _frames(files, frames)
+    _check(files, raw)
+    coded, free = command.names(files.categorical), command.names(files.text)
+    of_label = {option: frame[files.label] for option, frame in raw.items()}
+    classes = labels.encode(of_label, files.label, categorical=files.label in coded)
+    if len(classes.names) > MOST_CLASSES:
         raise ValueError(
-            f"--label: found {len(class_names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "
+            f"--label: found {len(classes.names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "
             "classes; numbers to be predicted have to be cut into classes first"
         )
-    notes = [_few(sizes[1])] if sizes[1] < FEW else []
-    train, validation = _features(raw, files, notes)
-    names = raw["--train"].get(files.id or "", np.arange(sizes[0]))
-    ids = [_ids(flag, columns.get(files.id or ""), len(columns[files.label])) for flag, columns in raw.items()]
-    table = tables.from_columns(train, id=ids[0])
-    held = tables.from_columns(validation, id=ids[1], levels=table.levels)
-    notes += _unseen(held, validation)
-    data = UserTable(table, y[: sizes[0]], held, y[sizes[0] :], names, class_names, raw["--train"], tuple(notes))
-    _check_unlike(data)
-    return data
+    names = {option: inputs.names_of(frame, files.id, option) for option, frame in raw.items()}
+    reasons = dict.fromkeys(command.names(files.drop), "--drop") | ({files.id: "id"} if files.id else {})
+    kinds = columns.infer(raw, categorical=coded, text=free, dropped=reasons | {files.label: "label"})
+    typed = {option: columns.typed(frame, kinds) for option, frame in raw.items()}
+    kinds = inputs.without_copies(kinds, typed["--train"], classes.y["--train"], files.label)
+    made, origins = _columns(kinds, typed)
+    if not made["--train"]:
+        raise ValueError(f"--train: found columns {list(raw['--train'])}, expected features that vary beside label, id")
+    examples = {option: frame.assign(**{files.label: classes.y[option]}) for option, frame in typed.items()}
+    used, more = inputs.unseen(examples["--train"], {"--validation": examples["--validation"]})
+    rows = np.flatnonzero(used["--validation"])
+    notes = [*notes, *classes.notes, *more, *([_few(len(rows))] if len(rows) < FEW else [])]
+
+    known = {c.name: c.levels for c in kinds if c.kind == CATEGORY}
+    parts = {o: tables.from_columns(a, id=inputs.ranks(names[o]), levels=known) for o, a in made.items()}
+    sizes = {option: len(frame) for option, frame in raw.items()}
+    counts = np.bincount(classes.y["--validation"], minlength=len(classes.names)).tolist()
+    facts = {"label": files.label, "classes": dict(zip(classes.names, counts, strict=True))}
+    return UserTable(
+        parts["--train"],
+        classes.y["--train"],
+        tables.take(parts["--validation"], rows),
+        classes.y["--validation"][rows],
+        names["--train"],
+        classes.names,
+        raw["--train"],
+        kinds,
+        origins,
+        tuple(notes),
+        inputs.card(sizes, kinds, facts, notes),
+    )
 
 
 def looked_at(data: UserTable) -> Bool[np.ndarray, "v"]:
@@ -97,87 +111,79 @@ def looked_at(data: UserTable) -> Bool[np.ndarray, "v"]:
     return corruptions.choose(jax.random.key(0), data.validation.id, min(LOOKED_AT, len(data.validation_y)))
 
 
-def _columns(flag: str, source: str, files: Files) -> Columns:
-    columns = command.read(flag, source)
-    needed = {"--label": (files.label,)}
-    if flag == "--train":
-        needed |= {"--id": (files.id,) if files.id else (), "--drop": files.dropped, "--categorical": files.coded}
-    readers.check_named(columns, f"{flag} {source}", needed)
-    if files.label in {files.id, *files.dropped, *files.coded}:
-        raise ValueError(f"--label: found {files.label!r} in --id, --drop or --categorical, too, expected it in none")
-    readers.check_present(f"{flag} {source}", files.label, columns[files.label], hint=": leave these rows out")
-    if len(lengths := {len(a) for a in columns.values()}) > 1:
-        raise ValueError(f"{flag}: found lengths {sorted(lengths)} in {source}, expected one row an example")
-    return columns
-
-
-def _features(raw: Mapping[str, Columns], files: Files, notes: list[str]) -> tuple[Columns, Columns]:
-    """Numbers (NaN where missing) and text of both files, without constant columns, which get a note."""
-    train, validation = raw.values()
-    names = [name for name in train if name not in {files.label, files.id, *files.dropped}]
-    if missing := [name for name in names if name not in validation]:
-        raise ValueError(f"--validation: found no columns {missing}, which --train has: expected the same, or --drop")
-    features: tuple[dict, dict] = ({}, {})
-    out: dict[str, list[str]] = {}
-    for name in names:
-        column, held = (_parsed(flag, name, columns[name], files) for flag, columns in raw.items())
-        if reason := _useless(column):
-            out.setdefault(reason, []).append(name)
-            continue
-        if column.dtype.kind != held.dtype.kind:
-            if held.dtype.kind == "f" and np.isnan(held).all():
-                held = np.full(len(held), MISSING)
-            else:
-                kind = {"f": "numbers", "U": "text"}
+def _frames(files: Files, frames: Mapping[str, pd.DataFrame] | None) -> tuple[inputs.Frames, tuple[str, ...]]:
+    """Both sources as frames by option, and notes of the readers; of arrays, those with one number or text a row."""
+    sources = {"--train": files.train, "--validation": files.validation}
+    if frames is not None or all(readers.is_table(source) for source in sources.values()):
+        read = inputs.read(sources, "", frames)
+        return read.frames, read.notes
+    made = {}
+    for option, source in sources.items():
+        try:
+            arrays = readers.read_arrays(source)
+        except ValueError as error:
+            raise ValueError(f"{option}: {error}") from error
+        for name, a in arrays.items():
+            if a.ndim != 1 and name not in command.names(files.drop):
                 raise ValueError(
-                    f"--validation: found {kind[held.dtype.kind]} in {name!r}, which holds {kind[column.dtype.kind]} "
-                    f"in --train, expected the same; if they are codes, --categorical {name}"
+                    f"{option}: found {a.dtype}{list(a.shape)} in {name!r}, expected one number or text for each row; "
+                    f"--drop {name} leaves it out"
                 )
-        if column.dtype.kind == "U" and (count := len(np.unique(column))) > MAX_TEXTS:
-            raise ValueError(
-                f"--train: found {count} texts in {name!r}, expected at most {MAX_TEXTS}, or --drop {name}"
-            )
-        features[0][name], features[1][name] = column, held
-        if share := _share_missing(column):
-            notes.append(
-                f"Column {name!r}: {share:.1%} of the entries in --train are missing; that is not an error by itself."
-            )
-    notes += [f"Left out, as {reason} in --train: {', '.join(columns)}." for reason, columns in out.items()]
-    if not features[0]:
-        raise ValueError(f"--train: found columns {sorted(train)}, expected features that vary beside label and id")
-    return features
+        flat = {name: a for name, a in arrays.items() if a.ndim == 1}
+        if len(lengths := {len(a) for a in flat.values()}) > 1:
+            raise ValueError(f"{option}: found lengths {sorted(lengths)} in {source}, expected one row an example")
+        made[option] = pd.DataFrame(flat)
+    return made, ()
 
 
-def _parsed(flag: str, name: str, a: np.ndarray, files: Files) -> np.ndarray:
-    """Float[n] or text [n]."""
-    categorical, advice = name in files.coded, f"--categorical {name}, or --drop {name}"
-    column = readers.parsed(a, name, flag, categorical=categorical, advice=advice)
-    present = column[column != MISSING].tolist() if column.dtype.kind == "U" and not categorical else []
-    if present and all(_DATE.match(v) for v in present):
-        raise ValueError(f"{flag}: found dates ({present[0]}) in {name!r}, a column of unknown kind; --drop {name}")
-    return column
+def _check(files: Files, frames: inputs.Frames) -> None:
+    """Every column that an option names is there, and there are enough rows."""
+    options = {f"--{name}": command.names(getattr(files, name)) for name in ("drop", "categorical", "text")}
+    needed = {"--label": [files.label]}
+    inputs.check_named(frames, {"--train": needed | {"--id": [files.id]} | options, "--validation": needed})
+    if files.label in {files.id, *options["--drop"], *options["--text"]}:
+        raise ValueError(f"--label: found {files.label!r} in --id, --drop or --text, too, expected it in none")
+    for (option, frame), least in zip(frames.items(), (LEAST_TRAIN, LEAST), strict=True):
+        if len(frame) < least:
+            raise ValueError(f"{option}: found {len(frame)} rows, expected at least {least}")
 
 
-def _useless(a: np.ndarray) -> str:
-    """Why a column is left out; empty if it is not."""
-    present = a[~np.isnan(a)] if a.dtype.kind == "f" else a[a != MISSING]
-    return "all missing" if not len(present) else "constant" if (present == present[0]).all() else ""
+def _columns(
+    kinds: tuple[Column, ...], typed: Mapping[str, pd.DataFrame]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, pd.Timestamp]]:
+    """Columns of every source, and the origins of dates.
+
+    A date becomes days since the first of the training rows, and its month, weekday and hour; free text its first
+    components, fitted on the training rows. Those that are the same in all training rows are left out.
+    """
+    made: dict[str, dict[str, np.ndarray]] = {option: {} for option in typed}
+    origins, train = {}, typed["--train"]
+    for column in kinds:
+        if column.kind == DROPPED:
+            continue
+        if column.kind == DATE:
+            origins[column.name] = train[column.name].min()
+            expand = lambda a, origin=origins[column.name]: _date_parts(a, origin)
+        elif column.kind == TEXT:
+            (part,) = features.fit([column], train)
+            expand = lambda a, part=part: _components(part, a)
+        else:
+            expand = lambda a: {str(a.name): a.to_numpy() if a.dtype == np.float64 else a.to_numpy(str)}
+        varying = [name for name, a in expand(train[column.name]).items() if len(np.unique(a)) > 1]
+        for option, frame in typed.items():
+            made[option] |= {name: a for name, a in expand(frame[column.name]).items() if name in varying}
+    return made, origins
 
 
-def _share_missing(a: np.ndarray) -> float:
-    return float((np.isnan(a) if a.dtype.kind == "f" else a == MISSING).mean())
+def _date_parts(dates: pd.Series, origin: pd.Timestamp) -> dict[str, np.ndarray]:
+    parts = {f"{dates.name} {name}": getattr(dates.dt, name) for name in ("month", "weekday", "hour")}
+    parts = {str(dates.name): (dates - origin) / pd.Timedelta(days=1)} | parts
+    return {name: a.to_numpy(np.float64, na_value=np.nan) for name, a in parts.items()}
 
 
-def _ids(flag: str, names: np.ndarray | None, size: int) -> Int[np.ndarray, "n"]:
-    """Ranks of the names."""
-    if names is None:
-        return np.arange(size)
-    readers.check_present(flag, "--id", names, hint=": name every row")
-    known, rank, counts = np.unique(names, return_inverse=True, return_counts=True)
-    if len(known) < size:
-        repeated = known[counts.argmax()]
-        raise ValueError(f"--id: found {counts.max()} rows called {repeated} in {flag}, expected another name for each")
-    return rank
+def _components(part: features.Part, texts: pd.Series) -> dict[str, np.ndarray]:
+    x = features.encode((part,), texts.to_frame()).astype(np.float64)
+    return dict(zip(part.features[:TEXT_WIDTH], x.T, strict=False))
 
 
 def _few(size: int) -> str:
@@ -185,28 +191,3 @@ def _few(size: int) -> str:
         f"--validation has {size} rows: few. More rows make the diagnosis better, up to {LOOKED_AT}; below {FEW} "
         "expect more missed errors and more false alarms than the figures below."
     )
-
-
-def _unseen(held: Table, columns: Columns) -> list[str]:
-    """Notes on levels of validation rows that no training row has."""
-    notes = []
-    for name in held.levels:
-        unknown = held.columns[name] < 0
-        if unknown.any():
-            examples = ", ".join(np.unique(columns[name][unknown])[:3].tolist())
-            notes.append(
-                f"--validation: {int(unknown.sum())} rows have values of {name!r} that --train does not have "
-                f"({examples}): they are taken as none of its levels."
-            )
-    return notes
-
-
-def _check_unlike(data: UserTable) -> None:
-    """Validation rows are not simply the training rows again."""
-    encoder = tables.fit_encoder(data.train)
-    both = ((data.train, data.y), (data.validation, data.validation_y))
-    seen, held = (
-        [(row.tobytes(), c) for row, c in zip(tables.encode(encoder, t), y.tolist(), strict=True)] for t, y in both
-    )
-    if set(held) <= set(seen):
-        raise ValueError("--validation: found every row among --train, expected rows that nothing is trained on")

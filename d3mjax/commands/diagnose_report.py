@@ -1,6 +1,5 @@
 """Rows, figures, lists and advice of `d3mjax-diagnose`, from the diagnosis and the evaluation of its diagnoser."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d3mjax.commands import verdict
+from d3mjax.commands import diagnose_repaired, verdict
 from d3mjax.commands.command import write_csv
-from d3mjax.commands.diagnose_data import MISSING, Files, UserTable
+from d3mjax.commands.diagnose_data import UserTable
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair
 from d3mjax.diagnosis.diagnose import Diagnosis
@@ -18,7 +17,7 @@ from d3mjax.diagnosis.repair import LABEL, MINORITY
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Row, row
-from d3mjax.runtime import runs, store
+from d3mjax.runtime import runs
 
 MARGIN = 0.03  # precision above that of the trivial rules
 MOST = 5  # findings after the verdict
@@ -73,41 +72,8 @@ def _proposal(data: UserTable, decision: Decision, i: int, kind: int) -> str:
         return f"up-weight: {repaired.weights[i]:.3g}, others {np.median(repaired.weights):.3g}"
     if repaired.weights[i] == 0:
         return "drop: weight 0"
-    changed = [
-        f"{name}: {_entry(data.train, name, i)} -> {_entry(repaired.table, name, i)}"
-        for name in data.train.columns
-        if _changed(data.train.columns[name], repaired.table.columns[name])[i]
-    ]
+    changed = diagnose_repaired.changes(data, repaired.table, i)
     return f"impute {'; '.join(changed)}" if changed else "keep: no single value stands out; look at it"
-
-
-def write_repaired(directory: Path, data: UserTable, decision: Decision, files: Files) -> Path:
-    """The user's columns with what the repair changed, and ``weight``; Parquet if the user's file is, else csv."""
-    repaired, columns = decision.repaired, dict(data.raw)
-    for name, values in repaired.table.columns.items():
-        changed = _changed(data.train.columns[name], values)
-        if changed.any():
-            levels = np.array([*repaired.table.levels.get(name, ()), MISSING])
-            texts = np.where(levels == MISSING, "", levels)
-            columns[name] = _replaced(
-                data.raw[name], changed, values if name not in repaired.table.levels else texts[values]
-            )
-    raw, names = data.raw[files.label], np.array(data.class_names)
-    labels = names if raw.dtype.kind == "U" else names.astype(np.int64).astype(raw.dtype)
-    columns[files.label] = np.where(repaired.labels == data.y, raw, labels[repaired.labels])
-    columns["weight" if "weight" not in columns else "d3mjax_weight"] = repaired.weights
-    if not files.train.lower().endswith(".parquet"):
-        lines = zip(*([_text(v) for v in a.tolist()] for a in columns.values()), strict=True)
-        write_csv(directory / "repaired.csv", tuple(columns), lines)
-        return directory / "repaired.csv"
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    arrays = {name: pa.array(a, from_pandas=True) for name, a in columns.items()}  # NaN is null
-    pyarrow.parquet.write_table(pa.table(arrays), buffer)
-    store.write_bytes(directory / "repaired.parquet", buffer.getvalue())
-    return directory / "repaired.parquet"
 
 
 def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], findings: Sequence[str]) -> Section:
@@ -230,24 +196,3 @@ def _caution(decision: Decision) -> str:
         f"The repair gives {changed:,} rows another label, leaves {kept:,} suspected labels as they are, because the "
         f"rows are as likely a rare case, and drops {(weights == 0).sum():,} rows."
     )
-
-
-def _changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Where entries differ; missing ones are alike."""
-    return (before != after) & ~((before != before) & (after != after))
-
-
-def _replaced(raw: np.ndarray, changed: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``raw`` with some entries replaced; numbers that were text beside missing ones stay text."""
-    if raw.dtype.kind == "U":
-        return np.where(changed, np.array([str(_text(v)) for v in values.tolist()]), raw)
-    return np.where(changed, values.astype(np.float64), raw)
-
-
-def _entry(table: Any, name: str, i: int) -> str:
-    value = table.columns[name][i]
-    return table.levels[name][value] if name in table.levels else f"{value:.4g}"
-
-
-def _text(value: Any) -> Any:
-    return "" if value != value else value
