@@ -17,8 +17,9 @@ from jaxtyping import Bool
 
 from d3mjax.commands import command, inputs
 from d3mjax.commands.command import Categorical, Drop, Id, Label, Text
-from d3mjax.data import columns, features, labels, tables
+from d3mjax.data import columns, features, labels
 from d3mjax.data import files as readers
+from d3mjax.data import tables as encoding
 from d3mjax.data.columns import CATEGORY, DATE, DROPPED, TEXT, Column
 from d3mjax.data.planted import corruptions
 from d3mjax.types import Table
@@ -61,9 +62,9 @@ class UserTable(NamedTuple):
     card: Mapping[str, Any] = MappingProxyType({})  # of `inputs.card`
 
 
-def read(files: Files, frames: Mapping[str, pd.DataFrame] | None = None) -> UserTable:
-    """Both files, checked; ``frames``: tables ``train`` and ``validation`` instead of files."""
-    raw, notes = _frames(files, frames)
+def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> UserTable:
+    """Both files, checked; ``tables``: frames ``train`` and ``validation`` instead of files."""
+    raw, notes = _frames(files, tables)
     _check(files, raw)
     coded, free = command.names(files.categorical), command.names(files.text)
     of_label = {option: frame[files.label] for option, frame in raw.items()}
@@ -87,14 +88,14 @@ def read(files: Files, frames: Mapping[str, pd.DataFrame] | None = None) -> User
     notes = [*notes, *classes.notes, *more, *([_few(len(rows))] if len(rows) < FEW else [])]
 
     known = {c.name: c.levels for c in kinds if c.kind == CATEGORY}
-    parts = {o: tables.from_columns(a, id=inputs.ranks(names[o]), levels=known) for o, a in made.items()}
+    parts = {o: encoding.from_columns(a, id=inputs.ranks(names[o]), levels=known) for o, a in made.items()}
     sizes = {option: len(frame) for option, frame in raw.items()}
     counts = np.bincount(classes.y["--validation"], minlength=len(classes.names)).tolist()
     facts = {"label": files.label, "classes": dict(zip(classes.names, counts, strict=True))}
     return UserTable(
         parts["--train"],
         classes.y["--train"],
-        tables.take(parts["--validation"], rows),
+        encoding.take(parts["--validation"], rows),
         classes.y["--validation"][rows],
         names["--train"],
         classes.names,
@@ -111,11 +112,11 @@ def looked_at(data: UserTable) -> Bool[np.ndarray, "v"]:
     return corruptions.choose(jax.random.key(0), data.validation.id, min(LOOKED_AT, len(data.validation_y)))
 
 
-def _frames(files: Files, frames: Mapping[str, pd.DataFrame] | None) -> tuple[inputs.Frames, tuple[str, ...]]:
+def _frames(files: Files, tables: Mapping[str, pd.DataFrame] | None) -> tuple[inputs.Frames, tuple[str, ...]]:
     """Both sources as frames by option, and notes of the readers; of arrays, those with one number or text a row."""
     sources = {"--train": files.train, "--validation": files.validation}
-    if frames is not None or all(readers.is_table(source) for source in sources.values()):
-        read = inputs.read(sources, "", frames)
+    if tables is not None or all(readers.is_table(source) for source in sources.values()):
+        read = inputs.read(sources, "", tables=tables)
         return read.frames, read.notes
     made = {}
     for option, source in sources.items():
