@@ -14,19 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import numpy as np
 import tyro
-from jaxtyping import Int
 
-from d3mjax.data import files
-from d3mjax.data.files import Columns
 from d3mjax.reports import page, tables
 from d3mjax.reports.rows import by_task
 from d3mjax.runtime import cache, hosts, preemption, runs, store
 from d3mjax.types import AnyArray
-
-Tables = Mapping[str, Columns]  # by the option that names the source, --train first
-MAX_TEXTS = 200  # different values of one text column, each of which becomes a feature
 
 Label = Annotated[
     str, tyro.conf.arg(help="Column (of a table), array (of an .npz file) or feature (of TFDS) that holds the class.")
@@ -87,36 +80,6 @@ def open_run(
     """
     everything = asdict(config) | {"data": store.digest(dict(arrays))} | dict(facts or {})
     return runs.open_run(results, command, everything, run)
-
-
-def read(flag: str, source: str) -> Columns:
-    """The columns of one source; errors name the option."""
-    try:
-        return files.read(source)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from error
-
-
-def classes(tables: Tables, label: str, num_train: int) -> tuple[Int[np.ndarray, " n"], tuple[str, ...]]:
-    """Classes 0..C-1 of all examples of all tables, and their names: those of the training examples, in order."""
-    values = levels(tables, "--label", label)
-    known = np.unique(values[:num_train])
-    if missing := sorted(set(values.tolist()) - set(known.tolist())):
-        others = " or ".join(list(tables)[1:])
-        raise ValueError(f"--train: found no example of class {missing} of {label!r}, which {others} has")
-    if len(known) < 2:
-        raise ValueError(f"--label: found {len(known)} class in {label!r} of --train, expected at least 2")
-    return np.searchsorted(known, values).astype(np.int32), tuple(map(str, known))
-
-
-def levels(tables: Tables, option: str, name: str) -> np.ndarray:
-    """A column of all tables, end to end: whole numbers, or text where one of them holds text."""
-    values = [columns[name] for columns in tables.values()]
-    for flag, a in zip(tables, values, strict=True):
-        whole = a.dtype.kind in "biuU" or (a.dtype.kind == "f" and np.array_equal(a, np.round(a)))
-        if not whole or a.ndim != 1:
-            raise ValueError(f"{option}: found {a.dtype}{list(a.shape)} in {flag}, expected whole numbers or text")
-    return np.concatenate([a if a.dtype.kind == "U" else a.astype(np.int64) for a in values])
 
 
 def names(text: str) -> tuple[str, ...]:

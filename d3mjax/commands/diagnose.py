@@ -9,7 +9,7 @@ Device:   two CPU cores, a minute for 4,000 rows.
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool
 
 from d3mjax.attribution import outputs
@@ -59,9 +60,10 @@ class Job(NamedTuple):
     manifest: dict[str, Any]
     directory: Path
     network: Network = MLP2
+    dry_run: bool = False  # `work` does nothing
 
 
-def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None) -> Job:
+def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None, dry_run: bool = False) -> Job:
     """Find the rows of a table that are wrong: label errors, broken features, and a minority against a shortcut.
 
     Trains small networks on --train, describes each of its rows by its influence on the rows of --validation, and
@@ -83,9 +85,14 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
         config: What determines the numbers.
         results: Where results are written.
         run: Name of the directory; if not given, a hash of data, diagnoser and options.
+        dry_run: Stop after data.json, which tells for every column what it was taken for.
     """
     command.start(config, ("networks", "seeds"))
-    data = diagnose_data.read(config.files)
+    return job_of(config, diagnose_data.read(config.files), results, run)._replace(dry_run=dry_run)
+
+
+def job_of(config: Config, data: UserTable, results: Path, run: str | None) -> Job:
+    """The diagnoser, and the directory of the run with the data card, all checked."""
     path = taught.SHIPPED if config.diagnoser is None else Path(config.diagnoser)
     if not path.is_file():
         raise ValueError(f"--diagnoser: found no file {path}, expected one of python -m experiments demix_pretrain")
@@ -168,6 +175,9 @@ def make_fit(data: UserTable, network: Network) -> Callable:
 
 def work(job: Job) -> Path:
     """Run or resume everything, write it, print the tables and the advice; returns the directory."""
+    if job.dry_run:
+        print(f"Data card: {job.directory / 'data.json'}")
+        return job.directory
     begin = time.perf_counter()
     config, data, directory = job.config, job.data, job.directory
     columns, num_classes = list(tables.slices(data.train).values()), len(data.class_names)
@@ -190,9 +200,21 @@ def work(job: Job) -> Path:
     return directory
 
 
-def main(config: Config, results: Path, *, run: str | None = None, network: Network = MLP2) -> Path:
-    """Check everything, then do all the work; returns the directory of the run."""
-    return work(prepare(config, results=results, run=run)._replace(network=network))
+def main(
+    config: Config,
+    results: Path,
+    *,
+    run: str | None = None,
+    network: Network = MLP2,
+    tables: Mapping[str, pd.DataFrame] | None = None,
+) -> Path:
+    """Check everything, then do all the work; returns the directory of the run.
+
+    ``tables``: frames ``train`` and ``validation`` that are taken instead of files, as in a notebook.
+    """
+    command.start(config, ("networks", "seeds"))
+    data = diagnose_data.read(config.files, tables=tables)
+    return work(job_of(config, data, results, run)._replace(network=network))
 
 
 def cli() -> None:

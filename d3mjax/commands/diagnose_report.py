@@ -10,6 +10,7 @@ import numpy as np
 from d3mjax.commands import diagnose_repaired, verdict
 from d3mjax.commands.command import write_csv
 from d3mjax.commands.diagnose_data import UserTable
+from d3mjax.data import columns
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair
 from d3mjax.diagnosis.diagnose import Diagnosis
@@ -94,7 +95,7 @@ def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], fi
             plots.reliability(reliability)
         ),
     }
-    return Section("\n".join(text), figures, findings)
+    return Section("\n".join(text), figures, findings, columns.card(data.columns))
 
 
 def findings(

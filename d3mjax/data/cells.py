@@ -201,7 +201,7 @@ def _of_objects(values: pd.Series, kind: str) -> pd.Series:
     if kind == "boolean":
         return _truths(values)
     if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
-        return pd.Series([np.nan if pd.isna(v) else float(v) for v in values], values.index, float, name=values.name)
+        return pd.Series([_float(v) for v in values], values.index, float, name=values.name)
     if kind in ("date", "datetime", "datetime64"):
         read = pd.to_datetime(values, errors="coerce", utc=True)
         return read.dt.tz_localize(None).astype("datetime64[us]")
@@ -212,6 +212,13 @@ def _of_objects(values: pd.Series, kind: str) -> pd.Series:
             raise ValueError(f"{type(value).__name__}, expected one number, text or date for each row")
     texts = [np.nan if pd.isna(v) else spelled(v) for v in values]
     return present(pd.Series(texts, values.index, "str", name=values.name))
+
+
+def _float(value: Any) -> float:
+    try:
+        return np.nan if pd.isna(value) else float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return np.inf
 
 
 def _truths(values: pd.Series) -> pd.Series:

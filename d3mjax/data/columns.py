@@ -378,7 +378,8 @@ def _check_levels(column: Column, flag: str, texts: pd.Series, first: str) -> li
         return []
     counts = texts[unknown].value_counts().sort_index()
     examples = ", ".join(map(cells.short, counts.index[:3]))
-    if len(texts) >= LEAST_ROWS and unknown.sum() == (texts != MISSING).sum() > 0:
+    present = texts != MISSING
+    if len(texts) >= LEAST_ROWS and present.any() and unknown[present].all():
         raise ValueError(
             f"{flag}: column {column.name!r}: found no value of {first} ({examples}), expected levels such as "
             f"{', '.join(map(cells.short, column.levels[:3]))}; --drop {column.name} leaves the column out"

@@ -60,7 +60,7 @@ def test_wrong_labels_and_broken_numbers_are_found_by_the_users_names(finished):
     )
     of = lambda kind: {line["id"]: line["proposal"] for line in lines if line["kind"] == kind}
     assert set(of("feature error")) == {f"r0-{i}" for i in range(24, 32)}
-    assert all(text.startswith("impute b: 40 -> ") for text in of("feature error").values())
+    assert all(text.startswith("impute b: 40.0 -> ") for text in of("feature error").values())
     wrong = {f"r0-{i}" for i in range(24)}
     suspects = set(of("label error"))
     assert len(suspects & wrong) > 18
@@ -177,22 +177,18 @@ def test_details_on_a_kind_follow_from_the_evaluation_of_the_diagnoser():
     assert [[part in verdict for part in parts] for verdict in verdicts] == np.eye(4, dtype=bool).tolist()
 
 
-def test_parquet_comes_back_with_its_types(finished, tmp_path):
-    pq = pytest.importorskip("pyarrow.parquet")
-    import pyarrow as pa
-
+def test_broken_rows_have_weight_zero_on_demand(finished):
     config, path, _ = finished
     job = diagnose.prepare(config, results=path / "results")
     units = [unit for s in range(2) if (unit := runs.read_unit(job.directory, f"network-{s}"))]
-    decision = diagnose.decide(job, units)
-    n = len(job.data.y)
-    raw = dict(job.data.raw) | {"count": np.arange(n), "weight": np.ones(n), "income": 1 - job.data.y.astype(np.int64)}
-    own = job.data._replace(raw=raw, class_names=("1", "0"))
-    written = diagnose_report.write_repaired(tmp_path, own, decision, replace(config.files, train="x.parquet"))
-    table = pq.read_table(written)
-    assert table.schema.field("count").type == table.schema.field("income").type == pa.int64()
-    assert table.schema.names[-1] == "d3mjax_weight"
-    np.testing.assert_array_equal(table["d3mjax_weight"], decision.repaired.weights)
-    np.testing.assert_array_equal(table["income"], 1 - decision.repaired.labels)
     dropped = diagnose.decide(job._replace(config=replace(config, broken="drop")), units)
-    assert (dropped.repaired.weights == 0).sum() == decision.diagnosis.claims[:, 1].sum() == 8
+    assert (dropped.repaired.weights == 0).sum() == dropped.diagnosis.claims[:, 1].sum() == 8
+
+
+def test_a_dry_run_leaves_the_data_card_alone(made, tmp_path, capsys):
+    config = diagnose.Config(make_files(tmp_path), diagnoser=str(made))
+    run = diagnose.work(diagnose.prepare(config, results=tmp_path / "results", dry_run=True))
+    kinds = {column["name"]: column["kind"] for column in store.read_json(run / "data.json")["columns"]}
+    assert (kinds["a"], kinds["job"], kinds["same"]) == ("number", "category", "dropped")
+    assert "job     category  4 levels; 2 missing in --train" in capsys.readouterr().out
+    assert not (run / "metrics.json").exists()

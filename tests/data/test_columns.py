@@ -78,6 +78,7 @@ TYPED = [
     (pd.Series([i * i for i in ROWS], dtype="Int64"), NUMBER),
     (pd.Series([i % 3 for i in ROWS], dtype="int8"), NUMBER),
     (pd.Series([Decimal(i) / 8 for i in ROWS]), NUMBER),
+    (pd.Series([7 * i * 10**30 for i in ROWS]), NUMBER),
     (pd.Series([True, False] * 100), NUMBER),
     (pd.Series([True, False, None, True] * 50, dtype="boolean"), NUMBER),
     (pd.Series([True, False, None, True] * 50, dtype=object), NUMBER),
@@ -156,6 +157,13 @@ def test_rare_levels_are_merged_and_missing_ones_are_a_level():
     assert column.missing == {"--0": 10, "--1": 10}
     assert "10 levels below 2 rows merged into 'other'" in column.note
     assert "10 rows have values in --1 that --0 does not have (new)" in column.note
+
+
+def test_missing_values_of_other_frames_alone_are_no_level():
+    column, _, held = one(texts(["a", "b"] * 100), texts(["a", ""] * 20))
+    assert column.levels == ("a", "b")
+    assert column.missing == {"--0": 0, "--1": 20}
+    assert held.tolist() == ["a", "missing"] * 20
 
 
 def test_text_of_many_values_is_free_text_unless_said_otherwise():
