@@ -170,14 +170,15 @@ def _columns(
             expand = lambda a, part=part: _components(part, a)
         else:
             expand = lambda a: {str(a.name): a.to_numpy() if a.dtype == np.float64 else a.to_numpy(str)}
-        varying = [name for name, a in expand(train[column.name]).items() if len(np.unique(a)) > 1]
+        varying = [name for name, a in expand(train[column.name]).items() if pd.Series(a).nunique() > 1]
         for option, frame in typed.items():
             made[option] |= {name: a for name, a in expand(frame[column.name]).items() if name in varying}
     return made, origins
 
 
 def _date_parts(dates: pd.Series, origin: pd.Timestamp) -> dict[str, np.ndarray]:
-    parts = {f"{dates.name} {name}": getattr(dates.dt, name) for name in ("month", "weekday", "hour")}
+    named = {"month": dates.dt.month, "weekday": dates.dt.day_of_week, "hour": dates.dt.hour}
+    parts = {f"{dates.name} {name}": part for name, part in named.items()}
     parts = {str(dates.name): (dates - origin) / pd.Timedelta(days=1)} | parts
     return {name: a.to_numpy(np.float64, na_value=np.nan) for name, a in parts.items()}
 

@@ -21,7 +21,7 @@ def text_tables():
     for name, n in (("train", N), ("validation", 96)):
         columns = {
             "zip": [f"{501 + i % 9:05d}" for i in range(n)],
-            "price": [f"{v:.3f}".replace(".", ",") for v in rng.normal(50, 9, n)],
+            "price": [f"{v:.2f}".replace(".", ",") for v in rng.normal(50, 9, n)],
             "big": [f" {i % 7}e+02" for i in rng.integers(0, 99, n)],
             "day": [f"{1 + i % 28:02d}/0{1 + i % 9}/2024" for i in range(n)],
             "member": np.array(["No", "YES"])[rng.integers(0, 2, n)],
