@@ -4,6 +4,9 @@ Everything that can be wrong is a ``ValueError`` that names the option of the co
 expected. `UserTable.card` holds what became of every column, `UserTable.notes` the warnings.
 """
 
+# pandas comes without stubs: pyright infers unions of all that it may return.
+# pyright: reportArgumentType=false
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

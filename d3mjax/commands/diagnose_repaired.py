@@ -1,5 +1,8 @@
 """The user's table with the proposed repair: what is unchanged stays byte for byte, what is new is spelled alike."""
 
+# pandas comes without stubs: pyright infers unions of all that it may return.
+# pyright: reportArgumentType=false
+
 import io
 from pathlib import Path
 from typing import Any

@@ -74,7 +74,7 @@ def test_formats_and_frames_give_the_same_table(files, tmp_path):
         frame["same"] = [True] * n
         frame.to_parquet(tmp_path / f"{flag}.parquet")
         arrays = {name: a.to_numpy() if a.dtype.kind in "bif" else a.to_numpy("U9") for name, a in frame.items()}
-        np.savez(tmp_path / f"{flag}.npz", allow_pickle=False, **arrays)
+        np.savez(tmp_path / f"{flag}.npz", allow_pickle=False, **arrays)  # pyright: ignore[reportCallIssue]
         frames[flag], sources[flag] = frame, str(tmp_path / flag)
         assert frame.shape == (n, 8), seed
     want = diagnose_data.read(files)
