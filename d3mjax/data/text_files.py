@@ -91,7 +91,9 @@ def scan(file: io.BufferedIOBase, path: str) -> Contents:
             text = decoder.decode(block, final=not following)
         except UnicodeDecodeError as error:
             if mark:
-                raise ValueError(f"{path}: found bytes that are not {encoding}, which its mark names") from error
+                raise ValueError(
+                    f"{path}: found bytes that are not {encoding.upper()}, expected text as its byte order mark says"
+                ) from error
             misfit = lines + block[: error.start].count(b"\n")
             encoding, text = "cp1252", ""
             decoder = codecs.getincrementaldecoder("latin-1")()
