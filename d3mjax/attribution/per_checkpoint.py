@@ -140,9 +140,12 @@ def mean_over_checkpoints(one: Callable, keys: Key[Array, "c"], checkpoints: PyT
     return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), (keys, checkpoints))
 
 
-def group_mix(group: Int[AnyArray, "t"], num_groups: int) -> tuple[Float[Array, "t G"], Float[Array, "G"]]:
-    """Weights of targets in the mean of each group, and the number of targets in each; -1 is in none."""
-    member = jax.nn.one_hot(group, num_groups)
+def group_mix(group: Int[AnyArray, "t *D"], num_groups: int) -> tuple[Float[Array, "t k"], Float[Array, "k"]]:
+    """Weights of targets in the mean of each group, and the number of targets in each; -1 is in none.
+
+    D groupings of the targets make ``k = D G`` groups, one grouping after the other.
+    """
+    member = jax.nn.one_hot(group, num_groups).reshape(len(group), -1)
     size = member.sum(0)
     return member / jnp.maximum(size, 1)[None], size
 

@@ -85,7 +85,7 @@ def gaussian(p: int, *, block: int = 4096) -> MakeProjection:
     return _dense(p, block, lambda key, size, dtype: jax.random.normal(key, (size, p), jnp.float32).astype(dtype))
 
 
-def sjlt(p: int, *, nonzeros: int = 1) -> MakeProjection:
+def sjlt(p: int, *, nonzeros: int = 1, factored: bool = False) -> MakeProjection:
     """Each coordinate goes to ``nonzeros`` buckets with random signs, ``/ sqrt(nonzeros)``; buckets are balanced.
 
     Coordinate i of a leaf, in round ``r = i // p``, goes to bucket ``(i + shift[r]) mod p``: one random shift a round,
@@ -97,6 +97,10 @@ def sjlt(p: int, *, nonzeros: int = 1) -> MakeProjection:
 
     depend on single pairs only: never more than with independent buckets, ``(|g|^2 |h|^2 + <g, h>^2) / p`` at most,
     however neighbouring entries of a gradient are related. The bound holds for more nonzeros, too.
+
+    ``factored``: the same projection of `dense_gradients.Factors`, whose gradients are never formed, for dense models
+    as `dense_gradients.value_and_factors` takes; 5 times as fast for a layer of 400 x 128 on CPUs. Worth it for layers
+    whose number of outputs divides p, in microbatches of 64 or more.
     """
     _check(p)
     if nonzeros < 1:
@@ -115,15 +119,15 @@ def sjlt(p: int, *, nonzeros: int = 1) -> MakeProjection:
         ]
 
         def project(grads):
-            leaves = map(_rows, jax.tree.leaves(grads))
-            return sum(_fold_rounds(flat, *one, p) for flat, plan in zip(leaves, plans, strict=True) for one in plan)
+            leaves = dense_gradients.leaves(grads)
+            return sum(_folded(leaf, *one, p) for leaf, plan in zip(leaves, plans, strict=True) for one in plan)
 
         def unproject(vectors):
             vectors = _rows(vectors)
             flat = [sum(_unfold_rounds(vectors, *one) for one in plan) for plan in plans]
             return _unflatten(params, flat)
 
-        return Projection(project, unproject)
+        return Projection(project, unproject, factored)
 
     return make
 
@@ -204,6 +208,31 @@ def _fold_rounds(flat, sign, shift, p):
     total = jax.lax.fori_loop(0, full, add, total) if full else total
     total = add(full, total, rest) if rest else total
     return total[:, :p] + total[:, p:]
+
+
+def _folded(leaf, sign, shift, p):
+    """`_fold_rounds` of gradients or of the factors of a kernel, a round being whole rows of the kernel if possible."""
+    if not isinstance(leaf, dense_gradients.Factors):
+        return _fold_rounds(_rows(leaf), sign, shift, p)
+    columns = leaf.deltas.shape[-1]
+    if p % columns:
+        return _fold_rounds(_rows(leaf.matrix()), sign, shift, p)
+    # Examples last: rounds begin anywhere, and only a whole axis of them is added in vectors.
+    dtype = jnp.promote_types(leaf.inputs.dtype, jnp.float32)
+    inputs, deltas = (jnp.transpose(a.astype(dtype), (1, 2, 0)) for a in leaf)
+
+    def add(r, total, width=p):
+        rows = jax.lax.dynamic_slice_in_dim(inputs, r * (p // columns), width // columns, axis=1)
+        part = (rows[:, :, None, :] * deltas[:, None, :, :]).sum(0).reshape(width, -1)
+        part = part * jax.lax.dynamic_slice_in_dim(sign, r * p, width)[:, None].astype(dtype)
+        part = part + jax.lax.dynamic_slice_in_dim(total, shift[r], width, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(total, part, shift[r], axis=0)
+
+    full, rest = divmod(sign.size, p)
+    total = jnp.zeros((2 * p, inputs.shape[-1]), dtype)
+    total = jax.lax.fori_loop(0, full, add, total) if full else total
+    total = add(full, total, rest) if rest else total
+    return (total[:p] + total[p:]).T
 
 
 def _unfold_rounds(vectors, sign, shift):

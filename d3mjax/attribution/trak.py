@@ -136,6 +136,10 @@ def group_columns(
 ) -> CheckpointColumns:
     """Group columns of one checkpoint under its own key: the unit of work of `group_scores`.
 
+    ``target.group`` may be ``[t D]``, D groupings of the targets, whose columns ``[n D*G]`` follow each other: targets
+    and train examples are then visited once for all. Projections that take factors of gradients need no reverse and
+    forward pass a group: the train examples are projected twice instead.
+
     ``reduce`` sums over devices, ``shares`` of them, each with as many train examples (`runtime.sharded`).
     """
     train, target = map(per_checkpoint.as_arrays, (train, target))
@@ -145,22 +149,33 @@ def group_columns(
     projection = _projection(o, num_train)(key, params)
 
     mix, size = per_checkpoint.group_mix(target.group, num_groups)
-    directions = gradients.weighted_gradients(target_output, params, mix, target, microbatch=o.microbatch)
+    if projection.factored:
+        target_phi = dot(mix.T, _features(o, target_output, params, projection, target)[1])
+    else:
+        directions = gradients.weighted_gradients(target_output, params, mix, target, microbatch=o.microbatch)
+        target_phi = projection.project(directions)
 
     def add(gram, part, valid):
         rows, weight = part
         values, phi = _features(o, output, params, projection, rows)
         return gram + _gram(phi, jnp.where(valid, _curved(o, weight, values, rows), 0)), jnp.isfinite(phi).all(-1)
 
-    target_phi = projection.project(directions)
     p = target_phi.shape[1]
     # K is touched once for p rows or more, however few gradients fit into a microbatch: an update costs p * p.
     slab = o.microbatch * -(-p // o.microbatch)
     gram = jnp.zeros((p, p), target_phi.dtype)
     gram, finite = scan_microbatches(add, gram, (train, weights), microbatch=slab)
     solution, info = _solve(o, reduce(gram), target_phi, finite, num_train)
-    tangents = jax.tree.map(lambda v, p: v.astype(p.dtype), projection.unproject(solution), params)
-    values, kernel = gradients.jvp(output, params, tangents, train, microbatch=o.microbatch)
+    if projection.factored:
+
+        def rows(part):
+            values, phi = _features(o, output, params, projection, part)
+            return values, dot(phi, solution.T)
+
+        values, kernel = map_microbatches(rows, train, microbatch=slab)
+    else:
+        tangents = jax.tree.map(lambda v, p: v.astype(p.dtype), projection.unproject(solution), params)
+        values, kernel = gradients.jvp(output, params, tangents, train, microbatch=o.microbatch)
     kernel = jnp.where((size > 0)[None, :], kernel, jnp.nan).astype(gram.dtype)
     return CheckpointColumns(*_with_factor(o, kernel, values, train), info)
 

@@ -132,13 +132,14 @@ def test_sjlt_keeps_structured_inner_products_as_independent_buckets_would(nonze
         assert abs(inner.var() / exact - 1) < 0.15
 
 
-@pytest.mark.parametrize("p", [5, 8, 64])
-def test_tensor_sketch_of_factors_is_that_of_the_gradients(p):
+@pytest.mark.parametrize("make", [*map(tensor_sketch, (5, 8, 64)), *(sjlt(p, factored=True) for p in (5, 14, 28, 84))])
+def test_projections_of_factors_are_those_of_the_gradients(make):
     params = {"w": jnp.zeros((12, 7)), "b": jnp.zeros(7)}
     rng = np.random.default_rng(11)
     pair = dense_gradients.Factors(jnp.asarray(rng.normal(size=(4, 3, 12))), jnp.asarray(rng.normal(size=(4, 3, 7))))
     g = {"w": pair.matrix(), "b": pair.deltas.sum(1)}
-    projection = tensor_sketch(p)(KEY, params)
+    projection = make(KEY, params)
+    assert projection.factored
     close(projection.project({**g, "w": pair}), projection.project(g))
 
 
