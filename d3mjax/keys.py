@@ -16,7 +16,7 @@ from d3mjax.types import AnyArray
 class D3M(IntEnum):
     """Families of `debiasing.d3m`: no model that selects is one that reports."""
 
-    SCORE, SELECT, REPORT, COLUMNS, DRAW, SPLIT = range(6)
+    SCORE, SELECT, REPORT, COLUMNS, DRAW, SPLIT, SHARED = range(7)
 
 
 class Rules(IntEnum):

@@ -16,12 +16,21 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from d3mjax.commands import command, debias_data, debias_report, debias_seed, inputs, verdict
+from d3mjax.commands import (
+    command,
+    debias_data,
+    debias_recipe,
+    debias_report,
+    debias_seed,
+    debias_shared,
+    inputs,
+    verdict,
+)
 from d3mjax.commands.debias_data import Files, UserData
 from d3mjax.commands.user_model import load_model
 from d3mjax.data import splits
 from d3mjax.networks import conv, dense
-from d3mjax.runtime import runs
+from d3mjax.runtime import progress, runs
 from d3mjax.types import Model
 
 CNN = (16, 32, 64)  # channels of the network for folders of images
@@ -37,17 +46,19 @@ class Config:
     # given: an MLP on flat features with one hidden layer, 32 wide below 2,000 training examples, 64 below 20,000, then
     # 128; with --images a small CNN.
     model: str | None = None
-    # Training steps, each on 50 examples, by SGD with momentum, the rate falling linearly to zero. If not given: ten
-    # epochs, but at least 300 steps and at most 20,000.
+    # Training steps, by SGD with momentum, the rate falling linearly to zero. If not given: ten epochs of batches of
+    # 50, at least 300 steps; beyond 5,000 examples fewer epochs of larger batches (3 of 316 at 200,000 examples).
     steps: int | None = None
-    # Learning rate at the start.
+    # Learning rate at the start, for batches of 50; it grows with the batch.
     rate: float = 0.05
-    # Models behind the scores of one seed.
-    checkpoints: int = 20
-    # Divisions of the targets; means and deviations are over these.
-    seeds: int = 5
-    # Models behind every number of one seed.
-    retrains: int = 4
+    # Models behind the scores, which all seeds share: 20, with --quick 8.
+    checkpoints: int | None = None
+    # Divisions of the targets; means and deviations are over these: 5, with --quick 2.
+    seeds: int | None = None
+    # Models behind every number of one seed: 4, from 20,000 examples on 2, with --quick 1.
+    retrains: int | None = None
+    # A quick look in about a quarter of the time: fewer seeds, checkpoints, models and candidates.
+    quick: bool = False
     # Average accuracy, as a share, that a gain of the worst group may cost; beyond it the verdict names the trade-off
     # and the best method within it. It changes no number, so the same run serves every value.
     max_loss: float = verdict.MAX_LOSS
@@ -59,7 +70,7 @@ class Job(NamedTuple):
     config: Config
     data: UserData
     model: Model
-    num_steps: int
+    schedule: debias_recipe.Schedule
     image: tuple[int, ...] | None  # shape of an example, if it is an image
     directory: Path
     dry_run: bool = False
@@ -111,31 +122,31 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
 def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dry_run: bool = False) -> Job:
     """The model and the steps that fit the data, and the directory of the run, all checked."""
     n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
-    if n < debias_seed.BATCH:
-        raise ValueError(f"--train: found {n} examples, expected at least {debias_seed.BATCH}")
+    if n < debias_recipe.BATCH:
+        raise ValueError(f"--train: found {n} examples, expected at least {debias_recipe.BATCH}")
     if config.model is None and config.files.images:
         model = conv.cnn(CNN, num_classes, image=shape)
     elif config.model is None:
-        model, data = dense.mlp((32 if n < 2000 else 64 if n < 20_000 else 128,), num_classes), debias_data.flat(data)
+        model, data = dense.mlp((debias_recipe.hidden_of(n),), num_classes), debias_data.flat(data)
     else:
         model = load_model(config.model, num_classes, data.train.x)
     splits.check_data(debias_data.divide(data, 0), num_classes, len(data.group_names))
-    num_steps = config.steps or min(max(10 * n // debias_seed.BATCH, 300), 20_000)
+    schedule = debias_recipe.schedule_of(n, steps=config.steps, rate=config.rate)
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
     bound = replace(config, max_loss=verdict.MAX_LOSS)
     directory = command.open_run(results, "debias", bound, debias_data.arrays(data), run)
     inputs.write_card(directory, data.card)
     print(inputs.show(data.card))
-    return Job(config, data, model, num_steps, image, directory, dry_run)
+    return Job(config, data, model, schedule, image, directory, dry_run)
 
 
-def recipe_of(job: Job) -> debias_seed.Recipe:
+def recipe_of(job: Job) -> debias_recipe.Recipe:
     """All that the seeds share, on the devices of this host."""
-    config = job.config
-    counts = {"checkpoints": config.checkpoints, "retrains": config.retrains}
-    return debias_seed.make_recipe(
-        job.model, job.data, num_steps=job.num_steps, rate=config.rate, auto=config.files.auto, **counts
-    )
+    config, n = job.config, len(job.data.train.y)
+    counts = debias_recipe.counts_of(n, config.seeds, config.checkpoints, config.retrains, quick=config.quick)
+    options = {"schedule": job.schedule, "counts": counts, "auto": config.files.auto}
+    ours = config.model is None and not config.files.images
+    return debias_recipe.make_recipe(job.model, job.data, dense=ours, **options)
 
 
 def work(job: Job) -> Path:
@@ -146,8 +157,7 @@ def work(job: Job) -> Path:
     begin = time.perf_counter()
     config, data, directory = job.config, job.data, job.directory
     name, recipe = command.task_name(config.files.train), recipe_of(job)
-    measure = partial(debias_seed.measure, recipe)
-    units = runs.run_units(directory, name, range(config.seeds), measure, models=debias_seed.num_models(recipe))
+    units = run_units(directory, name, recipe)
 
     rows = debias_report.rows_of(name, units)
     ranking = debias_report.rank(units, np.asarray(data.train.y), len(data.class_names))
@@ -160,6 +170,18 @@ def work(job: Job) -> Path:
     command.finish(directory, config, rows, sections, time.perf_counter() - begin)
     print(f"Examples to drop (keep = 0): {directory / 'examples.csv'}")
     return directory
+
+
+def run_units(directory: Path, name: str, recipe: debias_recipe.Recipe) -> list[runs.Unit]:
+    """The units of all divisions: what they share first, a unit of its own, then one after the other."""
+    seeds = range(recipe.counts.divisions)
+    of_shared, of_one = debias_shared.num_models(recipe), debias_seed.num_models(recipe)
+    with progress.shown(of_shared + len(seeds) * of_one, name) as bar:
+        bar(0, "compiling, then training and attributing checkpoints")
+        measure = partial(debias_shared.measure, recipe)
+        (shared,) = runs.run_units(directory, f"{name}-shared", range(1), measure, models=of_shared, shown=bar)
+        measure = partial(debias_seed.measure, recipe, shared)
+        return runs.run_units(directory, name, seeds, measure, models=of_one, shown=bar)
 
 
 def main(

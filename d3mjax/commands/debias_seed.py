@@ -1,230 +1,259 @@
-"""D3M and what it is compared with on one division of the targets: the unit of work of d3mjax-debias."""
+"""D3M and what it is compared with on one division of the targets: the unit of work of d3mjax-debias.
+
+Checkpoints, plain training and class weights come from the unit that all divisions share (`debias_shared`). Candidates
+are tried by successive halving: one model of each, then twice as many of the better half of them, up to the number of
+retrained models. Models that report take no part in any choice.
+
+Arrays: ``score [r n]``, ``columns [r n G]``, ``kept [n]`` (at the candidate that selection chose), ``suspect [n]``,
+``group_losses [G]``, ``test/METHOD [m G]`` and ``average/METHOD [m]`` of the methods that were run; of all candidates
+``selection [k G]``, ``candidate_test [k G]`` and ``candidate_average [k]``, means over their models that selected;
+``curve [S 1 G]``, the row of ``candidate_test`` at every share of ``facts["shares"]``. Facts: ``chosen`` and
+``offsets``, the choice; ``candidates``, names in the order of the arrays, ``models``, the number behind each.
+With --auto also ``auto``, ``target_id [t]`` and ``pseudo_group [t]``; where it refuses, nothing is tried or removed.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from d3mjax import keys
-from d3mjax.attribution import trak
 from d3mjax.commands import debias_auto, debias_data
-from d3mjax.commands.debias_data import UserData
+from d3mjax.commands.debias_recipe import Recipe, train
+from d3mjax.commands.debias_shared import BALANCES, PLAIN
 from d3mjax.data import splits
-from d3mjax.debiasing import auto, baselines, d3m, group_weighting, selection, sources
+from d3mjax.debiasing import baselines, d3m, group_weighting, selection
 from d3mjax.debiasing.d3m import Evaluation
 from d3mjax.runtime import hosts, runs
-from d3mjax.training import objectives, sampling
-from d3mjax.training.trainer import make_trainer
-from d3mjax.types import Data, Model, Sampler, Split, Trainer
+from d3mjax.runtime.progress import Progress
+from d3mjax.types import AnyArray, Data
 
-BATCH = 50  # examples of a training step
-GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set on the curve
-PLAIN, TARGETS_ALONE = "ERM", "RWG on the targets alone"
+TARGETS_ALONE, OFFSETS, WEIGHTS = "RWG on the targets alone", "ERM, class offsets", "class weights, by selection"
 RANDOM, MATCHED = "random removal", "class-matched random removal"
 PARTS = ("target", "selection", "test")
 NEGATIVE, TENTH, SELECTED = "D3M, drop negative", "D3M, 10 % removed", "D3M, by selection"
+NOTHING = "D3M/0.0"  # the candidate that removes nothing, which is plain training
 
 
-class Recipe(NamedTuple):
-    """All that is compiled, placed on devices and decided once for all seeds."""
+class Division(NamedTuple):
+    """One division of the targets, and how models are trained and measured on it."""
 
-    data: UserData
-    train: Split  # on the devices of the mesh
-    model: Model
-    trainer: Trainer
-    resampling: Trainer  # draws examples by weight, for the targets alone
-    options: trak.Options
-    attribution: sources.Attribution
-    num_steps: int
-    checkpoints: int
-    retrains: int
-    auto: bool
-    num_groups: int  # with auto two for each class
-    width: int
-    mesh: Mesh
+    name: str
+    root: Key[Array, ""]
+    recipe: Recipe
+    parts: Data
+    shared: Mapping[str, np.ndarray]  # arrays of the shared unit
+    judge: Callable[[AnyArray], Evaluation]  # of logits [m t C] on the pool
+    progress: Progress
+
+    def retrain(self, family: int, weights: list[AnyArray], members: list[int], **options: Any) -> Evaluation:
+        """One model for each row of ``weights [n]``, from the key of its member of the family."""
+        model_keys = keys.model_keys(jax.random.fold_in(self.root, family), np.array(members))
+        return self.judge(train(self.recipe, model_keys, weights, progress=self.progress, **options))
 
 
 class Comparison(NamedTuple):
-    """Models trained without some examples: weights and evaluations by method, and facts and arrays to store."""
+    """Methods that remove examples: keep masks ``[n]`` or ``[m n]`` and evaluations, and facts and arrays to store."""
 
-    weights: dict[str, Any]
+    kept: dict[str, Any]
     tested: dict[str, Evaluation]
     facts: dict[str, Any]
     arrays: dict[str, Any]
 
 
-def make_recipe(
-    model: Model, data: UserData, *, num_steps: int, rate: float, checkpoints: int, retrains: int, auto: bool
-) -> Recipe:
-    """SGD with momentum and weight decay, the rate falling linearly to zero; TRAK at two dampings."""
-    n, mesh = len(data.train.y), hosts.local_mesh()
+def rounds(retrains: int) -> list[int]:
+    """Models of a candidate after each round of successive halving: 1, 2, 4, ... up to ``retrains``."""
+    return [*(2**i for i in range(retrains.bit_length()) if 2**i < retrains), retrains]
 
-    def trainer(sampler: Sampler) -> Trainer:
-        tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(optax.linear_schedule(rate, 0.0, num_steps), 0.9))
-        return make_trainer(model, objectives.cross_entropy(), tx, sampler, batch_size=BATCH)
 
-    return Recipe(
-        data=data,
-        train=hosts.place(data.train, mesh),
-        model=model,
-        trainer=trainer(sampling.shuffled()),
-        resampling=trainer(sampling.resampled()),
-        options=d3m.default_options(n),
-        attribution=d3m.default_attribution(n),
-        num_steps=num_steps,
-        checkpoints=checkpoints,
-        retrains=retrains,
-        auto=auto,
-        num_groups=2 * len(data.class_names) if auto else len(data.group_names),
-        width=hosts.models_at_once(),
-        mesh=mesh,
-    )
+def num_candidates(recipe: Recipe) -> int:
+    """Candidates that are trained in one division: shares and the rule at zero, at every reading."""
+    return len(recipe.counts.grid) + 1 + (len(recipe.attribution.readings) - 1) * (len(d3m.SHARES) + 1)
 
 
 def num_models(recipe: Recipe) -> int:
-    """Models that one seed trains, or somewhat fewer where a choice is made twice."""
-    tried = len(GRID) + 1 + (len(recipe.attribution.readings) - 1) * (len(d3m.SHARES) + 1)
-    return recipe.checkpoints + recipe.retrains * (1 + tried + len(GRID) + 1 + 2 + 1)
+    """Models that one division trains, or somewhat fewer where a choice is made twice."""
+    left, count, done = num_candidates(recipe), 0, 0
+    for models in rounds(recipe.counts.retrains):
+        count, left, done = count + left * (models - done), -(-left // 2), models
+    return count + 6 * recipe.counts.retrains
 
 
-def measure(recipe: Recipe, seed: int, progress: Callable[[int], object]) -> runs.Unit:
-    """Facts for JSON and arrays of one seed. Where AUTO-D3M refuses, they hold plain training and the targets alone."""
-    root, parts = jax.random.key(seed), debias_data.divide(recipe.data, seed)
-    data, source, facts, arrays = attribute(root, recipe, parts, progress)
-    assert source.kernel is not None  # columns of checkpoints have both
-    assert source.right is not None
-    retrain = partial(evaluate, root, recipe, data, progress)
-    everything = {PLAIN: np.ones(len(parts.train.y), np.float32)}
-    losses = retrain(keys.D3M.SCORE, everything)[PLAIN].losses.mean(0)
-    scored, suspect = d3m.score(source.columns, losses), selection.label_suspects(source.right)
-    if debias_auto.refused([facts["auto"]] if recipe.auto else []):
-        nothing = {"score": jnp.zeros_like(scored.scores), "kept": everything[PLAIN] > 0}
-        compared = Comparison(everything, retrain(keys.D3M.REPORT, everything), {"reading": 0}, nothing)
+def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) -> runs.Unit:
+    """Facts for JSON and arrays of one division. Where AUTO-D3M refuses, nothing that removes examples is run."""
+    facts_of_all, arrays_of_all = shared
+    parts = debias_data.divide(recipe.data, seed)
+    of_auto = facts_of_all["auto"][seed] if recipe.auto else None
+    facts, arrays = {}, {}
+    if recipe.auto:
+        facts["auto"] = of_auto
+        arrays = {name: arrays_of_all[name][seed] for name in ("target_id", "pseudo_group")}
+    judge = partial(evaluate, recipe, grouped(recipe, parts, arrays.get("pseudo_group")))
+    name = f"division {seed + 1} of {recipe.counts.divisions}"
+    division = Division(name, jax.random.key(seed), recipe, parts, arrays_of_all, judge, progress)
+
+    columns, losses = arrays_of_all["columns"][:, :, seed], arrays_of_all["group_losses"][seed]
+    scored, suspect = d3m.score(columns, losses), arrays_of_all["suspect"]
+    tested = balances(division)
+    if debias_auto.refused([of_auto] if of_auto else []):
+        nothing = {"score": np.zeros_like(scored.scores), "kept": np.ones(len(suspect), bool)}
+        compared = Comparison({}, {}, {"reading": 0}, nothing)
     else:
-        compared = compare(root, recipe, parts, scored.scores, retrain)
-    balanced = baselines.balanced_weights(np.asarray(data.target.group), recipe.num_groups)
-    tested = compared.tested | retrain(keys.D3M.REPORT, {TARGETS_ALONE: balanced}, on_targets=True)
+        compared = compare(division, scored.scores, tested)
+    progress(0, f"{division.name}: the targets alone")
+    scoring = hosts.place(parts.target, recipe.mesh)
+    target_group = np.asarray(arrays.get("pseudo_group", parts.target.group))
+    row = np.asarray(baselines.balanced_weights(target_group, recipe.num_groups))
+    count = recipe.counts.retrains
+    alone = division.retrain(keys.D3M.REPORT, [row] * count, list(range(count)), split=scoring)
+    tested |= compared.tested | {TARGETS_ALONE: alone}
 
+    everything = np.ones(len(suspect), bool)
+    kept = dict.fromkeys((PLAIN, OFFSETS, WEIGHTS), everything) | compared.kept
     num_groups = len(recipe.data.group_names)
-    keep = {name: np.asarray(weights) > 0 for name, weights in compared.weights.items()}
-    facts |= source.facts | compared.facts
-    facts |= {"checkpoints": recipe.checkpoints, "suspects": suspect.mean()}
-    facts["effective_checkpoints"] = group_weighting.effective_checkpoints(source.kernel, scored.group_weights)
+    facts |= {name: value for name, value in facts_of_all.items() if name != "auto"} | compared.facts
+    facts |= {"checkpoints": recipe.counts.checkpoints, "suspects": float(suspect.mean())}
+    spreads = arrays_of_all["covariances"][:, seed], arrays_of_all["covariance_of_mean"][seed]
+    facts["effective_checkpoints"] = group_weighting.effective_number(*spreads, scored.group_weights)
     facts["sizes"] = {name: splits.group_sizes(getattr(parts, name), num_groups) for name in PARTS}
-    facts["removed"] = {name: 1 - float(np.mean(rows)) for name, rows in keep.items()}
+    facts["removed"] = {name: 1 - float(np.mean(rows)) for name, rows in kept.items()}
     facts["suspects_removed"] = {
-        name: selection.share_of_removed(suspect, rows) for name, rows in keep.items() if not rows.all()
+        name: selection.share_of_removed(suspect, rows) for name, rows in kept.items() if not np.all(rows)
     }
-    arrays |= {"columns": source.columns, "group_losses": losses, "suspect": suspect} | compared.arrays
+    arrays |= {"columns": columns, "group_losses": losses, "suspect": suspect} | compared.arrays
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in tested.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in tested.items()}
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def attribute(
-    root: Key[Array, ""], recipe: Recipe, parts: Data, progress: Callable[[int], object]
-) -> tuple[Data, sources.Columns, dict[str, Any], dict[str, Any]]:
-    """The data on the devices, group columns, and facts and arrays of AUTO-D3M.
-
-    With ``auto`` one set of checkpoints serves the split of the targets and the columns of the groups that it makes.
-    """
-    on_devices = {"width": recipe.width, "mesh": recipe.mesh}
-    data = debias_auto.by_pseudo_group(parts) if recipe.auto else parts
-    data = hosts.place(data._replace(train=recipe.train), recipe.mesh)
-    if not recipe.auto:
-        key = jax.random.fold_in(root, keys.D3M.COLUMNS)
-        arguments = (data, recipe.num_groups, recipe.num_steps, recipe.attribution)
-        source = sources.from_checkpoints(
-            key, recipe.model, recipe.trainer, *arguments, checkpoints=recipe.checkpoints, **on_devices
-        )
-        progress(recipe.checkpoints)
-        return data, source, {}, {}
-    members = keys.members(root, keys.D3M.COLUMNS, recipe.checkpoints)
-    train_keys, projection_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(members) for i in (0, 1))
-    checkpoints = auto.train_checkpoints(train_keys, recipe.model, recipe.trainer, data, recipe.num_steps, **on_devices)
-    progress(recipe.checkpoints)
-    key = jax.random.fold_in(jax.random.fold_in(root, keys.D3M.SPLIT), keys.Auto.COLUMNS)
-    tau = auto.attribute_targets(key, recipe.model, checkpoints, data, recipe.options)
-    num_classes = len(recipe.data.class_names)
-    pseudo = auto.split_targets(tau, checkpoints, parts.target.y, num_classes, min_loss_share=debias_auto.LEAST)
-    data = data._replace(target=data.target._replace(group=hosts.place(pseudo.group, recipe.mesh)))
-    source = auto.attribute_groups(
-        projection_keys, recipe.model, checkpoints, data, recipe.num_groups, recipe.attribution, **on_devices
-    )
-    return data, source, *debias_auto.unit_of(pseudo, parts.target)
+def grouped(recipe: Recipe, parts: Data, pseudo_group: AnyArray | None) -> Data:
+    """The parts with the groups by which they are judged; ``pseudo_group [t]`` of the scoring targets with --auto."""
+    if pseudo_group is None:
+        return parts
+    data = debias_auto.by_pseudo_group(parts)
+    return data._replace(target=data.target._replace(group=np.asarray(pseudo_group)))
 
 
-def compare(
-    root: Key[Array, ""], recipe: Recipe, parts: Data, scores: Float[Array, "r n"], retrain: Callable
-) -> Comparison:
+def evaluate(recipe: Recipe, data: Data, logits: Float[AnyArray, "m t C"]) -> Evaluation:
+    """Evaluations of m models on a division, from their logits on the pool."""
+    ids = np.asarray(recipe.pool.id)
+    order = np.argsort(ids)
+    at = [order[np.searchsorted(ids[order], part.id)] for part in data[1:]]
+    parts = [part._replace(x=np.zeros((len(part.y), 0), np.float32)) for part in data[1:]]
+    one = lambda logits: _judged(*(logits[i] for i in at), *parts, num_groups=recipe.num_groups)
+    several = [jax.device_get(one(of_model)) for of_model in np.asarray(logits)]
+    evaluation = jax.tree.map(lambda *values: np.stack(values), *several)
+    return debias_auto.by_class(evaluation) if recipe.auto else evaluation
+
+
+@partial(jax.jit, static_argnames=("num_groups",))
+def _judged(target_logits, selection_logits, test_logits, target, selection, test, *, num_groups):
+    data = Data(target, target, selection, test)
+    return d3m.judge(target_logits, selection_logits, test_logits, data, num_groups)
+
+
+def balances(division: Division) -> dict[str, Evaluation]:
+    """Plain training, the same with class offsets, and class weights of the power that selection chose."""
+    selecting = {name: division.judge(division.shared[f"selecting/{name}"]) for name in BALANCES}
+    chosen = d3m.choose(selecting, division.parts.selection.group, offsets=False).name
+    plain, weighted = (division.judge(division.shared[f"reporting/{name}"]) for name in (PLAIN, chosen))
+    return {PLAIN: plain, OFFSETS: d3m.with_offsets(plain), WEIGHTS: weighted}
+
+
+def compare(division: Division, scores: Float[AnyArray, "r n"], tested: Mapping[str, Evaluation]) -> Comparison:
     """The candidates of every reading, the one that selection takes, and random removals of as many examples."""
-    y, num_classes = parts.train.y, len(recipe.data.class_names)
-    tried: dict[str, Any] = {}
-    readings: dict[str, int] = {}
+    recipe, y, num_classes = division.recipe, division.parts.train.y, len(division.recipe.data.class_names)
+    tried: dict[str, Any] = {NOTHING: np.ones(len(y), bool)}
+    readings = {NOTHING: 0}
     for reading, name in enumerate(recipe.attribution.readings):
-        shares = d3m.SHARES if reading else GRID
-        more = d3m.candidates(scores[reading], y, num_classes, name=name, shares=shares)
-        tried, readings = tried | more, readings | dict.fromkeys(more, reading)
-    *curve, rule = list(tried)[: len(GRID) + 1]
-    selected = retrain(keys.D3M.SELECT, tried)
-    chosen = d3m.choose(selected, parts.selection.group, offsets=False).name
+        shares = d3m.SHARES if reading else recipe.counts.grid
+        more = d3m.candidates(jnp.asarray(scores[reading]), y, num_classes, name=name, shares=shares)
+        tried |= {name: np.asarray(keep) for name, keep in more.items()}
+        readings |= dict.fromkeys(more, reading)
+    *curve, rule = list(tried)[: len(recipe.counts.grid) + 2]
+    selected, chosen = choose(division, tried)
 
-    draws = keys.members(root, keys.D3M.DRAW, recipe.retrains)
-
-    def like(cell, count):
-        def draw(key):
-            keep = selection.drop_random_like(key, tried[chosen], cell, count)
-            # A rare class keeps one example, at random, as it does among the candidates.
-            return selection.guard(jax.random.uniform(key, keep.shape), keep, y, num_classes, max_drop=1.0)[0]
-
-        return jax.vmap(draw)(draws)
-
-    random = {RANDOM: like(np.zeros_like(y), 1), MATCHED: like(y, num_classes)}
-    reported = {name: tried[name] for name in dict.fromkeys((*curve, rule, chosen))} | random
-    tested = retrain(keys.D3M.REPORT, reported)
-    methods = {PLAIN: curve[0], RANDOM: RANDOM, MATCHED: MATCHED}
-    methods |= {NEGATIVE: rule, TENTH: curve[GRID.index(0.1)], SELECTED: chosen}
+    count, kept = recipe.counts.retrains, tried[chosen.name]
+    division.progress(0, f"{division.name}: models that report")
+    masks = {name: [tried[name]] * count for name in dict.fromkeys((rule, curve[recipe.counts.grid.index(0.1) + 1]))}
+    masks |= {chosen.name: [kept] * count}
+    draws = keys.members(division.root, keys.D3M.DRAW, count)
+    for name, cell, cells in ((RANDOM, np.zeros_like(y), 1), (MATCHED, y, num_classes)):
+        masks[name] = [random_like(key, kept, cell, cells, y, num_classes) for key in draws]
+    removing = {name: rows for name, rows in masks.items() if not np.all(rows)}
+    reported = dict.fromkeys(masks, tested[PLAIN])  # without any removal it is plain training
+    for name, rows in removing.items():
+        reported[name] = division.retrain(keys.D3M.REPORT, rows, list(range(count)))
+    methods = {RANDOM: RANDOM, MATCHED: MATCHED, NEGATIVE: rule, TENTH: curve[recipe.counts.grid.index(0.1) + 1]}
+    methods[SELECTED] = chosen.name
+    evaluations = {method: reported[name] for method, name in methods.items()}
+    if chosen.offsets:
+        evaluations[SELECTED] = d3m.with_offsets(evaluations[SELECTED])
+    mean = lambda field: np.stack([getattr(evaluation, field).mean(0) for evaluation in selected.values()])
     return Comparison(
-        {method: reported[name] for method, name in methods.items()},
-        {method: tested[name] for method, name in methods.items()},
-        {"chosen": chosen, "reading": readings[chosen], "shares": GRID},
+        {method: np.stack(masks[name]) for method, name in methods.items()},
+        evaluations,
+        {
+            "chosen": chosen.name,
+            "offsets": chosen.offsets,
+            "reading": readings[chosen.name],
+            "shares": (0.0, *recipe.counts.grid),
+            "candidates": list(selected),
+            "models": [len(evaluation.average) for evaluation in selected.values()],
+        },
         {
             "score": scores,
-            "kept": tried[chosen],
-            "curve": np.stack([tested[name].test for name in curve]),
-            "selection": np.stack([evaluation.selection for evaluation in selected.values()]),
+            "kept": kept,
+            "curve": np.stack([selected[name].test.mean(0, keepdims=True) for name in curve]),
+            "selection": mean("selection"),
+            "candidate_test": mean("test"),
+            "candidate_average": mean("average"),
         },
     )
 
 
-def evaluate(
-    root: Key[Array, ""],
-    recipe: Recipe,
-    data: Data,
-    progress: Callable[[int], object],
-    family: int,
-    weights: Mapping[str, Any],
-    *,
-    on_targets: bool = False,
-) -> dict[str, Evaluation]:
-    """Models of one family of keys trained under every weighting, of the training set or of the targets alone."""
-    members = keys.members(root, family, recipe.retrains)
-    trainer, split = (recipe.resampling, data.target) if on_targets else (recipe.trainer, data.train)
-    statics = (recipe.num_groups, recipe.num_steps)
+def random_like(
+    key: Key[Array, ""], keep: AnyArray, cell: AnyArray, num_cells: int, y: AnyArray, num_classes: int
+) -> np.ndarray:
+    """`selection.drop_random_like`, Bool[n]; a rare class keeps one example, at random, as it does in candidates."""
+    random = selection.drop_random_like(key, keep, cell, num_cells)
+    noise = jax.random.uniform(key, random.shape)
+    return np.asarray(selection.guard(noise, random, y, num_classes, max_drop=1.0)[0])
 
-    def fit(model_keys, rows):
-        arguments = (recipe.model, trainer, split, data, rows, *statics)
-        return d3m.retrain(model_keys, *arguments, width=recipe.width, mesh=recipe.mesh)
 
-    evaluations = {}
-    for name, rows in weights.items():  # one after the other: one program serves all, and progress shows
-        evaluation = d3m.retrain_each(fit, members, {name: rows})[name]
-        evaluations[name] = debias_auto.by_class(evaluation) if recipe.auto else evaluation
-        progress(recipe.retrains)
-    return evaluations
+def choose(division: Division, tried: Mapping[str, AnyArray]) -> tuple[dict[str, Evaluation], d3m.Choice]:
+    """Evaluations of all candidates by successive halving, and the choice among those of the last round.
+
+    The candidate that removes nothing is plain training: its models are shared and stay to the end.
+    """
+    plain = division.judge(division.shared[f"selecting/{PLAIN}"])
+    evaluations, alive, done = {NOTHING: plain}, [name for name in tried if name != NOTHING], 0
+    for models in rounds(division.recipe.counts.retrains):
+        division.progress(0, f"{division.name}: trying {len(alive)} candidates, {models - done} more of each")
+        pairs = [(name, member) for name in alive for member in range(done, models)]
+        weights, members = [tried[name] for name, _ in pairs], [member for _, member in pairs]
+        every, count = division.retrain(keys.D3M.SELECT, weights, members), models - done
+        for i, name in enumerate(alive):
+            parts = [evaluations[name]] if name in evaluations else []
+            parts.append(jax.tree.map(itemgetter(slice(i * count, (i + 1) * count)), every))
+            evaluations[name] = jax.tree.map(lambda *values: np.concatenate(values), *parts)
+        done, finalists = models, alive
+        alive = better_half(evaluations, alive, division.parts.selection.group)
+    finals = {name: evaluations[name] for name in (NOTHING, *finalists)}
+    choice = d3m.choose(finals, division.parts.selection.group)
+    return {name: evaluations[name] for name in tried}, choice
+
+
+def better_half(evaluations: Mapping[str, Evaluation], names: list[str], group: AnyArray) -> list[str]:
+    """The better half of some candidates on the selection split, each without or with class offsets."""
+    variants = [(evaluations[name], d3m.with_offsets(evaluations[name])) for name in names]
+    accuracies = np.array([[one.selection.mean(0) for one in pair] for pair in variants])
+    counts = np.bincount(group, minlength=accuracies.shape[-1])
+    average = np.where(counts > 0, accuracies, 0) @ counts / counts.sum()
+    left = set(selection.survivors(accuracies, average, -(-len(names) // 2)).tolist())
+    return [name for i, name in enumerate(names) if i in left]

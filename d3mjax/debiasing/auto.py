@@ -112,6 +112,27 @@ def split_targets(
     return pseudo_groups.pseudo_groups(rows, y, misclassified, num_classes, min_loss_share=min_loss_share)
 
 
+def attribute_kernels(
+    keys: Key[Array, "c"],
+    model: Model,
+    checkpoints: Checkpoints,
+    data: Data,
+    num_groups: int,
+    attribution: sources.Attribution,
+    *,
+    width: int = 1,
+    mesh: Mesh | None = None,
+) -> tuple[Float[np.ndarray, "c r n k"], Float[np.ndarray, "c r n"], PyTree]:
+    """Kernels, factors and info of checkpoints that are trained already; see `sources.Attribution`.
+
+    ``data.target.group [t]`` makes ``k = G`` columns; D groupings ``[t D]`` make ``k = D G`` in one pass over the
+    training set, one grouping after the other. ``keys``: of the projection of each checkpoint.
+    """
+    mesh = mesh or local_mesh()
+    statics = {"model": model, "num_groups": num_groups, "attribution": attribution, "width": width, "mesh": mesh}
+    return jax.device_get(_attributed(place(data, mesh), keys, checkpoints.variables, **statics))
+
+
 def attribute_groups(
     keys: Key[Array, "c"],
     model: Model,
@@ -125,11 +146,10 @@ def attribute_groups(
 ) -> sources.Columns:
     """Group columns of checkpoints that are trained already, as `sources.from_checkpoints` makes them of its own.
 
-    ``keys``: of the projection of each checkpoint. Raises as `sources.from_checkpoints` does.
+    Arguments as of `attribute_kernels`. Raises as `sources.from_checkpoints` does.
     """
-    mesh = mesh or local_mesh()
-    statics = {"model": model, "num_groups": num_groups, "attribution": attribution, "width": width, "mesh": mesh}
-    kernel, factor, info = jax.device_get(_attributed(place(data, mesh), keys, checkpoints.variables, **statics))
+    arguments = (keys, model, checkpoints, data, num_groups, attribution)
+    kernel, factor, info = attribute_kernels(*arguments, width=width, mesh=mesh)
     facts = attribution.check(info, data)
     # As in `sources`: within the program devices would have to wait for each other.
     columns = jax.vmap(per_checkpoint.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))

@@ -95,14 +95,25 @@ class Debiased(NamedTuple):
 
 
 def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Evaluation:
-    """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group.
+    """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group."""
+    target = outputs.logits(model, variables, data.target.x)
+    others = (outputs.logits(model, variables, split.x, microbatch=4096) for split in (data.selection, data.test))
+    return judge(target, *others, data, num_groups)
+
+
+def judge(
+    target: Float[AnyArray, "t C"],
+    selected: Float[AnyArray, "s C"],
+    test: Float[AnyArray, "u C"],
+    data: Data,
+    num_groups: int,
+) -> Evaluation:
+    """`evaluate` from the logits on the target, selection and test split, whose labels and groups ``data`` holds.
 
     Accuracies are given without and with class offsets (`offsets.choose`). No example that measures offsets has a part
     in their choice: those measured on the selection split are chosen on the target split.
     """
     targets, selecting = data.target, data.selection
-    target = outputs.logits(model, variables, targets.x)
-    selected, test = (outputs.logits(model, variables, split.x, microbatch=4096) for split in (selecting, data.test))
     y, group = (jnp.concatenate(pair) for pair in ((targets.y, selecting.y), (targets.group, selecting.group)))
     first = offsets.choose(target, targets.y, targets.group, num_groups)
     final = offsets.choose(jnp.concatenate([target, selected]), y, group, num_groups)

@@ -56,6 +56,14 @@ def effective_checkpoints(kernel: Float[AnyArray, "c n G"], group_weights: Float
     return kappa.var(1).mean() / kappa.mean(0).var()
 
 
+def effective_number(
+    covariances: Float[AnyArray, "c G G"], of_mean: Float[AnyArray, "G G"], group_weights: Float[AnyArray, "G"]
+) -> float:
+    """`effective_checkpoints` from covariances over train examples, of each kernel and of their mean."""
+    w = np.asarray(group_weights)
+    return float((w @ np.asarray(covariances) @ w).mean() / (w @ np.asarray(of_mean) @ w))
+
+
 def check_scores(group_columns: Float[AnyArray, "n G"], losses: Float[AnyArray, "G"]) -> None:
     """Check on the host that columns and losses are finite: a NaN score compares false with zero and would be removed.
 

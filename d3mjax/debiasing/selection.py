@@ -96,6 +96,18 @@ def choose(
     return jnp.argmax(jnp.where(worst >= worst.max() - tolerance, jnp.asarray(average), -jnp.inf))
 
 
+def survivors(accuracies: Float[AnyArray, "r v G"], average: Float[AnyArray, "r v"], count: int) -> Int[Array, "k"]:
+    """Indices of the ``count`` candidates whose worst group does best, the best first: a round of successive halving.
+
+    A candidate counts by the best of its v variants, such as without and with class offsets; ties go to the higher
+    average accuracy. Accuracies of groups are NaN where absent. Later rounds train more models of fewer candidates.
+    """
+    worst = jnp.nanmin(jnp.asarray(accuracies), axis=2)
+    best = worst.max(1)
+    tied = jnp.where(worst == best[:, None], jnp.asarray(average), -jnp.inf).max(1)
+    return jnp.lexsort((-tied, -best))[:count]
+
+
 def drop_confident(mean: Float[AnyArray, "n"], error: Float[AnyArray, "n"], *, z: float = 1.645) -> Bool[Array, "n"]:
     """Drop examples with ``mean + z * error < 0``, whose harm is sure.
 

@@ -20,7 +20,7 @@ from d3mjax.linalg import iterative, lasso
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks
-from d3mjax.types import Data, Model, Trainer
+from d3mjax.types import AnyArray, Data, Model, Trainer
 
 
 class Attribution(NamedTuple):
@@ -128,6 +128,28 @@ def from_checkpoints(
     # Means over checkpoints are taken here: within the program devices would have to wait for each other.
     columns = jax.vmap(per_checkpoint.combine, 1)(jnp.asarray(kernel), jnp.asarray(factor))
     return Columns(np.asarray(columns), kernel[:, 0], right, facts)
+
+
+def add_checkpoints(
+    sums: tuple[AnyArray, AnyArray] | None, kernel: Float[np.ndarray, "c r n k"], factor: Float[np.ndarray, "c r n"]
+) -> tuple[Float[np.ndarray, "r n k"], Float[np.ndarray, "r n"]]:
+    """Sums of kernels and factors over more checkpoints; ``sums`` of those before, None at first.
+
+    Over their number the sums are the two means whose product are the columns, with one block of checkpoints in memory.
+    """
+    first, second = sums or (0, 0)
+    return first + kernel.sum(0), second + factor.sum(0)
+
+
+def covariances(kernel: Float[AnyArray, "c n k"], num_groupings: int) -> Float[np.ndarray, "c D G G"]:
+    """Covariances over train examples of the columns of each grouping, ``k = D G``; 0 for an empty group.
+
+    With group weights w the scores of a checkpoint have the variance ``w' C w``
+    (`group_weighting.effective_number`).
+    """
+    known = np.nan_to_num(np.asarray(kernel)).reshape(*kernel.shape[:2], num_groupings, -1)
+    centred = known - known.mean(1, keepdims=True)
+    return np.einsum("cndg,cndh->cdgh", centred, centred, optimize=True) / kernel.shape[1]
 
 
 @partial(jax.jit, static_argnames=("model", "trainer", "num_groups", "num_steps", "attribution", "width", "mesh"))

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from d3mjax.runtime import hosts
+from d3mjax.runtime import hosts, progress
+from d3mjax.runtime.progress import Progress
 from d3mjax.runtime.store import differences, json_text, npz_bytes, read_json, seal, unseal, write_bytes, write_json
 
 INFORMATION = ("none", "validation groups", "training groups")
@@ -121,29 +123,35 @@ def read_unit(run: Path, name: str) -> Unit | None:
 
 
 def run_units(
-    run: Path, name: str, seeds: range, measure: Callable, *, models: int, together: bool = False
+    run: Path,
+    name: str,
+    seeds: range,
+    measure: Callable,
+    *,
+    models: int,
+    together: bool = False,
+    shown: Progress | None = None,
 ) -> list[Unit]:
     """``measure(seed, progress)`` of every seed as a `unit`, behind one progress bar.
 
     Units are dealt out to hosts; with ``together`` all hosts work on every one. ``models``: total that a unit reports
-    to ``progress``. Raises OSError if a host does not see the units of the others.
+    to ``progress``. ``shown``: a bar of several calls, on which this one goes on (`progress.shown`). Raises OSError if
+    a host does not see the units of the others.
     """
-    from tqdm import tqdm  # of the extras: the library alone shows no progress
-
-    with tqdm(total=len(seeds) * models, unit="model", desc=name) as bar:
+    with nullcontext(shown) if shown else progress.shown(len(seeds) * models, name) as bar:
+        begin = bar(0)
         for i, seed in enumerate(seeds):
             unit_name = f"{name}-{seed}"
             if together:
                 # All or none: there are waits in it. One stores what all have.
                 if hosts.any_host(read_unit(run, unit_name) is None):
-                    result = measure(seed, bar.update)
+                    result = measure(seed, bar)
                     if hosts.leads():
                         unit(run, unit_name, lambda result=result: result)
                     hosts.wait(unit_name)
             elif i % jax.process_count() == jax.process_index():
-                unit(run, unit_name, partial(measure, seed, bar.update))
-            bar.n = (i + 1) * models  # a unit that was read has reported nothing
-            bar.refresh()
+                unit(run, unit_name, partial(measure, seed, bar))
+            bar(0, at=begin + (i + 1) * models)  # a unit that was read has reported nothing
     hosts.wait(name)
     units = [read_unit(run, f"{name}-{seed}") for seed in seeds]
     if missing := [seed for seed, stored in zip(seeds, units, strict=True) if stored is None]:

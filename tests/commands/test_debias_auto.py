@@ -4,15 +4,15 @@ import csv
 import sys
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted, write_csv
 
+from d3mjax.attribution import trak
 from d3mjax.commands import debias, debias_auto, debias_report, debias_seed, verdict
 from d3mjax.commands.debias_data import UserData
-from d3mjax.commands.debias_seed import NEGATIVE, PLAIN, TARGETS_ALONE
-from d3mjax.debiasing import auto, d3m, pseudo_groups, sources
+from d3mjax.commands.debias_seed import NEGATIVE, OFFSETS, PLAIN, TARGETS_ALONE, WEIGHTS
+from d3mjax.debiasing import auto, d3m, pseudo_groups
 from d3mjax.types import Split
 
 
@@ -34,24 +34,30 @@ def make_auto_files(path):
 def without_training(monkeypatch):
     """``patch(bit_of, split)``: nothing is trained, targets are on the side ``bit_of(y)``; returns the weights tried.
 
-    Every accuracy is the share of examples kept, every loss of a group with targets is 1, and its column is
+    Every accuracy is the share of examples kept, every loss of a group with targets is the same, and its column is
     (g + 1) (i / n - 1/2).
     """
     trained = []
 
-    def retrain(keys, model, trainer, split, data, weights, num_groups, num_steps, *, width, mesh):
-        trained.append(np.asarray(weights))
-        share = (np.asarray(weights) > 0).mean(1)
-        groups = np.repeat(share[:, None], num_groups, 1)
-        losses = np.where(np.isin(np.arange(num_groups), data.target.group), 1.0, np.nan) * np.ones_like(groups)
-        accuracies = (groups, groups, share)
-        return d3m.Evaluation(*map(jnp.asarray, (losses, *accuracies, 0 * groups[:, :2], *accuracies)))
+    def train(recipe, keys, weights, *, progress, split=None):
+        trained.append(np.array(weights))
+        return (trained[-1] > 0).mean(1)
 
-    def attribute_groups(keys, model, checkpoints, data, num_groups, attribution, *, width, mesh):
-        n = len(data.train.y)
-        b = np.outer(np.arange(n) / n - 0.5, np.arange(1, num_groups + 1)).astype(np.float32)
-        b[:, ~np.isin(np.arange(num_groups), data.target.group)] = np.nan
-        return sources.Columns(np.stack([b, b]), np.stack([b, b]), np.ones((2, n), bool), {})
+    def evaluate(recipe, data, share):
+        groups = np.repeat(share[:, None], 2, 1)
+        return d3m.Evaluation(np.ones((len(share), 4)), groups, groups, share, 0 * groups, groups, groups, share)
+
+    def train_checkpoints(keys, model, trainer, data, num_steps, *, width, mesh):
+        sizes = (len(keys), len(data.target.y)), (len(keys), len(data.train.y))
+        return auto.Checkpoints({}, np.zeros(sizes[0], np.float32), np.ones(sizes[1], bool))
+
+    def attribute_kernels(keys, model, checkpoints, data, num_groups, attribution, *, width, mesh):
+        n, c = len(data.train.y), len(keys)
+        present = np.array([np.isin(np.arange(num_groups), g) for g in np.asarray(data.target.group).T])
+        b = np.outer(np.arange(n) / n - 0.5, np.tile(np.arange(1, num_groups + 1), len(present))).astype(np.float32)
+        b[:, ~present.ravel()] = np.nan
+        info = trak.Info(np.zeros((c, 2)), np.ones((c, 2)), np.ones((c, 2, n), bool))
+        return np.broadcast_to(b, (c, 2, *b.shape)), np.ones((c, 2, n), np.float32), info
 
     def patch(bit_of, split):
         def split_targets(tau, checkpoints, y, num_classes, *, min_loss_share):
@@ -59,13 +65,15 @@ def without_training(monkeypatch):
             facts = np.array([[0.9] * 2, [0.8] * 2, [0.4] * 2])
             return pseudo_groups.PseudoGroups((2 * y + bit).astype(np.int32), 0.0 * y, np.array(split), *facts)
 
-        nothing = lambda *args, **options: None
+        tau = lambda key, model, checkpoints, data, options: np.zeros((len(data.target.y), 1))
         for module, name, fake in (
-            (d3m, "retrain", retrain),
-            (auto, "train_checkpoints", nothing),
-            (auto, "attribute_targets", nothing),
+            (debias_seed, "train", train),
+            (debias_shared, "train", train),
+            (debias_seed, "evaluate", evaluate),
+            (auto, "train_checkpoints", train_checkpoints),
+            (auto, "attribute_targets", tau),
             (auto, "split_targets", split_targets),
-            (auto, "attribute_groups", attribute_groups),
+            (auto, "attribute_kernels", attribute_kernels),
         ):
             monkeypatch.setattr(module, name, fake)
         return trained
@@ -73,18 +81,24 @@ def without_training(monkeypatch):
     return patch
 
 
+def measured(job, seed):
+    """The unit of one division."""
+    recipe, silent = debias.recipe_of(job), lambda count, state="": 0
+    return debias_seed.measure(recipe, debias_shared.measure(recipe, 0, silent), seed, silent)
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_scores_are_for_the_groups_that_were_found(tmp_path, without_training, whole):
     split = [True, not whole]
     without_training(lambda i, y: (i % 4 == 0) & np.array(split)[y], split)
     job = debias.prepare(debias.Config(make_auto_files(tmp_path), **QUICK), results=tmp_path)
-    recipe = debias.recipe_of(job)
-    facts, arrays = debias_seed.measure(recipe, 0, lambda count: None)
+    facts, arrays = measured(job, 0)
     # All that have targets weigh the same: (1 + 2 + 3) / 3 or (1 + 2 + 3 + 4) / 4.
     np.testing.assert_allclose(arrays["score"][0], (np.arange(400) / 400 - 0.5) * (2 if whole else 2.5), rtol=1e-5)
     assert facts["removed"][NEGATIVE] == 0.5
     assert facts["removed"][debias_seed.SELECTED] == 0  # accuracy is the share kept, and the worst class selects
-    assert arrays["selection"].shape[1:] == arrays["curve"].shape[1:] == (1, 2)
+    assert arrays["selection"].shape == (len(facts["candidates"]), 2)
+    assert arrays["curve"].shape == (len(facts["shares"]), 1, 2)
     sides = np.bincount(arrays["pseudo_group"], minlength=4)
     np.testing.assert_array_equal(np.ravel(facts["auto"]["sides"]), sides)
     assert (sides > 0).tolist() == [True, True, True, not whole]
@@ -105,7 +119,9 @@ def test_a_refusal_removes_nothing_and_stores_only_what_was_trained(tmp_path, mo
     assert [line["id"] for line in lines] == [f"r1-{i}" for i in range(400)]
     assert {(line["group"], line["seeds"]) for line in lines} == {("", "0")}
     with np.load(run / "units" / "train-0.npz") as unit:
-        assert {name for name in unit.files if name.startswith("test/")} == {f"test/{PLAIN}", f"test/{TARGETS_ALONE}"}
+        assert {name for name in unit.files if name.startswith("test/")} == {
+            f"test/{name}" for name in (PLAIN, OFFSETS, WEIGHTS, TARGETS_ALONE)
+        }
     first, *others = debias_auto.refusal()
     assert (run / "advice.txt").read_text().startswith(f"{first}\n")
     printed = capsys.readouterr().out
@@ -116,9 +132,9 @@ def test_a_refusal_removes_nothing_and_stores_only_what_was_trained(tmp_path, mo
 def test_a_seed_that_refuses_counts_as_plain_training(tmp_path, without_training):
     without_training(lambda i, y: i % 4 == 0, [True, True])
     job = debias.prepare(debias.Config(make_auto_files(tmp_path), **QUICK), results=tmp_path)
-    found = debias_seed.measure(debias.recipe_of(job), 0, lambda count: None)
+    found = measured(job, 0)
     without_training(lambda i, y: 0 * y, [False, False])
-    refused = debias_seed.measure(debias.recipe_of(job), 1, lambda count: None)
+    refused = measured(job, 1)
     rows = {row["method"]: row for row in debias_report.rows_of("t", [found, refused])}
     assert rows[NEGATIVE]["metrics"]["removed"]["per_seed"] == [0.5, 0.0]
     assert rows[NEGATIVE]["metrics"]["worst_group_accuracy"]["per_seed"] == [0.5, 1.0]
