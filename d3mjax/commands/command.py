@@ -8,6 +8,9 @@ docstring of ``prepare`` is the text of ``--help``.
 import csv
 import io
 import re
+import shlex
+import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +40,18 @@ Drop = Annotated[
 
 
 def cli(prog: str, prepare: Callable[..., Any], work: Callable[[Any], Path]) -> None:
-    """Run a command of the terminal. Bad input, and a training that diverges, is one line on stderr and status 1."""
+    """Run a command of the terminal. Bad input, and a training that diverges, is one line on stderr and status 1.
+
+    Ctrl-C ends it with status 130 and the line that goes on.
+    """
+    try:
+        _run(prog, prepare, work)
+    except KeyboardInterrupt:
+        print(f"\n{prog}: stopped. To go on: {shlex.join([prog, *sys.argv[1:]])}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _run(prog, prepare, work):
     cache.enable()
     try:
         job = tyro.cli(prepare, prog=prog, config=(tyro.conf.OmitArgPrefixes,))

@@ -53,18 +53,19 @@ def train_checkpoints(
     """
     mesh = mesh or local_mesh()
     statics = {"model": model, "trainer": trainer, "num_steps": num_steps, "width": width, "mesh": mesh}
-    checkpoints, losses = jax.device_get(_trained(place(data, mesh), model_keys, **statics))
+    everything = np.ones(len(data.train.y), np.float32)
+    checkpoints, losses = jax.device_get(_trained(place(data, mesh), model_keys, everything, **statics))
     ensemble.check_losses(losses, np.arange(len(losses)))
     return checkpoints
 
 
 @partial(jax.jit, static_argnames=("model", "trainer", "num_steps", "width", "mesh"))
-def _trained(data: Data, model_keys, *, model, trainer, num_steps, width, mesh):
+def _trained(data: Data, model_keys, everything, *, model, trainer, num_steps, width, mesh):
     def look(variables, data):
         right = outputs.hard_margins(model, variables, data.train, microbatch=4096) > 0
         return Checkpoints(variables, outputs.soft_margins(model, variables, data.target), right)
 
-    everything = jnp.ones(data.train.y.shape[0])
+    # As an argument: XLA would spend a minute on folding what samplers make of a constant of a million entries.
     options = {"look": look, "shared": (data,), "width": width, "mesh": mesh}
     return ensemble.train_many(trainer, model_keys, data.train, everything, num_steps, **options)
 

@@ -8,7 +8,7 @@ import pytest
 
 import d3mjax
 from d3mjax.attribution import projections, trak
-from d3mjax.debiasing import auto, sources
+from d3mjax.debiasing import auto, group_weighting, sources
 
 STEPS, CHECKPOINTS = 100, 3
 
@@ -64,3 +64,48 @@ def test_group_columns_are_means_of_the_rows_of_tau(setting):
     member = np.eye(4)[data.target.group]
     expected = tau.T @ (member / member.sum(0))
     np.testing.assert_allclose(columns.columns[0], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_columns_of_one_pass_are_those_of_a_pass_for_each_division(setting, factored):
+    data, model, _, checkpoints, keys = setting
+    t, rng = len(data.target.y), np.random.default_rng(5)
+    groups = np.stack([np.where(rng.random(t) < 0.5, data.target.group, -1) for _ in range(3)], axis=1)
+    groups[:, 2] = np.where(groups[:, 2] == 1, -1, groups[:, 2])  # a division without one of the groups
+    settings = options()._replace(projection=projections.sjlt(32, factored=factored))
+    attribution = sources.by_trak(settings, dampings=(10.0,))
+
+    def kernels(group):
+        return auto.attribute_kernels(
+            keys, model, checkpoints, data._replace(target=data.target._replace(group=group)), 4, attribution
+        )
+
+    kernel, factor, _ = kernels(groups)
+    assert kernel.shape == (CHECKPOINTS, 2, 400, 12)
+    for division in range(3):
+        alone, alone_factor, _ = kernels(groups[:, division])
+        part = kernel[..., 4 * division : 4 * division + 4]
+        # Sums in another order, up to the condition of the Gram matrix at damping .01.
+        np.testing.assert_allclose(part, alone, rtol=1e-3, atol=1e-3 * np.nanmax(np.abs(alone)))
+        np.testing.assert_allclose(factor, alone_factor, rtol=1e-6)
+        assert np.isnan(part[..., 1]).all() == (division == 2)
+
+
+def test_sums_over_blocks_of_checkpoints_are_the_columns(setting):
+    data, model, _, checkpoints, keys = setting
+    attribution = sources.by_trak(options(), dampings=(10.0,))
+    whole = auto.attribute_groups(keys, model, checkpoints, data, 4, attribution)
+    assert whole.kernel is not None
+    sums = None
+    for a in range(CHECKPOINTS):
+        block = jax.tree.map(lambda leaf, a=a: leaf[a : a + 1], checkpoints)
+        kernel, factor, _ = auto.attribute_kernels(keys[a : a + 1], model, block, data, 4, attribution)
+        sums = sources.add_checkpoints(sums, kernel, factor)
+    assert sums is not None
+    mean, share = (a / CHECKPOINTS for a in sums)
+    expected = np.abs(whole.columns).max()
+    np.testing.assert_allclose(mean * share[..., None], whole.columns, rtol=1e-3, atol=1e-3 * expected)
+    weights = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    each, of_mean = (sources.covariances(a, 1)[:, 0] for a in (whole.kernel, whole.kernel.mean(0, keepdims=True)))
+    number = group_weighting.effective_number(each, of_mean[0], weights)
+    np.testing.assert_allclose(number, group_weighting.effective_checkpoints(whole.kernel, weights), rtol=1e-4)

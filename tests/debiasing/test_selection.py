@@ -212,3 +212,18 @@ def test_a_tie_within_the_tolerance_goes_to_the_better_average():
     assert selection.choose(accuracies, average, tolerance=0.0) == 1
     assert selection.choose(accuracies, average, tolerance=0.101) == 0
     assert selection.choose(np.insert(accuracies, 1, np.nan, axis=1), average) == 2
+
+
+def test_survivors_count_by_their_best_variant_and_ties_by_average():
+    nan = np.nan
+    accuracies = np.array(
+        [
+            [[0.5, 0.9, nan], [0.1, 0.9, nan]],  # worst .5 without offsets
+            [[0.2, 0.9, nan], [0.7, 0.8, nan]],  # worst .7 with offsets
+            [[0.5, 0.5, nan], [0.5, 0.6, nan]],  # worst .5, a higher average with offsets
+            [[0.1, 1.0, nan], [0.2, 1.0, nan]],
+        ]
+    )
+    average = np.array([[0.8, 0.99], [0.6, 0.6], [0.5, 0.9], [1.0, 1.0]])
+    assert selection.survivors(accuracies, average, 4).tolist() == [1, 2, 0, 3]
+    assert selection.survivors(accuracies, average, 2).tolist() == [1, 2]
