@@ -64,14 +64,14 @@ def _run(prog, prepare, work):
         raise SystemExit(f"{prog}: {error}") from error
 
 
-def start(config: Any, counts: Sequence[str]) -> None:
-    """Start JAX on one host; the fields ``counts`` of the configuration must be at least 1, or None.
+def start(config: Any, counts: Sequence[str], *, many: bool = False) -> None:
+    """Start JAX; the fields ``counts`` of the configuration must be at least 1, or None. ``many``: on several hosts, too.
 
     Raises:
-      ValueError: naming the option, or if there are several processes.
+      ValueError: naming the option, or if there are several processes where one is expected.
     """
     hosts.start()
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and not many:
         raise ValueError(f"found {jax.process_count()} processes, expected one: this command runs on one host")
     for name in counts:
         value = getattr(config, name)
@@ -90,10 +90,13 @@ def open_run(
 ) -> Path:
     """The directory ``results/command/run``, bound to the configuration, the contents of the files and ``facts``.
 
-    Other contents are another run. Raises as `runs.open_run`, before any work starts.
+    Other contents are another run. All hosts of a run must see the directory and have the same options and files.
+    Raises as `runs.open_run`, `hosts.agree` and `hosts.check_shared`, before any work starts.
     """
     everything = asdict(config) | {"data": store.digest(dict(arrays))} | dict(facts or {})
-    return runs.open_run(results, command, everything, run)
+    hosts.agree(everything | {"run": run})
+    hosts.check_shared(results)
+    return hosts.on_every_host(lambda: runs.open_run(results, command, everything, run))
 
 
 def names(text: str) -> tuple[str, ...]:

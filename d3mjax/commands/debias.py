@@ -7,7 +7,7 @@ A minute or two for 4,000 examples of 200 features on two CPU cores; any JAX dev
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from d3mjax.commands.debias_data import Files, UserData
 from d3mjax.commands.user_model import load_model
 from d3mjax.data import splits
 from d3mjax.networks import conv, dense
-from d3mjax.runtime import progress, runs
+from d3mjax.runtime import hosts, progress, runs
 from d3mjax.types import Model
 
 CNN = (16, 32, 64)  # channels of the network for folders of images
@@ -115,7 +115,7 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     """
     if not 0 <= config.max_loss <= 1:
         raise ValueError(f"--max-loss: found {config.max_loss:g}, expected a share from 0 to 1, such as 0.05")
-    command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
+    command.start(config, ("seeds", "retrains", "checkpoints", "steps"), many=True)
     return job_of(config, debias_data.read(config.files), results, run, dry_run=dry_run)
 
 
@@ -135,8 +135,9 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
     bound = replace(config, max_loss=verdict.MAX_LOSS)
     directory = command.open_run(results, "debias", bound, debias_data.arrays(data), run)
-    inputs.write_card(directory, data.card)
-    print(inputs.show(data.card))
+    if hosts.leads():
+        inputs.write_card(directory, data.card)
+        print(inputs.show(data.card))
     return Job(config, data, model, schedule, image, directory, dry_run)
 
 
@@ -150,15 +151,25 @@ def recipe_of(job: Job) -> debias_recipe.Recipe:
 
 
 def work(job: Job) -> Path:
-    """Run or resume all seeds, write everything, print the tables and the advice; returns the directory."""
+    """Run or resume all seeds, write everything, print the tables and the advice; returns the directory.
+
+    Several hosts share the units of the seeds; the first one writes and prints.
+    """
     if job.dry_run:
         print(f"Data card: {job.directory / 'data.json'}")
         return job.directory
     begin = time.perf_counter()
-    config, data, directory = job.config, job.data, job.directory
-    name, recipe = command.task_name(config.files.train), recipe_of(job)
-    units = run_units(directory, name, recipe)
+    name = command.task_name(job.config.files.train)
+    units = run_units(job.directory, name, recipe_of(job))
+    if hosts.leads():
+        publish(job, name, units, begin)
+    hosts.wait("finished")
+    return job.directory
 
+
+def publish(job: Job, name: str, units: Sequence[runs.Unit], begin: float) -> None:
+    """Write everything that follows from the units of all seeds, and print it; ``begin``: when work began, seconds."""
+    config, data, directory = job.config, job.data, job.directory
     rows = debias_report.rows_of(name, units)
     ranking = debias_report.rank(units, np.asarray(data.train.y), len(data.class_names))
     result = debias_report.decide(rows, units, data.group_names, config.max_loss)
@@ -169,7 +180,6 @@ def work(job: Job) -> Path:
     sections = {name: section._replace(findings=findings)}
     command.finish(directory, config, rows, sections, time.perf_counter() - begin)
     print(f"Examples to drop (keep = 0): {directory / 'examples.csv'}")
-    return directory
 
 
 def run_units(directory: Path, name: str, recipe: debias_recipe.Recipe) -> list[runs.Unit]:
@@ -191,7 +201,7 @@ def main(
 
     ``tables``: frames ``train``, ``validation`` and perhaps ``test`` that are taken instead of files, as in a notebook.
     """
-    command.start(config, ("seeds", "retrains", "checkpoints", "steps"))
+    command.start(config, ("seeds", "retrains", "checkpoints", "steps"), many=True)
     return work(job_of(config, debias_data.read(config.files, tables=tables), results, run))
 
 

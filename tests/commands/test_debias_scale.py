@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -128,6 +129,26 @@ def test_killed_at_ten_moments_the_same_command_ends_with_equal_rows(tmp_path):
             process.send_signal(signal.SIGKILL)
     subprocess.run(command_line(files, tmp_path / "killed"), check=True, **quiet)
     rows = [store.read_json(tmp_path / name / "debias" / "r" / "metrics.json")["rows"] for name in ("whole", "killed")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_units_and_end_with_the_rows_of_one(tmp_path):
+    files = make_files(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    alone = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    joined = alone | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    quiet: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    line = command_line(files, tmp_path / "two")
+    both = [subprocess.Popen(line, env=joined | {"JAX_PROCESS_ID": str(host)}, **quiet) for host in range(2)]
+    texts = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert "examples.csv" in texts[0][0]
+    assert texts[1][0] == ""
+    subprocess.run(command_line(files, tmp_path / "one"), check=True, env=alone, capture_output=True)
+    rows = [store.read_json(tmp_path / name / "debias" / "r" / "metrics.json")["rows"] for name in ("one", "two")]
     assert rows[0] == rows[1]
 
 
