@@ -65,7 +65,7 @@ def _run(prog, prepare, work):
 
 
 def start(config: Any, counts: Sequence[str], *, many: bool = False) -> None:
-    """Start JAX; the fields ``counts`` of the configuration must be at least 1, or None. ``many``: on several hosts, too.
+    """Start JAX, with ``many`` on several hosts, too; the fields ``counts`` of the configuration must be at least 1.
 
     Raises:
       ValueError: naming the option, or if there are several processes where one is expected.
