@@ -144,7 +144,8 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
 def recipe_of(job: Job) -> debias_recipe.Recipe:
     """All that the seeds share, on the devices of this host."""
     config, n = job.config, len(job.data.train.y)
-    counts = debias_recipe.counts_of(n, config.seeds, config.checkpoints, config.retrains, quick=config.quick)
+    asked = {"divisions": config.seeds, "checkpoints": config.checkpoints, "retrains": config.retrains}
+    counts = debias_recipe.counts_of(n, **asked, quick=config.quick)
     options = {"schedule": job.schedule, "counts": counts, "auto": config.files.auto}
     ours = config.model is None and not config.files.images
     return debias_recipe.make_recipe(job.model, job.data, dense=ours, **options)

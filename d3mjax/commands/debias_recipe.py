@@ -69,10 +69,10 @@ class Recipe(NamedTuple):
 
 def counts_of(
     num_examples: int,
+    *,
     divisions: int | None = None,
     checkpoints: int | None = None,
     retrains: int | None = None,
-    *,
     quick: bool = False,
 ) -> Counts:
     """What was asked for, or else 5 divisions, 20 checkpoints and 4 models a number, 2 from 20,000 examples on.

@@ -36,7 +36,7 @@ def test_counts_are_what_was_asked_for_or_depend_on_size_and_quick():
     assert of(2800)[:3] == (5, 20, 4)
     assert of(20_000)[:3] == (5, 20, 2)
     assert of(2800, quick=True)[:3] == (2, 8, 1)
-    assert of(2800, 3, None, 2, quick=True)[:3] == (3, 8, 2)
+    assert of(2800, divisions=3, retrains=2, quick=True)[:3] == (3, 8, 2)
     assert 0.1 in of(10).grid
     assert 0.1 in of(10, quick=True).grid
 
