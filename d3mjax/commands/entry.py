@@ -5,6 +5,7 @@ before the seconds that the libraries of the commands take.
 """
 
 import importlib
+import signal
 import sys
 
 
@@ -29,4 +30,6 @@ def _run(command: str) -> None:
             raise
         expected = "expected those of the extra commands: pip install 'd3mjax[commands]'"
         raise SystemExit(f"d3mjax-{command}: found no module {package!r}, {expected}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     module.cli()
