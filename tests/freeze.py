@@ -1,28 +1,36 @@
-"""Store the rows of all smoke runs in ``tests/frozen/rows.json.gz``, with which test_smoke.py compares.
+"""Store the rows of smoke runs in ``tests/frozen/rows.json.gz``, with which the smoke tests compare.
 
-Command:  make freeze   (twenty minutes; again whenever numbers change on purpose, and say why in the commit)
+Command:  make freeze                       all studies, twenty minutes
+          python tests/freeze.py NAME ...   some, on the machine that made the others
+Again whenever numbers change on purpose; say why in the commit.
 """
 
 import conftest  # noqa: F401, I001  # the compiler's options and the devices of the tests, before JAX starts
 
 import gzip
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import smoke
 
 
-def main() -> None:
-    """Run every study and write the file."""
-    frozen = {}
+def main(names: list[str]) -> None:
+    """Run these studies, or all, and write the file; raises ValueError where another machine made the other rows."""
+    frozen, machine = {}, smoke.machine()
+    if names:
+        stored = smoke.read_frozen()
+        if stored["machine"] != machine:
+            raise ValueError(f"names: found {names} on {machine}, expected the machine of the others")
+        frozen = stored["rows"]
     with tempfile.TemporaryDirectory() as results:
-        for name in smoke.studies():
+        for name in names or smoke.studies():
             frozen[name] = smoke.comparable(smoke.read_rows(smoke.execute(name, Path(results))))
-    document = {"machine": smoke.machine(), "rows": frozen}
+    document = {"machine": machine, "rows": frozen}
     smoke.FROZEN.parent.mkdir(exist_ok=True)
     smoke.FROZEN.write_bytes(gzip.compress(json.dumps(document, allow_nan=False).encode(), mtime=0))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -95,7 +95,9 @@ def controls_remove_as_many(methods: Means, run: Path) -> None:
     assert methods["D3M, by selection, at most 10 % removed"]["removed"] <= 0.1 + 1e-6
     assert {row["information"] for row in methods.values()} == {"none", "validation groups", "training groups"}
     (chosen,) = methods["GroupDRO"]["settings"]["chosen"]
-    assert {"rate", "decay", "share", "eta", "selection_score"} == chosen.keys()
+    assert {"rate", "decay", "share", "eta", "selection_score", "with_offsets"} == chosen.keys()
+    assert "worst_group_with_offsets" in methods["GroupDRO"]
+    assert "worst_group_with_offsets" not in methods["ERM, class offsets"]
 
 
 def itself_as_reference(methods: Means, run: Path) -> None:

@@ -26,6 +26,12 @@ CONTROLS = {
         "below": "Training on the targets alone is better, so this task does not show that finding examples helps.",
         "unknown": "One seed shows no spread.",
     },
+    "threshold": {
+        "above": "Removal adds to what a moved threshold alone gives.",
+        "level": "A moved threshold alone, without retraining, does as much.",
+        "below": "A moved threshold alone, without retraining, is better.",
+        "unknown": "One seed shows no spread.",
+    },
 }
 """Meaning of a verdict on the best of our rows against each control."""
 

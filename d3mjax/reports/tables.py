@@ -26,6 +26,10 @@ class Column(NamedTuple):
 COLUMNS = {
     WGA: Column("worst group, %", "Accuracy on the test examples of the group with the lowest accuracy.", True),
     "average_accuracy": Column("average, %", "Accuracy over all test examples.", True),
+    "worst_group_with_offsets": Column(
+        "worst group with offsets, %", "With class offsets, a decision threshold, chosen on groups of validation.", True
+    ),
+    "average_with_offsets": Column("average with offsets, %", "Over all test examples, with the same offsets.", True),
     "worst_class_accuracy": Column("worst class, %", "Accuracy on the class with the lowest accuracy.", True),
     "removed": Column("removed, %", "Share of the training examples that were removed before retraining.", True),
     "lds": Column(

@@ -24,15 +24,29 @@ from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
-from experiments.d3m.retraining import accuracies, arrays_of, by_group, retrain, row_of, worst
+from experiments.d3m.retraining import (
+    accuracies,
+    accuracies_with_offsets,
+    arrays_of,
+    by_group,
+    retrain,
+    row_of,
+    worst,
+)
 from experiments.study import Study, Unit
 from experiments.tasks import RESAMPLED, SMALL_SOURCES, TASKS, Influence, Task, Trak, columns
 
 GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set that the curve shows
 OTHERS = (10.0,)  # dampings beside TRAK's own: little is left of the Gram where n is small for the dimension
 CONTROL_SHARES = (0.1, 0.3, 0.5)  # shares at which random removal is shown beside D3M
+FACTORS = (2.0, 4.0, 8.0)  # by which selection may weigh one class
+WITH_OFFSETS = ("ERM, class offsets", "D3M, by selection", "D3M, by selection, at most 10 % removed")
+"""Methods of which class offsets are a part; to all others of the table they are added in columns of their own."""
+WEIGHTED = "class weights by selection"
 KINDS = {
     "ERM": Kind("plain"),
+    "ERM, class offsets": Kind("control", "validation groups", "threshold"),
+    WEIGHTED: Kind("control", "validation groups", "class balance"),
     "random removal": Kind("control", controls="number"),
     "class-matched random removal": Kind("control", controls="class balance"),
     "SUBY": Kind("rival"),
@@ -40,6 +54,7 @@ KINDS = {
     "D3M, drop negative": Kind("ours", "validation groups"),
     "D3M, 10 % removed": Kind("ours", "validation groups"),
     "D3M, by selection": Kind("ours", "validation groups"),
+    "D3M, by selection, no offsets": Kind("ours", "validation groups"),
     "D3M, by selection, at most 10 % removed": Kind("ours", "validation groups"),
     "scores centred, drop negative": Kind("control", "validation groups", "mean of the scores"),
     "highest scores removed": Kind("control", "validation groups", "sign"),
@@ -87,30 +102,37 @@ def measure(
         tried |= d3m.candidates(reading, train.y, num_classes, name=name) | {
             f"{name}, soft": d3m.soft_candidate(reading)
         }
-    judged = retrain(task, on_device, keys[D3M.SELECT], tried)
+    judged, group = retrain(task, on_device, keys[D3M.SELECT], tried), data.selection.group
     little = {name: judged[name] for name, rows in tried.items() if jnp.mean(rows == 0) <= 0.1}
+    weighted = class_weights(train.y, num_classes)
     chosen = {
-        "D3M, by selection": d3m.choose(judged, data.selection.group, offsets=False).name,
-        "D3M, by selection, at most 10 % removed": d3m.choose(little, data.selection.group, offsets=False).name,
+        "D3M, by selection": d3m.choose(judged, group),
+        "D3M, by selection, no offsets": d3m.choose(judged, group, offsets=False),
+        "D3M, by selection, at most 10 % removed": d3m.choose(little, group),
+        WEIGHTED: d3m.choose(retrain(task, on_device, keys[D3M.SELECT], weighted), group, offsets=False),
     }
 
     scores = scored.scores[0]
     rule, guarded = selection.guard(scores, selection.drop_negative(scores), train.y, num_classes)
     weights = {f"D3M/{share}": selection.drop_lowest(scores, int(share * n)) for share in GRID} | tried
     weights |= controls(task, data, scores, rule, members(root, D3M.DRAW, retrains))
+    weights |= {name: rows for name, rows in weighted.items() if name == chosen[WEIGHTED].name}
     results = retrain(task, on_device, keys[D3M.REPORT], weights)
     for name, split in {"RWG": on_device.train, "RWG on the targets alone": on_device.target}.items():
         balanced = {name: baselines.balanced_weights(split.group, len(task.group_names))}
         results |= retrain(task, on_device, keys[D3M.REPORT], balanced, split=split, sampler=RESAMPLED)
 
-    same = {"ERM": "D3M/0.0", "D3M, 10 % removed": "D3M/0.1", **chosen}
-    results |= {name: results[other] for name, other in same.items()}
-    weights |= {name: weights[other] for name, other in same.items()} | {"RWG": np.ones(n)}
+    same = {"ERM": d3m.Choice("D3M/0.0", False), "D3M, 10 % removed": d3m.Choice("D3M/0.1", False), **chosen}
+    same["ERM, class offsets"] = d3m.Choice("D3M/0.0", True)
+    for name, (other, offsets) in same.items():
+        results[name] = d3m.with_offsets(results[other]) if offsets else results[other]
+    weights |= {name: weights[other] for name, (other, _) in same.items()} | {"RWG": np.ones(n)}
     keep = {name: np.asarray(rows) > 0 for name, rows in weights.items()}
-    facts = made.facts | {"chosen": chosen, "capped": int(guarded.capped), "restored": int(guarded.restored.sum())}
+    facts = made.facts | {"chosen": {name: choice._asdict() for name, choice in chosen.items()}}
+    facts |= {"capped": int(guarded.capped), "restored": int(guarded.restored.sum())}
     facts |= {"removed": {name: 1 - float(np.mean(rows)) for name, rows in keep.items()}}
     arrays = {"id": train.id, "y": train.y, "group": train.group, "score": scores, "kept": rule}
-    arrays |= {"weights_by_selection": tried[chosen["D3M, by selection"]]}
+    arrays |= {"weights_by_selection": tried[chosen["D3M, by selection"].name]}
     arrays |= {"columns": made.columns[0], "group_losses": losses, **arrays_of(results)}
     if made.kernel is not None and made.right is not None:
         arrays["suspect"] = selection.label_suspects(made.right)
@@ -118,6 +140,13 @@ def measure(
     if task.image:
         arrays["lowest"] = train.x[np.argsort(scores)[:24]].reshape(-1, *task.image)
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def class_weights(y, num_classes: int) -> dict[str, np.ndarray]:
+    """Weights ``[n]``: none, and of each class alone every one of `FACTORS`."""
+    pairs = [(c, factor) for c in range(num_classes) for factor in FACTORS]
+    weighted = {f"class {c} x {factor:g}": np.where(y == c, factor, 1.0) for c, factor in pairs}
+    return {"all classes x 1": np.ones(len(y)), **weighted}
 
 
 def controls(task: Task, data: Data, scores, rule, keys) -> dict[str, jax.Array]:
@@ -158,7 +187,8 @@ def diagnostics(kernel, group_weights, suspect, keep: Mapping[str, np.ndarray]) 
 def row_parts(units: Sequence[Unit], method: str, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metrics of every seed, and settings, of one method."""
     facts = [facts for facts, _ in units]
-    values = accuracies(units, method) | {"removed": [f["removed"].get(method) for f in facts]}
+    values = accuracies(units, method) | ({} if method in WITH_OFFSETS else accuracies_with_offsets(units, method))
+    values |= {"removed": [f["removed"].get(method) for f in facts]}
     values["suspects_removed"] = [f.get("suspects_removed", {}).get(method) for f in facts]
     if kind.role != "ours" or "checkpoints" not in facts[0]:
         return values, {}
@@ -175,8 +205,9 @@ def figures(task: Task, units: Sequence[Unit]) -> dict[str, Any]:
         curves[method] = ([int(share * n) for share in shares], accuracy)
     removed = float(np.mean([facts["removed"]["D3M, drop negative"] for facts, _ in units])) * n
     mark = {"drop negative": (removed, float(worst(units, "D3M, drop negative").mean()))}
-    references = {name: worst(units, name) for name in ("ERM", "SUBG", "RWG", "RWG on the targets alone")}
-    bars = by_group(units, ("ERM", "D3M, by selection", "D3M, drop negative"))
+    lines = ("ERM", "ERM, class offsets", "SUBG", "RWG", "RWG on the targets alone")
+    references = {name: worst(units, name) for name in lines}
+    bars = by_group(units, ("ERM", "ERM, class offsets", "D3M, by selection", "D3M, drop negative"))
     cells = (first["y"], first["group"], task.class_names, task.group_names)
     drawn = {
         "Worst-group test accuracy against the number of removed examples.": plots.accuracy_against_removed(
@@ -200,7 +231,8 @@ def figures(task: Task, units: Sequence[Unit]) -> dict[str, Any]:
 def describe(task: Task, _config: Config, units: list[Unit]) -> tuple[list[dict[str, Any]], page.Section]:
     """Rows of the methods, and the section of a task."""
     text = (
-        f"{task.about} Random, matched and highest removals take out as many examples as the rule. "
+        f"{task.about} Random, matched and highest removals take out as many examples as the rule. Class offsets, a "
+        "decision threshold, are chosen for every model on the groups of the targets and the selection split. "
         f"Kept ids and scores of every seed: units/{task.name}-<seed>.npz (id, score, kept)."
     )
     parts = {name: row_parts(units, name, kind) for name, kind in KINDS.items()}

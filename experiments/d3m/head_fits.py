@@ -15,7 +15,7 @@ from d3mjax.runtime.hosts import models_at_once
 from d3mjax.training import ensemble, objectives
 from d3mjax.types import Data, Split
 from experiments.d3m import smote
-from experiments.d3m.tuned_methods import Judged, Outcome, Setting, judge, recipe
+from experiments.d3m.tuned_methods import Judged, Outcome, Setting, judge, outcome, recipe
 from experiments.tasks import SHUFFLED, Task, spread
 
 
@@ -120,7 +120,7 @@ def tuned(task: Task, method: Method, data: Data, bases, candidates: list[Settin
         rounded = min(-(-largest // 64) * 64, rows[-1].shape[-1])  # so that few sizes are compiled
         return jax.device_get(_refitted(data, variables, features[0], *rows, strengths, task=task, max_size=rounded))
 
-    worst_group = lambda _: np.asarray(run(0).evaluation.selection).min(-1).mean(0)
-    choice = baselines.tune(candidates, worst_group, budget=len(candidates))
-    judged = jax.tree.map(lambda a: a[:, choice.best], run(1))
-    return Outcome(judged, candidates[choice.best], float(choice.scores[choice.best]), None)
+    tried, reported = run(0).evaluation, run(1)
+    by_offsets = {False: tried.selection, True: tried.selection_with_offsets}
+    worst_group = lambda offsets: np.asarray(by_offsets[offsets]).min(-1).mean(0)
+    return outcome(candidates, worst_group, lambda position: jax.tree.map(lambda a: a[:, position], reported))

@@ -4,8 +4,8 @@ Every method tries the same draws of the training recipe, the default first. Cho
 by worst-class accuracy for methods without group labels, by worst-group accuracy for all others.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -138,8 +138,13 @@ class Method(NamedTuple):
     fit: Callable
     pool: Callable[[Any, Data], Split] = lambda _key, data: splits.concatenate(data.train, data.target)
 
-    def criterion(self, judged: Judged) -> Float[np.ndarray, "m"]:
-        """Selection accuracy of the worst group, or of the worst class (Yang et al., 2023) without group labels."""
+    def criterion(self, judged: Judged, *, offsets: bool) -> Float[np.ndarray, "m"]:
+        """Selection accuracy of the worst group, or of the worst class (Yang et al., 2023) without group labels.
+
+        With class ``offsets``, which are chosen by groups, always of the worst group.
+        """
+        if offsets:
+            return np.asarray(judged.evaluation.selection_with_offsets).min(-1)
         none = self.kind.information == "none"
         return np.asarray(judged.classes if none else judged.evaluation.selection).min(-1)
 
@@ -205,17 +210,41 @@ def _synthetic(task: Task, key, data: Data) -> Split:
     return Split(x, y, group, np.arange(len(y), dtype=np.int32))
 
 
-class Outcome(NamedTuple):
-    """The reported models ``[r]``, the setting behind them, its selection score, and the removed share of train."""
+class Chosen(NamedTuple):
+    """A setting and its score on the selection split."""
 
-    judged: Judged
     setting: Setting
     score: float
+
+
+class Outcome(NamedTuple):
+    """The reported models ``[r]``, the settings behind them, and the removed share of train."""
+
+    judged: Judged  # accuracies with offsets are those of the setting chosen for them
+    chosen: Chosen
+    chosen_with_offsets: Chosen
     removed: float | None  # None where the training set is not used
 
 
+def outcome(
+    candidates: Sequence[Setting],
+    scores: Callable[..., Float[np.ndarray, "c"]],
+    report: Callable[[int], Judged],
+    *,
+    removed: float | None = None,
+) -> Outcome:
+    """The settings of highest ``scores(offsets=...)``, each reported by models of other keys: ``report(position)``."""
+    budget = len(candidates)
+    plain, moved = (baselines.tune(candidates, lambda _, o=o: scores(offsets=o), budget=budget) for o in (False, True))
+    judged, other = report(plain.best), report(moved.best).evaluation
+    names = ("offsets", "selection_with_offsets", "test_with_offsets", "average_with_offsets")
+    evaluation = judged.evaluation._replace(**{name: getattr(other, name) for name in names})
+    chosen = (Chosen(candidates[tuned.best], float(tuned.scores[tuned.best])) for tuned in (plain, moved))
+    return Outcome(judged._replace(evaluation=evaluation), *chosen, removed)
+
+
 def tuned(task: Task, method: Method, data: Data, key, select_keys, report_keys, candidates: list[Setting]) -> Outcome:
-    """Choose a setting with the models of one family of keys ``[r]``, and judge it with those of another."""
+    """Choose settings with the models of one family of keys ``[r]``, and judge them with those of another."""
     pool = method.pool(key, data)
     on_device = place((pool, data), local_mesh())  # once for all settings
 
@@ -229,8 +258,9 @@ def tuned(task: Task, method: Method, data: Data, key, select_keys, report_keys,
         ensemble.check_losses(losses, np.arange(len(losses)))
         return judged, weights[:, : len(data.train.y)]
 
-    evaluate = lambda tried: [float(method.criterion(run(select_keys, setting)[0]).mean()) for setting in tried]
-    choice = baselines.tune(candidates, evaluate, budget=len(candidates))
-    judged, weights = run(report_keys, candidates[choice.best])
-    removed = float(np.mean(weights == 0)) if weights.any() else None
-    return Outcome(judged, candidates[choice.best], float(choice.scores[choice.best]), removed)
+    tried = [run(select_keys, setting)[0] for setting in candidates]
+    scores = lambda offsets: np.array([method.criterion(judged, offsets=offsets).mean() for judged in tried])
+    reported = cache(lambda position: run(report_keys, candidates[position]))
+    made = outcome(candidates, scores, lambda position: reported(position)[0])
+    weights = reported(candidates.index(made.chosen.setting))[1]
+    return made._replace(removed=float(np.mean(weights == 0)) if weights.any() else None)

@@ -21,7 +21,7 @@ def test_debias_gives_the_numbers_of_the_study(tmp_path):
     task = study.small(TASKS["patch"])
     trainer = task.trainer(task.steps, d3mjax.shuffled())
     options = trak.Options(projection=projections.sjlt(32), damping=0.01, microbatch=20)
-    options = d3m.Options(attribution=sources.by_trak(options, dampings=(10.0,)), retrains=2, offsets=False)
+    options = d3m.Options(attribution=sources.by_trak(options, dampings=(10.0,)), retrains=2)
     for seed in (10, 11):
         unit = runs.read_unit(directory, f"patch-{seed}")
         assert unit is not None
@@ -33,11 +33,12 @@ def test_debias_gives_the_numbers_of_the_study(tmp_path):
             checkpoints=2,
             options=options,
         )
-        assert result.chosen.name == facts["chosen"]["D3M, by selection"]
+        assert result.chosen._asdict() == facts["chosen"]["D3M, by selection"]
         np.testing.assert_array_equal(result.weights, arrays["weights_by_selection"])
         # Other batches of models are other shapes, whose kernels may round otherwise.
         np.testing.assert_allclose(result.after.test, arrays["test/D3M, by selection"], atol=0.01)
         np.testing.assert_allclose(result.before.test, arrays["test/ERM"], atol=0.01)
+        np.testing.assert_allclose(result.control.test, arrays["test/ERM, class offsets"], atol=0.02)
 
 
 def d3m_config(study):
