@@ -174,7 +174,7 @@ def publish(job: Job, name: str, units: Sequence[runs.Unit], begin: float) -> No
     rows = debias_report.rows_of(name, units)
     ranking = debias_report.rank(units, np.asarray(data.train.y), len(data.class_names))
     result = debias_report.decide(rows, units, data.group_names, config.max_loss)
-    findings = debias_report.findings(result, rows, units, data.group_names)
+    findings = debias_report.findings(result, rows, units, data.class_names)
     options = {"chosen": result.method, "max_loss": config.max_loss}
     section = debias_report.section(config.files, data, job.image, units, ranking, **options)
     debias_report.write_lists(directory, data, units, ranking)

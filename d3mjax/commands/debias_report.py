@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from d3mjax.commands import debias_auto, verdict
 from d3mjax.commands.command import write_csv
 from d3mjax.commands.debias_data import Files, UserData
-from d3mjax.commands.debias_seed import MATCHED, NEGATIVE, PLAIN, RANDOM, SELECTED, TARGETS_ALONE, TENTH
+from d3mjax.commands.debias_seed import (
+    MATCHED,
+    NEGATIVE,
+    OFFSETS,
+    PLAIN,
+    RANDOM,
+    SELECTED,
+    TARGETS_ALONE,
+    TENTH,
+    WEIGHTS,
+)
 from d3mjax.commands.verdict import Verdict
 from d3mjax.debiasing import selection
 from d3mjax.reports import plots
@@ -21,7 +31,6 @@ from d3mjax.reports.sentences import points
 from d3mjax.runtime import store
 from d3mjax.runtime.runs import Unit
 
-OFFSETS, WEIGHTS = "ERM, class offsets", "class weights, by selection"
 METHODS = {
     PLAIN: Kind("plain"),
     OFFSETS: Kind("control", "validation groups", "threshold"),
@@ -37,7 +46,8 @@ METHODS = {
 MOST = 5  # findings after the verdict
 NOTE = (
     "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on targets "
-    "that this list had not seen."
+    "that this list had not seen. Checkpoints and plain training are shared by all seeds, so the spread is that of the "
+    "division of the targets and of retraining."
 )
 
 
@@ -133,7 +143,12 @@ def decide(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str
     return verdict.decide(rows, units[0][0]["sizes"], group_names, max_loss=max_loss, kind=kind)
 
 
-def findings(result: Verdict, rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str]) -> list[str]:
+def findings(
+    result: Verdict,
+    rows: Sequence[Row],
+    units: Sequence[Unit],
+    class_names: Sequence[str],
+) -> list[str]:
     """The verdict, and at most `MOST` sentences that follow from numbers, the most important first."""
     splits = debias_auto.of_seeds(units)
     if debias_auto.refused(splits):
@@ -142,7 +157,7 @@ def findings(result: Verdict, rows: Sequence[Row], units: Sequence[Unit], group_
     controls = {row["settings"].get("controls"): row for row in rows if row["role"] == "control"}
     kept = [arrays["kept"] for _, arrays in units if "kept" in arrays]
     some = [
-        *_what_to_do(result, rows),
+        *_what_to_do(result, rows, units, class_names),
         *result.reasons,
         *debias_auto.caveats(splits),
         *_noise(ours),
@@ -155,13 +170,21 @@ def findings(result: Verdict, rows: Sequence[Row], units: Sequence[Unit], group_
     return [result.sentence, *some[:MOST]]
 
 
-def _what_to_do(result: Verdict, rows: Sequence[Row]) -> Iterator[str]:
-    chosen = next((row for row in rows if row["method"] == result.method), None)
-    if chosen is None:
-        return
+def _what_to_do(
+    result: Verdict, rows: Sequence[Row], units: Sequence[Unit], class_names: Sequence[str]
+) -> Iterator[str]:
     if result.action in (verdict.DROP, verdict.BOTH):
+        chosen = next(row for row in rows if row["method"] == result.method)
         removed, mark = chosen["metrics"]["removed"]["mean"], " (keep = 0)" * chosen["settings"].get("selected", False)
         yield f"Drop the first {removed:.1%} of the lines of examples.csv{mark}."
+    if result.action in (verdict.THRESHOLD, verdict.BOTH):
+        models = [a[f"offsets/{result.method}"].mean(0) for _, a in units if f"offsets/{result.method}" in a]
+        offsets = np.mean(models, axis=0) if models else np.zeros(len(class_names))
+        largest = sorted(np.argsort(-np.abs(offsets))[:4].tolist())
+        added = ", ".join(f"{class_names[c]} {offsets[c]:+.2f}" for c in largest)
+        yield f"Add to the logits: {added}. For another model choose them anew (d3mjax.offsets.choose)."
+    if result.action == verdict.BALANCE:
+        yield "Give the classes equal weight in training, by weights inverse to their size or its root."
 
 
 def _noise(ours: Row) -> Iterator[str]:
@@ -215,7 +238,9 @@ def section(
     groups = f"without group labels. {debias_auto.ABOUT}" if files.auto else groups
     about = f"{n:,} training examples of {files.train}, {len(data.target.y):,} targets of {files.target} {groups}"
     splits = debias_auto.of_seeds(units)
-    text = "\n".join([about, NOTE, *(debias_auto.details(splits, data.group_names) if splits else [])])
+    text = "\n".join(
+        [about, *data.card.get("notes", ()), NOTE, *(debias_auto.details(splits, data.group_names) if splits else [])]
+    )
     average = lambda unit, method: float(unit[1][f"average/{_stored(unit, method)}"].mean())
     measured = [method for method in METHODS if any(f"test/{method}" in arrays for _, arrays in units)]
     of_method = {m: ([average(unit, m) for unit in units], [_worst(unit, m) for unit in units]) for m in measured}
@@ -239,7 +264,7 @@ def section(
         images = data.train.x[first].reshape(-1, *image)
         titles = [f"{data.names[i]}: {data.class_names[data.train.y[i]]}"[:18] for i in first]
         figures["The examples of lowest score: id and label."] = plots.image_grid(images, titles)
-    return Section(text, figures)
+    return Section(text, figures, card=data.card.get("columns", ()))
 
 
 def _removal_figures(

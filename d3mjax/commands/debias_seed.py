@@ -5,7 +5,8 @@ are tried by successive halving: one model of each, then twice as many of the be
 retrained models. Models that report take no part in any choice.
 
 Arrays: ``score [r n]``, ``columns [r n G]``, ``kept [n]`` (at the candidate that selection chose), ``suspect [n]``,
-``group_losses [G]``, ``test/METHOD [m G]`` and ``average/METHOD [m]`` of the methods that were run; of all candidates
+``group_losses [G]``, ``test/METHOD [m G]`` and ``average/METHOD [m]`` of the methods that were run, ``offsets/METHOD
+[m C]`` of those that may have class offsets; of all candidates
 ``selection [k G]``, ``candidate_test [k G]`` and ``candidate_average [k]``, means over their models that selected;
 ``curve [S 1 G]``, the row of ``candidate_test`` at every share of ``facts["shares"]``. Facts: ``chosen`` and
 ``offsets``, the choice; ``candidates``, names in the order of the arrays, ``models``, the number behind each.
@@ -128,6 +129,7 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     arrays |= {"columns": columns, "group_losses": losses, "suspect": suspect} | compared.arrays
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in tested.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in tested.items()}
+    arrays |= {f"offsets/{name}": tested[name].offsets for name in (OFFSETS, SELECTED) if name in tested}
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 

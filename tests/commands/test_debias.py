@@ -11,8 +11,7 @@ import pytest
 from planted_files import QUICK, make_files, planted
 
 from d3mjax.commands import debias, debias_recipe, debias_report, debias_seed, verdict
-from d3mjax.commands.debias_report import OFFSETS
-from d3mjax.commands.debias_seed import MATCHED, PLAIN, RANDOM, SELECTED, TARGETS_ALONE
+from d3mjax.commands.debias_seed import MATCHED, OFFSETS, PLAIN, RANDOM, SELECTED, TARGETS_ALONE
 from d3mjax.runtime import runs, store
 
 
@@ -146,7 +145,7 @@ def made_units(kept=(), *, test=15):
     arrays = [
         {f"test/{m}": np.array([[0.95, a + seed / 50]]) for m, a in accuracies.items()}
         | {f"average/{m}": np.array([0.9]) for m in accuracies}
-        | {"kept": k}
+        | {"kept": k, f"offsets/{SELECTED}": np.array([[0.0, 1.0], [0.0, 2.0]])}
         for seed, k in enumerate(kept)
     ]
     return [(facts, a) for a in arrays]
@@ -175,11 +174,17 @@ def test_findings_follow_the_verdict_and_are_few():
     units = made_units([KEPT, np.roll(KEPT, 1)])
     rows = debias_report.rows_of("t", units)
     result = debias_report.decide(rows, units, ["big", "small"], 0.05)
-    findings = debias_report.findings(result, rows, units, ["big", "small"])
+    findings = debias_report.findings(result, rows, units, ["no", "yes"])
     assert findings[0] == result.sentence
     assert len(findings) <= 1 + debias_report.MOST
     # Each seed drops two of ten; one of them is the same.
-    for part in ("first 20.0%", "30% of the dropped", "+28.0 ± 2.0 points, above", "drops 50% (20% by chance)"):
+    for part in (
+        "first 20.0%",
+        "no +0.00, yes +1.50",
+        "30% of the dropped",
+        "+28.0 ± 2.0 points, above",
+        "drops 50% (20% by chance)",
+    ):
         assert any(part in sentence for sentence in findings)
     # Standard error of a share of 0.81 among 15: sqrt(0.81 * 0.19 / 15) = 0.101.
     assert "10.1 points" in next(debias_report._chance([45, 15], rows[-1]))
