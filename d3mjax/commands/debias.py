@@ -180,7 +180,7 @@ def publish(job: Job, name: str, units: Sequence[runs.Unit], begin: float) -> No
     debias_report.write_lists(directory, data, units, ranking)
     sections = {name: section._replace(findings=findings)}
     command.finish(directory, config, rows, sections, time.perf_counter() - begin)
-    print(f"Examples to drop (keep = 0): {directory / 'examples.csv'}")
+    print(f"Scores of the training examples: {directory / 'examples.csv'}")
 
 
 def run_units(directory: Path, name: str, recipe: debias_recipe.Recipe) -> list[runs.Unit]:

@@ -1,7 +1,7 @@
 """Rows, figures, lists and findings of d3mjax-debias, from its stored units alone."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,7 +258,8 @@ def section(
         )
     }
     if removing:
-        figures |= _removal_figures(data, units, ranking, {m: worst for m, (_, worst) in of_method.items()})
+        shown = dict.fromkeys(method for method in (PLAIN, SELECTED, chosen) if method)
+        figures |= _removal_figures(data, units, ranking, {m: worst for m, (_, worst) in of_method.items()}, shown)
     if image and removing:
         first = np.argsort(ranking.rank)[:24]
         images = data.train.x[first].reshape(-1, *image)
@@ -268,14 +269,19 @@ def section(
 
 
 def _removal_figures(
-    data: UserData, units: Sequence[Unit], ranking: Ranking, worst: Mapping[str, Sequence[float]]
+    data: UserData,
+    units: Sequence[Unit],
+    ranking: Ranking,
+    worst: Mapping[str, Sequence[float]],
+    shown: Iterable[str],
 ) -> dict[str, Figure]:
+    """Figures of what is removed; ``shown``: methods of which every group is shown."""
     n, removing = len(data.train.y), [unit for unit in units if "curve" in unit[1]]
     removed = [int(share * n) for share in removing[0][0]["shares"]]
     curve = (removed, [a["curve"].min(-1).mean(-1) for _, a in removing])
     mark = (float((~ranking.keep).sum()), float(np.mean(worst[SELECTED])))
     references = {method: worst[method] for method in (PLAIN, MATCHED, TARGETS_ALONE)}
-    bars = {m: [unit[1][f"test/{_stored(unit, m)}"].mean(0) for unit in units] for m in (PLAIN, SELECTED)}
+    bars = {m: [unit[1][f"test/{_stored(unit, m)}"].mean(0) for unit in units] for m in shown}
     names = (*data.group_names, "unknown group")
     group = np.where(data.train.group < 0, len(names) - 1, data.train.group)
     return {

@@ -28,7 +28,7 @@ Of rows of equal cost, the one that selection chose comes first, then the one wi
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from d3mjax.reports.rows import WGA, Row, best, difference, has
+from d3mjax.reports.rows import WGA, Row, best, difference, has, num_seeds
 from d3mjax.reports.sentences import points
 
 DROP, THRESHOLD, BOTH = "drop them", "move the threshold", "drop them and move the threshold"
@@ -185,9 +185,9 @@ def explanations(row: Row, rows: Iterable[Row]) -> list[Row]:
 
 
 def _reasons(rows: Sequence[Row], explained: Sequence[Row], plain: Row) -> tuple[str, ...]:
-    """Facts that hold whatever the verdict: one seed, and gains that random removals reach as well."""
-    single = difference(plain, plain)[1] is None
-    reasons = [ONE_SEED] * single
+    """Facts that hold whatever the verdict: few seeds, and gains that random removals reach as well."""
+    seeds = num_seeds(plain)
+    reasons = [ONE_SEED] * (seeds == 1) + ["Two seeds: the spread is poorly known, --seeds 5 is safer."] * (seeds == 2)
     for row in explained[:1]:
         others = " and ".join(other["method"] for other in explanations(row, rows))
         reasons.append(f"{row['method']} is not above {others}: the choice of examples is not shown to matter.")

@@ -42,7 +42,7 @@ STORY = (
     "A classifier can have a high average accuracy and a low accuracy on one group, because most of its training "
     "examples support a shortcut. D3M scores every training example by its effect on the groups with the highest loss, "
     "removes the lowest scores, and trains again. Scores are computed on target examples, choices are made on a "
-    "selection set, and every number below is measured on test examples used for neither."
+    "selection set, and every number is measured on test examples used for neither."
 )
 SPREAD = (
     "Numbers are means over random seeds ± one standard deviation (none for a single seed). Two rows differ if their "

@@ -109,11 +109,11 @@ def per_seed(rows: Sequence[Row]) -> str:
 
 
 def card(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Facts as an HTML table, a line a mapping; columns in the order of their first use, empty where a fact is missing.
+    """Facts as an HTML table, a line a mapping; columns in the order of their first fact.
 
     Of a list the first `MANY` entries are shown, of a mapping those that are not 0, of a number four digits.
     """
-    titles = dict.fromkeys(name for line in lines for name in line)
+    titles = dict.fromkeys(name for line in lines for name, fact in line.items() if _fact(fact))
     numeric = {
         name: all(isinstance(line.get(name, 0.0), (int, float, type(None))) for line in lines) for name in titles
     }

@@ -96,7 +96,7 @@ def test_a_benchmark_has_no_conclusions(tmp_path):
 
 def test_findings_of_a_section_replace_the_conclusions(tmp_path, capsys):
     card = [
-        {"name": "age", "missing": 0.25},
+        {"name": "age", "missing": 0.25, "note": ""},
         {"name": "<job>", "levels": list("abcdefgh"), "missing": {"--train": 3, "--test": 0}},
     ]
     section = page.Section("", {}, ["Leave it: <nothing>.", "One & all."], card)
@@ -106,6 +106,7 @@ def test_findings_of_a_section_replace_the_conclusions(tmp_path, capsys):
     assert "<li>One &amp; all.</li>" in text
     assert not any(sentence in text for sentence in page.conclusions(patch_rows()))
     assert '<td class="text">0.25</td>' in text
+    assert ">note<" not in text
     assert '<td class="text">--train: 3</td>' in text
     assert '<td class="text">&lt;job&gt;</td>' in text
     assert "a, b, c, d, e, f, ..." in text
