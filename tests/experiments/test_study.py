@@ -53,7 +53,7 @@ def test_every_task_and_seed_in_order_up_to_the_page(tmp_path, capsys):
     assert per_seed == {"b": [20, 22, 24], "a": [10, 11, 12]}
     assert document["config"] == store.read_json(run / "config.json")
     assert "A scale of 2.0." in (run / "report.html").read_text()
-    assert "12/12" in capsys.readouterr().err
+    assert "12 of 12 models" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, capsys):
@@ -63,7 +63,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, capsys):
     assert done == [(2, 10), (2, 11)]
     experiment(tmp_path, Config(), done)
     assert done[2:] == [(2, 12), (1, 10), (1, 11), (1, 12)]
-    assert capsys.readouterr().err.count("12/12") >= 2
+    assert capsys.readouterr().err.count("12 of 12 models") >= 2
     experiment(tmp_path, Config(), done)
     assert len(done) == 6
 
