@@ -177,6 +177,8 @@ def test_findings_follow_the_verdict_and_are_few():
     findings = debias_report.findings(result, rows, units, ["no", "yes"])
     assert findings[0] == result.sentence
     assert len(findings) <= 1 + debias_report.MOST
+    short = [[word for word in one.split() if word[0].isalnum()] for text in findings for one in text.split(". ")]
+    assert max(map(len, short)) <= 25
     for part in ("first 20.0%", "no +0.00, yes +1.50", "30% of the dropped"):
         assert any(part in sentence for sentence in findings)
     # Each seed drops two of ten; one of them is the same.
