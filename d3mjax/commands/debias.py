@@ -70,6 +70,7 @@ class Job(NamedTuple):
     config: Config
     data: UserData
     model: Model
+    counts: debias_recipe.Counts
     schedule: debias_recipe.Schedule
     image: tuple[int, ...] | None  # shape of an example, if it is an image
     directory: Path
@@ -131,6 +132,8 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
     else:
         model = load_model(config.model, num_classes, data.train.x)
     splits.check_data(debias_data.divide(data, 0), num_classes, len(data.group_names))
+    asked = {"divisions": config.seeds, "checkpoints": config.checkpoints, "retrains": config.retrains}
+    counts = debias_recipe.counts_of(n, **asked, quick=config.quick)
     schedule = debias_recipe.schedule_of(n, steps=config.steps, rate=config.rate)
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
     bound = replace(config, max_loss=verdict.MAX_LOSS)
@@ -138,16 +141,13 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
     if hosts.leads():
         inputs.write_card(directory, data.card)
         print(inputs.show(data.card))
-    return Job(config, data, model, schedule, image, directory, dry_run)
+    return Job(config, data, model, counts, schedule, image, directory, dry_run)
 
 
 def recipe_of(job: Job) -> debias_recipe.Recipe:
     """All that the seeds share, on the devices of this host."""
-    config, n = job.config, len(job.data.train.y)
-    asked = {"divisions": config.seeds, "checkpoints": config.checkpoints, "retrains": config.retrains}
-    counts = debias_recipe.counts_of(n, **asked, quick=config.quick)
-    options = {"schedule": job.schedule, "counts": counts, "auto": config.files.auto}
-    ours = config.model is None and not config.files.images
+    options = {"schedule": job.schedule, "counts": job.counts, "auto": job.config.files.auto}
+    ours = job.config.model is None and not job.config.files.images
     return debias_recipe.make_recipe(job.model, job.data, dense=ours, **options)
 
 
@@ -177,6 +177,8 @@ def publish(job: Job, name: str, units: Sequence[runs.Unit], begin: float) -> No
     findings = debias_report.findings(result, rows, units, data.class_names)
     options = {"chosen": result.method, "max_loss": config.max_loss}
     section = debias_report.section(config.files, data, job.image, units, ranking, **options)
+    work_done = debias_recipe.describe(job.counts, job.schedule, quick=config.quick)
+    section = section._replace(text=f"{section.text}\n{work_done}")
     debias_report.write_lists(directory, data, units, ranking)
     sections = {name: section._replace(findings=findings)}
     command.finish(directory, config, rows, sections, time.perf_counter() - begin)

@@ -98,6 +98,16 @@ def schedule_of(num_examples: int, *, steps: int | None = None, rate: float = 0.
     return Schedule(batch, steps or max(int(epochs * num_examples / batch), least), rate * batch / BATCH)
 
 
+def describe(counts: Counts, schedule: Schedule, *, quick: bool) -> str:
+    """What was trained, in words."""
+    work = (
+        f"{counts.divisions} divisions of the targets; {counts.checkpoints} checkpoints, which they share; "
+        f"{counts.retrains} models behind every number of a division; {schedule.steps:,} steps of {schedule.batch} "
+        "examples a model. Candidates were tried by successive halving."
+    )
+    return f"A quick look (--quick); run without it before you decide. {work}" if quick else work
+
+
 def hidden_of(num_examples: int) -> int:
     """Width of the hidden layer of the model that is trained unless the user has another."""
     return 32 if num_examples < 2000 else 64 if num_examples < 20_000 else 128

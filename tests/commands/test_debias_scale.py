@@ -41,6 +41,15 @@ def test_counts_are_what_was_asked_for_or_depend_on_size_and_quick():
     assert 0.1 in of(10, quick=True).grid
 
 
+def test_a_quick_look_is_called_one():
+    counts, schedule = debias_recipe.counts_of(2800, quick=True), debias_recipe.schedule_of(2800)
+    text = debias_recipe.describe(counts, schedule, quick=True)
+    assert text.startswith("A quick look (--quick); run without it before you decide. 2 divisions")
+    assert "8 checkpoints" in text
+    assert "560 steps of 50 examples" in text
+    assert "quick" not in debias_recipe.describe(counts, schedule, quick=False)
+
+
 @pytest.mark.parametrize(
     ("retrains", "models"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])]
 )
