@@ -190,7 +190,7 @@ def work(job: Job) -> Path:
     task, held = command.task_name(config.files.train), reserved(data)
     rows = diagnose_report.rows_of(task, decision, checks, data.validation_y[held])
     findings = diagnose_report.findings(data, decision, job.manifest, rows, separate=not held.all())
-    section = diagnose_report.section(data, decision, job.manifest, findings)
+    section = diagnose_report.section(data, decision, job.manifest, rows, findings)
     diagnose_report.write_suspects(directory, data, decision)
     repaired = diagnose_repaired.write(directory, data, decision.repaired, config.files.train, config.files.label)
     arrays = {"id": data.names, "kinds": np.array(KINDS), "probabilities": decision.diagnosis.probabilities}

@@ -16,7 +16,7 @@ from d3mjax.diagnosis import repair
 from d3mjax.diagnosis.diagnose import Diagnosis
 from d3mjax.diagnosis.repair import LABEL, MINORITY
 from d3mjax.reports import plots
-from d3mjax.reports.page import Section
+from d3mjax.reports.page import Section, tradeoff
 from d3mjax.reports.rows import Row, row
 from d3mjax.runtime import runs
 
@@ -77,7 +77,9 @@ def _proposal(data: UserTable, decision: Decision, i: int, kind: int) -> str:
     return f"impute {'; '.join(changed)}" if changed else "keep: no single value stands out; look at it"
 
 
-def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], findings: Sequence[str]) -> Section:
+def section(
+    data: UserTable, decision: Decision, manifest: Mapping[str, Any], rows: Sequence[Row], findings: Sequence[str]
+) -> Section:
     """Findings, details and figures of the page."""
     text = [
         f"{len(data.y):,} rows of {len(data.train.columns)} columns, {len(data.class_names)} classes "
@@ -87,7 +89,7 @@ def section(data: UserTable, decision: Decision, manifest: Mapping[str, Any], fi
     ]
     by_kind: dict[str, Any] = dict(zip(KINDS, decision.diagnosis.probabilities.T, strict=True))
     reliability = {kind: figures["reliability"] for kind, figures in manifest["evaluation"].items()}
-    figures = {
+    figures = tradeoff(rows, part="class") | {
         "Probability of each kind of error, over rows; suspects are to the right of the line.": (
             plots.probability_histograms(by_kind, dict(zip(KINDS, decision.thresholds.tolist(), strict=True)))
         ),

@@ -124,15 +124,19 @@ def write(run: Path, document: Mapping[str, Any], sections: Mapping[str, Section
     return run / "report.html"
 
 
-def tradeoff(rows: Sequence[Row]) -> dict[str, Figure]:
-    """The worst group against the average accuracy of all rows of a task, by caption; empty for fewer than two."""
-    shown = [row for row in rows if has(row, WGA) and has(row, "average_accuracy")]
+def tradeoff(rows: Sequence[Row], *, part: str = "group") -> dict[str, Figure]:
+    """The worst group, or class, against the average accuracy of all rows of a task, by caption; for two rows or more.
+
+    ``part``: ``group`` or ``class``, whose worst accuracy is the metric ``worst_PART_accuracy``.
+    """
+    goals = ("average_accuracy", f"worst_{part}_accuracy")
+    shown = [row for row in rows if all(has(row, goal) for goal in goals)]
     if len(shown) < 2:
         return {}
-    values = lambda row: tuple(row["metrics"][name]["per_seed"] for name in ("average_accuracy", WGA))
+    points = {row["method"]: tuple(row["metrics"][goal]["per_seed"] for goal in goals) for row in shown}
     plain = next((row["method"] for row in shown if row["role"] == "plain"), None)
-    figure = plots.worst_against_average({row["method"]: values(row) for row in shown}, plain=plain)
-    return {"Worst group against average accuracy: means and deviations over seeds.": figure}
+    caption = f"Worst {part} against average accuracy: means and deviations over seeds."
+    return {caption: plots.worst_against_average(points, plain=plain, part=part)}
 
 
 def html(title: str, body: str) -> str:

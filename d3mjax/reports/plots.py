@@ -108,11 +108,12 @@ def worst_against_average(
     chosen: str | None = None,
     max_loss: float | None = None,
     candidates: tuple[Numbers, Numbers] = ((), ()),
+    part: str = "group",
 ) -> Figure:
     """Worst-group against average accuracy, a point a method; `points`: label -> (average [s], worst group [s]).
 
     `plain` has a ring and `chosen` a frame. Left of the line, ``max_loss`` below `plain`, average accuracy costs too
-    much. `candidates`: further points without names, (average [k], worst group [k]).
+    much. `candidates`: further points without names, (average [k], worst group [k]). `part`: what the groups are.
     """
     figure, (axes,) = _figure(6.0, 4.0 + 0.1 * len(points))
     average, worst = (100 * np.asarray(a) for a in candidates)
@@ -130,7 +131,7 @@ def worst_against_average(
             axes.scatter([x], [y], marker="o", s=170, label="plain training", **mark)
         if label == chosen:
             axes.scatter([x], [y], marker="s", s=260, label="the verdict", **mark)
-    axes.set(xlabel="average accuracy, %", ylabel="worst-group accuracy, %")
+    axes.set(xlabel="average accuracy, %", ylabel=f"worst-{part} accuracy, %")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(StrMethodFormatter("{x:.3g}"))

@@ -45,6 +45,7 @@ def test_everything_is_left_behind(finished):
     page = (run / "report.html").read_text()
     assert all(escape(line.removeprefix("- ")) in page for line in [verdict_line, *findings.splitlines()])
     assert len(findings.splitlines()) <= diagnose_report.MOST
+    assert 'alt="Worst class against average accuracy' in page
     named = ("same", "none", "pilot", "--validation has 96 rows", *(kind.capitalize() for kind in KINDS))
     assert all(name in page for name in named)
     with np.load(run / "probabilities.npz") as file:
