@@ -132,8 +132,9 @@ def _moments(expand: Callable, values: pd.Series, width: int) -> tuple[np.ndarra
         chunk = np.asarray(expand(values.iloc[begin : begin + CHUNK]), np.float64)
         scaler.partial_fit(chunk)
         low, high = np.minimum(low, chunk.min(0)), np.maximum(high, chunk.max(0))
-    tiny = scaler.var_ < np.finfo(np.float64).tiny  # squares underflow
-    return scaler.mean_, np.sqrt(scaler.var_), (low == high) | tiny
+    variance = np.asarray(scaler.var_)
+    tiny = variance < np.finfo(np.float64).tiny  # squares underflow
+    return scaler.mean_, np.sqrt(variance), (low == high) | tiny
 
 
 def _fit_number(column: Column, values: pd.Series) -> Fitted:

@@ -92,4 +92,4 @@ def _unzipped(path: str) -> io.BufferedIOBase:
         archive.close()
         listed = ", ".join(map(os.path.basename, names[:3]))
         raise ValueError(f"{path}: found an archive of {len(names)} files ({listed}), expected one table")
-    return archive.open(names[0])
+    return archive.open(names[0])  # pyright: ignore[reportReturnType]

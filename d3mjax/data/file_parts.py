@@ -23,7 +23,7 @@ def joined(tables: Mapping[str, RawTable]) -> RawTable:
                 raise ValueError(
                     f"{here}: found no columns {lacking[:3]}, which {there} has, expected the same columns"
                 )
-    columns = {str(name): _column({path: table.frame[name] for path, table in tables.items()}) for name in whole.frame}
+    columns = {name: _column({path: pd.Series(t.frame[name]) for path, t in tables.items()}) for name in whole.frame}
     notes = [f"{path}: {note}" for path, table in tables.items() for note in table.notes]
     return RawTable(pd.DataFrame(columns, copy=False), (f"read {len(tables)} files", *notes))
 

@@ -69,7 +69,7 @@ def part(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     if "split" not in frame:
         raise ValueError(f"found columns {list(frame)}, expected 'split' among them, with 0 (train), 1 (val), 2 (test)")
-    rows = frame[frame["split"].astype(str).str.strip().isin([name, str(PARTS[name])]).astype(bool)]
+    rows = frame.loc[frame["split"].astype(str).str.strip().isin([name, str(PARTS[name])]).astype(bool)]
     if not len(rows):
         values = sorted(set(frame["split"].astype(str)))[:5]
         raise ValueError(f"found no row of part {name!r}: 'split' holds {values}, expected {PARTS[name]} or {name!r}")

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
+import pyarrow.csv as arrow_csv
 
 from d3mjax.data import file_kinds
 
-Open = Callable[[], io.BufferedIOBase]  # the file from its beginning, unpacked
+Open = Callable[[], Any]  # the file from its beginning, unpacked
 TEXT = pd.StringDtype(na_value=np.nan)  # what pandas calls `str`
 DELIMITERS = (",", ";", "\t", "|")
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -78,7 +77,7 @@ def read(open_file: Open, path: str) -> RawTable:
     return RawTable(frame, tuple(notes))
 
 
-def scan(file: io.BufferedIOBase, path: str) -> Contents:
+def scan(file: Any, path: str) -> Contents:
     """Encoding, number of quotes, and the first lines of a file. Raises ValueError for bytes that are not text."""
     start = file.read(4)
     mark = next((mark for mark in _MARKS if start.startswith(mark)), b"")
@@ -219,28 +218,28 @@ def _agreement(rows: Sequence[Sequence[str]]) -> tuple[bool, bool, float, int]:
 def _parse(open_file: Open, contents: Contents, dialect: Dialect, path: str) -> pa.Table:
     """All rows as text."""
     begin = len(contents.mark) + len("".join(contents.sample[: dialect.begin]).encode(contents.encoding))
-    convert = pa.csv.ConvertOptions(
+    convert = arrow_csv.ConvertOptions(
         column_types=dict.fromkeys(dialect.names, pa.large_string()),
         null_values=[""],
         strings_can_be_null=True,
         quoted_strings_can_be_null=True,
     )
     block = max(_SAMPLE, 8 * max(map(len, contents.sample)))  # a row fits in a block
-    options = pa.csv.ReadOptions(column_names=dialect.names, encoding=contents.encoding, block_size=block)
+    options = arrow_csv.ReadOptions(column_names=dialect.names, encoding=contents.encoding, block_size=block)
     with open_file() as file:
         file.read(begin)
         if dialect.spaced:
             file, options.encoding = _without_spaces(file, contents.encoding, dialect.delimiter), "utf-8"
         try:
-            parse = pa.csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True)
-            return pa.csv.read_csv(file, read_options=options, parse_options=parse, convert_options=convert)
+            parse = arrow_csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True)
+            return arrow_csv.read_csv(file, read_options=options, parse_options=parse, convert_options=convert)
         except pa.ArrowInvalid as error:
             if "Empty CSV" in str(error):
                 raise ValueError(f"{path}: found a header and no rows, expected at least one row") from error
             raise ValueError(_fault(open_file, contents, dialect, path) or f"{path}: {error}") from error
 
 
-def _without_spaces(file: io.BufferedIOBase, encoding: str, delimiter: str) -> io.BufferedIOBase:
+def _without_spaces(file: Any, encoding: str, delimiter: str) -> io.BytesIO:
     """The same rows without the spaces that follow delimiters, which pyarrow does not take before a quote."""
     text = io.StringIO()
     with io.TextIOWrapper(file, encoding, newline="") as source:
@@ -283,9 +282,9 @@ def _without_empty(table: pa.Table) -> tuple[pa.Table, list[str]]:
         table = table.drop_columns(unnamed)
         notes.append(f"left out {counted(len(unnamed), 'empty column')} without a name")
     if table.num_columns and all(column.null_count for column in table.columns):
-        blank = functools.reduce(pc.and_, (pc.is_null(column) for column in table.columns))
-        if count := pc.sum(blank).as_py() or 0:
-            table = table.filter(pc.invert(blank))
+        blank = functools.reduce(np.logical_and, (column.is_null().to_numpy() for column in table.columns))
+        if count := int(blank.sum()):
+            table = table.filter(pa.array(~blank))
             notes.append(f"left out {counted(count, 'row')} without any entry")
     return table, notes
 

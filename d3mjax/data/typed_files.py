@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as arrow_parquet
 
 from d3mjax.data.text_files import TEXT, RawTable, check_header, counted, preamble, unique_names
 
@@ -25,12 +25,12 @@ _NULLABLE = {pa.bool_(): pd.BooleanDtype()} | {
 _INT64 = np.iinfo(np.int64)
 
 
-def read_parquet(file: io.BufferedIOBase, path: str) -> RawTable:
+def read_parquet(file: Any, path: str) -> RawTable:
     """A Parquet file. Its index, if it has one, is a column like others."""
-    return _of_arrow(pa.parquet.read_table(file, pre_buffer=False), path)
+    return _of_arrow(arrow_parquet.read_table(file, pre_buffer=False), path)
 
 
-def read_arrow(file: io.BufferedIOBase, path: str) -> RawTable:
+def read_arrow(file: Any, path: str) -> RawTable:
     """An Arrow file or stream, or Feather."""
     try:
         return _of_arrow(pa.ipc.open_file(file).read_all(), path)
@@ -39,7 +39,7 @@ def read_arrow(file: io.BufferedIOBase, path: str) -> RawTable:
         return _of_arrow(pa.ipc.open_stream(file).read_all(), path)
 
 
-def read_sheet(file: io.BufferedIOBase, path: str) -> RawTable:
+def read_sheet(file: Any, path: str) -> RawTable:
     """The first sheet of an Excel or OpenDocument file that holds rows."""
     import python_calamine
 
@@ -65,7 +65,7 @@ def read_sheet(file: io.BufferedIOBase, path: str) -> RawTable:
     return RawTable(frame, (*notes, *unnamed))
 
 
-def read_json(file: io.BufferedIOBase, path: str) -> RawTable:
+def read_json(file: Any, path: str) -> RawTable:
     """A list of records, one record a line, or columns by name, as pandas writes them."""
     with io.TextIOWrapper(file, "utf-8-sig") as text:
         return _json(text, path)

@@ -177,7 +177,7 @@ KINDS = (
     Kind(TYPED, "Excel: titles above the header, empty rows, several sheets", file("t.xlsx", sheet([["Report", None, None], [None, None, None], ["a", "b", "c"], [1, 2, 3]], [["other"], [1]])), {"a": [1], "b": [2], "c": [3]}, "The first sheet with cells is read, from its header on; notes say so.", "first of 2.*left out 1 line above", "int64 int64 int64"),
     Kind(TYPED, "JSON lines", file("t.jsonl", '{"a": 1, "b": "00501"}\n\n{"a": null, "c": 1.5}\n'), {"a": [1, NA], "b": ["00501", NA], "c": [NA, 1.5]}, "Types of the values; a key that a record lacks is missing.", dtypes="Int64 str float64"),
     Kind(TYPED, "JSON: a list of records", file("t.json", json.dumps([{"a": 2**53 + 1}, {"a": 2}], indent=1)), {"a": [2**53 + 1, 2]}, "As JSON lines.", dtypes="int64"),
-    Kind(TYPED, "JSON: columns, as pandas writes them", file("t.json", pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}).to_json()), {"a": [1, 2], "b": ["x", "y"]}, "As JSON lines.", dtypes="int64 str"),
+    Kind(TYPED, "JSON: columns, as pandas writes them", file("t.json", pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}).to_json() or ""), {"a": [1, 2], "b": ["x", "y"]}, "As JSON lines.", dtypes="int64 str"),
     Kind(TYPED, "JSON: integers and text in one column", file("t.jsonl", '{"a": 1}\n{"a": "?"}\n'), {"a": ["1", "?"]}, "Text; the commands then apply the rule of text files."),
     Kind(TYPED, "JSON: a line that is cut off", file("t.jsonl", '{"a": 1}\n{"a": 2'), "line 2: found no JSON", "Refused, with the number of the line."),
     Kind(PACKED, ".gz", file("t.csv.gz", gzip.compress(TABLE.encode())), COLUMNS, "Unpacked."),

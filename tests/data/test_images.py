@@ -86,4 +86,4 @@ def test_parts_of_metadata(values):
     with pytest.raises(ValueError, match="found no row of part 'test'"):
         images.part(frame.head(2), "test")
     with pytest.raises(ValueError, match=r"found columns \['img_filename'\], expected 'split'"):
-        images.part(frame[["img_filename"]], "train")
+        images.part(frame.drop(columns="split"), "train")

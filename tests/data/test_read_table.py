@@ -29,7 +29,7 @@ def test_kind_of_input(tmp_path, kind: Kind):
         assert str(tmp_path) in str(error.value)
         return
     table = files.read_table(source)
-    assert {name: _values(table.frame[name]) for name in table.frame} == kind.expected
+    assert {name: _values(column) for name, column in table.frame.items()} == kind.expected
     assert list(table.frame) == list(kind.expected)
     dtypes = [str(dtype).replace(" ", "") for dtype in table.frame.dtypes]
     assert dtypes == (kind.dtypes.split() or ["str"] * len(dtypes))
