@@ -173,8 +173,9 @@ def check_header(header: Sequence[Any], path: str) -> None:
 
 
 def unique_names(header: Sequence[Any], path: str) -> tuple[list[str], list[str]]:
-    """Stripped names as text, and notes: a column without a name is ``Unnamed: POSITION``, as in pandas."""
-    stripped = ["" if cell is None else str(cell).strip() for cell in header]
+    """Names as text, stripped, in one line, and notes; a nameless column is ``Unnamed: POSITION``, as in pandas."""
+    cells = ["" if cell is None else str(cell).strip() for cell in header]
+    stripped = [re.sub(r"\s*[\r\n\t]\s*", " ", cell) for cell in cells]  # spreadsheets break lines in names
     names = [name or f"Unnamed: {i}" for i, name in enumerate(stripped)]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         at = [i + 1 for i, name in enumerate(names) if name == repeated[0]]

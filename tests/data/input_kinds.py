@@ -143,6 +143,7 @@ KINDS = (
     Kind(HEADER, "titles above the header", file("t.csv", "Report of 2024\n\na,b,c\n1,2,3\n"), {"a": ["1"], "b": ["2"], "c": ["3"]}, "Left out; a note says how many.", "left out 1 line above the header"),
     Kind(HEADER, "comments above the header", file("t.csv", "# made on Monday, at noon, by hand\n# v2\na,b\n1,2\n3,4\n"), AB, "Left out; a note says how many.", "left out 2 lines above the header"),
     Kind(HEADER, "blanks around names", file("t.csv", " a , b\n1,2\n3,4\n"), AB, "Names are stripped."),
+    Kind(HEADER, "a line break in a name", file("t.csv", '"price\n(USD)",b\n1,2\n'), {"price (USD)": ["1"], "b": ["2"]}, "A blank."),
     Kind(HEADER, "the row index of pandas", file("t.csv", ",a,b\n0,1,2\n1,3,4\n"), {"Unnamed: 0": ["0", "1"], **AB}, "The column without a name is called `Unnamed: 0`; the commands recognise it as an index and leave it out.", "called 'Unnamed: 0'"),
     Kind(HEADER, "the row names of R, without a name in the header", file("t.tsv", "a\tb\nr1\t1\t2\nr2\t3\t4\n"), {"Unnamed: 0": ["r1", "r2"], **AB}, "The first column is called `Unnamed: 0`.", "called 'Unnamed: 0'"),
     Kind(HEADER, "a delimiter at the end of each line", file("t.csv", "a,b,\n1,2,\n3,4,\n"), AB, "The empty column is left out; a note says so.", "left out 1 empty column without a name"),
