@@ -97,8 +97,10 @@ class Debiased(NamedTuple):
 def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Evaluation:
     """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group."""
     target = outputs.logits(model, variables, data.target.x)
-    others = (outputs.logits(model, variables, split.x, microbatch=4096) for split in (data.selection, data.test))
-    return judge(target, *others, data, num_groups)
+    selected, test = (
+        outputs.logits(model, variables, split.x, microbatch=4096) for split in (data.selection, data.test)
+    )
+    return judge(target, selected, test, data, num_groups)
 
 
 def judge(
@@ -123,7 +125,7 @@ def judge(
         return metrics.group_means(right, split.group, num_groups), metrics.average_accuracy(right)
 
     return Evaluation(
-        metrics.group_means(objectives.losses(target, targets.y), targets.group, num_groups),
+        metrics.group_means(objectives.losses(jnp.asarray(target), targets.y), targets.group, num_groups),
         accuracies(selected, selecting)[0],
         *accuracies(test, data.test),
         final,

@@ -239,8 +239,8 @@ def outcome(
     judged, other = report(plain.best), report(moved.best).evaluation
     names = ("offsets", "selection_with_offsets", "test_with_offsets", "average_with_offsets")
     evaluation = judged.evaluation._replace(**{name: getattr(other, name) for name in names})
-    chosen = (Chosen(candidates[tuned.best], float(tuned.scores[tuned.best])) for tuned in (plain, moved))
-    return Outcome(judged._replace(evaluation=evaluation), *chosen, removed)
+    first, second = (Chosen(candidates[tuned.best], float(tuned.scores[tuned.best])) for tuned in (plain, moved))
+    return Outcome(judged._replace(evaluation=evaluation), first, second, removed)
 
 
 def tuned(task: Task, method: Method, data: Data, key, select_keys, report_keys, candidates: list[Setting]) -> Outcome:

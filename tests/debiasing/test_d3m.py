@@ -156,7 +156,8 @@ def test_evaluation_by_hand():
     planted.close(got.average, right["test"].mean())
     first = np.asarray(offsets.choose(logits["target"], DATA.target.y, DATA.target.group, GROUPS))
     pair = [(logits[name], split.y, split.group) for name, split in _splits(DATA) if name in ("target", "selection")]
-    final = np.asarray(offsets.choose(*map(np.concatenate, zip(*pair, strict=True)), GROUPS))
+    both, y, group = map(np.concatenate, zip(*pair, strict=True))
+    final = np.asarray(offsets.choose(both, y, group, GROUPS))
     planted.close(got.offsets, final, terms=100)
     moved = {"selection": logits["selection"] + first, "test": logits["test"] + final}
     right = {name: some.argmax(1) == DATA._asdict()[name].y for name, some in moved.items()}
@@ -196,7 +197,8 @@ def test_each_weighting_is_retrained_from_the_same_keys():
 
     def fit(keys, weights):
         seen.append((keys, weights))
-        return d3m.Evaluation(*[weights] * 3, weights[:, 0], *[weights] * 3, weights[:, 0])
+        first = weights[:, 0]
+        return d3m.Evaluation(weights, weights, weights, first, weights, weights, weights, first)
 
     keys = d3mjax.model_keys(KEY, np.arange(2))
     both = d3m.retrain_each(fit, keys, {"one": np.array([True, False]), "each": np.array([[0.5, 1], [2, 3]])})
