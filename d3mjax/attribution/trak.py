@@ -162,6 +162,7 @@ def group_columns(
 
     p = target_phi.shape[1]
     # K is touched once for p rows or more, however few gradients fit into a microbatch: an update costs p * p.
+    assert o.microbatch is not None  # `_prepared` has set it
     slab = o.microbatch * -(-p // o.microbatch)
     gram = jnp.zeros((p, p), target_phi.dtype)
     gram, finite = scan_microbatches(add, gram, (train, weights), microbatch=slab)

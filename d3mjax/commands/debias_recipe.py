@@ -80,9 +80,11 @@ def counts_of(
     ``quick``: 2 divisions, 8 checkpoints, one model a number, and fewer candidates.
     """
     default = (2, 8, 1) if quick else (5, 20, 4 if num_examples < 20_000 else 2)
-    asked = (divisions, checkpoints, retrains)
+    first, second, third = (
+        b if a is None else a for a, b in zip((divisions, checkpoints, retrains), default, strict=True)
+    )
     grid = d3m.SHARES if quick else (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-    return Counts(*(b if a is None else a for a, b in zip(asked, default, strict=True)), grid)
+    return Counts(first, second, third, grid)
 
 
 def schedule_of(num_examples: int, *, steps: int | None = None, rate: float = 0.05) -> Schedule:

@@ -235,6 +235,7 @@ def choose(division: Division, tried: Mapping[str, AnyArray]) -> tuple[dict[str,
     """
     plain = division.judge(division.shared[f"selecting/{PLAIN}"])
     evaluations, alive, done = {NOTHING: plain}, [name for name in tried if name != NOTHING], 0
+    finalists = alive
     for models in rounds(division.recipe.counts.retrains):
         division.progress(0, f"{division.name}: trying {len(alive)} candidates, {models - done} more of each")
         pairs = [(name, member) for name in alive for member in range(done, models)]

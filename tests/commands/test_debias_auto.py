@@ -4,6 +4,7 @@ import csv
 import sys
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted, write_csv
@@ -45,7 +46,8 @@ def without_training(monkeypatch):
 
     def evaluate(recipe, data, share):
         groups = np.repeat(share[:, None], 2, 1)
-        return d3m.Evaluation(np.ones((len(share), 4)), groups, groups, share, 0 * groups, groups, groups, share)
+        accuracies = (groups, groups, share)
+        return d3m.Evaluation(*map(jnp.asarray, (np.ones((len(share), 4)), *accuracies, 0 * groups, *accuracies)))
 
     def train_checkpoints(keys, model, trainer, data, num_steps, *, width, mesh):
         sizes = (len(keys), len(data.target.y)), (len(keys), len(data.train.y))
@@ -56,7 +58,7 @@ def without_training(monkeypatch):
         present = np.array([np.isin(np.arange(num_groups), g) for g in np.asarray(data.target.group).T])
         b = np.outer(np.arange(n) / n - 0.5, np.tile(np.arange(1, num_groups + 1), len(present))).astype(np.float32)
         b[:, ~present.ravel()] = np.nan
-        info = trak.Info(np.zeros((c, 2)), np.ones((c, 2)), np.ones((c, 2, n), bool))
+        info = trak.Info(jnp.zeros((c, 2)), jnp.ones((c, 2)), jnp.ones((c, 2, n), bool))
         return np.broadcast_to(b, (c, 2, *b.shape)), np.ones((c, 2, n), np.float32), info
 
     def patch(bit_of, split):
