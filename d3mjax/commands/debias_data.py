@@ -102,7 +102,7 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     frames, sizes = sources.frames, {option: len(frame) for option, frame in sources.frames.items()}
     group_columns = _check_columns(files, frames)
     coded = command.names(files.categorical)
-    of_label = {option: frame[files.label] for option, frame in frames.items()}
+    of_label: dict[str, Any] = {option: frame[files.label] for option, frame in frames.items()}
     classes = labels.encode(of_label, files.label, categorical=files.label in coded)
     groups = _classes_as_groups(classes) if files.auto else _groups(files, frames, group_columns, sizes)
     names = {option: inputs.names_of(frame, files.id, option) for option, frame in frames.items()}

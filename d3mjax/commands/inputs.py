@@ -4,6 +4,9 @@ A source is a table, of which every column is a feature unless an option names i
 the features. Notebooks pass frames instead of paths. Errors are ``ValueError`` that name the option.
 """
 
+# pandas comes without stubs: pyright infers unions of all that it may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,10 +37,10 @@ def read(sources: Mapping[str, str], feature: str, *, tables: Mapping[str, pd.Da
     Where all sources are one and the same table, its column ``split`` divides it, as in the layout of WILDS.
     """
     if tables is not None:
-        frames = {option: tables.get(option.removeprefix("--")) for option in sources}
-        if missing := [option.removeprefix("--") for option, frame in frames.items() if frame is None]:
+        names = {option: option.removeprefix("--") for option in sources}
+        if missing := [name for name in names.values() if name not in tables]:
             raise ValueError(f"tables: found {sorted(tables)}, expected also {missing}")
-        return Sources({option: frame.reset_index(drop=True) for option, frame in frames.items()}, None, ())
+        return Sources({option: tables[name].reset_index(drop=True) for option, name in names.items()}, None, ())
     kinds = {option: files.is_table(source) for option, source in sources.items()}
     if len(set(kinds.values())) > 1:
         raise ValueError(f"--train: found tables and arrays together ({dict(sources)}), expected all of one kind")

@@ -7,6 +7,9 @@ Pure functions of pandas columns. Every function raises ``ValueError`` that name
 expected.
 """
 
+# pandas comes without stubs: pyright infers unions of all that it may return.
+# pyright: reportAttributeAccessIssue=false, reportAssignmentType=false, reportReturnType=false
+
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +23,7 @@ MOST_CLASSES = 200  # of text
 MOST_VALUES = 20  # of numbers, unless each has so many training examples:
 MANY = 20
 FEW = 10  # training examples or targets of a class, below which a note says so
-_BLANK = ("", "na", "nan", "null", "none", "n/a", "-", "?", "#n/a")
+MISSING = ("", "na", "n/a", "<na>", "#n/a", "nan", "nat", "null", "?")  # in lower case; "none" may be a class or group
 _SEPARATORS = ("|", ";", ",")
 
 
@@ -72,7 +75,7 @@ def encode(columns: Mapping[str, pd.Series], name: str, *, categorical: bool = F
 
 def check_present(option: str, name: str, column: pd.Series, *, hint: str) -> None:
     """Raises ValueError if an entry is missing; ``hint``: what to do."""
-    missing = column.isna() | column.astype(str).str.strip().str.lower().isin(_BLANK)
+    missing = column.isna() | column.astype(str).str.strip().str.lower().isin(MISSING)
     if missing.any():
         row = int(np.argmax(missing.to_numpy()))
         raise ValueError(f"{option}, column {name!r}: found {missing.sum()} missing values, first in row {row}{hint}")

@@ -7,6 +7,10 @@ Pure functions of pandas frames by option. Every function raises ``ValueError`` 
 and what is expected.
 """
 
+# pandas comes without stubs: pyright infers unions of all that it may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
+
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,13 +19,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from d3mjax.data import labels
 from d3mjax.data.files import check_named
 
 OTHER = "other"
 MISSING = "missing"  # the level of a target whose group is not known
 MOST_LEVELS = 20  # of numbers that are not cut
 _YES = ("1", "1.0", "true", "yes", "y", "t")
-_NO = ("0", "0.0", "false", "no", "n", "f", "", "nan", "none", "<na>", "na")
+_NO = ("0", "0.0", "false", "no", "n", "f", "none", *labels.MISSING)
 
 Frames = Mapping[str, pd.DataFrame]
 
@@ -104,8 +109,8 @@ def any_of(frames: Frames, names: Sequence[str], *, reference: str = "--validati
                 f"--any-of: found {found} in {name!r} of {option}, expected yes or no, true or false, 1 or 0"
             )
         codes[option] = texts.isin(_YES).any(axis=1).to_numpy().astype(np.int32)
-    label = " or ".join(names)
-    return Factor((f"not ({label})", label), codes)
+    either = " or ".join(names)
+    return Factor((f"not ({either})", either), codes)
 
 
 def cross(factors: Sequence[Factor], sizes: Mapping[str, int], *, min_group: int, train: str = "--train") -> Groups:
@@ -166,7 +171,7 @@ def _numbers(column: pd.Series) -> np.ndarray | None:
         return None
     if isinstance(column.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(column):
         text = column.astype("string").str.strip()
-        text = text.mask(text.str.lower().isin(("", "na", "nan", "null", "none")))
+        text = text.mask(text.str.lower().isin(labels.MISSING))
         if text.str.match(r"^[+-]?0\d").fillna(False).any():
             return None
         numbers = pd.to_numeric(text, errors="coerce")
@@ -176,7 +181,7 @@ def _numbers(column: pd.Series) -> np.ndarray | None:
 
 def _texts(column: pd.Series) -> np.ndarray:
     text = column.astype("string").str.strip()
-    missing = text.isna() | text.str.lower().isin(("", "na", "nan", "null", "none"))
+    missing = text.isna() | text.str.lower().isin(labels.MISSING)
     return text.mask(missing, MISSING).fillna(MISSING).to_numpy(object)
 
 

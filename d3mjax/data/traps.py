@@ -3,6 +3,9 @@
 Pure functions of frames of the same columns. Rows are compared by a hash of 64 bits of all their cells.
 """
 
+# pandas comes without stubs: pyright infers unions of all that it may return.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from collections.abc import Sequence
 
 import numpy as np

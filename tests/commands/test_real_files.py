@@ -40,7 +40,8 @@ def files_of(path, frames, suffix="csv", **options):
             frame.to_csv(paths[name], index=options.get("index", False))
         else:
             frame.to_parquet(paths[name], index=False)
-    fields = {"label": "y", "group": "sex"} | {name: value for name, value in options.items() if name != "index"}
+    fields: dict[str, Any] = {"label": "y", "group": "sex", **options}
+    fields.pop("index", None)
     return Files(paths["train"], paths["validation"], **fields)
 
 
@@ -183,6 +184,7 @@ def test_a_folder_of_images_in_the_layout_of_waterbirds(tmp_path):
     files = Files(path, path, "y", group="place", **options)
     job, _, _ = prepared(tmp_path, files)
     assert job.image == (8, 8, 3)
+    assert job.data.test is not None
     assert [len(part.y) for part in (job.data.train, job.data.target, job.data.test)] == [80, 50, 30]
     run = debias.work(job)
     assert (run / "report.html").stat().st_size > 10_000
