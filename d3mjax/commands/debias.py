@@ -34,6 +34,7 @@ from d3mjax.runtime import hosts, progress, runs
 from d3mjax.types import Model
 
 CNN = (16, 32, 64)  # channels of the network for folders of images
+AUTO_BYTES = 4 << 30  # the largest attribution of every target to every training example
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,12 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
     n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
     if n < debias_recipe.BATCH:
         raise ValueError(f"--train: found {n} examples, expected at least {debias_recipe.BATCH}")
+    num_targets = len(data.target.y)
+    if config.files.auto and (size := 4 * n * num_targets) > AUTO_BYTES:
+        raise ValueError(
+            f"--auto: found {num_targets:,} targets and {n:,} training examples, whose attribution takes "
+            f"{size / 2**30:.1f} GiB, expected at most {AUTO_BYTES / 2**30:.0f}: give fewer targets"
+        )
     if config.model is None and config.files.images:
         model = conv.cnn(CNN, num_classes, image=shape)
     elif config.model is None:

@@ -150,6 +150,14 @@ def test_groups_of_quantiles_and_of_overlapping_columns(tmp_path, frames):
     assert sum(card["groups"].values()) == SIZES["validation"]
 
 
+def test_targets_too_many_for_auto_are_refused_before_work(tmp_path, frames, monkeypatch):
+    monkeypatch.setattr(debias, "AUTO_BYTES", 4 * SIZES["train"] * SIZES["validation"] - 1)
+    with pytest.raises(
+        ValueError, match="--auto: found 240 targets and 300 training examples, whose attribution takes"
+    ):
+        prepared(tmp_path, files_of(tmp_path, frames, group=None, auto=True))
+
+
 def test_a_dry_run_stops_after_the_data_card(tmp_path, frames, capsys):
     config = debias.Config(files_of(tmp_path, frames), **TINY)
     run = debias.work(debias.prepare(config, results=tmp_path / "results", dry_run=True))
@@ -168,6 +176,7 @@ def test_frames_take_the_place_of_files(tmp_path, frames):
         debias.main(debias.Config(files, **TINY), tmp_path / "results", tables={"train": frames["train"]})
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_in_the_layout_of_waterbirds(tmp_path):
     pillow = pytest.importorskip("PIL.Image")
     (tmp_path / "birds").mkdir()
