@@ -1,9 +1,11 @@
 """Eight virtual CPU devices for every test, no silent rank promotion, and no program compiled twice by one worker."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # Programs here run for milliseconds: LLVM's optimisation and fused kernels cost more to compile than they save, a third
 # of the suite's time. An empty XLA_FLAGS turns them on again.
@@ -15,6 +17,7 @@ import jax
 import pytest
 
 pytest.register_assert_rewrite("planted", "smoke", "study_tests")
+MOST_MAPS = 30_000  # every program takes some of the 65,530 memory maps of a process; beyond them it crashes
 # In the order of their seconds.
 LONG_FILES = ("test_smoke_d3m", "test_smoke_datamodels", "test_smoke_bias", "test_smoke_diagnosis", "test_hosts")
 
@@ -44,3 +47,12 @@ def doubles():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: workers take whole files, and one that begins last is waited for."""
     items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between files, drop compiled programs if there are many; the cache on disk keeps them."""
+    maps = Path("/proc/self/maps")
+    if nextitem is not None and nextitem.path != item.path and maps.exists():
+        if maps.read_bytes().count(b"\n") > MOST_MAPS:
+            jax.clear_caches()
+            gc.collect()
