@@ -17,7 +17,7 @@ import jax
 import pytest
 
 pytest.register_assert_rewrite("planted", "smoke", "study_tests")
-MOST_MAPS = 30_000  # every program takes some of the 65,530 memory maps of a process; beyond them it crashes
+MOST_MAPS = 20_000  # every program takes some of the 65,530 memory maps of a process; beyond them it crashes
 # In the order of their seconds.
 LONG_FILES = ("test_smoke_d3m", "test_smoke_datamodels", "test_smoke_bias", "test_smoke_diagnosis", "test_hosts")
 
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Between files, drop compiled programs if there are many; the cache on disk keeps them."""
     maps = Path("/proc/self/maps")
-    if nextitem is not None and nextitem.path != item.path and maps.exists():
-        if maps.read_bytes().count(b"\n") > MOST_MAPS:
-            jax.clear_caches()
-            gc.collect()
+    another = nextitem is not None and nextitem.path != item.path
+    if another and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
