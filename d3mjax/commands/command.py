@@ -33,7 +33,12 @@ Id = Annotated[
 Categorical = Annotated[
     str, tyro.conf.arg(help="Columns of numbers that are codes of categories, as in zip,district. Text always is.")
 ]
-Text = Annotated[str, tyro.conf.arg(help="Columns of free text, whose words are features, as in review.")]
+Text = Annotated[
+    str,
+    tyro.conf.arg(
+        help="Columns of free text, whose words are features, as in review: n-grams of characters are features."
+    ),
+]
 Drop = Annotated[
     str, tyro.conf.arg(help="Columns of tables that are not features, as in name,date. Label and id never are.")
 ]
@@ -60,7 +65,7 @@ def _run(prog, prepare, work):
     try:
         with preemption.at_once():
             work(job)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:  # such as a full disk
         raise SystemExit(f"{prog}: {error}") from error
 
 
@@ -106,7 +111,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def task_name(source: str) -> str:
     """The name of the training file without directory and suffix, as it stands in tables and in names of units."""
-    return re.sub(r"\W+", "-", Path(source).stem).strip("-")
+    return re.sub(r"\W+", "-", Path(source).stem).strip("-")[:60] or "train"
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:

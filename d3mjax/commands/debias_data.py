@@ -31,7 +31,7 @@ class Files:
 
     # Training examples. Their groups are not needed; if they are there, one plot shows them.
     train: str
-    # Examples that nothing is trained on, as in a validation set, with known groups unless --auto. Every seed divides
+    # Examples apart from --train, as in a validation set, with known groups unless --auto. Every seed divides
     # them anew, evenly in groups and classes: half is scored on, a quarter selects how many examples go, and a quarter
     # reports.
     target: Annotated[str, tyro.conf.arg(name="validation", aliases=["--target"])]
@@ -99,6 +99,10 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     """All sources, checked, as features; ``tables``: frames ``train``, ``validation``, ``test`` instead of files."""
     _check_groups_asked(files)
     sources = inputs.read(files.sources, files.feature, tables=tables)
+    if sources.arrays is not None and files.images:
+        raise ValueError("--images: found arrays, expected tables of which a column names the images")
+    if files.group_as_feature and (sources.arrays is not None or files.images):
+        raise ValueError("--group-as-feature: found no columns that are features, expected tables without --images")
     frames, sizes = sources.frames, {option: len(frame) for option, frame in sources.frames.items()}
     group_columns = _check_columns(files, frames)
     coded = command.names(files.categorical)
@@ -129,7 +133,7 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     target = parts["--validation"]
     facts = {"label": files.label, "classes": counts(target.y, classes.names)}
     facts |= {} if files.auto else {"groups": counts(target.group, groups.names)}
-    notes = [*sources.notes, *classes.notes, *groups.notes, *notes, _group_note(files, group_columns)]
+    notes = [*sources.notes, *classes.notes, *groups.notes, *notes, _group_note(files, group_columns) if kinds else ""]
     return UserData(
         parts["--train"],
         target,

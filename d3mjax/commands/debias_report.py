@@ -61,12 +61,15 @@ class Ranking(NamedTuple):
     reading: int  # index of the damping behind the score
 
 
-def rank(units: Sequence[Unit], y: np.ndarray, num_classes: int) -> Ranking:
+def rank(units: Sequence[Unit], y: np.ndarray, num_classes: int, *, reading: int | None = None) -> Ranking:
     """The lowest mean scores are removed, as many as on average over seeds.
 
-    The scores are of the damping that most seeds have chosen. A seed that refused counts with scores of 0.
+    The scores are of ``reading``, or of the damping that most seeds have chosen. A seed that refused counts with scores
+    of 0, and has chosen none.
     """
-    reading = np.bincount([facts["reading"] for facts, _ in units]).argmax()
+    if reading is None:
+        choosing = [facts for facts, _ in units if "chosen" in facts] or [facts for facts, _ in units]
+        reading = int(np.bincount([facts["reading"] for facts in choosing]).argmax())
     score = np.mean([arrays["score"][reading] for _, arrays in units], axis=0)
     removed = round(float(np.mean([(~arrays["kept"]).sum() for _, arrays in units])))
     keep, _ = selection.guard(score, selection.drop_lowest(score, removed), y, num_classes)
@@ -170,6 +173,11 @@ def findings(
     return [result.sentence, *some[:MOST]]
 
 
+def _criteria(files: Files) -> str:
+    """What the groups are made of."""
+    return ", ".join(filter(None, (files.group, files.any_of and f"any of {files.any_of}")))
+
+
 def _what_to_do(
     result: Verdict, rows: Sequence[Row], units: Sequence[Unit], class_names: Sequence[str]
 ) -> Iterator[str]:
@@ -234,7 +242,7 @@ def section(
     max_loss: float,
 ) -> Section:
     """Details and figures of the page; ``chosen``: method of the verdict."""
-    n, groups = len(data.train.y), f"in {len(data.group_names)} groups ({files.group})."
+    n, groups = len(data.train.y), f"in {len(data.group_names)} groups ({_criteria(files)})."
     groups = f"without group labels. {debias_auto.ABOUT}" if files.auto else groups
     about = f"{n:,} training examples of {files.train}, {len(data.target.y):,} targets of {files.target} {groups}"
     splits = debias_auto.of_seeds(units)

@@ -85,13 +85,13 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
         config: What determines the numbers.
         results: Where results are written.
         run: Name of the directory; if not given, a hash of data, diagnoser and options.
-        dry_run: Stop after data.json, which tells for every column what it was taken for.
+        dry_run: Stop after data.json, which holds the kind of every column.
     """
     command.start(config, ("networks", "seeds"))
     return job_of(config, diagnose_data.read(config.files), results, run)._replace(dry_run=dry_run)
 
 
-def job_of(config: Config, data: UserTable, results: Path, run: str | None) -> Job:
+def job_of(config: Config, data: UserTable, results: Path, run: str | None, network: Network = MLP2) -> Job:
     """The diagnoser, and the directory of the run with the data card, all checked."""
     path = taught.SHIPPED if config.diagnoser is None else Path(config.diagnoser)
     if not path.is_file():
@@ -101,10 +101,11 @@ def job_of(config: Config, data: UserTable, results: Path, run: str | None) -> J
     except ValueError as error:
         raise ValueError(f"--diagnoser: {error}") from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    directory = command.open_run(results, "diagnose", config, _arrays(data), run, facts={"diagnoser": checksum})
+    facts = {"diagnoser": checksum, "network": [network.name, network.steps, network.batch]}
+    directory = command.open_run(results, "diagnose", config, _arrays(data), run, facts=facts)
     inputs.write_card(directory, data.card)
     print(inputs.show(data.card))
-    return Job(config, data, diagnoser, manifest, directory)
+    return Job(config, data, diagnoser, manifest, directory, network=network)
 
 
 def look(job: Job, train: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:
@@ -214,7 +215,7 @@ def main(
     """
     command.start(config, ("networks", "seeds"))
     data = diagnose_data.read(config.files, tables=tables)
-    return work(job_of(config, data, results, run)._replace(network=network))
+    return work(job_of(config, data, results, run, network))
 
 
 def cli() -> None:
@@ -227,7 +228,8 @@ def _arrays(data: UserTable) -> dict[str, np.ndarray]:
     held = {f"validation.{name}": a for name, a in data.validation.columns.items()}
     train = {f"train.{name}": a for name, a in data.train.columns.items()}
     return {**train, **held, "names": data.names, "y": data.y, "validation y": data.validation_y} | {
-        "levels": np.array(repr(data.train.levels))
+        "validation id": data.validation.id,
+        "levels": np.array(repr(data.train.levels)),
     }
 
 

@@ -88,12 +88,14 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     examples = {option: frame.assign(**{files.label: classes.y[option]}) for option, frame in typed.items()}
     used, more = inputs.unseen(examples["--train"], {"--validation": examples["--validation"]})
     rows = np.flatnonzero(used["--validation"])
+    if len(rows) < LEAST:
+        raise ValueError(f"--validation: found {len(rows)} rows that --train does not have, expected at least {LEAST}")
     notes = [*notes, *classes.notes, *more, *([_few(len(rows))] if len(rows) < FEW else [])]
 
     known = {c.name: c.levels for c in kinds if c.kind == CATEGORY}
     parts = {o: encoding.from_columns(a, id=inputs.ranks(names[o]), levels=known) for o, a in made.items()}
     sizes = {option: len(frame) for option, frame in raw.items()}
-    counts = np.bincount(classes.y["--validation"], minlength=len(classes.names)).tolist()
+    counts = np.bincount(classes.y["--validation"][rows], minlength=len(classes.names)).tolist()
     facts = {"label": files.label, "classes": dict(zip(classes.names, counts, strict=True))}
     return UserTable(
         parts["--train"],

@@ -67,7 +67,10 @@ def value(data: UserTable, column: Column, table: Table, i: int) -> Any:
         return "" if level in (cells.MISSING, OTHER) else level
     if column.kind == DATE:
         moment = (data.origins[column.name] + pd.Timedelta(days=float(entry))).round("s")
-        return cells.written_date(moment, column.style) if raw.dtype == "str" else moment
+        if raw.dtype == "str":
+            return cells.written_date(moment, column.style)
+        zone = getattr(raw.dtype, "tz", None)
+        return moment.tz_localize("UTC").tz_convert(zone) if zone else moment
     if pd.api.types.is_integer_dtype(raw.dtype) or pd.api.types.is_bool_dtype(raw.dtype):
         return round(float(entry))
     return cells.written(float(entry), column.style) if raw.dtype == "str" else float(entry)
@@ -85,4 +88,4 @@ def _replaced(values: pd.Series, rows: np.ndarray, new: list[Any]) -> pd.Series:
     try:
         return made.astype(values.dtype)
     except (TypeError, ValueError):
-        return made.infer_objects()
+        return made.map(cells.spelled, na_action="ignore").astype("str")

@@ -122,7 +122,7 @@ def findings(
         *(_claims(kind, claimed[:, i], evaluation[kind]) for i, kind in enumerate(KINDS) if kind in suspected),
         "The reporting validation rows also described the training rows: a check on other rows is stronger."
         if not separate
-        else "Validation rows may have the same errors: rows that somebody has checked are better evidence.",
+        else "Validation rows may have the same errors: checked rows are better evidence.",
     ]
     return [result.sentence, *some[:MOST]]
 

@@ -40,6 +40,8 @@ def read(sources: Mapping[str, str], feature: str, *, tables: Mapping[str, pd.Da
         names = {option: option.removeprefix("--") for option in sources}
         if missing := [name for name in names.values() if name not in tables]:
             raise ValueError(f"tables: found {sorted(tables)}, expected also {missing}")
+        if extra := sorted(set(tables) - set(names.values())):
+            raise ValueError(f"tables: found also {extra}, expected {sorted(names.values())}: name them in Files, too")
         return Sources({option: tables[name].reset_index(drop=True) for option, name in names.items()}, None, ())
     kinds = {option: files.is_table(source) for option, source in sources.items()}
     if len(set(kinds.values())) > 1:
@@ -90,27 +92,33 @@ def ranks(names: np.ndarray) -> Int[np.ndarray, "n"]:
 def without_copies(kinds: Sequence[Column], train: pd.DataFrame, y: np.ndarray, label: str) -> tuple[Column, ...]:
     """The columns, with copies of the label dropped; ``train``: typed."""
     copies = traps.copies(train, y)
-    reason = f"equals the label {label}, one to one"
+    reason = f"equals the label {label} in --train, one to one"
     return tuple(c._replace(kind="dropped", note=reason) if c.name in copies else c for c in kinds)
 
 
 def unseen(train: Any, others: Mapping[str, Any]) -> tuple[dict[str, Bool[np.ndarray, "t"]], list[str]]:
     """The rows of the other sources that score and report, and notes on rows that are shared or repeated.
 
+    Targets are compared with --train, and --test also with --validation.
+
     Raises:
-      ValueError: every row of a source is among the training rows.
+      ValueError: every row of a source is among those that it is compared with.
     """
     repeated = traps.repeated(train)
-    notes = []
-    if repeated.any():
-        notes.append(f"--train: {repeated.sum():,} of {len(repeated):,} rows repeat an earlier row.")
-    used = {}
-    for option, frame in others.items():
-        shared = traps.shared(train, frame)
+    notes = [
+        f"{option}: {again.sum():,} of {len(again):,} rows repeat an earlier row."
+        for option, again in {"--train": repeated, **{o: traps.repeated(frame) for o, frame in others.items()}}.items()
+        if again.any()
+    ]
+    used = {option: np.ones(len(frame), bool) for option, frame in others.items()}
+    pairs = [(option, "--train", train) for option in others]
+    pairs += [("--test", "--validation", others["--validation"])] if "--test" in others else []
+    for option, against, rows in pairs:
+        shared = traps.shared(rows, others[option])
         if shared.all():
-            raise ValueError(f"{option}: found every example among --train, expected rows that nothing is trained on")
-        out, more = traps.overlap_note(option, shared, repeated)
-        used[option] = ~shared if out else np.ones(len(shared), bool)
+            raise ValueError(f"{option}: found every example among {against}, expected rows that it does not have")
+        out, more = traps.overlap_note(option, shared, repeated, against=against)
+        used[option] &= ~shared if out else True
         notes += more
     return used, notes
 
@@ -169,6 +177,8 @@ def _arrays(option: str, source: str, feature: str) -> tuple[pd.DataFrame, np.nd
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from error
     files.check_named(arrays, f"{option} {source}", {"--feature": [feature]})
+    if not arrays[feature].ndim:
+        raise ValueError(f"{option}: found a single number in {feature!r} of {source}, expected [n, d] or images")
     flat = {name: a for name, a in arrays.items() if a.ndim == 1 and name != feature}
     lengths = {name: len(a) for name, a in {**flat, feature: arrays[feature]}.items()}
     if len(set(lengths.values())) > 1:

@@ -77,10 +77,11 @@ def _module(source: str) -> ModuleType:
     if not source.endswith(".py"):
         sys.path.append(str(Path.cwd()))  # commands do not look there by themselves
         return importlib.import_module(source)
-    spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+    spec = importlib.util.spec_from_file_location(f"d3mjax_user_{Path(source).stem}", source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their annotations up there
     spec.loader.exec_module(module)
     return module
 

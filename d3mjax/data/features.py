@@ -51,7 +51,7 @@ def fit(columns: Sequence[Column], train: pd.DataFrame, *, standardise: bool = T
     """The encoder of the columns that are not dropped, fitted on the typed training rows.
 
     A number becomes itself and, if any are missing in training, an indicator; a category one-hot levels; a date its
-    seconds and cyclic parts; free text 30 components of its n-grams. ``standardise``: centred and scaled to deviation 1
+    days and cyclic parts; free text 30 components of its n-grams. ``standardise``: centred and scaled to deviation 1
     over the training rows, indicators by at least `LEAST_SCALE`; otherwise only constant features become zero.
     """
     return tuple(_fit(c, train[c.name], standardise) for c in columns if c.kind != DROPPED)

@@ -16,12 +16,11 @@ def joined(tables: Mapping[str, RawTable]) -> RawTable:
       ValueError: naming file and columns, where columns, or types of a column, differ.
     """
     (first, whole), *others = tables.items()
-    for path, table in others:
-        for here, having, there in ((path, whole, first), (first, table, path)):
-            lacking = [name for name in having.frame if name not in tables[here].frame]
-            if lacking:
+    for path, _ in others:
+        for lesser, reference in ((path, first), (first, path)):
+            if lacking := [name for name in tables[reference].frame if name not in tables[lesser].frame]:
                 raise ValueError(
-                    f"{here}: found no columns {lacking[:3]}, which {there} has, expected the same columns"
+                    f"{lesser}: found no columns {lacking[:3]}, which {reference} has, expected the same columns"
                 )
     columns = {name: _column({path: pd.Series(t.frame[name]) for path, t in tables.items()}) for name in whole.frame}
     notes = [f"{path}: {note}" for path, table in tables.items() for note in table.notes]

@@ -61,7 +61,8 @@ def check_named(columns: Iterable[str], source: str, needed: Mapping[str, Iterab
 def _paths(source: str) -> list[str]:
     """The files that a source names: one, several with commas between them, or those that match a pattern."""
     parts = [source] if os.path.exists(source) else [part.strip() for part in source.split(",") if part.strip()]
-    matches = {part: sorted(glob.glob(part, recursive=True)) if glob.has_magic(part) else [part] for part in parts}
+    is_pattern = lambda part: glob.has_magic(part) and not os.path.exists(part)
+    matches = {part: sorted(glob.glob(part, recursive=True)) if is_pattern(part) else [part] for part in parts}
     if absent := [part for part, paths in matches.items() if not paths]:
         raise ValueError(f"{absent[0]}: found no file that matches, expected one at least")
     unique = list(dict.fromkeys(path for paths in matches.values() for path in paths))

@@ -1,7 +1,7 @@
 """Groups as users have them: columns crossed, numbers cut into quantiles, and any of several yes/no columns.
 
-    terms = parse("income,age:4", train)
-    groups = cross([factor(frames, term) for term in terms], ...)
+    terms = columns_of("income,age:4", list(frames["--validation"]))
+    groups = cross([factor(frames, name, bins) for name, bins in terms.items()], sizes, min_group=10)
 
 Pure functions of pandas frames by option. Every function raises ``ValueError`` that names the option, what was found
 and what is expected.
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from d3mjax.data import labels
+from d3mjax.data import cells, labels
 from d3mjax.data.files import check_named
 
 OTHER = "other"
@@ -104,9 +104,9 @@ def any_of(frames: Frames, names: Sequence[str], *, reference: str = "--validati
         known = texts.isin(_YES + _NO)
         if not known.all(axis=None):
             name = known.columns[~known.all()][0]
-            found = sorted(set(texts[name][~known[name]]))[:3]
+            values = sorted(set(texts[name][~known[name]]))[:3]
             raise ValueError(
-                f"--any-of: found {found} in {name!r} of {option}, expected yes or no, true or false, 1 or 0"
+                f"--any-of: found {values} in {name!r} of {option}, expected yes or no, true or false, 1 or 0"
             )
         codes[option] = texts.isin(_YES).any(axis=1).to_numpy().astype(np.int32)
     either = " or ".join(names)
@@ -190,7 +190,7 @@ def _by_value(name: str, values: Mapping[str, np.ndarray]) -> Factor:
     absent = {option: a == MISSING if a.dtype == object else np.isnan(a) for option, a in values.items()}
     levels = np.unique(np.concatenate([a[~absent[option]] for option, a in values.items()]))
     has_missing = any(a.any() for a in absent.values())
-    shown = [f"{level:g}" if isinstance(level, float) else str(level) for level in levels.tolist()]
+    shown = [cells.spelled(level) for level in levels.tolist()]
     codes = {}
     for option, a in values.items():
         codes[option] = np.full(len(a), len(levels))
@@ -200,7 +200,7 @@ def _by_value(name: str, values: Mapping[str, np.ndarray]) -> Factor:
 
 def _cut(name: str, numbers: Mapping[str, np.ndarray], edges: np.ndarray) -> Factor:
     """Intervals between ``edges``, each with its right end, and a level for what is missing."""
-    ends = [f"{edge:g}" for edge in edges]
+    ends = [cells.spelled(edge) for edge in edges.tolist()]
     between = [f"{low}<{name}<={high}" for low, high in itertools.pairwise(ends)]
     levels = [f"{name}<={ends[0]}", *between, f"{name}>{ends[-1]}"]
     codes = {o: np.where(np.isnan(a), len(levels), np.searchsorted(edges, a)) for o, a in numbers.items()}

@@ -39,7 +39,7 @@ def copies(frame: pd.DataFrame, y: Integer[AnyArray, "n"]) -> list[str]:
 
 
 def overlap_note(
-    option: str, shared: Bool[np.ndarray, "t"], repeated: Bool[np.ndarray, "n"]
+    option: str, shared: Bool[np.ndarray, "t"], repeated: Bool[np.ndarray, "n"], *, against: str = "--train"
 ) -> tuple[bool, Sequence[str]]:
     """Whether the shared rows are to be left out of scoring, and a note; none where there are none.
 
@@ -49,7 +49,7 @@ def overlap_note(
         return False, ()
     expected = repeated.mean() > COMMON
     outcome = "kept, as the rows of --train repeat each other, too" if expected else "left out of scoring and reporting"
-    return not expected, (f"{option}: {shared.sum():,} of {len(shared):,} rows equal rows of --train; {outcome}.",)
+    return not expected, (f"{option}: {shared.sum():,} of {len(shared):,} rows equal rows of {against}; {outcome}.",)
 
 
 def _hashes(frame: pd.DataFrame) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Figures of a report. Every function takes arrays and returns a `Figure`; nobody's pyplot state is touched.
+"""Figures of a report. Every function takes arrays and returns a `Figure`; the state of pyplot does not change.
 
 Accuracies and shares are fractions in [0, 1] and drawn as percentages. Leading axis `s` is seeds: lines and bars are
 means, bands and whiskers one standard deviation (ddof=1; none for a single seed).
@@ -176,8 +176,8 @@ def removed_by_cell(
     figure, (axes,) = _figure(8.2, 0.9 + 0.42 * len(cells))
     names = [group_names[g] if g >= 0 else "unknown group" for _, g in cells]
     for i, ((c, g), name) in enumerate(zip(cells, names, strict=True)):
-        here = (y == c) & (group == g)
-        total, gone = here.sum(), (here & ~kept).sum()
+        members = (y == c) & (group == g)
+        total, gone = members.sum(), (members & ~kept).sum()
         axes.barh(i, 1, color=_FAINT, alpha=0.45, height=0.7)
         axes.barh(i, gone / total, color=PALETTE[c % len(PALETTE)], height=0.7)
         text = f"{gone:,} of {total:,} ({gone / total:.0%}), {gone / max((~kept).sum(), 1):.0%} of all removed"
@@ -276,8 +276,8 @@ def probability_histograms(
         values = np.asarray(values)
         axes.hist(values, bins=list(np.linspace(0, 1, bins + 1)), color=colour, alpha=0.85, log=True)
         axes.axvline(thresholds[kind], color="black", linewidth=1)
-        found = int((values >= thresholds[kind]).sum())
-        axes.set_title(f"{kind}: {found:,} at or above {thresholds[kind]:.2f}", loc="left", fontsize=9.5, color=_INK)
+        count = int((values >= thresholds[kind]).sum())
+        axes.set_title(f"{kind}: {count:,} at or above {thresholds[kind]:.2f}", loc="left", fontsize=9.5, color=_INK)
         axes.set_xlim(0, 1)
         axes.label_outer()
     rows[-1].set_xlabel("probability")
@@ -286,12 +286,12 @@ def probability_histograms(
 
 
 def reliability(bins: Mapping[str, Numbers]) -> Figure:
-    """How often what is said comes true; ``bins``: kind -> [b 3] of mean probability, true share and number of rows."""
+    """Claimed probability against the true share; ``bins``: kind -> [b 3] of probability, share and number of rows."""
     figure, (axes,) = _figure(5.2, 4.6)
-    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="as said")
+    axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="perfect")
     for (kind, values), colour, marker in zip(bins.items(), cycle(PALETTE), cycle("osD^")):
-        said, true, _ = np.reshape(np.asarray(values, np.float64), (-1, 3)).T
-        axes.plot(said, true, color=colour, marker=marker, markersize=5, linewidth=1.3, label=kind)
+        claimed, true, _ = np.reshape(np.asarray(values, np.float64), (-1, 3)).T
+        axes.plot(claimed, true, color=colour, marker=marker, markersize=5, linewidth=1.3, label=kind)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability", ylabel="share of rows that have the error")
     axes.legend(frameon=False)
     return figure

@@ -164,7 +164,9 @@ def test_training_rows_are_not_validation_rows(tmp_path):
     change()(tmp_path)
     own = Files(str(tmp_path / "train.csv"), str(tmp_path / "copy.csv"), "income", id="row")
     (tmp_path / "copy.csv").write_bytes((tmp_path / "train.csv").read_bytes())
-    with pytest.raises(ValueError, match="--validation: found every example among --train, expected rows that nothing"):
+    with pytest.raises(
+        ValueError, match="--validation: found every example among --train, expected rows that it does not"
+    ):
         diagnose_data.read(own)
 
 

@@ -123,11 +123,33 @@ def test_targets_that_are_training_rows_do_not_score(tmp_path, frames):
     assert any("30 of 240 rows equal rows of --train" in note for note in card["notes"])
 
 
+def test_a_test_set_shares_no_rows_with_the_targets(tmp_path, frames):
+    files = files_of(tmp_path, frames)
+    with pytest.raises(ValueError, match="--test: found every example among --validation, expected rows that it does"):
+        prepared(tmp_path, replace(files, test=files.target))
+    frames["test"] = pd.concat([people(9, 100), frames["validation"].iloc[:20]])
+    test = str(tmp_path / "test.csv")
+    frames["test"].to_csv(test, index=False)
+    job, _, card = prepared(tmp_path, replace(files, test=test))
+    assert job.data.test is not None
+    assert len(job.data.test.y) == 100
+    assert any("20 of 120 rows equal rows of --validation" in note for note in card["notes"])
+
+
+@pytest.mark.parametrize("rate", [0.0, float("inf")])
+def test_rates_must_be_positive_and_finite(tmp_path, frames, rate):
+    with pytest.raises(ValueError, match=r"--rate: found .*, expected a positive number"):
+        prepared(tmp_path, files_of(tmp_path, frames), rate=rate)
+
+
 def test_a_copy_of_the_label_is_left_out(tmp_path, frames):
     for frame in frames.values():
         frame["outcome"] = np.where(frame["y"] == 1, "paid", "open")
     _, columns, _ = prepared(tmp_path, files_of(tmp_path, frames))
-    assert (columns["outcome"]["kind"], columns["outcome"]["note"]) == ("dropped", "equals the label y, one to one")
+    assert (columns["outcome"]["kind"], columns["outcome"]["note"]) == (
+        "dropped",
+        "equals the label y in --train, one to one",
+    )
 
 
 def test_group_columns_are_features_on_request(tmp_path, frames):
@@ -174,6 +196,8 @@ def test_frames_take_the_place_of_files(tmp_path, frames):
     assert examples[0] == examples[1]
     with pytest.raises(ValueError, match=r"tables: found \['train'\], expected also \['validation'\]"):
         debias.main(debias.Config(files, **TINY), tmp_path / "results", tables={"train": frames["train"]})
+    with pytest.raises(ValueError, match=r"tables: found also \['test'\], expected \['train', 'validation'\]"):
+        debias.main(debias.Config(files, **TINY), tmp_path / "results", tables=frames | {"test": frames["train"]})
 
 
 @pytest.mark.slow

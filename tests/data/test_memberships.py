@@ -44,6 +44,11 @@ def test_numbers_are_cut_at_quantiles_of_the_targets():
     assert groups_of(frames({}, {"age": [1, 2, 3, 4]}), "age:4").names[1] == "1.75<age<=2.5"
 
 
+def test_names_of_large_numbers_differ():
+    groups = groups_of(frames({}, {"g": [1000001, 1000002, 1000001]}), "g")
+    assert groups.names == ("g=1000001", "g=1000002")
+
+
 def test_ties_leave_fewer_intervals():
     groups = groups_of(frames({}, {"age": [0] * 9 + [5]}), "age:4")
     assert groups.names == ("age<=0", "age>0")

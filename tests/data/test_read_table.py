@@ -49,3 +49,9 @@ def test_docs_list_exactly_these_kinds():
     assert DOCS.read_text() == input_kinds.page(), "python tests/data/input_kinds.py > docs/inputs.md"
     assert len({kind.name for kind in KINDS}) == len(KINDS) >= 40
     assert len({taken.name for taken in TAKEN}) == len(TAKEN)
+
+
+def test_a_file_with_brackets_in_its_name_is_no_pattern(tmp_path):
+    for name in ("data1.csv", "data[1].csv"):
+        (tmp_path / name).write_text(f"a,b\n{name},1\n")
+    assert files.read_table(tmp_path / "data[1].csv").frame["a"].tolist() == ["data[1].csv"]
