@@ -91,7 +91,7 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     return job_of(config, diagnose_data.read(config.files), results, run)._replace(dry_run=dry_run)
 
 
-def job_of(config: Config, data: UserTable, results: Path, run: str | None, network: Network = MLP2) -> Job:
+def job_of(config: Config, data: UserTable, results: Path, run: str | None, *, network: Network = MLP2) -> Job:
     """The diagnoser, and the directory of the run with the data card, all checked."""
     path = taught.SHIPPED if config.diagnoser is None else Path(config.diagnoser)
     if not path.is_file():
@@ -215,7 +215,7 @@ def main(
     """
     command.start(config, ("networks", "seeds"))
     data = diagnose_data.read(config.files, tables=tables)
-    return work(job_of(config, data, results, run, network))
+    return work(job_of(config, data, results, run, network=network))
 
 
 def cli() -> None:
