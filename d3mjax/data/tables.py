@@ -69,7 +69,9 @@ def fit_encoder(table: Table) -> Encoder:
     present = {name: a[np.isfinite(a)] for name, a in numbers.items()}
     varies = {name: len(a) > 0 and a.min() < a.max() for name, a in present.items()}
     mean = {name: float(a.mean()) if len(a) else 0.0 for name, a in present.items()}
-    std = {name: float(a.std()) if varies[name] else np.inf for name, a in present.items()}
+    # The deviation of numbers around 1e-310 is 0 or has lost its digits.
+    deviation = {name: float(a.std()) if varies[name] else 0.0 for name, a in present.items()}
+    std = {name: value if value > np.finfo(np.float64).tiny else np.inf for name, value in deviation.items()}
     return Encoder(mean, std, dict(table.levels))
 
 
