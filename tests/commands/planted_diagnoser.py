@@ -11,6 +11,7 @@ from d3mjax.diagnosis.cells import FEATURES, MLP2
 from experiments.diagnosis import pretrain
 from experiments.diagnosis.corpus import SIGNALS
 
+NETWORK = MLP2._replace(steps=80)
 SIGNS = ("left out in the cell", "far", "norm in the cell")
 CUTS = (1.0, 6.0, 1.5)
 
@@ -77,4 +78,4 @@ def smoke(path):
     """A run of the command on the planted files, by a planted diagnoser; returns its directory."""
     write_diagnoser(path)
     config = diagnose.Config(make_files(path), diagnoser=str(path / "made.npz"), networks=2, seeds=2)
-    return diagnose.main(config, path / "results", network=MLP2._replace(steps=80))
+    return diagnose.main(config, path / "results", network=NETWORK)

@@ -8,9 +8,9 @@ from html import escape
 
 import numpy as np
 import pytest
-from planted_diagnoser import make_files, planted, planted_diagnoser, smoke
+from planted_diagnoser import NETWORK, make_files, planted, planted_diagnoser, smoke
 
-from d3mjax.commands import diagnose, diagnose_report
+from d3mjax.commands import diagnose, diagnose_data, diagnose_report
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import taught
 from d3mjax.diagnosis.cells import FEATURES
@@ -87,13 +87,17 @@ def test_the_repaired_table_is_the_users_but_for_what_is_proposed(finished):
     assert all(float(row["weight"]) > 0 for row in after)  # broken rows are imputed, none is dropped
 
 
+def job_of(config, results, run):
+    return diagnose.job_of(config, diagnose_data.read(config.files), results, run, network=NETWORK)
+
+
 def test_the_same_command_reads_what_is_there(finished, monkeypatch):
     config, path, run = finished
     files = ("suspects.csv", "repaired.csv", "advice.txt")
     before = [(run / name).read_bytes() for name in files], store.read_json(run / "metrics.json")["rows"]
     for name in ("look", "compare"):
         monkeypatch.setattr(diagnose, name, lambda *a, **options: pytest.fail("computed again"))
-    assert diagnose.main(config, path / "results") == run
+    assert diagnose.main(config, path / "results", network=NETWORK) == run
     assert ([(run / name).read_bytes() for name in files], store.read_json(run / "metrics.json")["rows"]) == before
 
 
@@ -103,14 +107,16 @@ def test_other_contents_or_another_diagnoser_are_another_run(finished, made, tmp
     (tmp_path / "train.csv").write_text("\n".join([rows[0], *rows[2:], rows[1]]))
     other = replace(config, files=replace(config.files, train=str(tmp_path / "train.csv")))
     with pytest.raises(ValueError, match="another configuration: data"):
-        diagnose.prepare(other, results=path / "results", run=run.name)
+        job_of(other, path / "results", run.name)
     fitted, manifest = planted_diagnoser()
     taught.save(tmp_path / "other.npz", fitted._replace(thresholds=np.full(3, 0.5)), manifest)
     shutil.copy(made, tmp_path / "same.npz")
-    same = diagnose.prepare(replace(config, diagnoser=str(made)), results=path / "results", run=run.name)
+    same = job_of(replace(config, diagnoser=str(made)), path / "results", run.name)
     assert same.directory == run
     with pytest.raises(ValueError, match="another configuration: diagnoser"):
-        diagnose.prepare(replace(config, diagnoser=str(tmp_path / "other.npz")), results=path / "results", run=run.name)
+        job_of(replace(config, diagnoser=str(tmp_path / "other.npz")), path / "results", run.name)
+    with pytest.raises(ValueError, match="another configuration: network"):
+        diagnose.prepare(config, results=path / "results", run=run.name)
 
 
 def test_diagnosers_that_do_not_fit_are_refused(tmp_path, made):
@@ -180,7 +186,7 @@ def test_details_on_a_kind_follow_from_the_evaluation_of_the_diagnoser():
 
 def test_broken_rows_have_weight_zero_on_demand(finished):
     config, path, _ = finished
-    job = diagnose.prepare(config, results=path / "results")
+    job = job_of(config, path / "results", None)
     units = [unit for s in range(2) if (unit := runs.read_unit(job.directory, f"network-{s}"))]
     dropped = diagnose.decide(job._replace(config=replace(config, broken="drop")), units)
     assert (dropped.repaired.weights == 0).sum() == dropped.diagnosis.claims[:, 1].sum() == 8
