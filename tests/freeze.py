@@ -5,7 +5,8 @@ Command:  make freeze                       all studies, twenty minutes
 Again whenever numbers change on purpose; say why in the commit.
 """
 
-import conftest  # noqa: F401, I001  # the compiler's options and the devices of the tests, before JAX starts
+# Imported first and for its effect: the compiler's options and the devices of the tests, before JAX starts.
+import conftest  # noqa: F401, I001
 
 import gzip
 import json

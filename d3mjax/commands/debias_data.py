@@ -294,5 +294,7 @@ def _group_note(files: Files, columns: Mapping[str, int | None]) -> str:
     if not columns:
         return ""
     names = ", ".join(name for name in columns if name != files.label)
-    outcome = "features, too" if files.group_as_feature else "no features; --group-as-feature trains on them, too"
+    outcome = (
+        "features, too" if files.group_as_feature else "left out of the features; --group-as-feature trains on them"
+    )
     return f"The columns of the groups ({names}) are {outcome}." if names else ""

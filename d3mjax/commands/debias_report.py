@@ -186,7 +186,9 @@ def _what_to_do(
         removed, mark = chosen["metrics"]["removed"]["mean"], " (keep = 0)" * chosen["settings"].get("selected", False)
         yield f"Drop the first {removed:.1%} of the lines of examples.csv{mark}."
     if result.action in (verdict.THRESHOLD, verdict.BOTH):
-        models = [a[f"offsets/{result.method}"].mean(0) for _, a in units if f"offsets/{result.method}" in a]
+        # A seed whose selection took no offsets has none to average.
+        with_offsets = [a for facts, a in units if result.method != SELECTED or facts.get("offsets")]
+        models = [a[f"offsets/{result.method}"].mean(0) for a in with_offsets if f"offsets/{result.method}" in a]
         offsets = np.mean(models, axis=0) if models else np.zeros(len(class_names))
         largest = sorted(np.argsort(-np.abs(offsets))[:4].tolist())
         added = ", ".join(f"{class_names[c]} {offsets[c]:+.2f}" for c in largest)

@@ -1,6 +1,6 @@
 """The sources of a command as frames by option, and the data card of what became of their columns.
 
-A source is a table, of which every column is a feature unless an option names it, or arrays by name, of which one holds
+A source is a table, in which every column is a feature unless an option names it, or arrays by name, of which one holds
 the features. Notebooks pass frames instead of paths. Errors are ``ValueError`` that name the option.
 """
 
@@ -24,7 +24,7 @@ Frames = dict[str, pd.DataFrame]  # by the option that names the source, --train
 
 
 class Sources(NamedTuple):
-    """What was read. ``arrays`` holds the features of sources that are no tables; their frames hold the rest."""
+    """What was read. ``arrays``: features of array sources, whose frames hold all other arrays; None for tables."""
 
     frames: Frames
     arrays: dict[str, np.ndarray] | None
@@ -144,7 +144,7 @@ def write_card(directory: Path, card: Mapping[str, Any]) -> None:
 
 
 def _divided(option: str, source: str, options: Sequence[str]) -> Sources:
-    """The parts of one table by its column ``split``, which is no feature."""
+    """The parts of one table, divided by its column ``split``. That column is left out."""
     frame, _, notes = _table(option, source, "")
     if "split" not in frame:
         raise ValueError(

@@ -110,7 +110,7 @@ def _try(name: str, model: Model, x: np.ndarray, num_classes: int) -> None:
 
 
 def _applied(apply: Callable, variables: Any, x: np.ndarray) -> tuple[Any, Any]:
-    """Shapes of ``(logits, variables)``. Raises ValueError if it is no such pair."""
+    """Shapes of ``(logits, variables)``. Raises ValueError if ``apply`` returns anything else."""
     result = jax.eval_shape(apply, variables, x)
     if not isinstance(result, tuple) or len(result) != 2 or not hasattr(result[0], "shape"):
         raise ValueError(f"found {jax.tree.structure(result)}, expected one array of logits")

@@ -148,7 +148,7 @@ def decide_repair(before: Row, after: Row, *, suspects: int, reliable: Sequence[
         return Verdict(REPAIR, f"Repair it: {change}, more than the spread.", reasons)
     if reliable:
         return Verdict(LOOK, f"Look at the suspects ({', '.join(reliable)}): {change}.", reasons)
-    return Verdict(LEAVE, f"Leave it: {change}, and the claims are no better than a trivial rule.", reasons)
+    return Verdict(LEAVE, f"Leave it: {change}, and a trivial rule makes claims as good.", reasons)
 
 
 def action_of(row: Row) -> str:

@@ -39,7 +39,7 @@ STRAY = 0.01  # share of texts among numbers or dates below which they are taken
 FEW_LEVELS, MOST_LEVELS, COVERED = 40, 200, 0.8
 RARE = 10  # rows; below 1,000 rows of training a hundredth of them
 OTHER = "other"  # the level of rare ones
-LEAST_ROWS = 20  # what fewer rows hold is no evidence of an index or id
+LEAST_ROWS = 20  # fewer rows do not show that a column is an index or id
 _ID_NAME = re.compile(
     r"(?:.*[\W_])?(?:id|ids|index|idx|row|rowid|uuid|guid|key|nr|no|number)|.*[a-z]I[dD]", re.IGNORECASE
 )
@@ -74,7 +74,7 @@ def infer(
     """The kind of each column of the first frame, with what was missing, merged and dropped.
 
     ``frames``: tables of str cells, or typed ones, by the option that names them, training first. ``categorical`` and
-    ``text`` name columns whose kind is given; ``dropped`` columns that are no features, with the reason. Columns of
+    ``text`` name columns whose kind is given; ``dropped`` maps columns to leave out to the reason. Columns of
     other frames alone are dropped.
 
     Raises:
@@ -346,7 +346,7 @@ def _checked(column: Column, values: Mapping[str, pd.Series]) -> Column:
 
 
 def _check_read(column: Column, flag: str, values: pd.Series, unread: pd.Series, first: str) -> list[str]:
-    """Notes on present values that are no numbers or dates; too many of them are refused."""
+    """Notes on present values that cannot be read as the kind of the column; raises ValueError for too many."""
     if not unread.any():
         return []
     bad = values[unread]
@@ -361,7 +361,7 @@ def _check_read(column: Column, flag: str, values: pd.Series, unread: pd.Series,
     if len(counts) and not _are_strays(counts, int(values.notna().sum()), placeholder=False):
         examples = ", ".join(repr(cells.short(t)) for t in counts.index[:3])
         raise ValueError(
-            f"{flag}: column {column.name!r}: found {counts.sum()} of {len(values)} rows that are no {column.kind}s "
+            f"{flag}: column {column.name!r}: found {counts.sum()} of {len(values)} rows that are not {column.kind}s "
             f"({examples}), expected {column.kind}s as in {first}; --drop {column.name} "
             "leaves the column out"
         )

@@ -67,7 +67,7 @@ def kind(head: bytes, path: str) -> str:
     """The format of a file, one of the values of ``SUFFIXES``, given its first bytes.
 
     Raises:
-      ValueError: for an empty file, and for formats that hold no table, by name.
+      ValueError: for an empty file, and for formats without tables, by name.
     """
     if not head:
         raise ValueError(f"{path}: found an empty file, expected a header line and rows")

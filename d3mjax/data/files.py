@@ -38,7 +38,7 @@ def read_table(source: str | Path) -> RawTable:
     .zst, .zip). Where content and suffix disagree, the content counts.
 
     Raises:
-      ValueError: naming the file, what was found and what is expected, for whatever is no table.
+      ValueError: the source cannot be read as a table; names the file, what was found and what is expected.
     """
     paths = _paths(str(source))
     tables = [_read_file(path) for path in paths]

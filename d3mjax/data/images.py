@@ -65,7 +65,7 @@ def part(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     Their column ``split`` holds 0, 1, 2, or the names.
 
     Raises:
-      ValueError: if there is no such column, or no row of that part.
+      ValueError: the column ``split`` is absent, or that part is empty.
     """
     if "split" not in frame:
         raise ValueError(f"found columns {list(frame)}, expected 'split' among them, with 0 (train), 1 (val), 2 (test)")

@@ -1,4 +1,4 @@
-"""Class labels as users write them: text, truth values, whole numbers with gaps; what is no class is refused.
+"""Class labels as users write them: text, truth values, whole numbers with gaps; anything else is refused.
 
     labels = encode({"--train": train["y"], "--validation": validation["y"]}, "y")
     labels.y["--train"], labels.names

@@ -136,8 +136,8 @@ BAD = [
     ({}, change(n=99), "--train: found 99 rows, expected at least 100"),
     ({}, change("val", n=63), "--validation: found 63 rows, expected at least 64"),
     ({}, change("val", job=None), "--validation: found no column 'job', which --train has"),
-    ({}, change("val", a=["x"] * 96), "--validation: column 'a': found 96 of 96 rows that are no numbers"),
-    ({}, change(age=["2024-01-02"] * 120 + ["2024-02-03"] * 120), "'age': found 92 of 96 rows that are no dates"),
+    ({}, change("val", a=["x"] * 96), "--validation: column 'a': found 96 of 96 rows that are not numbers"),
+    ({}, change(age=["2024-01-02"] * 120 + ["2024-02-03"] * 120), "'age': found 92 of 96 rows that are not dates"),
     ({"drop": "a, b,job,age"}, change(), "expected features that vary beside label, id"),
     ({"train": "none.csv"}, change(), r"--train: .*none\.csv"),
 ]

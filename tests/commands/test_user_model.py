@@ -113,6 +113,14 @@ def test_a_file_is_as_good_as_a_module(in_models, tmp_path):
         assert load_model(spec, 3, X).init(jax.random.key(0), X)["params"]["kernel"].shape == (2, 3)
 
 
+def check_refused(spec, message):
+    """In one line, of a length that can be read."""
+    with pytest.raises(ValueError, match=f"^--model: '{spec}' {message}") as error:
+        load_model(spec, 3, X)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 700
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -140,10 +148,7 @@ def test_a_file_is_as_good_as_a_module(in_models, tmp_path):
     ],
 )
 def test_models_that_do_not_fit_are_refused_in_one_line(in_models, spec, message):
-    with pytest.raises(ValueError, match=f"^--model: 'own_models:{spec}' {message}") as error:
-        load_model(f"own_models:{spec}", 3, X)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 700
+    check_refused(f"own_models:{spec}", message)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +161,4 @@ def test_models_that_do_not_fit_are_refused_in_one_line(in_models, spec, message
     ],
 )
 def test_sources_that_do_not_load_are_refused_in_one_line(in_models, spec, message):
-    with pytest.raises(ValueError, match=f"^--model: '{spec}' {message}") as error:
-        load_model(spec, 3, X)
-    assert "\n" not in str(error.value)
+    check_refused(spec, message)

@@ -1,4 +1,5 @@
-# ruff: noqa: E501 (one line a kind)
+# A table: a kind of input on each line, however long, so that rows can be compared.
+# ruff: noqa: E501
 """Kinds of input: one table from which `docs/inputs.md` is written and every row of which is a test.
 
 python tests/data/input_kinds.py > docs/inputs.md
@@ -127,7 +128,7 @@ DAMAGED = "What is refused"
 
 KINDS = (
     Kind(TEXT, "UTF-8", file("t.csv", TABLE), COLUMNS, "Every cell is text, as it stands in the file."),
-    Kind(TEXT, "UTF-8 with a byte order mark", file("t.csv", b"\xef\xbb\xbf" + TABLE.encode()), COLUMNS, "The mark is no part of the first name."),
+    Kind(TEXT, "UTF-8 with a byte order mark", file("t.csv", b"\xef\xbb\xbf" + TABLE.encode()), COLUMNS, "The mark is left out of the first name."),
     Kind(TEXT, "UTF-16 with a byte order mark", file("t.csv", TABLE.encode("utf-16")), COLUMNS, "Decoded; a note names the encoding.", "UTF-16"),
     Kind(TEXT, "Windows-1252", file("t.csv", "name,y\nKöln €,1\n".encode("cp1252")), {"name": ["Köln €"], "y": ["1"]}, "Decoded; a note names the first line that is not UTF-8.", "line 2 is not UTF-8: read as Windows-1252"),
     Kind(TEXT, "Latin-1 with control characters", file("t.csv", b"name,y\n\x81\xe9 and more text,1\n"), {"name": ["\x81é and more text"], "y": ["1"]}, "Decoded; noted.", "Latin-1"),
@@ -138,7 +139,7 @@ KINDS = (
     Kind(TEXT, "text with commas between semicolons", file("t.csv", "a;b\nyes, no;2\nyes, no, or;4\n"), {"a": ["yes, no", "yes, no, or"], "b": ["2", "4"]}, "The delimiter is what gives most lines, and the first, one number of fields.", "semicolons"),
     Kind(TEXT, "decimal commas", file("t.csv", "a;b\n3,14;x\n-1,5e3;y\n"), {"a": ["3,14", "-1,5e3"], "b": ["x", "y"]}, "Text; the commands read the numbers with a decimal comma.", "semicolons"),
     Kind(TEXT, "thousands with commas", file("t.csv", 'a,b\n"1,234",x\n"12,500",y\n'), {"a": ["1,234", "12,500"], "b": ["x", "y"]}, "Text; the commands take the commas as thousands separators."),
-    Kind(TEXT, "`sep=;` in the first line, as Excel writes it", file("t.csv", "sep=;\na;b\n1;2\n3;4\n"), AB, "The line names the delimiter and is no header.", "semicolons"),
+    Kind(TEXT, "`sep=;` in the first line, as Excel writes it", file("t.csv", "sep=;\na;b\n1;2\n3;4\n"), AB, "The line names the delimiter; the header follows.", "semicolons"),
     Kind(TEXT, "no delimiter", file("t.txt", "text\nhello\nworld\n"), {"text": ["hello", "world"]}, "One column; noted.", "no delimiter"),
     Kind(HEADER, "titles above the header", file("t.csv", "Report of 2024\n\na,b,c\n1,2,3\n"), {"a": ["1"], "b": ["2"], "c": ["3"]}, "Left out; their number is noted.", "left out 1 line above the header"),
     Kind(HEADER, "comments above the header", file("t.csv", "# made on Monday, at noon, by hand\n# v2\na,b\n1,2\n3,4\n"), AB, "Left out; their number is noted.", "left out 2 lines above the header"),
@@ -201,7 +202,7 @@ KINDS = (
     Kind(DAMAGED, "a header without rows", file("t.csv", "a,b\n"), "found a header and no rows", "Refused."),
     Kind(DAMAGED, "a .gz that is cut off", file("t.csv.gz", gzip.compress(TABLE.encode() * 99)[:-12]), "is damaged, cut off or cannot be read", "Refused."),
     Kind(DAMAGED, "a Parquet file that is cut off", file("t.parquet", PARQUET[:-8]), "is damaged, cut off or cannot be read", "Refused."),
-    Kind(DAMAGED, "bytes that are no text", file("t.csv", bytes(range(1, 256)) * 4), "found bytes that are not text", "Refused."),
+    Kind(DAMAGED, "bytes that are not text", file("t.csv", bytes(range(1, 256)) * 4), "found bytes that are not text", "Refused."),
     Kind(DAMAGED, "HTML named .xls, as web sites export it", file("t.xls", "<html><table>"), "found HTML or XML, expected one of .csv", "Refused by name."),
     Kind(DAMAGED, "a pickle, HDF5, SQLite or PDF", file("t.csv", b"\x80\x04\x95 and so on"), "found a Python pickle, expected one of .csv", "Refused by name; pickles are never opened."),
     Kind(DAMAGED, "a pointer of Git LFS", file("t.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "found a pointer of Git LFS .git lfs pull", "Refused, with the command that brings the file."),

@@ -231,7 +231,7 @@ def test_swapped_days_and_months_are_settled_by_other_frames_or_said():
 
 
 BAD = [
-    ([1.5, 2.5] * 100, ["x", "y"] * 50, r"--1: column 'c': found 100 of 100 rows that are no numbers \('x', 'y'\)"),
+    ([1.5, 2.5] * 100, ["x", "y"] * 50, r"--1: column 'c': found 100 of 100 rows that are not numbers \('x', 'y'\)"),
     (
         ["a", "b"] * 100,
         [1.0, 2.0] * 50,
@@ -240,7 +240,7 @@ BAD = [
     (
         [f"2024-01-{i % 28 + 1:02d}" for i in ROWS],
         [1.7e9, 1.8e9] * 9,
-        "--1: column 'c': found 18 of 18 rows that are no dates",
+        "--1: column 'c': found 18 of 18 rows that are not dates",
     ),
     (
         [[1], [2]] * 100,

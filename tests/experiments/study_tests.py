@@ -43,7 +43,10 @@ class StudyTests:
         assert list(map(names, rows)) == list(map(names, frozen))
 
     def test_numbers_are_those_frozen(self, name, results):
-        """To the last bit, on the machine and with the compiler that made them; elsewhere skipped, and says so."""
+        """To the last bit, on the machine and with the compiler that made them.
+
+        Skipped elsewhere: processors and compilers differ in rounding, which training enlarges.
+        """
         frozen = smoke.read_frozen()
         if frozen["machine"] != (this := smoke.machine()):
             differing = {key: (value, this[key]) for key, value in frozen["machine"].items() if value != this[key]}
