@@ -111,7 +111,7 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     groups = _classes_as_groups(classes) if files.auto else _groups(files, frames, group_columns, sizes)
     names = {option: inputs.names_of(frame, files.id, option) for option, frame in frames.items()}
     if files.images is None and sources.arrays is None:
-        x, kinds, used, notes = _table_features(files, frames, classes.y["--train"], set(group_columns))
+        x, kinds, used, notes = _table_features(files, frames, classes.y, set(group_columns))
     else:
         x, kinds = _array_features(sources.arrays or _images(files, frames), raw=files.raw), ()
         flat = {option: pd.DataFrame(a.reshape(len(a), -1)) for option, a in x.items()}
@@ -226,7 +226,7 @@ def _groups(
 
 
 def _table_features(
-    files: Files, frames: inputs.Frames, y: np.ndarray, group_columns: set[str]
+    files: Files, frames: inputs.Frames, y: Mapping[str, np.ndarray], group_columns: set[str]
 ) -> tuple[dict[str, np.ndarray], tuple[Column, ...], dict[str, np.ndarray], list[str]]:
     """Features of every source, kinds of the columns, rows that score and report, and notes; empties ``frames``."""
     reasons = dict.fromkeys(command.names(files.drop), "--drop")
@@ -236,7 +236,7 @@ def _table_features(
     kinds = columns.infer(frames, categorical=coded, text=free, dropped=reasons)
     typed = {option: columns.typed(frames.pop(option), kinds) for option in list(frames)}  # text is the larger
     train = typed["--train"]
-    kinds = inputs.without_copies(kinds, train, y, files.label)
+    kinds = inputs.without_copies(kinds, typed, y, files.label)
     if all(column.kind == "dropped" for column in kinds):
         raise ValueError(
             f"--train: found columns {[c.name for c in kinds]}, expected features beside label, groups and id"

@@ -94,7 +94,8 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     if recipe.auto:
         facts["auto"] = of_auto
         arrays = {name: arrays_of_all[name][seed] for name in ("target_id", "pseudo_group")}
-    judge = partial(evaluate, recipe, grouped(recipe, parts, arrays.get("pseudo_group")))
+    # With --auto all that selects, chooses offsets and reports goes by the classes: true groups are unknown.
+    judge = partial(evaluate, recipe, debias_auto.by_pseudo_group(parts) if recipe.auto else parts)
     name = f"division {seed + 1} of {recipe.counts.divisions}"
     division = Division(name, jax.random.key(seed), recipe, parts, arrays_of_all, judge, progress)
 
@@ -131,14 +132,6 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in tested.items()}
     arrays |= {f"offsets/{name}": tested[name].offsets for name in (OFFSETS, SELECTED) if name in tested}
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
-
-
-def grouped(recipe: Recipe, parts: Data, pseudo_group: AnyArray | None) -> Data:
-    """The parts with the groups by which they are judged; ``pseudo_group [t]`` of the scoring targets with --auto."""
-    if pseudo_group is None:
-        return parts
-    data = debias_auto.by_pseudo_group(parts)
-    return data._replace(target=data.target._replace(group=np.asarray(pseudo_group)))
 
 
 def evaluate(recipe: Recipe, data: Data, logits: Float[AnyArray, "m t C"]) -> Evaluation:

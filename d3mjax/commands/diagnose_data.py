@@ -81,7 +81,7 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     reasons = dict.fromkeys(command.names(files.drop), "--drop") | ({files.id: "id"} if files.id else {})
     kinds = columns.infer(raw, categorical=coded, text=free, dropped=reasons | {files.label: "label"})
     typed = {option: columns.typed(frame, kinds) for option, frame in raw.items()}
-    kinds = inputs.without_copies(kinds, typed["--train"], classes.y["--train"], files.label)
+    kinds = inputs.without_copies(kinds, typed, classes.y, files.label)
     made, origins = _columns(kinds, typed)
     if not made["--train"]:
         raise ValueError(f"--train: found columns {list(raw['--train'])}, expected features that vary beside label, id")

@@ -89,11 +89,28 @@ def ranks(names: np.ndarray) -> Int[np.ndarray, "n"]:
     return np.unique(names, return_inverse=True)[1].astype(np.int32)
 
 
-def without_copies(kinds: Sequence[Column], train: pd.DataFrame, y: np.ndarray, label: str) -> tuple[Column, ...]:
-    """The columns, with copies of the label dropped; ``train``: typed."""
-    copies = traps.copies(train, y)
-    reason = f"equals the label {label} in --train, one to one"
-    return tuple(c._replace(kind="dropped", note=reason) if c.name in copies else c for c in kinds)
+def without_copies(
+    kinds: Sequence[Column], typed: Frames, y: Mapping[str, Int[np.ndarray, "n"]], label: str
+) -> tuple[Column, ...]:
+    """The columns, with copies of the label dropped; ``typed``: all sources.
+
+    A column that equals the label in --train alone is a shortcut, which is what the command is for: it stays, with a
+    note.
+    """
+    train = next(iter(typed))
+    in_train = traps.copies(typed[train], y[train])
+    whole = pd.concat([frame[in_train] for frame in typed.values()])
+    everywhere = traps.copies(whole, np.concatenate([y[option] for option in typed]))
+
+    def judged(column: Column) -> Column:
+        if column.name in everywhere:
+            return column._replace(kind="dropped", note=f"equals the label {label}, one to one")
+        if column.name in in_train:
+            notes = (column.note, f"equals the label {label} in {train} alone: a shortcut")
+            return column._replace(note="; ".join(filter(None, notes)))
+        return column
+
+    return tuple(map(judged, kinds))
 
 
 def unseen(train: Any, others: Mapping[str, Any]) -> tuple[dict[str, Bool[np.ndarray, "t"]], list[str]]:

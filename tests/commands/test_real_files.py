@@ -148,8 +148,17 @@ def test_a_copy_of_the_label_is_left_out(tmp_path, frames):
     _, columns, _ = prepared(tmp_path, files_of(tmp_path, frames))
     assert (columns["outcome"]["kind"], columns["outcome"]["note"]) == (
         "dropped",
-        "equals the label y in --train, one to one",
+        "equals the label y, one to one",
     )
+
+
+def test_a_shortcut_that_is_perfect_in_training_stays(tmp_path, frames):
+    for name, frame in frames.items():
+        frame["mark"] = frame["y"] if name == "train" else frame["y"] * (np.arange(len(frame)) % 3 > 0)
+    job, columns, _ = prepared(tmp_path, files_of(tmp_path, frames))
+    assert columns["mark"]["kind"] == "number"
+    assert columns["mark"]["note"] == "equals the label y in --train alone: a shortcut"
+    assert job.data.train.x.shape[1] == 2 + 3 + 1
 
 
 def test_group_columns_are_features_on_request(tmp_path, frames):
