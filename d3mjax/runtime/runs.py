@@ -51,7 +51,14 @@ def environment() -> dict[str, Any]:
 
 def peak_memory_mib() -> float:
     """Largest resident memory of this process so far, in MiB (memory of the host, not of the device)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux, the parent's peak before exec counts, too
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
 

@@ -12,7 +12,6 @@ import datetime
 import decimal
 import gzip
 import json
-import resource
 import sys
 import tempfile
 import traceback
@@ -272,7 +271,7 @@ def run(cases: range, works: int) -> dict[str, Any]:
     import jax
     from planted_diagnoser import write_diagnoser
 
-    from d3mjax.runtime import hosts
+    from d3mjax.runtime import hosts, runs
 
     hosts.start()  # before anything is computed
     counts, faults = collections.Counter(), {}
@@ -299,10 +298,9 @@ def run(cases: range, works: int) -> dict[str, Any]:
                         at = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
                         fault = f"{name}, {step}: {type(error).__name__} at {at}"
                         faults.setdefault(fault, []).append(f"{case}: {str(error)[:300]}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "counts": dict(counts),
-        "peak_mib": round(peak),
+        "peak_mib": round(runs.peak_memory_mib()),
         "faults": {fault: [len(cases), *cases[:3]] for fault, cases in faults.items()},
     }
 
