@@ -13,7 +13,7 @@ from d3mjax.data.pairs import PairSets, draw_recoloured, orient
 from d3mjax.data.planted import cues
 from d3mjax.data.sets import adult, coloured, fashion, fashion_cues
 from d3mjax.types import AnyArray, Data, Pairs, Split
-from experiments.tasks import PATCH, SMALL, Task
+from experiments.tasks import PATCH, SMALL, Task, adam
 
 Features = Float[AnyArray, "n d"]
 
@@ -81,7 +81,7 @@ def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, 
         class_names=("<=50K", ">50K"),
         group_names=adult.GROUP_NAMES,
         **{
-            **{"hidden": (100, 100, 100), "steps": 1500, "batch": 256, "rate": 1e-3, "decay": 1e-4, "adam": True},
+            **{"hidden": (100, 100, 100), "steps": 1500, "batch": 256, "rate": 1e-3, "decay": 1e-4, "optimizer": adam},
             **options,
         },
     )
@@ -133,7 +133,15 @@ def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> Bias
         class_names=fashion.NAMES,
         group_names=tuple(f"{name}, {kind}" for name in fashion.NAMES for kind in ("own colour", "other colour")),
         image=(14, 14, 3),
-        **{"hidden": (100, 100, 100), "steps": 3000, "batch": 256, "rate": 1e-3, "decay": 0.0, "adam": True, **options},
+        **{
+            "hidden": (100, 100, 100),
+            "steps": 3000,
+            "batch": 256,
+            "rate": 1e-3,
+            "decay": 0.0,
+            "optimizer": adam,
+            **options,
+        },
     )
     return BiasTask(task, load, versions=_fashion_versions, drop=_fashion_drop, goal="accuracy", damping=1e-4)
 

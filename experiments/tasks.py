@@ -17,7 +17,7 @@ from d3mjax.data.sets import adult, digits, fashion, fashion_cues
 from d3mjax.debiasing import selection, sources
 from d3mjax.networks import dense
 from d3mjax.runtime import hosts
-from d3mjax.training import ensemble, objectives, sampling
+from d3mjax.training import ensemble, objectives, recipes, sampling
 from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Data, Model, Sampler, Split, Trainer
 
@@ -26,25 +26,34 @@ def _none(seed: int, *, smoke: bool = False) -> Int[np.ndarray, " k"]:
     return np.zeros(0, np.int32)
 
 
+def sgd(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """SGD with momentum .9; the decay of all parameters is added to the gradient."""
+    return recipes.momentum_sgd(rate, weight_decay=decay)
+
+
+def adam(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam; the decay of all parameters is added to the gradient."""
+    return optax.chain(optax.add_decayed_weights(decay), optax.adam(rate))
+
+
 @dataclass(frozen=True)
 class Task:
-    """A subgroup problem and its training recipe: an MLP by SGD with momentum or Adam, the rate falling linearly."""
+    """A subgroup problem and its training recipe: by default an MLP by SGD; the rate falls linearly to zero."""
 
     name: str
     about: str  # one sentence for the report
     load: Callable[..., Data]  # (seed, *, smoke) -> Data
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
-    hidden: tuple[int, ...]
+    hidden: tuple[int, ...] = ()  # widths of the MLP
     image: tuple[int, ...] | None = None  # shape of one flattened image, if x is one
     steps: int = 800
     batch: int = 50
     rate: float = 0.05
-    momentum: float = 0.9
     decay: float = 1e-3
     wrong: Callable[..., Int[np.ndarray, " k"]] = _none  # (seed, *, smoke) -> ids of planted label errors
-    model: Model | None = None  # instead of the MLP
-    adam: bool = False
+    make_model: Callable[[], Model] | None = None  # instead of the MLP; called when a network is needed
+    optimizer: Callable[[optax.Schedule, float], optax.GradientTransformation] = sgd  # (rate, decay)
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
         """The four splits, checked."""
@@ -53,11 +62,11 @@ class Task:
         return data
 
     def network(self) -> Model:
-        """``model``, or the MLP; one object for equal tasks, so that what is compiled for it is compiled once."""
+        """``make_model()``, or the MLP; one object for equal tasks, so that its programs are compiled once."""
         return _network(self)
 
     def trainer(self, steps: int, sampler: Sampler) -> Trainer:
-        """SGD with momentum, or Adam, and weight decay; the rate falls linearly to zero over ``steps``.
+        """``optimizer`` with a rate that falls linearly to zero over ``steps``.
 
         One object for equal tasks, steps and samplers (`SHUFFLED`, `RESAMPLED`).
         """
@@ -66,14 +75,12 @@ class Task:
 
 @cache
 def _network(task: Task) -> Model:
-    return task.model or dense.mlp(task.hidden, len(task.class_names))
+    return task.make_model() if task.make_model else dense.mlp(task.hidden, len(task.class_names))
 
 
 @cache
 def _trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
-    rate = optax.linear_schedule(task.rate, 0.0, steps)
-    step = optax.adam(rate) if task.adam else optax.sgd(rate, task.momentum)
-    tx = optax.chain(optax.add_decayed_weights(task.decay), step)
+    tx = task.optimizer(optax.linear_schedule(task.rate, 0.0, steps), task.decay)
     return make_trainer(task.network(), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
 
 

@@ -24,7 +24,7 @@ def triangular(peak: float, peak_step: int, num_steps: int) -> optax.Schedule:
 
 
 def momentum_sgd(
-    rate: float | optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
+    rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: optax.ScalarOrSchedule = 5e-4
 ) -> optax.GradientTransformation:
     """SGD with momentum and L2 penalty: the decay of all parameters is added to the gradient before the momentum."""
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum=momentum))

@@ -24,9 +24,9 @@ from experiments import bias_tasks, tasks
 from experiments.bias import fmd
 from experiments.bias_tasks import BiasTask, Loaded
 from experiments.study import Study
-from experiments.tasks import SMALL_SOURCES, Trak
+from experiments.tasks import SMALL_SOURCES, Trak, sgd
 
-SGD: dict[str, Any] = {"hidden": (32,), "steps": 800, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
+SGD: dict[str, Any] = {"hidden": (32,), "steps": 800, "batch": 50, "rate": 0.05, "decay": 1e-3, "optimizer": sgd}
 TASKS = {
     task.name: task
     for task in (bias_tasks.adult_task("sex", "Male", "Female", train=4000, **SGD), bias_tasks.PATCH_PAIRS)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from d3mjax import metrics
@@ -84,7 +83,7 @@ def recipe(task: Task, sampler: Sampler, objective: Objective, setting: Setting)
     """Trainer of a setting, which may be traced: steps past ``setting.share`` have rate zero."""
     length = setting.share * task.steps
     rate = lambda step: setting.rate * jnp.maximum(1 - step / length, 0.0)
-    tx = optax.chain(optax.add_decayed_weights(setting.decay), optax.sgd(rate, task.momentum))
+    tx = task.optimizer(rate, setting.decay)
     return make_trainer(task.network(), objective, tx, sampler, batch_size=task.batch)
 
 

@@ -23,6 +23,7 @@ from d3mjax.runtime import bank, hosts, runs, store
 from d3mjax.training import masks
 from d3mjax.training.ensemble import model_keys
 from d3mjax.types import AnyArray, Data, Linear, Split
+from experiments import tasks
 from experiments.datamodels import common
 from experiments.study import Study
 from experiments.tasks import LDS_TASKS, Task
@@ -83,7 +84,9 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
     ``look(model, variables, target)`` are the outputs of one model.
     """
     train = common.make_training(task, look)
-    recipe = {name: getattr(task, name) for name in ("hidden", "steps", "batch", "rate", "momentum", "decay")}
+    recipe = {name: getattr(task, name) for name in ("hidden", "steps", "batch", "rate", "decay")} | {"momentum": 0.9}
+    if task.optimizer is not tasks.sgd:
+        recipe["optimizer"] = task.optimizer.__name__
 
     def fill(data: Data, seed: int, key, design: Design, models: int, progress: Callable) -> tuple[bank.Bank, Path]:
         n, num_outputs = len(data.train.y), design.outputs * len(data.target.y)

@@ -26,8 +26,9 @@ from d3mjax.types import Data, Model, Split
 from experiments.bias_tasks import BiasTask, Loaded, adult_task, fashion_task
 from experiments.datamodels import common, lds
 from experiments.study import Unit
+from experiments.tasks import sgd
 
-RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "adam": False}
+RECIPE: dict[str, Any] = {"train": 1000, "steps": 400, "batch": 50, "rate": 0.05, "decay": 1e-3, "optimizer": sgd}
 ADULT = adult_task("sex", "Male", "Female", hidden=(32,), **RECIPE)
 FASHION = fashion_task(0.95, hidden=(64,), **RECIPE)
 TASKS = {task.name: task for task in (ADULT, FASHION)}

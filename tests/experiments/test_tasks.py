@@ -1,10 +1,15 @@
 """Every task gives sound splits; what is planted is where it is said to be."""
 
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from d3mjax.data import splits
-from experiments.tasks import LDS_TASKS, TASKS
+from d3mjax.networks import dense
+from experiments.tasks import LDS_TASKS, SHUFFLED, TASKS, adam
 
 
 @pytest.mark.parametrize("task", [*TASKS.values(), LDS_TASKS["patch"]], ids=lambda task: task.name)
@@ -52,3 +57,28 @@ def test_label_errors_are_the_flagged_ones_and_no_others():
     y = np.array([truth.get(int(i), -1) for i in train.id])
     np.testing.assert_array_equal((y != train.y)[known], wrong[known])
     assert (task.wrong(4).tolist()) != task.wrong(3).tolist()
+
+
+def test_networks_are_made_when_needed_and_once():
+    made = []
+
+    def make_model():
+        made.append(dense.linear(2))
+        return made[-1]
+
+    task = replace(TASKS["patch"], make_model=make_model)
+    assert not made
+    assert task.network() is task.network() is made[0]
+    assert len(made) == 1
+
+
+def test_optimizers_of_tasks_decay_through_the_gradient():
+    split, rate, decay = TASKS["patch"].read(0, smoke=True).train, 0.01, 0.1
+    task = replace(TASKS["patch"], optimizer=adam, rate=rate, decay=decay)
+    trainer = task.trainer(2, SHUFFLED)
+    state = trainer.init(jax.random.key(0), split.x[:1])
+    state = state._replace(variables=jax.tree.map(lambda a: jnp.where(a < 0, -1.0, 1.0), state.variables))
+    after, _ = trainer.run(state, split._replace(x=np.zeros_like(split.x)), jnp.ones(len(split.y)), 1)
+    # Inputs are zero: the gradient of the first layer's weights is the decay alone, and Adam's first step has its sign.
+    before, kernel = (s.variables["params"]["Dense_0"]["kernel"] for s in (state, after))
+    np.testing.assert_allclose(kernel, before - rate * np.sign(before), rtol=1e-5)
