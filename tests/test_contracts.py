@@ -22,6 +22,7 @@ FLOORS = {
     **dict.fromkeys(("d3mjax.debiasing", "d3mjax.diagnosis", "d3mjax.valuation"), 5),
     **dict.fromkeys(("d3mjax.unlearning", "d3mjax.reports"), 6),  # unlearning edits the last layer of debiasing
     "d3mjax.commands": 7,
+    "experiments.local_data": 7,
     **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
     "experiments.bias_tasks": 9,
     # Wings: each imports study, tasks and itself, no other wing.
