@@ -64,6 +64,7 @@ class Section(NamedTuple):
     figures: Mapping[str, Figure]  # by caption
     findings: Sequence[str] = ()  # plain sentences, the verdict first; those of `conclusions` if there are none
     card: Sequence[Mapping[str, Any]] = ()  # what became of every column of the data, for the details
+    examples: Mapping[str, Sequence[Mapping[str, Any]]] = {}  # tables of single examples by caption; never written to
 
 
 def finish(
@@ -87,8 +88,9 @@ def finish(
 def write(run: Path, document: Mapping[str, Any], sections: Mapping[str, Section]) -> Path:
     """Write ``report.html``, which needs no other file, and its figures as PNG; returns the path of the page.
 
-    A task has its verdict, its table, its other findings, its figures, and then all details, folded. Tasks without
-    findings of their own have those of `conclusions`, and a figure of the worst group against the average.
+    A task has its verdict, its table, its other findings, figures, single examples, and then all details, folded.
+    Tasks without findings of their own have those of `conclusions`, and a figure of the worst group against the
+    average.
 
     Args:
       run: the directory.
@@ -109,7 +111,7 @@ def write(run: Path, document: Mapping[str, Any], sections: Mapping[str, Section
             most = max(2, sentences.MOST // len(tasks))
             findings, others = (conclusions(rows)[part] for part in (slice(most), slice(most, None)))
             text, figures = "\n".join([section.text, *others]), {**tradeoff(rows), **section.figures}
-            section = Section(text, figures, findings, section.card)
+            section = section._replace(text=text, figures=figures, findings=findings)
         first, others = section.findings[:1], section.findings[1:]
         parts += [f"<h2>{escape(task)}</h2>", *(f'<p class="verdict">{escape(text)}</p>' for text in first)]
         items = "".join(f"<li>{escape(text)}</li>" for text in others)
@@ -118,6 +120,7 @@ def write(run: Path, document: Mapping[str, Any], sections: Mapping[str, Section
         parts += [
             _figure(run / f"{slug}-{i + 1}.png", *captioned) for i, captioned in enumerate(section.figures.items())
         ]
+        parts += [_table(*captioned) for captioned in section.examples.items()]
         parts.append(_details(section, rows))
     parts.append(END + _closing(document, run.name))
     store.write_bytes(run / "report.html", html(f"d3mjax: {document['experiment']}", "".join(parts)).encode())
@@ -203,6 +206,11 @@ def _figure(path: Path, caption: str, figure: Figure) -> str:
     least = f"min-width: {READABLE * figure.get_figwidth():.0f}px"  # on narrow screens it scrolls
     image = f'<div class="wide" tabindex="0"><img alt="{caption}" style="{least}" src="{source}"></div>'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _table(caption: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    """A table of single examples, under its caption."""
+    return f"<figure>{tables.card(lines)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _folded(summary: str, body: str) -> str:
