@@ -54,12 +54,19 @@ class Task:
     wrong: Callable[..., Int[np.ndarray, " k"]] = _none  # (seed, *, smoke) -> ids of planted label errors
     make_model: Callable[[], Model] | None = None  # instead of the MLP; called when a network is needed
     optimizer: Callable[[optax.Schedule, float], optax.GradientTransformation] = sgd  # (rate, decay)
+    show: Callable[..., Any] | None = None  # (seed, ids) -> sentences or pictures [k h w c], where x holds features
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
         """The four splits, checked."""
         data = self.load(seed, smoke=smoke)
         splits.check_data(data, len(self.class_names), len(self.group_names))
         return data
+
+    def examples(self, seed: int, split: Split, rows: Int[np.ndarray, " k"]) -> Any:
+        """What a person looks at: pictures ``[k h w *c]``, or k sentences; None where a task has neither."""
+        if self.show is not None:
+            return self.show(seed, np.asarray(split.id)[rows])
+        return np.asarray(split.x)[rows].reshape(-1, *self.image) if self.image else None
 
     def network(self) -> Model:
         """``make_model()``, or the MLP; one object for equal tasks, so that its programs are compiled once."""

@@ -20,6 +20,7 @@ from d3mjax.keys import Ablation, members
 from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind
 from d3mjax.types import Data
+from experiments import examples
 from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant, ablation, alignment, attribute, keep, rows_of, standard, train
 from experiments.d3m.main_table import rank
@@ -214,7 +215,18 @@ def label_errors(task: Task, config: LabelErrors, data: Data, seed: int) -> dict
             recall = float((wrong & ~np.asarray(mask)).sum() / wrong.sum())
             values = {"precision": precision, "recall": recall, "average precision": quality}
             variants[share_removed(ranking, share)] = Variant(mask, values)
-    return variants
+    first, rows = next(iter(variants)), np.argsort(scores)[: examples.COUNT]
+    arrays = {"score": scores, "wrong": wrong, **examples.stored(task, seed, data.train, rows)}
+    return variants | {first: variants[first]._replace(arrays=arrays)}
+
+
+def lowest(task: Task, units: list[Unit]) -> tuple[dict, dict]:
+    """Pictures or sentences of lowest score of the first seed, their labels, and whether those are wrong."""
+    first = units[0][1]
+    rows = first.get("shown_row", np.zeros(0, int))
+    labels = [task.class_names[y] for y in first["y"][rows]]
+    marks = ["wrong" if wrong else "right" for wrong in first["wrong"][rows]]
+    return examples.shown("Training {} of lowest score (first seed).", first, {"label": labels, "it is": marks})
 
 
 def label_error_rows(task: Task, config: LabelErrors, units: list[Unit]) -> list[dict[str, Any]]:
@@ -233,6 +245,7 @@ LABEL_ERRORS_STUDY = ablation(
     "label_errors",
     label_errors,
     curves=label_error_curves,
+    examples=lowest,
     config=LabelErrors(),
     rows=label_error_rows,
     claim="D3M's lowest scores are mostly planted wrong labels; the highest losses and self-influences are not.",

@@ -56,6 +56,7 @@ class Variant(NamedTuple):
     weights: Any  # [n], or one for each retraining [r n]
     metrics: Mapping[str, float] = {}  # never written to
     fit: Literal["plain", "resampled", "targets"] = "plain"  # shuffled or drawn by weight; drawn, on the targets alone
+    arrays: Mapping[str, Any] = {}  # for the page, of one variant at most
 
 
 class Checkpoints(NamedTuple):
@@ -153,6 +154,7 @@ def measure(variants: Callable, task: Task, config: Any, seed: int, progress: Ca
         removed = {"removed": float(np.mean(np.asarray(variant.weights) == 0))} if of_train else {}
         facts[name] = {**removed, **variant.metrics}
         arrays |= {f"{part}/{name}": getattr(judged[name], part) for part in ("test", "average", "losses")}
+        arrays |= variant.arrays
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
@@ -200,6 +202,7 @@ def ablation(
     about: str,
     curves: Callable[..., dict[str, Any]] = lambda _task, _config: {},
     figures: Callable[..., dict[str, Figure]] = lambda _task, _config, _units: {},
+    examples: Callable[..., tuple[dict, dict]] = lambda _task, _units: ({}, {}),
     rows: Callable[..., list[dict[str, Any]]] = lambda task, _config, units: rows_of(task, units, {}),
     config: Any = Config(),
     tasks: Mapping[str, Task] = TASKS,
@@ -208,13 +211,15 @@ def ablation(
 ) -> Study:
     """The study of ``variants(task, config, data, seed)``; ``about`` is for its page, ``study`` for `Study`.
 
-    ``curves(task, config)`` are those of `figures_of`; ``figures(task, config, units)`` take their place.
+    ``curves(task, config)`` are those of `figures_of`; ``figures(task, config, units)`` take their place;
+    ``examples(task, units)`` returns further figures, and tables of single examples.
     """
 
     def describe(task: Task, config: Any, units: list[Unit]):
         text = f"{task.about} {about} Gap closed is the gain over ERM as a share of SUBG's."
         drawn = figures(task, config, units) or figures_of(task, units, curves(task, config))
-        return rows(task, config, units), page.Section(text, drawn)
+        pictures, sentences = examples(task, units)
+        return rows(task, config, units), page.Section(text, drawn | pictures, examples=sentences)
 
     return Study(
         name,

@@ -25,6 +25,7 @@ from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
+from experiments import examples
 from experiments.d3m.retraining import (
     accuracies,
     accuracies_with_offsets,
@@ -138,8 +139,7 @@ def measure(
     if made.kernel is not None and made.right is not None:
         arrays["suspect"] = selection.label_suspects(made.right)
         facts |= diagnostics(made.kernel, scored.group_weights, arrays["suspect"], keep)
-    if task.image:
-        arrays["lowest"] = train.x[np.argsort(scores)[:24]].reshape(-1, *task.image)
+    arrays |= examples.stored(task, seed, train, np.argsort(scores)[: examples.COUNT])
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
@@ -222,11 +222,17 @@ def figures(task: Task, units: Sequence[Unit]) -> dict[str, Any]:
             first["score"], first["group"], task.group_names
         ),
     }
-    if task.image:
-        order = np.argsort(first["score"])[: len(first["lowest"])]
-        titles = [f"{task.class_names[first['y'][i]]} {first['score'][i]:.1e}" for i in order]
-        drawn["Training images of lowest score (first seed)."] = plots.image_grid(first["lowest"], titles)
     return drawn
+
+
+def lowest(task: Task, units: Sequence[Unit]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pictures or sentences of lowest score, of the first seed, as `examples.shown` returns them."""
+    first = units[0][1]
+    rows = first.get("shown_row", np.zeros(0, int))
+    facts = {"label": [task.class_names[y] for y in first["y"][rows]]}
+    facts |= {} if task.image else {"group": [task.group_names[g] for g in first["group"][rows]]}
+    facts |= {"score": [f"{score:.1e}" for score in first["score"][rows]]}
+    return examples.shown("Training {} of lowest score (first seed).", first, facts)
 
 
 def describe(task: Task, _config: Config, units: list[Unit]) -> tuple[list[dict[str, Any]], page.Section]:
@@ -238,7 +244,8 @@ def describe(task: Task, _config: Config, units: list[Unit]) -> tuple[list[dict[
     )
     parts = {name: row_parts(units, name, kind) for name, kind in KINDS.items()}
     rows = [row_of(task.name, name, values, KINDS[name], **settings) for name, (values, settings) in parts.items()]
-    return rows, page.Section(text, figures(task, units))
+    pictures, sentences = lowest(task, units)
+    return rows, page.Section(text, figures(task, units) | pictures, examples=sentences)
 
 
 def _one_seed(task: Task, config: Config, seed: int, progress: Callable[[int], object]) -> Unit:
