@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import errors, linen, nnx
+from jax.tree_util import keystr
 
 from d3mjax.networks import modes
 from d3mjax.types import Model
@@ -140,6 +142,42 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> Model:
         return logits, {**variables, "state": _restricted(after, variables["state"])}
 
     return Model(init, apply)
+
+
+def starting_from(model: Model, variables: Any) -> Model:
+    """``model`` whose every training starts at ``variables``, such as pretrained weights of `weights.convert`.
+
+    What ``variables`` lack is drawn by the key of each model: a new head, and the random streams of dropout. Pass this
+    model wherever a model goes. The values are handed over when a compiled program runs and are no part of it, so a
+    large network compiles as fast as without them; programs with such a start are not kept in JAX's cache on disk.
+
+    >>> import jax, jax.numpy as jnp, d3mjax
+    >>> from d3mjax.networks import adapt
+    >>> pretrained = {"params": {"Dense_0": {"kernel": jnp.ones((3, 4)), "bias": jnp.zeros(4)}}}
+    >>> model = adapt.starting_from(d3mjax.mlp((4,), 2), pretrained)
+    >>> params = model.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+    >>> float(params["Dense_0"]["kernel"].sum()), params["Dense_1"]["kernel"].shape
+    (12.0, (4, 2))
+
+    Raises:
+      ValueError: in ``init``, if ``model`` has no variable of that name and shape.
+    """
+    given = {keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(variables)}
+
+    def init(key, x):
+        leaves, tree = jax.tree.flatten_with_path(model.init(key, x))
+        drawn = {keystr(path): leaf for path, leaf in leaves}
+        for name, value in given.items():
+            shape = drawn[name].shape if name in drawn else None
+            if value.shape != shape:
+                expected = "no such name" if shape is None else shape
+                raise ValueError(f"variables: found {name} of shape {value.shape}, expected {expected}")
+        kinds = {name: jax.ShapeDtypeStruct(value.shape, drawn[name].dtype) for name, value in given.items()}
+        values = lambda: {name: value.astype(kinds[name].dtype) for name, value in given.items()}
+        start = drawn | jax.pure_callback(values, kinds)  # in a closure, they would be constants of the program
+        return tree.unflatten([start[keystr(path)] for path, _ in leaves])
+
+    return Model(init, model.apply)
 
 
 def _set_open_switches(train: bool) -> Callable:
