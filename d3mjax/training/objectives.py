@@ -1,5 +1,7 @@
 """Training losses as `Objective(init, value)`; ``value`` averages over the batch with a constant denominator."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -39,6 +41,23 @@ def cross_entropy(*, smoothing: float = 0.0) -> Objective:
         return jnp.mean(weight * losses(logits, batch.y, smoothing=smoothing)), state
 
     return Objective(init=lambda: (), value=value)
+
+
+def generalised_losses(q: float) -> Callable[[Float[Array, "b C"], Int[AnyArray, "b"]], Float[Array, "b"]]:
+    """Generalised cross-entropy of each example: ``(logits, y) -> (1 - p_y^q) / q``, at most 1/q.
+
+    Its gradient is that of the cross-entropy times ``p_y^q``: examples that the model gets wrong count for little. As q
+    goes to 0 it becomes the cross-entropy in nats; at q = 1 it is the mean absolute error.
+
+    Source: Zhang and Sabuncu, "Generalized cross entropy loss for training deep neural networks with noisy labels",
+    NeurIPS 2018, equation 6.
+
+    Raises:
+      ValueError: if ``q`` is not in (0, 1].
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"q: found {q}, expected a power in (0, 1]")
+    return lambda logits, y: -jnp.expm1(-q * losses(logits, y)) / q
 
 
 def group_dro(
