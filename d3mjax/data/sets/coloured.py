@@ -10,7 +10,8 @@ Pairs are test images in the colour of their class and in a random other one, as
     data = load_coloured_fashion(task)
     sets = load_fashion_pairs(task, exclude=data.test.id)
 
-Over MNIST: ``pool = mnist.read(28)``, ``draw(MNIST, pool)``, ``draw_pairs(MNIST, official_test(pool), exclude=...)``.
+Over MNIST: ``pool = mnist.read(28)``, ``draw(MNIST, pool)``, ``draw_pairs(MNIST, official_test(pool), exclude=...)``;
+over its 10,000 digits of `mnist.read_package`: ``PACKAGE_DIGITS``, and ``exclude`` the ids of all four splits.
 """
 
 import dataclasses
@@ -51,6 +52,8 @@ class ColouredTask:
 FASHION = ColouredTask()
 MNIST = ColouredTask(test=4000, size=28)
 """Classes are to be balanced, so the rarest digit (5) limits the sizes."""
+PACKAGE_DIGITS = ColouredTask(train=6000, targets=200, selection=200, test=1500, pairs=(500, 500, 1000), size=28)
+"""Sizes for `mnist.read_package`: of the rarest digit 73 images are left to pairs."""
 DIGITS = ColouredTask(aligned=0.95, train=800, targets=200, selection=200, test=200, pairs=(100, 100, 150))
 """Some 39 images of each class are left to pairs."""
 

