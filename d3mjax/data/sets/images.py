@@ -3,6 +3,7 @@
 Needs Pillow: ``pip install 'd3mjax[images]'``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ def read_image(path: str | Path) -> Image:
             return np.array(image.convert("RGB"))
     except OSError as error:
         raise ValueError(f"{path}: missing or not an image ({error})") from error
+
+
+def check_files(paths: Sequence[Path]) -> None:
+    """Raises ``ValueError`` with the number of files that do not exist, and the first of them."""
+    if missing := [path for path in paths if not path.is_file()]:
+        raise ValueError(f"{missing[0]}: missing, and {len(missing) - 1} of {len(paths)} images more")
 
 
 def resize(image: Image, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

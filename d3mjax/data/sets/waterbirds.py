@@ -71,6 +71,7 @@ def _read(source: Path, metadata: str, size: int) -> dict[str, builders.Arrays]:
         paths = [source / row["img_filename"] for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source / 'metadata.csv'}: damaged ({error!r}), expected that of Waterbirds") from error
+    images.check_files(paths)
     parts = {}
     for code, name in enumerate(COUNTS):
         ids = np.flatnonzero(split == code).astype(np.int32)

@@ -172,6 +172,64 @@ def test_celeba_says_where_to_get_it(tmp_path, monkeypatch):
         celeba.load_celeba_blond(data_dir=tmp_path)
 
 
+@pytest.fixture(params=["txt", "csv"])
+def celeba_folder(request, tmp_path):
+    """32 images of one grey, 5 * number, in the published folder (txt), or as Kaggle packs it (csv)."""
+    names = [f"{number:06}.png" for number in range(32)]
+    nested = "img_align_celeba/" * (1 + (request.param == "csv"))
+    (tmp_path / nested).mkdir(parents=True)
+    for number, name in enumerate(names):
+        PIL.new("RGB", (178, 218), (5 * number,) * 3).save(tmp_path / nested / name)
+    attributes = [[name, *(1 if i & bit else -1 for bit in ATTRIBUTES.values())] for i, name in enumerate(names)]
+    partition = [[name, code] for name, code in zip(names, SPLITS, strict=True)]
+    header = ["image_id", *ATTRIBUTES]
+    if request.param == "txt":
+        write_list(tmp_path / "list_attr_celeba.txt", [[32], list(ATTRIBUTES), *attributes], "  ")
+        write_list(tmp_path / "list_eval_partition.txt", partition, " ")
+    else:
+        write_list(tmp_path / "list_attr_celeba.csv", [header, *attributes], ",")
+        write_list(tmp_path / "list_eval_partition.csv", [["image_id", "partition"], *partition], ",")
+    return tmp_path, request.param, tmp_path / nested
+
+
+def write_list(path, rows, blank):
+    path.write_text("".join(blank.join(map(str, row)) + "\n" for row in rows))
+
+
+def test_celeba_from_its_folder(celeba_folder):
+    source, _, folder = celeba_folder
+    load = {"size": 5, "normalise": False, "source_dir": source, "data_dir": source / "tfds"}
+    blond = celeba.load_celeba_blond(0, counts=None, **load)
+    age = celeba.load_celeba_age(0, sex_counts={"train": (4, 4), "val": (8, 8), "test": (4, 4)}, **load)
+    for data, bit in ((blond, 1), (age, 2)):
+        assert [len(split.y) for split in data] == [8, 8, 8, 8]
+        assert sorted(np.concatenate([data.target.id, data.selection.id]).tolist()) == list(range(8, 24))
+        assert (data.train.id.tolist(), data.test.id.tolist()) == ([*range(8)], [*range(24, 32)])
+        for split in data:
+            assert (split.x == 5 * split.id[:, None, None, None].astype(np.uint8)).all()
+            np.testing.assert_array_equal(split.y, (split.id & bit) > 0)
+            np.testing.assert_array_equal(split.group, 2 * split.y + ((split.id & 4) > 0))
+    assert celeba.load_blond_pairs(num_reference=3, counts=None, **load).report.x.shape == (2, 5, 5, 3)
+    (folder / "000003.png").unlink()
+    (folder / "000007.png").unlink()
+    with pytest.raises(ValueError, match=r"000003\.png: missing, and 1 of 32 images more"):
+        celeba.load_celeba_blond(0, counts=None, **{**load, "size": 6})
+
+
+def test_damaged_lists_of_celeba_are_named(celeba_folder):
+    source, kind, _ = celeba_folder
+    path = source / f"list_eval_partition.{kind}"
+    text = path.read_text()
+    load = lambda: celeba.load_celeba_blond(size=5, source_dir=source, data_dir=source, counts=None)
+    for damaged in (text.replace("000004.png", "4.png"), text.replace(" 2", " two").replace(",2", ",two"), ""):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"the lists are damaged \(.*expected those of CelebA"):
+            load()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"found neither list_eval_partition\.txt nor list_eval_partition\.csv in"):
+        load()
+
+
 SENTENCES = ("He came.", "She said: No!", "It is another nobody-knows.")  # the last has no word of NEGATIONS
 
 
