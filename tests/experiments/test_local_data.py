@@ -27,7 +27,8 @@ def test_the_first_directory_wins_and_data_is_last(directories):
     for directory in reversed(directories):
         directory.mkdir(exist_ok=True)
         (directory / "sick").mkdir()
-        assert find("sick") == directory / "sick"
+        assert find("sick") == local_data.search("sick") == directory / "sick"
+    assert local_data.search("waterbirds") is None
 
 
 def test_files_are_checked(directories):

