@@ -1,10 +1,7 @@
 """Files that are whole or absent: atomic writes, strict JSON, arrays as ``.npz``, checksums."""
 
-import hashlib
 import io
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from d3mjax.data.atomic import seal as seal
+from d3mjax.data.atomic import unseal as unseal
+from d3mjax.data.atomic import write_bytes as write_bytes
 from d3mjax.data.digests import digest as digest
-
-_CHECKSUM = 32  # bytes
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,36 +47,11 @@ def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write one file that appears under its name only when it is whole and on disk."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # same directory: a rename cannot cross disks
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Fields in which two JSON objects differ, by dotted name; empty if they are equal."""
     a, b = _flat(found), _flat(expected)
     values = {name: (a.get(name, "absent"), b.get(name, "absent")) for name in sorted(a.keys() | b.keys())}
     return "; ".join(f"{name}: found {old}, expected {new}" for name, (old, new) in values.items() if old != new)
-
-
-def seal(payload: bytes) -> bytes:
-    """Bytes followed by their SHA-256, the layout of every file that is checked when it is read."""
-    return payload + hashlib.sha256(payload).digest()
-
-
-def unseal(content: bytes) -> bytes | None:
-    """The payload of `seal`; None if it is damaged."""
-    payload, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
-    return payload if hashlib.sha256(payload).digest() == checksum else None
 
 
 def json_text(value: Any, *, sort_keys: bool = False, indent: int | None = None) -> str:

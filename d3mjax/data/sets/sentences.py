@@ -1,0 +1,146 @@
+"""Sentences of four kinds of text, with sentiment rated by twenty people each.
+
+The file is the source distribution of the package vaderSentiment 3.3.2, which holds the corpora of Hutto, Gilbert,
+"VADER: a parsimonious rule-based model for sentiment analysis of social media text", ICWSM 2014 (MIT licence): snippets
+of film and product reviews, sentences of editorials, and tweets. A negation goes with a negative rating.
+"""
+
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from d3mjax.data import splits
+from d3mjax.data.sets.negation import is_negated
+from d3mjax.types import Data, Split
+
+LABELS = ("negative", "positive")
+DOMAINS = ("films", "products", "editorials", "tweets")
+NEGATION_NAMES = tuple(f"{label}, {negation}" for label in LABELS for negation in ("no negation", "negation"))
+"""``group = 2 * y + negation``."""
+DOMAIN_NAMES = tuple(f"{label}, {domain}" for label in LABELS for domain in DOMAINS)
+"""``group = 4 * y + domain``."""
+
+_CORPORA = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+_FILES = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets")
+COUNTS = {"films": 10_605, "products": 3_708, "editorials": 5_190, "tweets": 4_200}
+"""Published numbers of sentences."""
+
+CLEAR = 0.5  # of 4: sentences of ratings up to here, on either side of 0, have no label
+
+Encode = Callable[[Sequence[str]], Any]
+"""Sentences to features, any pytree of arrays ``[n ...]``."""
+
+
+class Rated(NamedTuple):
+    """Sentences without repetitions, up to case."""
+
+    text: list[str]
+    rating: Float[np.ndarray, " n"]  # mean of twenty, -4 (most negative) to 4
+    domain: Int[np.ndarray, " n"]  # indexes DOMAINS
+    id: Int[np.ndarray, " n"]  # row in the four files, one after the other
+
+
+class Sizes(NamedTuple):
+    """Sentences of each group in the splits of the planted shortcut, in the order of `NEGATION_NAMES`."""
+
+    train: tuple[int, ...] = (47, 900, 900, 47)  # a negation, or its absence, agrees with the label for 95 %
+    target: tuple[int, ...] = (50,) * 4
+    selection: tuple[int, ...] = (100,) * 4
+    test: tuple[int, ...] = (300,) * 4
+
+
+def read_rated(path: str | Path, *, counts: dict[str, int] | None = COUNTS) -> Rated:
+    """All sentences of the package's source distribution.
+
+    Raises:
+      ValueError: a file that is missing or damaged; numbers of sentences other than ``counts`` (None: any).
+    """
+    try:
+        with tarfile.open(path) as outer, tarfile.open(fileobj=_member(outer, _CORPORA)) as inner:
+            raw = [_member(inner, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").read() for name in _FILES]
+        lines = [[line.split("\t") for line in text.decode("latin-1").split("\n") if line.strip()] for text in raw]
+        rows = [(text.strip(), float(rating), d) for d, part in enumerate(lines) for _, rating, text in part]
+    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+        raise ValueError(f"{path}: missing or damaged ({error!r}), expected vaderSentiment-3.3.2.tar.gz") from error
+    sizes = dict(zip(DOMAINS, map(len, lines), strict=True))
+    if counts is not None and sizes != counts:
+        raise ValueError(f"{path}: found {sizes} sentences, expected the published {counts}; counts=None takes any")
+    firsts = {text.casefold(): i for i, (text, *_) in reversed(list(enumerate(rows)))}
+    index = np.array(sorted(firsts.values()), np.int32)
+    text, rating, domain = zip(*(rows[i] for i in index), strict=True)
+    return Rated(list(text), np.array(rating), np.array(domain, np.int32), index)
+
+
+def label_by_negation(rated: Rated, y: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Groups `NEGATION_NAMES`."""
+    return 2 * y + np.array([is_negated(text) for text in rated.text], np.int32)
+
+
+def label_by_domain(rated: Rated, y: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Groups `DOMAIN_NAMES`."""
+    return 4 * y + rated.domain
+
+
+def load_sentences(
+    seed: int = 0,
+    *,
+    path: str | Path,
+    encode: Encode,
+    groups: Callable[[Rated, Int[np.ndarray, " n"]], Int[np.ndarray, " n"]] = label_by_negation,
+    sizes: tuple[int, int, int] = (4000, 1000, 2000),
+    counts: dict[str, int] | None = COUNTS,
+) -> Data:
+    """Random training, target and selection sentences of these ``sizes``; all others are the test.
+
+    x is ``encode(sentences)``, y whether the mean rating is positive; sentences without a clear rating are left out.
+    Raises as `read_rated`.
+    """
+    whole = _labelled(read_rated(path, counts=counts), encode, groups)
+    rest = len(whole.y) - sum(sizes)
+    return Data(*splits.divide(whole, seed, (*sizes, rest)))
+
+
+def load_planted_negation(
+    seed: int = 0,
+    *,
+    path: str | Path,
+    encode: Encode,
+    sizes: Sizes = Sizes(),
+    counts: dict[str, int] | None = COUNTS,
+) -> Data:
+    """Sentences on films, chosen so that a negation goes with a negative rating in the training set.
+
+    Otherwise as `load_sentences`. The test and the selection of a seed do not depend on the other sizes.
+
+    Raises:
+      ValueError: as `read_rated`; more sentences of a group than there are.
+    """
+    rated = read_rated(path, counts=counts)
+    whole = _labelled(rated, encode, label_by_negation)
+    films = np.isin(whole.id, rated.id[rated.domain == 0])
+    by_group = [splits.take(whole, np.flatnonzero(films & (whole.group == g))) for g in range(len(NEGATION_NAMES))]
+    order = ("test", "selection", "target", "train")
+    drawn = [splits.divide(part, seed, [getattr(sizes, name)[g] for name in order]) for g, part in enumerate(by_group)]
+    parts = {
+        name: splits.concatenate(*of_groups) for name, of_groups in zip(order, zip(*drawn, strict=True), strict=True)
+    }
+    return Data(**parts)
+
+
+def _labelled(rated: Rated, encode: Encode, groups: Callable) -> Split:
+    clear = np.flatnonzero(np.abs(rated.rating) > CLEAR)
+    rated = Rated([rated.text[i] for i in clear], rated.rating[clear], rated.domain[clear], rated.id[clear])
+    y = (rated.rating > 0).astype(np.int32)
+    return Split(encode(rated.text), y, groups(rated, y), rated.id)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> io.BufferedReader:
+    file = archive.extractfile(name)
+    if file is None:
+        raise KeyError(name)
+    return file  # pyright: ignore[reportReturnType]  # a buffered reader, whatever the stubs say

@@ -1,0 +1,74 @@
+"""Small made files of text in the layouts of the published ones: SICK, rated sentences, a vocabulary of BERT."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+WORDS = ("a", "man", "woman", "dog", "is", "not", "no", "running", "sleeping", "eating", "good", "bad", "film", "old")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+HEADER = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
+
+
+def vocabulary(path: Path) -> Path:
+    """A ``vocab.txt`` of all words and letters, the pieces ``##s`` and ``##ing`` among them."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    path.write_text("\n".join([*SPECIAL, *WORDS, *letters, "##s", "##ing", "'", "."]) + "\n")
+    return path
+
+
+def sentences(count: int, seed: int, *extra: str) -> list[str]:
+    """Different sentences of a few words and a number, all with the words ``extra``."""
+    rng = np.random.default_rng(seed)
+    plain = [word for word in WORDS if word not in ("no", "not")]
+    return [" ".join([*rng.choice(plain, 4), *extra, str(i)]) for i in range(count)]
+
+
+def sick(directory: Path, counts: dict[str, tuple[int, ...]]) -> Path:
+    """The three files, with these counts of the five groups, in turn of groups."""
+    directory.mkdir(parents=True)
+    names = {"train": "SICK_train.txt", "trial": "SICK_trial.txt", "test": "SICK_test_annotated.txt"}
+    labels = ("NEUTRAL", "NEUTRAL", "ENTAILMENT", "CONTRADICTION", "CONTRADICTION")
+    number = 0
+    for seed, (part, file) in enumerate(names.items()):
+        lines = [HEADER]
+        for g, count in enumerate(counts[part]):
+            first, second = sentences(count, 10 * seed + g), sentences(count, 10 * seed + g + 5)
+            for a, b in zip(first, second, strict=True):
+                number += 1
+                lines.append(f"{number}\t{a}{part}\t{b}{' not' if g in (1, 4) else ''}\t3.5\t{labels[g]}")
+        (directory / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory
+
+
+def rated(path: Path, texts: dict[str, list[tuple[str, float]]]) -> Path:
+    """A source distribution of vaderSentiment with these sentences and ratings by corpus."""
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as archive:
+        for corpus, rows in texts.items():
+            lines = "".join(f"{i}\t{rating}\t{text}\r\n" for i, (text, rating) in enumerate(rows))
+            _add(archive, f"hutto_ICWSM_2014/{corpus}_GroundTruth.txt", lines.encode("latin-1"))
+    with tarfile.open(path, "w:gz") as archive:
+        _add(archive, "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", inner.getvalue())
+    return path
+
+
+def corpora(count: int) -> dict[str, list[tuple[str, float]]]:
+    """Four corpora of ``count`` sentences for each sign and negation, with ratings of 1 and -1."""
+    names = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets")
+    made = {}
+    for d, name in enumerate(names):
+        kinds = [(rating, extra) for rating in (-1.0, 1.0) for extra in ((), ("not",))]
+        made[name] = [
+            (text + name, rating)
+            for k, (rating, extra) in enumerate(kinds)
+            for text in sentences(count, 10 * d + k, ("bad" if rating < 0 else "good"), *extra)
+        ]
+    return made
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
