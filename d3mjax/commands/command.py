@@ -39,6 +39,14 @@ Text = Annotated[
         help="Columns of free text, whose words are features, as in review: n-grams of characters are features."
     ),
 ]
+TextEncoder = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Directory of a frozen BERT, which encodes free text in place of n-grams: config.json, model.safetensors, "
+        "and tokenizer.json or vocab.txt, as of sentence-transformers/all-MiniLM-L6-v2. Or OWNER/NAME@REVISION of the "
+        "Hugging Face hub, REVISION being the 40 digits of a commit. Needs the extra hub: pip install 'd3mjax[hub]'."
+    ),
+]
 Drop = Annotated[
     str, tyro.conf.arg(help="Columns of tables that are not features, as in name,date. Label and id never are.")
 ]

@@ -4,7 +4,7 @@ Everything that can be wrong is a ``ValueError`` that names the option of the co
 expected, raised before any training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
@@ -14,10 +14,10 @@ import pandas as pd
 import tyro
 from jaxtyping import Int
 
-from d3mjax.commands import command, inputs
-from d3mjax.commands.command import Categorical, Drop, Id, Label, Text
+from d3mjax.commands import command, encoders, inputs
+from d3mjax.commands.command import Categorical, Drop, Id, Label, Text, TextEncoder
 from d3mjax.data import columns, features, images, labels, memberships, splits
-from d3mjax.data.columns import Column
+from d3mjax.data.columns import TEXT, Column
 from d3mjax.types import AnyArray, Data, Split
 
 PARTS = (0, 1, 2, 0)  # scoring, selection, report, scoring: dealt out to the targets of each group over and over
@@ -58,6 +58,7 @@ class Files:
     drop: Drop = ""
     categorical: Categorical = ""
     text: Text = ""
+    text_encoder: TextEncoder = None
     # Array of an .npz file, or feature of TFDS, with the features: [n, d], or images [n, h, w] or [n, h, w, c]. Of
     # tables, all other columns are features.
     feature: str = "x"
@@ -93,6 +94,17 @@ class UserData(NamedTuple):
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     card: Mapping[str, Any] = MappingProxyType({})  # of `inputs.card`
+    examples: Callable[[Sequence[int]], Any] | None = None  # rows of train -> texts, or pictures [k h w 3], for people
+
+
+class Features(NamedTuple):
+    """Features of every source by option, and what the report shows of them."""
+
+    x: dict[str, np.ndarray]
+    columns: tuple[Column, ...]  # none of images and arrays
+    used: dict[str, np.ndarray]  # the rows of the targets that score and report
+    notes: list[str]
+    examples: Callable[[Sequence[int]], Any] | None
 
 
 def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> UserData:
@@ -111,19 +123,18 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     groups = _classes_as_groups(classes) if files.auto else _groups(files, frames, group_columns, sizes)
     names = {option: inputs.names_of(frame, files.id, option) for option, frame in frames.items()}
     if files.images is None and sources.arrays is None:
-        x, kinds, used, notes = _table_features(files, frames, classes.y, set(group_columns))
+        made = _table_features(files, frames, classes.y, set(group_columns))
     else:
-        x, kinds = _array_features(sources.arrays or _images(files, frames), raw=files.raw), ()
-        flat = {option: pd.DataFrame(a.reshape(len(a), -1)) for option, a in x.items()}
-        used, notes = inputs.unseen(flat.pop("--train"), flat)
+        made = _other_features(files, frames, sources.arrays)
 
     first = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
     whole = {
         option: Split(
-            x[option], classes.y[option], groups.group[option], first[option] + np.arange(size, dtype=np.int32)
+            made.x[option], classes.y[option], groups.group[option], first[option] + np.arange(size, dtype=np.int32)
         )
         for option, size in sizes.items()
     }
+    used = made.used
     parts = {o: splits.take(part, np.flatnonzero(used[o])) if o in used else part for o, part in whole.items()}
     for option, part in parts.items():
         splits.check_split(part, name=option)
@@ -133,7 +144,8 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     target = parts["--validation"]
     facts = {"label": files.label, "classes": counts(target.y, classes.names)}
     facts |= {} if files.auto else {"groups": counts(target.group, groups.names)}
-    notes = [*sources.notes, *classes.notes, *groups.notes, *notes, _group_note(files, group_columns) if kinds else ""]
+    notes = [*sources.notes, *classes.notes, *groups.notes, *made.notes]
+    notes += [_group_note(files, group_columns)] if made.columns else []
     return UserData(
         parts["--train"],
         target,
@@ -142,7 +154,8 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
         names["--validation"][used["--validation"]],
         classes.names,
         groups.names,
-        inputs.card(sizes, kinds, facts, list(filter(None, notes))),
+        inputs.card(sizes, made.columns, facts, list(filter(None, notes))),
+        made.examples,
     )
 
 
@@ -227,8 +240,8 @@ def _groups(
 
 def _table_features(
     files: Files, frames: inputs.Frames, y: Mapping[str, np.ndarray], group_columns: set[str]
-) -> tuple[dict[str, np.ndarray], tuple[Column, ...], dict[str, np.ndarray], list[str]]:
-    """Features of every source, kinds of the columns, rows that score and report, and notes; empties ``frames``."""
+) -> Features:
+    """Features of the columns; empties ``frames``."""
     reasons = dict.fromkeys(command.names(files.drop), "--drop")
     reasons |= {} if files.group_as_feature else dict.fromkeys(group_columns, "group")
     reasons |= {files.label: "label"} | ({files.id: "id"} if files.id else {})
@@ -242,8 +255,20 @@ def _table_features(
             f"--train: found columns {[c.name for c in kinds]}, expected features beside label, groups and id"
         )
     used, notes = inputs.unseen(train, {option: frame for option, frame in typed.items() if option != "--train"})
-    encoder = features.fit(kinds, train, standardise=not files.raw)
-    return {option: features.encode(encoder, typed[option]) for option in typed}, kinds, used, notes
+    kinds, vectors = encoders.of_texts(files.text_encoder, kinds, typed) if files.text_encoder else (kinds, None)
+    encoder = features.fit(kinds, train, standardise=not files.raw, texts=vectors)
+    x = {option: features.encode(encoder, typed[option]) for option in typed}
+    free = train[[column.name for column in kinds if column.kind == TEXT]]
+    texts = lambda rows: [" | ".join(texts) for texts in free.iloc[list(rows)].itertuples(index=False, name=None)]
+    return Features(x, kinds, used, notes, texts if free.shape[1] else None)
+
+
+def _other_features(files: Files, frames: inputs.Frames, arrays: Mapping[str, np.ndarray] | None) -> Features:
+    """Features of arrays, or of images."""
+    x = _array_features(arrays or _images(files, frames), raw=files.raw)
+    flat = {option: pd.DataFrame(a.reshape(len(a), -1)) for option, a in x.items()}
+    used, notes = inputs.unseen(flat.pop("--train"), flat)
+    return Features(x, (), used, notes, None)
 
 
 def _images(files: Files, frames: inputs.Frames) -> dict[str, np.ndarray]:

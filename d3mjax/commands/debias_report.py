@@ -23,6 +23,7 @@ from d3mjax.commands.debias_seed import (
     WEIGHTS,
 )
 from d3mjax.commands.verdict import Verdict
+from d3mjax.data import cells
 from d3mjax.debiasing import selection
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
@@ -44,6 +45,8 @@ METHODS = {
 }
 """The methods of the table, in its order; those that no seed has measured are left out."""
 MOST = 5  # findings after the verdict
+LOWEST = 24  # examples of lowest score that are shown
+LONGEST = 240  # characters of a text that is shown
 NOTE = (
     "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on targets "
     "that this list had not seen. Checkpoints and plain training are shared by all seeds, so the spread is that of the "
@@ -271,11 +274,29 @@ def section(
         shown = dict.fromkeys(method for method in (PLAIN, SELECTED, chosen) if method)
         figures |= _removal_figures(data, units, ranking, {m: worst for m, (_, worst) in of_method.items()}, shown)
     if image and removing:
-        first = np.argsort(ranking.rank)[:24]
+        first = np.argsort(ranking.rank)[:LOWEST]
         images = data.train.x[first].reshape(-1, *image)
         titles = [f"{data.names[i]}: {data.class_names[data.train.y[i]]}"[:18] for i in first]
         figures["The examples of lowest score: id and label."] = plots.image_grid(images, titles)
-    return Section(text, figures, card=data.card.get("columns", ()))
+    pictures, texts = _lowest(data, ranking) if removing else ({}, {})
+    return Section(text, figures | pictures, card=data.card.get("columns", ()), examples=texts)
+
+
+def _lowest(data: UserData, ranking: Ranking) -> tuple[dict[str, Figure], dict[str, list[dict[str, Any]]]]:
+    """The examples of lowest score as a figure of pictures, or as a table of texts, by caption."""
+    if data.examples is None:
+        return {}, {}
+    first = np.argsort(ranking.rank)[:LOWEST]
+    labels = [data.class_names[y] for y in data.train.y[first]]
+    raw = data.examples(first.tolist())
+    if isinstance(raw, np.ndarray):
+        titles = [f"{data.names[i]}: {label}"[:18] for i, label in zip(first, labels, strict=True)]
+        return {"The examples of lowest score: id and label.": plots.image_grid(raw, titles)}, {}
+    lines = [
+        {"id": str(data.names[i]), "text": cells.short(text, length=LONGEST), "label": label, "score": f"{score:.2g}"}
+        for i, text, label, score in zip(first, raw, labels, ranking.score[first], strict=True)
+    ]
+    return {}, {"The texts of lowest score.": lines}
 
 
 def _removal_figures(

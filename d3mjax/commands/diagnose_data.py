@@ -18,8 +18,8 @@ import pandas as pd
 import tyro
 from jaxtyping import Bool
 
-from d3mjax.commands import command, inputs
-from d3mjax.commands.command import Categorical, Drop, Id, Label, Text
+from d3mjax.commands import command, encoders, inputs
+from d3mjax.commands.command import Categorical, Drop, Id, Label, Text, TextEncoder
 from d3mjax.data import columns, features, labels
 from d3mjax.data import files as readers
 from d3mjax.data import tables as encoding
@@ -47,6 +47,7 @@ class Files:
     drop: Drop = ""
     categorical: Categorical = ""
     text: Text = ""
+    text_encoder: TextEncoder = None
 
 
 class UserTable(NamedTuple):
@@ -82,7 +83,8 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     kinds = columns.infer(raw, categorical=coded, text=free, dropped=reasons | {files.label: "label"})
     typed = {option: columns.typed(frame, kinds) for option, frame in raw.items()}
     kinds = inputs.without_copies(kinds, typed, classes.y, files.label)
-    made, origins = _columns(kinds, typed)
+    kinds, vectors = encoders.of_texts(files.text_encoder, kinds, typed) if files.text_encoder else (kinds, None)
+    made, origins = _columns(kinds, typed, vectors)
     if not made["--train"]:
         raise ValueError(f"--train: found columns {list(raw['--train'])}, expected features that vary beside label, id")
     examples = {option: frame.assign(**{files.label: classes.y[option]}) for option, frame in typed.items()}
@@ -155,12 +157,13 @@ def _check(files: Files, frames: inputs.Frames) -> None:
 
 
 def _columns(
-    kinds: tuple[Column, ...], typed: Mapping[str, pd.DataFrame]
+    kinds: tuple[Column, ...], typed: Mapping[str, pd.DataFrame], vectors: encoders.Vectors | None
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, pd.Timestamp]]:
     """Columns of every source, and the origins of dates.
 
     A date becomes days since the first of the training rows, and its month, weekday and hour; free text its first
-    components, fitted on the training rows. Those that are the same in all training rows are left out.
+    components, of n-grams or of ``vectors``, fitted on the training rows. Those that are the same in all training rows
+    are left out.
     """
     made: dict[str, dict[str, np.ndarray]] = {option: {} for option in typed}
     origins, train = {}, typed["--train"]
@@ -171,7 +174,9 @@ def _columns(
             origins[column.name] = train[column.name].min()
             expand = lambda a, origin=origins[column.name]: _date_parts(a, origin)
         elif column.kind == TEXT:
-            (part,) = features.fit([column], train)
+            texts = train[column.name].tolist()
+            reduced = None if vectors is None else encoders.principal(vectors, texts, TEXT_WIDTH)
+            (part,) = features.fit([column], train, texts=reduced)
             expand = lambda a, part=part: _components(part, a)
         else:
             expand = lambda a: {str(a.name): a.to_numpy() if a.dtype == np.float64 else a.to_numpy(str)}

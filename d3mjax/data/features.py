@@ -15,6 +15,7 @@ would do all of it, rounds to float32 before scaling (of 1,200 Unix times 29 rem
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -44,17 +45,21 @@ class Part(NamedTuple):
 
 
 Encoder = tuple[Part, ...]
+Texts = Callable[[Sequence[str]], np.ndarray]  # k texts -> Float[k d]
 Fitted = tuple[tuple[str, ...], Callable[[pd.Series], np.ndarray], list[bool]]  # names, expand, which are indicators
 
 
-def fit(columns: Sequence[Column], train: pd.DataFrame, *, standardise: bool = True) -> Encoder:
+def fit(
+    columns: Sequence[Column], train: pd.DataFrame, *, standardise: bool = True, texts: Texts | None = None
+) -> Encoder:
     """The encoder of the columns that are not dropped, fitted on the typed training rows.
 
     A number becomes itself and, if any are missing in training, an indicator; a category one-hot levels; a date its
     days and cyclic parts; free text 30 components of its n-grams. ``standardise``: centred and scaled to deviation 1
     over the training rows, indicators by at least `LEAST_SCALE`; otherwise only constant features become zero.
+    ``texts``: makes numbers of free text in place of n-grams.
     """
-    return tuple(_fit(c, train[c.name], standardise) for c in columns if c.kind != DROPPED)
+    return tuple(_fit(c, train[c.name], standardise, texts) for c in columns if c.kind != DROPPED)
 
 
 def encode(encoder: Encoder, frame: pd.DataFrame) -> Float32[np.ndarray, "n d"]:
@@ -110,9 +115,10 @@ def date_parts(train: pd.Series) -> Callable[[pd.Series], dict[str, Float64[np.n
     return parts
 
 
-def _fit(column: Column, values: pd.Series, standardise: bool) -> Part:
+def _fit(column: Column, values: pd.Series, standardise: bool, texts: Texts | None) -> Part:
     fitters = {NUMBER: _fit_number, CATEGORY: _fit_category, DATE: _fit_date}
-    features, expand, indicator = fitters.get(column.kind, _fit_text)(column, values)
+    of_text = _fit_text if texts is None else partial(_fit_given, texts)
+    features, expand, indicator = fitters.get(column.kind, of_text)(column, values)
     mean, deviation, constant = _moments(expand, values, len(features))
     if column.kind not in fitters:
         deviation = np.full(len(features), np.sqrt(np.mean(deviation**2)))  # components keep their proportions
@@ -178,6 +184,11 @@ def _fit_text(column: Column, values: pd.Series) -> Fitted:
         width = encoder.fit_transform(rows).shape[1]
     features = tuple(f"{column.name} {i}" for i in range(width))
     return features, lambda v: encoder.transform(v).to_numpy(), [False] * width
+
+
+def _fit_given(texts: Texts, column: Column, values: pd.Series) -> Fitted:
+    width = texts(values.iloc[:1].tolist()).shape[1]
+    return tuple(f"{column.name} {i}" for i in range(width)), lambda v: texts(v.tolist()), [False] * width
 
 
 def _imputer(x: np.ndarray) -> "SimpleImputer":

@@ -30,10 +30,9 @@ def enable() -> Path | None:
     JAX writes its entries in place, so that a killed process would leave a damaged one. Every process therefore has a
     directory of its own, filled with hard links, and moves its new entries into the shared one when it exits.
     """
-    chosen = os.environ.get("D3MJAX_CACHE", "")
-    if chosen == "off" or jax.config.values["jax_compilation_cache_dir"]:
+    shared = directory()
+    if shared is None or jax.config.values["jax_compilation_cache_dir"]:
         return None
-    shared = Path(chosen) if chosen else _default()
     own = shared / f"process-{uuid.uuid4().hex}"
     try:
         own.mkdir(parents=True)
@@ -50,6 +49,12 @@ def enable() -> Path | None:
     atexit.register(publish, own, shared)
     _hide_false_alarms()
     return shared
+
+
+def directory() -> Path | None:
+    """Directory of what is kept between processes, by ``D3MJAX_CACHE``; None if nothing is."""
+    chosen = os.environ.get("D3MJAX_CACHE", "")
+    return None if chosen == "off" else Path(chosen) if chosen else _default()
 
 
 def publish(own: Path, shared: Path) -> None:

@@ -1,0 +1,188 @@
+"""Frozen encoders of text in both commands: a planted BERT of random weights, read from files as the hub has them."""
+
+import json
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from networks.published_weights import bert_states, bert_tensors
+from planted_files import QUICK
+from safetensors.numpy import save_file
+
+from d3mjax.commands import debias, debias_data, diagnose_data, encoders
+from d3mjax.commands.debias_data import Files
+from d3mjax.data import columns
+from d3mjax.networks.transformers import BertConfig
+
+WORDS = ("good", "bad", "film", "not", "old", "dull")
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS)
+TINY = BertConfig(vocabulary=len(VOCABULARY), width=6, blocks=2, heads=3, inner=8, positions=12)
+CONFIG = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "vocab_size": TINY.vocabulary,
+    "hidden_size": TINY.width,
+    "num_hidden_layers": TINY.blocks,
+    "num_attention_heads": TINY.heads,
+    "intermediate_size": TINY.inner,
+    "max_position_embeddings": TINY.positions,
+    "type_vocab_size": 2,
+    "layer_norm_eps": TINY.epsilon,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("D3MJAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def directory(tmp_path):
+    path = tmp_path / "tiny"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "vocab.txt").write_text("\n".join(VOCABULARY))
+    save_file(bert_tensors(TINY), path / "model.safetensors")
+    return path
+
+
+def reviews(seed, n):
+    """Sentences of three words, of which the first two tell the class and the group."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    s = np.where(rng.random(n) < (0.9 if seed == 0 else 0.5), y, 1 - y)
+    noise = rng.choice(["film", "old"], (n, 5))
+    texts = [" ".join((WORDS[a], ("not", "dull")[b], *more)) for a, b, more in zip(y, s, noise, strict=True)]
+    columns = {
+        "review": texts,
+        "age": rng.normal(size=n),
+        "style": np.array(["x", "z"])[s],
+        "y": np.array(["n", "p"])[y],
+    }
+    return pd.DataFrame(columns)
+
+
+@pytest.fixture
+def tables():
+    return {"train": reviews(0, 300), "validation": reviews(1, 240)}
+
+
+FILES = Files("train", "validation", label="y", group="style", text="review")
+
+
+def test_vectors_are_unit_means_of_the_last_states(directory):
+    encoder = encoders.read_text_encoder(str(directory))
+    texts = ["good film", "bad"]
+    vectors, cut = encoders.encode(encoder, texts)
+    tokens = encoder.tokenize(texts).tokens
+    states = bert_states(TINY, bert_tensors(TINY), tokens)[-1]
+    means = np.stack([state[mask].mean(0) for state, mask in zip(states, tokens["mask"], strict=True)])
+    np.testing.assert_allclose(vectors, means / np.linalg.norm(means, axis=1, keepdims=True), atol=2e-5)
+    assert cut == 0
+
+
+def test_a_second_call_reads_what_the_first_has_kept(directory, cache_directory, monkeypatch):
+    encoder = encoders.read_text_encoder(str(directory))
+    first, _ = encoders.encode(encoder, ["good film", "bad"])
+    assert list((cache_directory / "features").iterdir())
+    fails = encoder.model._replace(apply=lambda *_: pytest.fail("computed again"))
+    again, _ = encoders.encode(encoder._replace(model=fails), ["good film", "bad"])
+    np.testing.assert_array_equal(again, first)
+    monkeypatch.setenv("D3MJAX_CACHE", "off")
+    np.testing.assert_array_equal(encoders.encode(encoder, ["good film", "bad"])[0], first)
+
+
+def test_text_becomes_vectors_beside_other_columns(directory, tables):
+    data = debias_data.read(replace(FILES, text_encoder=str(directory)), tables=tables)
+    assert data.train.x.shape == (300, TINY.width + 1)
+    (column,) = (c for c in data.card["columns"] if c["name"] == "review")
+    assert "encoded by" in column["note"]
+    assert "tiny-" in column["note"]
+    assert "as 6 numbers" in column["note"]
+    assert data.examples is not None
+    assert data.examples([3, 0]) == tables["train"]["review"].iloc[[3, 0]].tolist()
+    same = dict(zip(tables["train"]["review"], data.train.x, strict=True))
+    for text, x in zip(tables["validation"]["review"], data.target.x, strict=True):
+        if text in same:
+            np.testing.assert_array_equal(x[: TINY.width], same[text][: TINY.width])
+
+
+def test_texts_that_are_too_long_are_cut_and_counted(directory, tables):
+    tables["train"].loc[[0, 1], "review"] = " ".join(20 * ["good"])
+    data = debias_data.read(replace(FILES, text_encoder=str(directory)), tables=tables)
+    (column,) = (c for c in data.card["columns"] if c["name"] == "review")
+    assert "1 of" in column["note"]
+    assert column["note"].endswith("texts cut at 12 tokens")
+
+
+def test_the_report_shows_the_texts_of_lowest_score(directory, tables, tmp_path):
+    config = debias.Config(replace(FILES, text_encoder=str(directory)), **QUICK)
+    run = debias.main(config, tmp_path / "results", tables=tables)
+    page = (run / "report.html").read_text()
+    assert "The texts of lowest score." in page
+    lowest = (run / "examples.csv").read_text().splitlines()[1].split(",")[0]
+    shown = page.split("The texts of lowest score.")[0].rsplit("<table>", 1)[1]
+    first = shown.split("<tr>")[2]
+    assert tables["train"]["review"].iloc[int(lowest)] in first
+
+
+def test_diagnosis_takes_principal_components(directory, tables):
+    files: Any = diagnose_data.Files("train", "validation", label="y", text="review", text_encoder=str(directory))
+    table = diagnose_data.read(files, tables=tables)
+    parts = [name for name in table.train.columns if name.startswith("review ")]
+    assert len(parts) == TINY.width
+    x = np.stack([table.train.columns[name] for name in parts], 1)
+    covariance = np.cov(x.T)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-4)
+    assert np.all(np.diff(np.diag(covariance)) <= 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: (path / "vocab.txt").unlink(), "no tokenizer.json or vocab.txt in"),
+        (lambda path: (path / "model.safetensors").unlink(), "no model.safetensors in"),
+        (lambda path: (path / "config.json").write_text("{"), "damaged"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "roberta"}'), "model_type 'roberta'"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "bert"}'), "found no 'hidden_size'"),
+        (
+            lambda path: (path / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 9})),
+            "Are these the weights of another architecture",
+        ),
+        (lambda path: (path / "model.safetensors").write_bytes(b"12"), "truncated"),
+    ],
+)
+def test_what_is_wrong_with_the_files_is_named(directory, change, message):
+    change(directory)
+    with pytest.raises(ValueError, match=f"--text-encoder: .*{message}"):
+        encoders.read_text_encoder(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no such", "expected a directory, or OWNER/NAME@REVISION"),
+        ("owner/name", "expected owner/name@ and 40 digits"),
+        ("owner/name@main", "revision: found 'main', expected the 40 digits"),
+    ],
+)
+def test_an_id_of_the_hub_needs_a_commit(source, message):
+    with pytest.raises(ValueError, match=f"--text-encoder: .*{message}"):
+        encoders.read_text_encoder(source)
+
+
+def test_packages_that_are_missing_are_named_with_their_extra(directory, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ValueError, match=r"--text-encoder: .*pip install 'd3mjax\[hub\]'"):
+        encoders.read_text_encoder(str(directory))
+
+
+def test_an_encoder_needs_text(directory, tables):
+    frames = {name: frame.drop(columns="review") for name, frame in tables.items()}
+    kinds = columns.infer({"--train": frames["train"]}, categorical=(), text=(), dropped={})
+    with pytest.raises(ValueError, match="--text-encoder: found no column of free text"):
+        encoders.of_texts(str(directory), kinds, {"--train": columns.typed(frames["train"], kinds)})
