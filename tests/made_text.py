@@ -1,6 +1,8 @@
 """Small made files of text in the layouts of the published ones: SICK, rated sentences, a vocabulary of BERT."""
 
+import csv
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -66,6 +68,26 @@ def corpora(count: int) -> dict[str, list[tuple[str, float]]]:
             for text in sentences(count, 10 * d + k, ("bad" if rating < 0 else "good"), *extra)
         ]
     return made
+
+
+def multinli(directory: Path, counts: dict[str, tuple[int, ...]]) -> Path:
+    """``metadata_random.csv`` and the three ``jsonl`` files, with these counts of the six groups in each split."""
+    directory.mkdir(parents=True)
+    labels = ("contradiction", "entailment", "neutral")
+    rows, metadata = [], []
+    for split, part in enumerate(("train", "val", "test")):
+        for g, count in enumerate(counts[part]):
+            first, second = sentences(count, 20 * split + g), sentences(count, 20 * split + g + 10)
+            for a, b in zip(first, second, strict=True):
+                metadata.append([len(rows), g // 2, g % 2, split])
+                text = f"{b} never" if g % 2 else b
+                rows.append(json.dumps({"gold_label": labels[g // 2], "sentence1": a, "sentence2": text}))
+    with open(directory / "metadata_random.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["", "gold_label", "sentence2_has_negation", "split"], *metadata])
+    names = [f"multinli_1.0_{part}.jsonl" for part in ("train", "dev_matched", "dev_mismatched")]
+    for name, lines in zip(names, (rows[:-4], rows[-4:-2], rows[-2:]), strict=True):
+        (directory / name).write_text("\n".join(lines) + "\n")
+    return directory
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
