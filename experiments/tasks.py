@@ -14,7 +14,7 @@ from d3mjax.attribution import influence, inverses, projections, trak
 from d3mjax.data import splits
 from d3mjax.data.planted import corruptions, cues
 from d3mjax.data.sets import adult, digits, fashion, fashion_cues
-from d3mjax.debiasing import selection, sources
+from d3mjax.debiasing import d3m, selection, sources
 from d3mjax.networks import dense
 from d3mjax.runtime import hosts
 from d3mjax.training import ensemble, objectives, recipes, sampling
@@ -54,6 +54,8 @@ class Task:
     wrong: Callable[..., Int[np.ndarray, " k"]] = _none  # (seed, *, smoke) -> ids of planted label errors
     make_model: Callable[[], Model] | None = None  # instead of the MLP; called when a network is needed
     optimizer: Callable[[optax.Schedule, float], optax.GradientTransformation] = sgd  # (rate, decay)
+    betas: tuple[float, ...] = ()  # sharpness of D3M's group weights that selection may take beside the default
+    shares: tuple[float, ...] = d3m.SHARES  # of the training set, among which selection chooses how much to remove
     show: Callable[..., Any] | None = None  # (seed, ids) -> sentences or pictures [k h w c], where x holds features
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:

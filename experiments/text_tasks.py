@@ -19,7 +19,7 @@ from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import cache as kept
 from d3mjax.data import splits, tokens, weight_files
 from d3mjax.data.sets import multinli, sentences, sick
-from d3mjax.debiasing import selection
+from d3mjax.debiasing import d3m, selection
 from d3mjax.networks import adapt, transformers
 from d3mjax.types import Data, Model, Split
 from experiments import local_data
@@ -175,6 +175,7 @@ SENTENCES = Task(
     steps=400,
     rate=0.01,
     decay=0.03,
+    betas=(2.0, 4.0),
     show=_show_rated,
 )
 
@@ -195,6 +196,7 @@ NEGATION = replace(
     "targets of each, and the test set has all four equally.",
     load=partial(_sentences, load=sentences.load_planted_negation),
     steps=300,
+    betas=(2.0,),
 )
 
 SICK = Task(
@@ -209,6 +211,8 @@ SICK = Task(
     steps=400,
     rate=0.01,
     decay=0.1,
+    betas=(2.0, 4.0),
+    shares=(0.1, 0.3, 0.5, 0.7),
     show=_show_sick,
 )
 
@@ -218,6 +222,8 @@ SICK_HYPOTHESIS = replace(
     about="SICK with groups label by negation in the second sentence: plain training treats them alike, and there is "
     "nothing to repair.",
     load=partial(_sick_standardised, features=both, negated=sick.in_second, counts=sick.COUNTS_BY_SECOND),
+    betas=(),
+    shares=d3m.SHARES,
 )
 
 SICK_BLOCKS = replace(

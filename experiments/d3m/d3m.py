@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from d3mjax.debiasing import baselines, d3m, group_weighting, selection
 from d3mjax.debiasing.sources import Bank
@@ -25,7 +26,7 @@ from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
-from experiments import examples
+from experiments import examples, text_tasks
 from experiments.d3m.retraining import (
     accuracies,
     accuracies_with_offsets,
@@ -38,7 +39,7 @@ from experiments.d3m.retraining import (
 from experiments.study import Study, Unit
 from experiments.tasks import RESAMPLED, SMALL_SOURCES, TASKS, Influence, Task, Trak, columns
 
-GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set that the curve shows
+GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # shares of the training set that the curve shows
 OTHERS = (10.0,)  # dampings beside TRAK's own: little is left of the Gram where n is small for the dimension
 CONTROL_SHARES = (0.1, 0.3, 0.5)  # shares at which random removal is shown beside D3M
 FACTORS = (2.0, 4.0, 8.0)  # by which selection may weigh one class
@@ -65,6 +66,8 @@ KINDS = {
     "RWG": Kind("yardstick", "training groups"),
 }
 """The methods of the table, in its order."""
+SEVENTY = "D3M, 70 % removed"
+"""A further method, where a task has `Task.shares` as large."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,10 @@ def measure(
     keys = {family: members(root, family, retrains) for family in (D3M.SCORE, D3M.SELECT, D3M.REPORT)}
     losses = retrain(task, on_device, keys[D3M.SCORE], {"ERM": np.ones(n)})["ERM"].losses.mean(0)
     made = columns(task, source, jax.random.fold_in(root, D3M.COLUMNS), on_device, others=others, progress=progress)
-    scored, tried = d3m.score(made.columns, losses, beta=beta), {}
-    names = ("D3M", *(f"D3M, damping {damping:g}" for damping in others))
-    for name, reading in zip(names, scored.scores, strict=False):  # datamodels have one reading
-        tried |= d3m.candidates(reading, train.y, num_classes, name=name) | {
-            f"{name}, soft": d3m.soft_candidate(reading)
-        }
+    scored = d3m.score(made.columns, losses, beta=beta)
+    tried = candidates(task, scored, train.y, "D3M", others)
+    for other in task.betas:
+        tried |= candidates(task, d3m.score(made.columns, losses, beta=other), train.y, f"D3M, beta {other:g}", others)
     judged, group = retrain(task, on_device, keys[D3M.SELECT], tried), data.selection.group
     little = {name: judged[name] for name, rows in tried.items() if jnp.mean(rows == 0) <= 0.1}
     weighted = class_weights(train.y, num_classes)
@@ -125,6 +126,8 @@ def measure(
         results |= retrain(task, on_device, keys[D3M.REPORT], balanced, split=split, sampler=RESAMPLED)
 
     same = {"ERM": d3m.Choice("D3M/0.0", False), "D3M, 10 % removed": d3m.Choice("D3M/0.1", False), **chosen}
+    if SEVENTY in kinds(task):
+        same[SEVENTY] = d3m.Choice("D3M/0.7", False)
     same["ERM, class offsets"] = d3m.Choice("D3M/0.0", True)
     for name, (other, offsets) in same.items():
         results[name] = d3m.with_offsets(results[other]) if offsets else results[other]
@@ -141,6 +144,22 @@ def measure(
         facts |= diagnostics(made.kernel, scored.group_weights, arrays["suspect"], keep)
     arrays |= examples.stored(task, seed, train, np.argsort(scores)[: examples.COUNT])
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def kinds(task: Task) -> dict[str, Kind]:
+    """`KINDS`, and what the shares of a task add."""
+    return KINDS | ({SEVENTY: Kind("ours", "validation groups")} if max(task.shares) >= 0.7 else {})
+
+
+def candidates(
+    task: Task, scored: d3m.Scores, y, name: str, others: tuple[float, ...]
+) -> dict[str, Bool[jax.Array, "n"] | Float[jax.Array, "n"]]:
+    """Weights that selection tries at every damping: the shares of the task, the rule, and soft weights."""
+    tried, names = {}, (name, *(f"{name}, damping {damping:g}" for damping in others))
+    for reading, scores in zip(names, scored.scores, strict=False):  # datamodels have one reading
+        tried |= d3m.candidates(scores, y, len(task.class_names), name=reading, shares=task.shares)
+        tried |= {f"{reading}, soft": d3m.soft_candidate(scores)}
+    return tried
 
 
 def class_weights(y, num_classes: int) -> dict[str, np.ndarray]:
@@ -242,8 +261,10 @@ def describe(task: Task, _config: Config, units: list[Unit]) -> tuple[list[dict[
         "decision threshold, are chosen for every model on the groups of the targets and the selection split. "
         f"Kept ids and scores of every seed: units/{task.name}-<seed>.npz (id, score, kept)."
     )
-    parts = {name: row_parts(units, name, kind) for name, kind in KINDS.items()}
-    rows = [row_of(task.name, name, values, KINDS[name], **settings) for name, (values, settings) in parts.items()]
+    parts = {name: row_parts(units, name, kind) for name, kind in kinds(task).items()}
+    rows = [
+        row_of(task.name, name, values, kinds(task)[name], **settings) for name, (values, settings) in parts.items()
+    ]
     pictures, sentences = lowest(task, units)
     return rows, page.Section(text, figures(task, units) | pictures, examples=sentences)
 
@@ -258,7 +279,7 @@ STUDY = Study(
     claim="Without training groups, removal of the examples of lowest alignment lifts the worst group far above plain "
     "training, and above random removal of as many examples of the same classes.",
     config=Config(),
-    tasks=TASKS,
+    tasks=TASKS | text_tasks.TASKS,
     prepare=lambda task, config, _results: partial(_one_seed, task, config),
     describe=describe,
     minutes=1.5,

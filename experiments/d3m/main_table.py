@@ -19,12 +19,13 @@ import numpy as np
 
 from d3mjax.attribution import gradients, outputs, trak
 from d3mjax.debiasing import baselines, selection
-from d3mjax.debiasing.d3m import SHARES, with_offsets
+from d3mjax.debiasing.d3m import with_offsets
 from d3mjax.keys import D3M, members
 from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
+from experiments import text_tasks
 from experiments.d3m import d3m, head_fits, tuned_methods
 from experiments.d3m.retraining import arrays_of, by_group, gap_closed, retrain, row_of, worst
 from experiments.study import Study, Unit
@@ -131,7 +132,7 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
     """One row a method with the gap it closes, and the accuracy of every group under the main ones."""
     facts = units[0][0]
     tuned = {**tuned_methods.methods(task), **head_fits.methods(task)}
-    kinds = {**d3m.KINDS, **CONTROLS, **{name: method.kind for name, method in tuned.items()}}
+    kinds = {**d3m.kinds(task), **CONTROLS, **{name: method.kind for name, method in tuned.items()}}
     by_information = [
         (name, kind)
         for level in ("none", "validation groups", "training groups")
@@ -148,7 +149,8 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
         elif name in facts["chosen"]:
             settings |= {"chosen": [unit["chosen"][name] for unit, _ in units]}
             if kind.role == "ours":
-                tried = (len(SHARES) + 2) * (1 + len(config.others))  # offsets train no further model
+                # offsets train no further model
+                tried = (len(task.shares) + 2) * (1 + len(config.others)) * (1 + len(task.betas))
                 settings |= {"budget": tried}
         rows.append(row_of(task.name, name, values | {"gap_closed": closed}, kind, **settings))
     text = (
@@ -169,7 +171,7 @@ STUDY = Study(
     claim="Without training groups, D3M closes the gap between plain training and the best tuned method that needs "
     "them; controls that remove as many examples do not.",
     config=Config(),
-    tasks=TASKS,
+    tasks=TASKS | text_tasks.TASKS,
     prepare=lambda task, config, _results: partial(measure, task, config),
     describe=describe,
     minutes=13,
