@@ -54,7 +54,8 @@ class Task:
     wrong: Callable[..., Int[np.ndarray, " k"]] = _none  # (seed, *, smoke) -> ids of planted label errors
     make_model: Callable[[], Model] | None = None  # instead of the MLP; called when a network is needed
     optimizer: Callable[[optax.Schedule, float], optax.GradientTransformation] = sgd  # (rate, decay)
-    betas: tuple[float, ...] = ()  # sharpness of D3M's group weights that selection may take beside the default
+    beta: float = 1.0  # sharpness of D3M's group weights, per nat of group loss, in the studies d3m and main_table
+    betas: tuple[float, ...] = ()  # further ones that selection may take there
     shares: tuple[float, ...] = d3m.SHARES  # of the training set, among which selection chooses how much to remove
     show: Callable[..., Any] | None = None  # (seed, ids) -> sentences or pictures [k h w c], where x holds features
 

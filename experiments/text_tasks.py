@@ -175,7 +175,8 @@ SENTENCES = Task(
     steps=400,
     rate=0.01,
     decay=0.03,
-    betas=(2.0, 4.0),
+    beta=2.0,
+    betas=(1.0, 4.0),
     show=_show_rated,
 )
 
@@ -196,7 +197,7 @@ NEGATION = replace(
     "targets of each, and the test set has all four equally.",
     load=partial(_sentences, load=sentences.load_planted_negation),
     steps=300,
-    betas=(2.0,),
+    betas=(1.0,),
 )
 
 SICK = Task(
@@ -211,7 +212,8 @@ SICK = Task(
     steps=400,
     rate=0.01,
     decay=0.1,
-    betas=(2.0, 4.0),
+    beta=2.0,
+    betas=(1.0, 4.0),
     shares=(0.1, 0.3, 0.5, 0.7),
     show=_show_sick,
 )
@@ -222,6 +224,7 @@ SICK_HYPOTHESIS = replace(
     about="SICK with groups label by negation in the second sentence: plain training treats them alike, and there is "
     "nothing to repair.",
     load=partial(_sick_standardised, features=both, negated=sick.in_second, counts=sick.COUNTS_BY_SECOND),
+    beta=1.0,
     betas=(),
     shares=d3m.SHARES,
 )

@@ -78,7 +78,7 @@ class Config:
     seeds: int = 5  # splits of the data; means and deviations are over these
     first_seed: int = 10  # defaults were chosen on seeds 0 to 5, which must not report
     retrains: int = 3  # models behind every number of one seed
-    beta: float = 1.0  # sharpness of the group weights, per nat of group loss
+    beta: float | None = None  # sharpness of the group weights, per nat of group loss; None: that of the task
     source: Trak | Bank | Influence = field(default_factory=Trak)  # of the group columns
     others: tuple[float, ...] = OTHERS  # dampings that selection may take instead of TRAK's own
     smoke: bool = False  # tiny data and few models: does it run?
@@ -91,7 +91,7 @@ def measure(
     source: Trak | Bank | Influence,
     *,
     retrains: int,
-    beta: float = 1.0,
+    beta: float | None = None,
     others: tuple[float, ...] = OTHERS,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Unit:
@@ -101,7 +101,7 @@ def measure(
     keys = {family: members(root, family, retrains) for family in (D3M.SCORE, D3M.SELECT, D3M.REPORT)}
     losses = retrain(task, on_device, keys[D3M.SCORE], {"ERM": np.ones(n)})["ERM"].losses.mean(0)
     made = columns(task, source, jax.random.fold_in(root, D3M.COLUMNS), on_device, others=others, progress=progress)
-    scored = d3m.score(made.columns, losses, beta=beta)
+    scored = d3m.score(made.columns, losses, beta=task.beta if beta is None else beta)
     tried = candidates(task, scored, train.y, "D3M", others)
     for other in task.betas:
         tried |= candidates(task, d3m.score(made.columns, losses, beta=other), train.y, f"D3M, beta {other:g}", others)
