@@ -28,7 +28,7 @@ class Rules(IntEnum):
 class Auto(IntEnum):
     """Families of AUTO-D3M."""
 
-    CHECKPOINTS, COLUMNS, DRAW, REPORT = range(4)
+    CHECKPOINTS, COLUMNS, DRAW, REPORT, SELECT = range(5)
 
 
 class Ablation(IntEnum):

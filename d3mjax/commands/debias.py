@@ -45,7 +45,7 @@ class Config:
     # Your own model: module:function in the current directory, or file.py:function. Called with the number of classes,
     # it returns a Flax linen or nnx module, or a d3mjax Model, which maps features [b, ...] to logits [b, C]. If not
     # given: an MLP on flat features with one hidden layer, 32 wide below 2,000 training examples, 64 below 20,000, then
-    # 128; with --images a small CNN.
+    # 128; with --images, but without --image-encoder, a small CNN.
     model: str | None = None
     # Training steps, by SGD with momentum, the rate falling linearly to zero. If not given: ten epochs of batches of
     # 50, at least 300 steps; beyond 5,000 examples fewer epochs of larger batches (3 of 316 at 200,000 examples).
@@ -134,7 +134,7 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
             f"--auto: found {num_targets:,} targets and {n:,} training examples, whose attribution takes "
             f"{size / 2**30:.1f} GiB, expected at most {AUTO_BYTES / 2**30:.0f}: give fewer targets"
         )
-    if config.model is None and config.files.images:
+    if config.model is None and config.files.pixels:
         model = conv.cnn(CNN, num_classes, image=shape)
     elif config.model is None:
         model, data = dense.mlp((debias_recipe.hidden_of(n),), num_classes), debias_data.flat(data)
@@ -156,7 +156,7 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
 def recipe_of(job: Job) -> debias_recipe.Recipe:
     """All that the seeds share, on the devices of this host."""
     options = {"schedule": job.schedule, "counts": job.counts, "auto": job.config.files.auto}
-    ours = job.config.model is None and not job.config.files.images
+    ours = job.config.model is None and not job.config.files.pixels
     return debias_recipe.make_recipe(job.model, job.data, dense=ours, **options)
 
 

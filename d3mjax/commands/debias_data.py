@@ -23,6 +23,7 @@ from d3mjax.types import AnyArray, Data, Split
 PARTS = (0, 1, 2, 0)  # scoring, selection, report, scoring: dealt out to the targets of each group over and over
 PARTS_BESIDE_TEST = (0, 1, 0)
 CHUNK = 10_000  # rows standardised at once
+SIZE, ENCODED_SIZE = 64, 224  # of images, and of those that a pretrained network reads
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ class Files:
     feature: str = "x"
     # Folder of images, named by a column of the tables. They are the features then, and the other columns are not.
     images: str | None = None
-    # Side of the square to which images are resized.
-    image_size: int = 64
+    # File of ResNet weights in safetensors, as torchvision and timm name them, or OWNER/NAME@REVISION of the Hugging
+    # Face hub. The images become its features, which stay as they are, instead of their pixels. Needs the extra hub.
+    image_encoder: str | None = None
+    # Side of the square to which images are resized. If not given: 64, with --image-encoder 224.
+    image_size: int | None = None
     # Leave numbers as they are, instead of standardising them by mean and deviation of the training examples.
     raw: bool = False
 
@@ -73,6 +77,11 @@ class Files:
     def groups(self) -> tuple[str, ...]:
         """The terms to be crossed, as they are given."""
         return command.names(self.group or "")
+
+    @property
+    def pixels(self) -> bool:
+        """Whether features are the pixels of a folder of images."""
+        return self.images is not None and self.image_encoder is None
 
     @property
     def sources(self) -> dict[str, str]:
@@ -113,6 +122,8 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     sources = inputs.read(files.sources, files.feature, tables=tables)
     if sources.arrays is not None and files.images:
         raise ValueError("--images: found arrays, expected tables of which a column names the images")
+    if files.image_encoder and not files.images:
+        raise ValueError("--image-encoder: found no --images, expected the folder of the images")
     if files.group_as_feature and (sources.arrays is not None or files.images):
         raise ValueError("--group-as-feature: found no columns that are features, expected tables without --images")
     frames, sizes = sources.frames, {option: len(frame) for option, frame in sources.frames.items()}
@@ -265,23 +276,33 @@ def _table_features(
 
 def _other_features(files: Files, frames: inputs.Frames, arrays: Mapping[str, np.ndarray] | None) -> Features:
     """Features of arrays, or of images."""
-    x = _array_features(arrays or _images(files, frames), raw=files.raw)
+    notes, examples = [], None
+    if arrays is None:
+        arrays, notes, examples = _images(files, frames)
+    x = _array_features(arrays, raw=files.raw)
     flat = {option: pd.DataFrame(a.reshape(len(a), -1)) for option, a in x.items()}
-    used, notes = inputs.unseen(flat.pop("--train"), flat)
-    return Features(x, (), used, notes, None)
+    used, more = inputs.unseen(flat.pop("--train"), flat)
+    return Features(x, (), used, [*notes, *more], examples)
 
 
-def _images(files: Files, frames: inputs.Frames) -> dict[str, np.ndarray]:
-    """Pixels in [0, 1], [n, h, w, 3], of every source."""
-    directory, size = files.images or "", files.image_size
+def _images(
+    files: Files, frames: inputs.Frames
+) -> tuple[dict[str, np.ndarray], list[str], Callable[[Sequence[int]], Any] | None]:
+    """Pixels in [0, 1], [n, h, w, 3], of every source; or features, a note on them, and what shows the images."""
+    directory, size = files.images or "", files.image_size or (SIZE if files.pixels else ENCODED_SIZE)
     if size < 8:
         raise ValueError(f"--image-size: found {size}, expected at least 8")
     column = images.name_column(frames["--train"], directory)
     inputs.check_named(frames, {option: {"--images": [column]} for option in frames})
+    names = {option: frame[column].tolist() for option, frame in frames.items()}
     try:
-        return {option: images.read(directory, frame[column].tolist(), size=size) for option, frame in frames.items()}
+        if files.image_encoder is None:
+            return {option: images.read(directory, part, size=size) for option, part in names.items()}, [], None
+        x, note = encoders.of_images(files.image_encoder, directory, names, size=size)
     except ValueError as error:
-        raise ValueError(f"--images: {error}") from error
+        raise ValueError(str(error) if str(error).startswith("--") else f"--images: {error}") from error
+    show = lambda rows: images.read(directory, [names["--train"][i] for i in rows], size=SIZE)
+    return x, [note], show
 
 
 def _array_features(arrays: Mapping[str, np.ndarray], *, raw: bool) -> dict[str, np.ndarray]:

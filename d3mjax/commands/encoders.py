@@ -1,10 +1,12 @@
-"""Frozen encoders of the user's text: published weights of a directory or of the hub, and what they make of columns.
+"""Frozen encoders of the user's text and images: published weights of files or of the hub, and what they make of them.
 
     columns, vectors = of_texts("minilm", columns, typed)
     encoder = features.fit(columns, typed["--train"], texts=vectors)
+    x, note = of_images("resnet50.safetensors", "photos", {"--train": names}, size=224)
 
-A directory holds ``config.json``, ``model.safetensors``, and ``vocab.txt`` or ``tokenizer.json``, as the hub has them.
-Vectors are kept by the contents of weights and texts (`data.cache`), in ``features`` beside the compiled programs.
+A directory for text holds ``config.json``, ``model.safetensors``, and ``tokenizer.json`` or ``vocab.txt``, as the hub
+has them. Outputs are kept by the contents of weights and inputs (`data.cache`), in ``features`` beside the compiled
+programs.
 """
 
 import hashlib
@@ -20,9 +22,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
 
-from d3mjax.data import cache, tokens, weight_files
+from d3mjax.data import cache, images, tokens, weight_files
 from d3mjax.data.columns import TEXT, Column
-from d3mjax.networks import transformers
+from d3mjax.data.sets import images as photographs
+from d3mjax.networks import resnets, transformers
 from d3mjax.runtime import cache as kept
 from d3mjax.runtime import progress
 from d3mjax.types import Model
@@ -31,6 +34,9 @@ LONGEST = 256  # tokens of a text; what is longer is cut
 FILES = ("config.json", "model.safetensors")
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
 Vectors = Callable[[Sequence[str]], Float[np.ndarray, "n d"]]
+
+
+BLOCK = 512  # images in memory as floats
 
 
 class TextEncoder(NamedTuple):
@@ -82,7 +88,7 @@ def read_text_encoder(source: str) -> TextEncoder:
 def encode(encoder: TextEncoder, texts: Sequence[str]) -> tuple[Float[np.ndarray, "n d"], int]:
     """Vectors of the texts, from the cache where they are there, and how many texts were cut."""
     encoded = encoder.tokenize(texts)
-    with _directory() as directory, progress.shown(len(texts), "text") as bar:
+    with _directory() as directory, progress.shown(len(texts), "text", unit="text") as bar:
         bar(0, f"encoding {len(texts):,} texts by {encoder.name}")
         options = {"name": encoder.name, "batches": tokens.by_length, "progress": bar}
         vectors = cache.features(encoder.model, encoder.variables, encoded.tokens, directory, **options)
@@ -98,6 +104,50 @@ def principal(vectors: Vectors, train: Sequence[str], width: int) -> Vectors:
     return lambda texts: (vectors(texts) - mean) @ basis
 
 
+def of_images(
+    source: str, directory: str, names: Mapping[str, Sequence[str]], *, size: int
+) -> tuple[dict[str, Float[np.ndarray, "n d"]], str]:
+    """Features of the images ``directory / name`` by source, each resized to ``size``, and a note on the encoder.
+
+    ``source``: a file of ResNet weights, or ``OWNER/NAME@REVISION`` of the hub.
+
+    Raises:
+      ValueError: an encoder, or images, that cannot be read.
+    """
+    model, variables, name = read_image_encoder(source)
+    every = [each for part in names.values() for each in part]
+    parts = (images.read(directory, every[i : i + BLOCK], size=size) for i in range(0, len(every), BLOCK))
+    pixels = np.concatenate([(255 * np.asarray(part, np.float32)).round().astype(np.uint8) for part in parts])
+    with _directory() as kept_in, progress.shown(len(every), "images", unit="image") as bar:
+        bar(0, f"encoding {len(every):,} images by {name}")
+        x = cache.features(model, variables, pixels, kept_in, name=name, progress=bar)
+    ends = np.cumsum([len(part) for part in names.values()])[:-1]
+    note = f"Images are encoded by {name} as {x.shape[1]:,} numbers, at {size} x {size} pixels."
+    return dict(zip(names, np.split(x, ends), strict=True)), note
+
+
+def read_image_encoder(source: str) -> tuple[Model, PyTree[np.ndarray], str]:
+    """The ResNet of a file of weights, which maps bytes ``[b h w 3]`` to features, its variables, and its name.
+
+    Raises as `read_text_encoder`.
+    """
+    try:
+        path = Path(source) if Path(source).is_file() else _repository(source, "a file")("model.safetensors")
+        tensors = weight_files.read_safetensors(path)
+        network = resnets.encoder(_resnet(tensors, path))
+        variables = resnets.from_published(network, tensors)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"--image-encoder: {error}") from error
+    mean, std = (np.array(values, np.float32) for values in (photographs.MEAN, photographs.STD))
+
+    def apply(variables: Any, x: Any, *, train: bool = False) -> Any:
+        return network.apply(
+            variables, (x / np.float32(255) - mean[None, None, None]) / std[None, None, None], train=train
+        )
+
+    return Model(network.init, apply), variables, _name(source, path)
+
+
 @contextmanager
 def _directory() -> Iterator[Path]:
     """Where vectors are kept; a temporary directory if nothing is to be kept."""
@@ -110,17 +160,18 @@ def _directory() -> Iterator[Path]:
 
 
 def _read(source: str) -> TextEncoder:
-    paths = _local(Path(source)) if Path(source).is_dir() else _of_hub(source)
+    if Path(source).is_dir():
+        paths = _local(Path(source))
+    else:
+        of_hub = _repository(source, "a directory")
+        paths = {name: of_hub(name) for name in (*FILES, TOKENIZERS[0])}
     config = _config(paths["config.json"])
     model = transformers.sentence_encoder(config)
-    with paths["model.safetensors"].open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     tensors = weight_files.read_safetensors(paths["model.safetensors"])
     longest = min(LONGEST, config.positions)
     tokenizer = next(paths[name] for name in TOKENIZERS if name in paths)
-    name = re.sub(r"[^\w.-]+", "-", source.rstrip("/").split("@")[0]).strip("-.")
     return TextEncoder(
-        f"{name}-{digest[:12]}",
+        _name(source, paths["model.safetensors"]),
         model,
         transformers.from_published(model, tensors),
         tokens.read_tokenizer(tokenizer, longest),
@@ -137,15 +188,33 @@ def _local(directory: Path) -> dict[str, Path]:
     return paths
 
 
-def _of_hub(source: str) -> dict[str, Path]:
+def _repository(source: str, local: str) -> Callable[[str], Path]:
+    """``file -> path`` for the files of ``OWNER/NAME@REVISION``; ``local``: what else was expected."""
     repo, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise ValueError(f"found {source!r}, expected a directory, or OWNER/NAME@REVISION of the hub")
+        raise ValueError(f"found {source!r}, expected {local}, or OWNER/NAME@REVISION of the hub")
     if not revision:
-        raise ValueError(
-            f"found {source!r}, which is no directory; of the hub expected {repo}@ and 40 digits of a commit"
-        )
-    return {name: weight_files.from_hub(repo, revision, name) for name in (*FILES, TOKENIZERS[0])}
+        raise ValueError(f"found {source!r}, not {local}; of the hub expected {repo}@ and the 40 digits of a commit")
+    return lambda file: weight_files.from_hub(repo, revision, file)
+
+
+def _name(source: str, weights: Path) -> str:
+    """The last part of the source, and the first digits of the SHA-256 of the weights."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    last = Path(source.split("@")[0]).name.removesuffix(".safetensors")
+    return f"{re.sub('[^A-Za-z0-9_.-]+', '-', last)}-{digest[:12]}"
+
+
+def _resnet(tensors: Mapping[str, np.ndarray], path: Path) -> resnets.ResnetConfig:
+    """The configuration by the names and shapes of the tensors."""
+    blocks = [{name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")} for stage in range(1, 5)]
+    if "conv1.weight" not in tensors or not all(blocks):
+        first = ", ".join(list(tensors)[:3])
+        raise ValueError(f"{path}: found tensors {first}, ..., expected conv1.weight and layer1 to layer4 of a ResNet")
+    sizes: Any = tuple(map(len, blocks))
+    width, deep = len(tensors["conv1.weight"]), "layer1.0.conv3.weight" in tensors
+    return resnets.ResnetConfig(sizes, bottleneck=deep, width=width)
 
 
 def _config(path: Path) -> transformers.BertConfig:

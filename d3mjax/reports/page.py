@@ -26,7 +26,8 @@ p, ul, dl, pre { max-width: 46rem; } .soft, figcaption { color: var(--soft); fon
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .4rem .55rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; border-top: 0; vertical-align: bottom; white-space: normal; }
-th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 8rem; } td.bar { min-width: 7rem;
+th.text, td.text { text-align: left; } td.text { white-space: normal; min-width: 8rem; } td.long { min-width: 20rem; }
+td.bar { min-width: 7rem;
   background: linear-gradient(var(--bar), var(--bar)) left / var(--share) 100% no-repeat; }
 .findings { padding-left: 1.2rem; } .findings li { margin: .3rem 0; }
 figure { margin: 1.6rem 0; } figure img { max-width: 100%; display: block; }
@@ -36,7 +37,8 @@ dt { font-weight: 600; } dd { margin: 0; } summary { cursor: pointer; color: #00
 details { border-top: 1px solid var(--line); padding: .5rem 0; } details h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; }
 @media (max-width: 600px) { table { font-size: .78rem; } th, td { padding: .3rem .35rem; }
-  td.text { min-width: 5.5rem; } td.bar { min-width: 5.5rem; } dl { grid-template-columns: 1fr; } }
+  td.text { min-width: 4rem; } td.long { min-width: 14rem; }
+  td.bar { min-width: 5.5rem; } dl { grid-template-columns: 1fr; } }
 """
 STORY = (
     "A classifier can have a high average accuracy and a low accuracy on one group, because most of its training "

@@ -13,6 +13,8 @@ MOST = 7
 """Metrics in one table."""
 MANY = 6
 """Entries of a list in a table."""
+LONG = 60
+"""Characters of a cell beyond which it is wide."""
 
 
 class Column(NamedTuple):
@@ -119,7 +121,7 @@ def card(lines: Sequence[Mapping[str, Any]]) -> str:
     }
     kinds = {name: "" if numeric[name] else ' class="text"' for name in titles}
     header = "".join(f"<th{kinds[name]}>{escape(str(name))}</th>" for name in titles)
-    body = ("".join(f"<td{kinds[name]}>{escape(_fact(line.get(name)))}</td>" for name in titles) for line in lines)
+    body = ("".join(_cell(_fact(line.get(name)), kinds[name]) for name in titles) for line in lines)
     return (
         f'<div class="wide" tabindex="0"><table>{"".join(f"<tr>{line}</tr>" for line in (header, *body))}</table></div>'
     )
@@ -214,6 +216,12 @@ def _fact(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value[:MANY])) + ", ..." * (len(value) > MANY)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str, kind: str) -> str:
+    """A cell; one of long text is wide, as it would be high otherwise."""
+    kind = ' class="text long"' if len(text) > LONG else kind
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _family(metric: str) -> str:

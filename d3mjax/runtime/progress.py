@@ -13,12 +13,12 @@ Progress = Callable[..., int]
 
 
 @contextmanager
-def shown(total: int, name: str) -> Iterator[Progress]:
-    """A bar of ``total`` models on a terminal; elsewhere one line whenever ``state`` changes."""
+def shown(total: int, name: str, *, unit: str = "model") -> Iterator[Progress]:
+    """A bar of ``total`` models, or other units, on a terminal; elsewhere one line whenever ``state`` changes."""
     from tqdm import tqdm  # of the extras: the library alone shows no progress
 
     begin, done, last = time.monotonic(), 0, ""
-    with tqdm(total=total, unit="model", desc=name, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=total, unit=unit, desc=name, disable=not sys.stderr.isatty()) as bar:
 
         def progress(count: int, state: str = "", *, at: int | None = None) -> int:
             nonlocal done, last
@@ -27,7 +27,7 @@ def shown(total: int, name: str) -> Iterator[Progress]:
                 if state and state != last:
                     spent = time.monotonic() - begin
                     left = f", about {spent * (total - done) / done:.0f} s left" if done else ""
-                    print(f"{name}: {state} ({done} of {total} models, {spent:.0f} s{left})", file=sys.stderr)
+                    print(f"{name}: {state} ({done} of {total} {unit}s, {spent:.0f} s{left})", file=sys.stderr)
             else:
                 if state and state != last:
                     bar.set_postfix_str(state, refresh=False)

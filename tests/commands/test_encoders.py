@@ -1,4 +1,4 @@
-"""Frozen encoders of text in both commands: a planted BERT of random weights, read from files as the hub has them."""
+"""Frozen encoders of the commands: a planted BERT and a planted ResNet of random weights, read from published files."""
 
 import json
 import sys
@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
+from networks.published_images import resnet_features, resnet_tensors
 from networks.published_weights import bert_states, bert_tensors
 from planted_files import QUICK
 from safetensors.numpy import save_file
 
 from d3mjax.commands import debias, debias_data, diagnose_data, encoders
 from d3mjax.commands.debias_data import Files
-from d3mjax.data import columns
+from d3mjax.data import columns, images
+from d3mjax.data.sets.images import normalise
+from d3mjax.networks.resnets import ResnetConfig
 from d3mjax.networks.transformers import BertConfig
 
 WORDS = ("good", "bad", "film", "not", "old", "dull")
@@ -166,7 +170,7 @@ def test_what_is_wrong_with_the_files_is_named(directory, change, message):
     ("source", "message"),
     [
         ("no such", "expected a directory, or OWNER/NAME@REVISION"),
-        ("owner/name", "expected owner/name@ and 40 digits"),
+        ("owner/name", "expected owner/name@ and the 40 digits"),
         ("owner/name@main", "revision: found 'main', expected the 40 digits"),
     ],
 )
@@ -186,3 +190,66 @@ def test_an_encoder_needs_text(directory, tables):
     kinds = columns.infer({"--train": frames["train"]}, categorical=(), text=(), dropped={})
     with pytest.raises(ValueError, match="--text-encoder: found no column of free text"):
         encoders.of_texts(str(directory), kinds, {"--train": columns.typed(frames["train"], kinds)})
+
+
+SMALL = ResnetConfig((1, 1, 1, 1), bottleneck=False, width=4)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of two colours of images, one for each class, their table by part, and a file of weights."""
+    folder, rng, parts = tmp_path / "photographs", np.random.default_rng(0), {}
+    folder.mkdir()
+    for part, count in {"train": 60, "validation": 60}.items():
+        y, s = rng.integers(0, 2, count), rng.integers(0, 2, count)
+        names = [f"{part}-{i}.png" for i in range(count)]
+        for name, colour, side in zip(names, y, s, strict=True):
+            pixels = rng.integers(0, 60, (20, 24, 3), dtype=np.uint8)
+            pixels[:, :, 2 * colour] += 150
+            pixels[:, : 12 * side] //= 2
+            PIL.Image.fromarray(pixels).save(folder / name)
+        parts[part] = pd.DataFrame({"file": names, "y": y, "side": s})
+    save_file(resnet_tensors(SMALL), tmp_path / "resnet.safetensors")
+    return parts, {"images": str(folder), "image_encoder": str(tmp_path / "resnet.safetensors"), "image_size": 32}
+
+
+IMAGES = Files("train", "validation", label="y", group="side")
+
+
+def test_images_become_the_features_of_a_resnet(photographs):
+    tables, options = photographs
+    data = debias_data.read(replace(IMAGES, raw=True, **options), tables=tables)
+    pixels = images.read(options["images"], tables["train"]["file"].tolist()[:3], size=32)
+    expected, _ = resnet_features(
+        SMALL, resnet_tensors(SMALL), normalise((255 * pixels).round().astype(np.uint8)), train=False
+    )
+    np.testing.assert_allclose(data.train.x[:3], expected, rtol=1e-4, atol=1e-4)
+    assert data.train.x.shape == (60, SMALL.features)
+    assert any("encoded by resnet-" in note and "32 numbers, at 32 x 32" in note for note in data.card["notes"])
+    assert data.examples is not None
+    assert data.examples([0, 5]).shape == (2, 64, 64, 3)
+
+
+def test_encoded_images_train_a_small_network_and_are_shown(photographs, tmp_path):
+    tables, options = photographs
+    run = debias.main(debias.Config(replace(IMAGES, **options), **QUICK), tmp_path / "results", tables=tables)
+    assert "The examples of lowest score: id and label." in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("tiny/model.safetensors", "expected conv1.weight and layer1 to layer4 of a ResNet"),
+        ("none.safetensors", "found .*none.safetensors', expected a file, or OWNER/NAME@REVISION"),
+    ],
+)
+def test_weights_that_are_no_resnet_are_named(directory, photographs, source, message):
+    tables, options = photographs
+    files = replace(IMAGES, **options | {"image_encoder": str(directory.parent / source)})
+    with pytest.raises(ValueError, match=f"--image-encoder: .*{message}"):
+        debias_data.read(files, tables=tables)
+
+
+def test_an_encoder_of_images_needs_images(tables):
+    with pytest.raises(ValueError, match="--image-encoder: found no --images"):
+        debias_data.read(replace(FILES, image_encoder="resnet.safetensors"), tables=tables)

@@ -99,7 +99,8 @@ def test_findings_of_a_section_replace_the_conclusions(tmp_path, capsys):
         {"name": "age", "missing": 0.25, "note": ""},
         {"name": "<job>", "levels": list("abcdefgh"), "missing": {"--train": 3, "--test": 0}},
     ]
-    lowest = {"Lowest scores.": [{"sentence": "No dogs <bark>.", "label": "a", "score": "-1.2e-03"}]}
+    lines = [{"sentence": text, "label": "a", "score": "-1.2e-03"} for text in ("No dogs <bark>.", 61 * "x")]
+    lowest = {"Lowest scores.": lines}
     section = page.Section("", {}, ["Leave it: <nothing>.", "One & all."], card, lowest)
     page.finish(tmp_path, "debias", {"seeds": 4}, patch_rows(), {"patch": section}, 1.0)
     text = (tmp_path / "report.html").read_text()
@@ -112,6 +113,7 @@ def test_findings_of_a_section_replace_the_conclusions(tmp_path, capsys):
     assert '<td class="text">&lt;job&gt;</td>' in text
     assert "a, b, c, d, e, f, ..." in text
     assert '<td class="text">No dogs &lt;bark&gt;.</td><td class="text">a</td>' in text
+    assert f'<td class="text long">{61 * "x"}</td>' in text
     assert text.index("</ul>") < text.index("<figcaption>Lowest scores.</figcaption>") < text.index("<details>")
     printed = capsys.readouterr().out
     assert printed.index("Leave it") < printed.index("worst group, %") < printed.index("- One & all.")
