@@ -60,10 +60,13 @@ STUDY = Study(
     claim="",
     config=fmd.Config(
         tasks=tuple(bias_tasks.MNIST),
-        etas=(0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
+        etas=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),  # few images in conflict: small steps go far
+        round_eta=0.01,
         newton_rounds=8,
         newton_eta=0.003,
         whole_eta=0.03,
+        curved=1500,
+        max_steps=50,
     ),
     tasks=TASKS,
     minutes=30,
