@@ -232,6 +232,7 @@ SMOKES = {
     "embeddings": Smoke(PATCH, (learners_differ_where_they_should,)),
     "fmd_adult": Smoke({"tasks": ("adult-sex",)}, (bias_falls,)),
     "fmd_coloured": Smoke({"tasks": ("fashion-0.95",)}),
+    "fmd_mnist": Smoke({"tasks": ("mnist-0.95",)}, (bias_falls,)),
     "fmd_against_d3m": Smoke(PATCH),
     "influence_on_bias": Smoke({"tasks": ("adult-sex",)}, (removal_beside_its_prediction,)),
     "demix_diagnose": Smoke({}, (flagging_everything_has_a_known_f1,)),

@@ -175,7 +175,7 @@ def _from_folder(rows: _Rows, size: int) -> dict[str, builders.Arrays]:
     parts = {}
     for code, name in enumerate(_SPLITS):
         ids = np.flatnonzero(rows.split == code).astype(np.int32)
-        pixels = (_square(images.read_image(rows.paths[row]), size) for row in ids)
+        pixels = (_square(images.read_image(rows.paths[row]), size) for row in ids.tolist())
         part = {key: values[ids] for key, values in rows.attributes.items()}
         parts[name] = {"image": _filled(pixels, len(ids), size), **part, "id": ids}
     return parts
