@@ -20,7 +20,15 @@ from experiments.study import Study, cli
 
 # Where each study stands. A module may hold several.
 WINGS = {
-    "experiments.d3m": ("d3m", "main_table", "removal_rules", "auto_d3m", "ablate_method", "ablate_problem"),
+    "experiments.d3m": (
+        "d3m",
+        "main_table",
+        "removal_rules",
+        "auto_d3m",
+        "case_study",
+        "ablate_method",
+        "ablate_problem",
+    ),
     "experiments.datamodels": (
         *("lds_trak", "lds_datamodels", "lds_influence"),
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),

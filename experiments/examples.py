@@ -26,6 +26,11 @@ def stored(task: Task, seed: int, split: Split, rows: Int[np.ndarray, "k"]) -> d
     return {} if raw is None else {"shown": np.asarray(raw), "shown_row": np.asarray(rows)}
 
 
+def cut(text: str) -> str:
+    """A sentence for a table, in one line, cut off where it is long."""
+    return shorten(text, LONGEST, placeholder=" ...")
+
+
 def shown(
     caption: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Sequence[Any]]
 ) -> tuple[dict[str, Figure], dict[str, list[dict[str, Any]]]]:
@@ -39,7 +44,7 @@ def shown(
     if raw.dtype.kind == "U":
         of_each = zip(*facts.values(), strict=True)
         lines = [
-            {"sentence": shorten(text, LONGEST, placeholder=" ..."), **dict(zip(facts, values, strict=True))}
+            {"sentence": cut(text), **dict(zip(facts, values, strict=True))}
             for text, values in zip(raw.tolist(), of_each, strict=True)
         ]
         return {}, {caption.format("sentences"): lines}

@@ -212,6 +212,7 @@ SMOKES = {
     "d3m": Smoke(PATCH, (ours_beat_plain, d3m_keeps_what_it_scores), quick=True),
     "main_table": Smoke({"tasks": ("adult",)}, (controls_remove_as_many,)),
     "auto_d3m": Smoke({"tasks": ("patch-none", "patch")}, (refusal_is_plain_training,)),
+    "case_study": Smoke({"tasks": ("coat-brightness",)}),
     "removal_rules": Smoke(PATCH, (rules_of_one_size,)),
     "ablate_checkpoints": Smoke(PATCH, (ours_beat_plain,)),
     "ablate_projection": Smoke(PATCH, (ours_beat_plain,)),

@@ -75,15 +75,27 @@ class Attributed(NamedTuple):
     margins: np.ndarray  # [c t], soft margins
 
 
-def attribute(task: tasks.Task, config: Config, data: Data, root) -> Attributed:
-    """Train checkpoints on everything, and attribute every single target at both dampings."""
-    keys, model, source = members(root, Auto.CHECKPOINTS, config.source.models), task.network(), config.source
-    trainer = task.trainer(task.steps, SHUFFLED)
-    checkpoints = auto.train_checkpoints(keys, model, trainer, data, task.steps, **spread())
-    rows = partial(auto.attribute_targets, jax.random.fold_in(root, Auto.COLUMNS), model, checkpoints, data)
-    tau, undamped = (rows(trak_options(task, source), damping=d) for d in (source.damping, config.similar))
-    damped, similar = (np.asarray(pseudo_groups.gram([each])) for each in (tau, undamped))
-    return Attributed(tau, damped, similar, np.asarray(checkpoints.margins))
+def train(task: tasks.Task, source: Trak, data: Data, root) -> auto.Checkpoints:
+    """Checkpoints on everything by the recipe of the task."""
+    keys, trainer = members(root, Auto.CHECKPOINTS, source.models), task.trainer(task.steps, SHUFFLED)
+    return auto.train_checkpoints(keys, task.network(), trainer, data, task.steps, **spread())
+
+
+def attribute(
+    task: tasks.Task,
+    source: Trak,
+    data: Data,
+    root,
+    checkpoints: auto.Checkpoints,
+    *,
+    similar: float = auto.SIMILARITY,
+) -> Attributed:
+    """Attribution of every single target at two dampings, that of ``source`` and ``similar``."""
+    options = trak_options(task, source)
+    rows = partial(auto.attribute_targets, jax.random.fold_in(root, Auto.COLUMNS), task.network(), checkpoints, data)
+    tau, undamped = (rows(options, damping=damping) for damping in (source.damping, similar))
+    grams = (np.asarray(pseudo_groups.gram([each])) for each in (tau, undamped))
+    return Attributed(tau, *grams, np.asarray(checkpoints.margins))
 
 
 def groupings(attributed: Attributed, y, num_classes: int) -> dict[str, pseudo_groups.PseudoGroups]:
@@ -109,15 +121,20 @@ def groupings(attributed: Attributed, y, num_classes: int) -> dict[str, pseudo_g
     }
 
 
-def keep_mask(attributed: Attributed, group, y, num_classes: int, beta: float) -> np.ndarray:
-    """D3M's rule for these groups of the targets; an empty group has weight 0."""
+def alignment(attributed: Attributed, group, beta: float) -> jax.Array:
+    """D3M's scores ``[n]`` for these groups of the targets; an empty group has weight 0."""
     num_groups = int(group.max()) + 1
     member = np.eye(num_groups, dtype=np.float32)[group]
     with np.errstate(invalid="ignore", divide="ignore"):
         member = member / member.sum(0)
         losses = np.logaddexp(0, -attributed.margins).mean(0) @ member
     columns = np.where(np.isnan(losses), 0, attributed.tau.T @ np.nan_to_num(member))
-    scores = group_weighting.scores(columns, group_weighting.softmax_weights(losses, beta=beta))
+    return group_weighting.scores(columns, group_weighting.softmax_weights(losses, beta=beta))
+
+
+def keep_mask(attributed: Attributed, group, y, num_classes: int, beta: float) -> np.ndarray:
+    """D3M's rule for these groups of the targets."""
+    scores = alignment(attributed, group, beta)
     return np.asarray(selection.guard(scores, selection.drop_negative(scores), y, num_classes)[0])
 
 
@@ -127,7 +144,8 @@ def measure(case: Case, config: Config, seed: int, progress: Callable[[int], obj
     data = fewer_targets(task.read(seed, smoke=config.smoke), case.minority)
     train, target, runs = data.train, data.target, config.retrains
     num_classes, num_groups = len(task.class_names), len(task.group_names)
-    attributed = attribute(task, config, data, root)
+    checkpoints = train(task, config.source, data, root)
+    attributed = attribute(task, config.source, data, root, checkpoints, similar=config.similar)
     progress(config.source.models)
 
     facts, arrays = {}, {"target_id": target.id, "target_y": target.y, "target_group": target.group, "id": train.id}
