@@ -57,6 +57,8 @@ class Task:
     beta: float = 1.0  # sharpness of D3M's group weights, per nat of group loss, in the studies d3m and main_table
     betas: tuple[float, ...] = ()  # further ones that selection may take there
     shares: tuple[float, ...] = d3m.SHARES  # of the training set, among which selection chooses how much to remove
+    head: str | None = None  # name of the last layer in the parameters; None: that of the MLP
+    at_once: int | None = None  # most models that a device trains side by side; None: as many as the host says
     show: Callable[..., Any] | None = None  # (seed, ids) -> sentences or pictures [k h w c], where x holds features
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
@@ -97,15 +99,16 @@ def _trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
 SHUFFLED, RESAMPLED = sampling.shuffled(), sampling.resampled()
 
 
-def spread() -> dict[str, Any]:
-    """``width`` and ``mesh`` of this host, for functions that map models over devices."""
-    return {"width": hosts.models_at_once(), "mesh": hosts.local_mesh()}
+def spread(task: Task | None = None) -> dict[str, Any]:
+    """``width`` and ``mesh`` of this host, for functions that map models, of this task, over devices."""
+    width = hosts.models_at_once()
+    return {"width": min(width, task.at_once or width) if task else width, "mesh": hosts.local_mesh()}
 
 
 def train_models(task: Task, keys, split: Split, weights, look: Callable, **options: Any) -> tuple[Any, Array]:
     """`ensemble.train_many` by the recipe of the task, on all devices of this host."""
     trainer = task.trainer(task.steps, SHUFFLED)
-    return ensemble.train_many(trainer, keys, split, weights, task.steps, look=look, **options, **spread())
+    return ensemble.train_many(trainer, keys, split, weights, task.steps, look=look, **options, **spread(task))
 
 
 class Trak(NamedTuple):
@@ -115,7 +118,7 @@ class Trak(NamedTuple):
     size: int = 256  # projected dimension
     damping: float = 0.01  # of the mean eigenvalue
     microbatch: int = 20
-    last_layer: bool = False  # attribute the last layer of the task's MLP alone, without projection
+    last_layer: bool = False  # attribute the last layer of the task's network alone, without projection
 
 
 class Influence(NamedTuple):
@@ -140,8 +143,8 @@ def trak_options(task: Task, source: Trak, project: Callable = projections.sjlt)
     """Options of TRAK for one recipe; ``project``: makes a projection to ``source.size`` numbers."""
     if not source.last_layer:
         return trak.Options(project(source.size), source.damping, source.microbatch)
-    last = f"Dense_{len(task.hidden)}"
-    keep = lambda path: last in path
+    last = task.head or f"Dense_{len(task.hidden)}"
+    keep = lambda path: f"'{last}'" in path
     return trak.Options(projections.identity(), source.damping, source.microbatch, keep)
 
 
@@ -175,10 +178,10 @@ def columns(
     model, num_groups = task.network(), len(task.group_names)
     if isinstance(source, sources.Bank):
         trainer = task.trainer(source.steps, SHUFFLED)
-        return sources.from_datamodels(key, model, trainer, data, num_groups, source, **spread(), progress=progress)
+        return sources.from_datamodels(key, model, trainer, data, num_groups, source, **spread(task), progress=progress)
     recipe = (model, task.trainer(task.steps, SHUFFLED), data, num_groups, task.steps)
     attribution = _attribution(task, source, others)
-    made = sources.from_checkpoints(key, *recipe, attribution, checkpoints=source.models, **spread())
+    made = sources.from_checkpoints(key, *recipe, attribution, checkpoints=source.models, **spread(task))
     progress(source.models)
     return made
 

@@ -114,7 +114,7 @@ def _attributed(data: Data, keys, variables, *, task: Task, options: trak.Option
             return trak.group_columns(*arguments, options=options)[:2]
         return influence.group_columns(*arguments, options=options)[:2]
 
-    return ensemble.map_models(one, **spread(), shared=(data,))(keys, variables)
+    return ensemble.map_models(one, **spread(task), shared=(data,))(keys, variables)
 
 
 def standard(task: Task, config: Config, data: Data, seed: int) -> tuple[jax.Array, jax.Array]:

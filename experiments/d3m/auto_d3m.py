@@ -25,7 +25,7 @@ from d3mjax.keys import Auto, members
 from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.types import Data
-from experiments import tasks, text_tasks
+from experiments import photograph_tasks, tasks, text_tasks
 from experiments.d3m.retraining import accuracies, arrays_of, by_group, retrain, row_of, worst
 from experiments.study import Study, Unit
 from experiments.tasks import SHUFFLED, SMALL_SOURCES, Trak, spread, trak_options
@@ -47,8 +47,9 @@ class Case(NamedTuple):
     minority: int | None = None
 
 
-CASES = {case.name: case for case in (Case(task, name) for name, task in (tasks.TASKS | text_tasks.TASKS).items())} | {
-    name: Case(tasks.PATCH, name, k) for name, k in (("patch-few", 8), ("patch-hardly", 3), ("patch-none", 0))
+CASES = {
+    **{name: Case(task, name) for name, task in (tasks.TASKS | text_tasks.TASKS | photograph_tasks.TASKS).items()},
+    **{name: Case(tasks.PATCH, name, k) for name, k in (("patch-few", 8), ("patch-hardly", 3), ("patch-none", 0))},
 }
 
 
@@ -78,7 +79,7 @@ class Attributed(NamedTuple):
 def train(task: tasks.Task, source: Trak, data: Data, root) -> auto.Checkpoints:
     """Checkpoints on everything by the recipe of the task."""
     keys, trainer = members(root, Auto.CHECKPOINTS, source.models), task.trainer(task.steps, SHUFFLED)
-    return auto.train_checkpoints(keys, task.network(), trainer, data, task.steps, **spread())
+    return auto.train_checkpoints(keys, task.network(), trainer, data, task.steps, **spread(task))
 
 
 def attribute(

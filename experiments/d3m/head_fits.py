@@ -37,7 +37,7 @@ def _trained(data: Data, keys, setting: Setting, *, task: Task):
 
     trainer = recipe(task, SHUFFLED, objectives.cross_entropy(), setting)
     weights = baselines.erm_weights(len(data.train.y))
-    options = {"look": look, "shared": (data,), **spread()}
+    options = {"look": look, "shared": (data,), **spread(task)}
     (variables, features), losses = ensemble.train_many(trainer, keys, data.train, weights, task.steps, **options)
     return variables, features, losses
 

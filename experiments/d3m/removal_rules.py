@@ -25,7 +25,7 @@ from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.training import ensemble
 from d3mjax.types import Data
-from experiments import text_tasks
+from experiments import photograph_tasks, text_tasks
 from experiments.d3m import d3m
 from experiments.d3m.retraining import accuracies, arrays_of, gap_closed, retrain, row_of, worst
 from experiments.study import Study, Unit
@@ -205,7 +205,7 @@ STUDY = Study(
     claim="Removal of the lowest tenth with soft weights for the rest keeps most of D3M's gain; a step that also "
     "weighs up helpful examples closes the whole gap, and fails where its effective sample gets too small.",
     config=Config(),
-    tasks=TASKS | text_tasks.TASKS,
+    tasks=TASKS | text_tasks.TASKS | photograph_tasks.TASKS,
     prepare=lambda task, config, _results: partial(measure, task, config),
     describe=describe,
     minutes=10,

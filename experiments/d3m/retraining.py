@@ -27,7 +27,7 @@ def retrain(
 
     def fit(each, rows):
         recipe = (task.network(), task.trainer(task.steps, sampler), examples, data, rows, num_groups, task.steps)
-        return d3m.retrain(each, *recipe, **spread())
+        return d3m.retrain(each, *recipe, **spread(task))
 
     return d3m.retrain_each(fit, model_keys, weights)
 

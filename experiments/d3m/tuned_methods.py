@@ -125,7 +125,7 @@ def _fitted(split: Split, data: Data, keys, weights, setting: Setting, *, task: 
         return judge(task, variables, data, notes), losses
 
     # Not `train_many`: the recipe is traced, one setting a model, and JTT trains twice.
-    return ensemble.map_models(one, **spread(), shared=(split, data))(keys, weights, setting)
+    return ensemble.map_models(one, **spread(task), shared=(split, data))(keys, weights, setting)
 
 
 class Method(NamedTuple):

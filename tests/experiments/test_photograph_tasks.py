@@ -1,0 +1,113 @@
+"""The tasks of photographs on made files of the published layouts, from files and weights to tables."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import made_images
+import numpy as np
+import pytest
+import smoke
+
+from d3mjax.data.sets import images
+from d3mjax.networks import resnets
+from experiments import local_data, photograph_tasks, study
+from experiments.d3m import d3m
+from experiments.tasks import Trak
+
+TINY = resnets.ResnetConfig((1, 1, 1, 1), bottleneck=False)
+SEX = {name: (a + c, b + d) for name, (a, b, c, d) in made_images.COUNTS.items()}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A directory with both data sets and weights; made data go to another."""
+    directory = tmp_path_factory.mktemp("data")
+    made_images.waterbirds(directory / "waterbirds")
+    made_images.celeba(directory / "celeba")
+    (directory / "resnet50").mkdir()
+    made_images.resnet_weights(directory / "resnet50" / "model.safetensors", TINY)
+    return directory, tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def tasks(sources, monkeypatch):
+    """All tasks at 64 pixels with a tiny network and two steps."""
+    directory, made = sources
+    monkeypatch.setenv(local_data.VARIABLE, str(directory))
+    readers = {
+        "waterbirds": (photograph_tasks._birds, made_images.COUNTS),
+        "celeba-blond": (photograph_tasks._blond, made_images.COUNTS),
+        "celeba-age": (photograph_tasks._age, SEX),
+    }
+    recipe, names = photograph_tasks.Recipe(2, 24, 1e-3, 1e-3), (("a", "b"), tuple("0123"))
+    found = {}
+    for name, (read, counts) in readers.items():
+        source = photograph_tasks.Source(read, counts, network=TINY, size=64, made=made)
+        found |= photograph_tasks.tasks_of(name, "Made images.", source, recipe, *names)
+    return {name: dataclasses.replace(task, steps=2, batch=8) for name, task in found.items()}
+
+
+def test_data_are_the_same_for_network_and_head(tasks):
+    for name in ("waterbirds", "celeba-blond", "celeba-age"):
+        whole, head = (tasks[key].read(0) for key in (name, f"{name}-head"))
+        for split, features in zip(whole, head, strict=True):
+            assert (split.x.dtype, split.x.shape[1:]) == (np.uint8, (64, 64, 3))
+            for part in ("y", "group", "id"):
+                np.testing.assert_array_equal(getattr(split, part), getattr(features, part))
+        assert head.train.x.shape == (24, TINY.features)
+        np.testing.assert_allclose(head.train.x.mean(0), 0, atol=1e-4)
+        shown = tasks[f"{name}-head"].examples(0, head.train, np.array([3, 1]))
+        np.testing.assert_array_equal(shown, whole.train.x[[3, 1]])
+        np.testing.assert_array_equal(tasks[name].examples(0, whole.train, np.array([3, 1])), shown)
+
+
+def test_features_of_an_image_do_not_depend_on_the_seed(tasks):
+    one, other = (tasks["waterbirds-head"].read(seed) for seed in (0, 1))
+    assert one.target.id.tolist() != other.target.id.tolist()
+    by_id = [dict(zip(s.id.tolist(), s.x, strict=True)) for data in (one, other) for s in (data.target, data.selection)]
+    first, second = by_id[0] | by_id[1], by_id[2] | by_id[3]
+    for i, x in first.items():
+        np.testing.assert_array_equal(x, second[i])
+
+
+def test_images_are_normalised_and_evaluated_in_parts(tasks, monkeypatch):
+    x = tasks["waterbirds"].read(0).train.x
+    model = tasks["waterbirds"].network()
+    variables = model.init(jax.random.key(0), x[:1])
+    plain = resnets.classifier(TINY, 2)
+    expected = plain.apply(variables, jnp.asarray(images.normalise(x)))[0]
+    monkeypatch.setattr(photograph_tasks, "PART", 7)
+    for train in (False, True):
+        logits, after = model.apply(variables, x, train=train)
+        np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-4) if not train else None
+        assert jax.tree.structure(after) == jax.tree.structure(variables)
+
+
+def test_what_is_missing_is_named(tasks, tmp_path, monkeypatch):
+    monkeypatch.setenv(local_data.VARIABLE, str(tmp_path))
+    for call, name in ((tasks["waterbirds"].network, "resnet50"), (lambda: tasks["waterbirds"].read(0), "waterbirds")):
+        with pytest.raises(ValueError, match=rf"found no {name} \({name}\) in .*Origin: "):
+            call()
+    made_images.waterbirds(tmp_path / "waterbirds", made_images.COUNTS | {"test": (3, 3, 3, 4)})
+    with pytest.raises(ValueError, match=r"test\.group: found counts \[3, 3, 3, 4\], expected the published"):
+        tasks["waterbirds"].read(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["", "-head"])
+@pytest.mark.parametrize("name", ["waterbirds", "celeba-blond", "celeba-age"])
+def test_d3m_runs_from_files_to_tables(name, kind, tasks, tmp_path):
+    config = d3m.Config(tasks=(name + kind,), seeds=1, retrains=1, source=Trak(models=2, size=16), others=())
+    run = study.run(dataclasses.replace(d3m.STUDY, tasks=tasks), config, tmp_path)
+    methods = smoke.means(smoke.read_rows(run), name + kind)
+    assert methods.keys() == d3m.KINDS.keys()
+    assert all(0 <= row["worst_group_accuracy"] <= row["average_accuracy"] <= 1 for row in methods.values())
+
+
+@pytest.mark.slow
+def test_the_last_layer_of_a_network_is_attributed_alone(tasks, tmp_path):
+    source = Trak(models=1, last_layer=True)
+    config = d3m.Config(tasks=("waterbirds",), seeds=1, retrains=1, source=source, others=())
+    run = study.run(dataclasses.replace(d3m.STUDY, tasks=tasks), config, tmp_path)
+    assert smoke.means(smoke.read_rows(run), "waterbirds")["D3M, drop negative"]["removed"] > 0
