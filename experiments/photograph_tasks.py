@@ -32,7 +32,7 @@ class Source(NamedTuple):
     """Where images and weights come from; the defaults are the published ones."""
 
     read: Callable[..., Data]  # (seed, size=, counts=, data_dir=) -> Data of uint8 images
-    counts: Any  # of groups, None for any
+    counts: splits.Counts  # of groups
     network: resnets.ResnetConfig = resnets.RESNET50
     weights: str = "resnet50"  # of `local_data.SOURCES`
     size: int = 224  # pixels
@@ -113,8 +113,8 @@ def tasks_of(
     name: str, about: str, source: Source, recipe: Recipe, class_names: tuple[str, ...], group_names: tuple[str, ...]
 ) -> dict[str, Task]:
     """The two tasks of a data set, by name."""
-    n = sum(source.counts["train"]) if source.counts else recipe.batch
-    shown = {"class_names": class_names, "group_names": group_names}
+    n = sum(source.counts["train"])
+    shown: dict[str, Any] = {"class_names": class_names, "group_names": group_names}
     of_network = Task(
         name=name,
         about=f"{about} A ResNet-50 that was pretrained on ImageNet.",
