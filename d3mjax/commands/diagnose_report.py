@@ -10,7 +10,7 @@ import numpy as np
 from d3mjax.commands import diagnose_repaired, verdict
 from d3mjax.commands.command import write_csv
 from d3mjax.commands.diagnose_data import UserTable
-from d3mjax.data import columns
+from d3mjax.data import cells, columns
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import repair
 from d3mjax.diagnosis.diagnose import Diagnosis
@@ -22,6 +22,8 @@ from d3mjax.runtime import runs
 
 MARGIN = 0.03  # precision above that of the trivial rules
 MOST = 5  # findings after the verdict
+SHOWN = 24  # suspects whose text is shown
+LONGEST = 240  # characters of a text that is shown
 BEFORE, AFTER = "trained on the table as it is", "trained on the proposed repair"
 
 
@@ -97,7 +99,28 @@ def section(
             plots.reliability(reliability)
         ),
     }
-    return Section("\n".join(text), figures, findings, columns.card(data.columns))
+    return Section("\n".join(text), figures, findings, columns.card(data.columns), suspected_texts(data, decision))
+
+
+def suspected_texts(data: UserTable, decision: Decision) -> dict[str, list[dict[str, Any]]]:
+    """Free text of the rows whose labels are likeliest wrong, as a table by caption; none without text or suspects."""
+    free = [column.name for column in data.columns if column.kind == columns.TEXT]
+    probabilities = decision.diagnosis.probabilities[:, LABEL]
+    order = np.argsort(-probabilities, kind="stable").tolist()
+    rows = [i for i in order if decision.diagnosis.claims[i, LABEL]][:SHOWN]
+    if not free or not rows:
+        return {}
+    lines = [
+        {
+            "id": str(data.names[i]),
+            "text": cells.short(" | ".join(map(str, data.raw[free].iloc[i])), length=LONGEST),
+            "label": data.class_names[data.y[i]],
+            "proposal": _proposal(data, decision, i, LABEL),
+            "probability": f"{probabilities[i]:.2f}",
+        }
+        for i in rows
+    ]
+    return {"The texts whose labels are likeliest wrong.": lines}
 
 
 def findings(

@@ -5,12 +5,16 @@ import shutil
 import sys
 from dataclasses import replace
 from html import escape
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted_diagnoser import NETWORK, make_files, planted, planted_diagnoser, smoke
 
 from d3mjax.commands import diagnose, diagnose_data, diagnose_report
+from d3mjax.data.columns import Column
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import taught
 from d3mjax.diagnosis.cells import FEATURES
@@ -199,3 +203,21 @@ def test_a_dry_run_leaves_the_data_card_alone(made, tmp_path, capsys):
     assert (kinds["a"], kinds["job"], kinds["same"]) == ("number", "category", "dropped")
     assert "job     category  4 levels; 2 missing in --train" in capsys.readouterr().out
     assert not (run / "metrics.json").exists()
+
+
+def test_suspected_texts_are_shown_the_likeliest_first():
+    raw = pd.DataFrame({"a": [1, 2, 3, 4], "review": ["w", "x", "y", "z"]})
+    kinds = (Column("a", "number"), Column("review", "text"))
+    nothing: Any = None
+    data = diagnose_data.UserTable(*[nothing] * len(diagnose_data.UserTable._fields))
+    names = np.array(["r0", "r1", "r2", "r3"])
+    data = data._replace(columns=kinds, raw=raw, names=names, y=np.array([0, 1, 0, 1]), class_names=("n", "p"))
+    probabilities = np.array([[0.7, 0, 0], [0.2, 0, 0], [0.9, 0, 0], [0.8, 0, 0]])
+    claims = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    info = SimpleNamespace(proposed=np.array([1, 0, 1, 0]))
+    diagnosis: Any = SimpleNamespace(probabilities=probabilities, claims=claims, info=info)
+    decision = diagnose_report.Decision(diagnosis, claims, nothing, nothing, nothing)
+    (lines,) = diagnose_report.suspected_texts(data, decision).values()
+    assert [(line["id"], line["text"], line["label"]) for line in lines] == [("r2", "y", "n"), ("r0", "w", "n")]
+    assert lines[0]["proposal"] == "relabel as p"
+    assert diagnose_report.suspected_texts(data._replace(columns=kinds[:1]), decision) == {}
