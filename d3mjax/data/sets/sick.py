@@ -3,7 +3,7 @@
 The files are the user's, in one directory: ``SICK_train.txt``, ``SICK_trial.txt`` and ``SICK_test_annotated.txt`` of
 SemEval 2014, task 1 (Marelli et al., "A SICK cure for the evaluation of compositional distributional semantic
 models", LREC 2014; CC BY-NC-SA 3.0). Most contradictions have a negation, as in MultiNLI; those without are rare.
-Of the 4,927 test pairs 101 are also training or trial pairs in one order or the other: the official test is kept.
+Of the 4,927 test pairs 86 are also training or trial pairs, in one order or the other: the official test is kept.
 """
 
 import csv
