@@ -197,7 +197,8 @@ NEGATION = replace(
     "targets of each, and the test set has all four equally.",
     load=partial(_sentences, load=sentences.load_planted_negation),
     steps=300,
-    betas=(1.0,),
+    beta=1.0,
+    betas=(2.0,),
 )
 
 SICK = Task(
