@@ -220,7 +220,7 @@ def auc_metrics(units: list[Unit], method: str) -> dict[str, list[float]]:
         for name in of_seed[0]
     }
     hidden = np.mean([values for name, values in each.items() if name.startswith("hidden")], 0).tolist()
-    return {"AUC, hidden": hidden} | {f"AUC, {name}": values for name, values in each.items() if name != "hidden"}
+    return {"AUC hidden": hidden} | {f"AUC {name}": values for name, values in each.items() if name != "hidden"}
 
 
 def rows_of(case: Case, units: list[Unit]) -> list[dict[str, Any]]:
@@ -252,12 +252,12 @@ def findings(rows: list[dict[str, Any]]) -> list[str]:
             f"{method} {outcome}: worst hidden group {before:.1f} % to {after:.1f} %, average {average:+.1f} points"
             + (f"; it refused on {refused:.0%} of the seeds." if refused else ".")
         )
-    auc = lambda method: f"{mean(method, 'AUC, hidden'):.2f}"
+    auc = lambda method: f"{mean(method, 'AUC hidden'):.2f}"
     others = ", ".join(f"{name} {auc(name)}" for name in DIRECTIONS if name not in (FIRST, *SAME))
     sentences.append(f"The {FIRST} has AUC {auc(FIRST)} for the hidden attribute (chance: .50); {others}.")
-    measured = {m: v["mean"] for m, v in of[FIRST]["metrics"].items() if m.startswith("AUC, ") and v["mean"]}
-    best = sorted((m for m in measured if m != "AUC, hidden"), key=lambda m: -measured[m])
-    ranked = ", ".join(f"{m.removeprefix('AUC, ')} {measured[m]:.2f}" for m in best)
+    measured = {m: v["mean"] for m, v in of[FIRST]["metrics"].items() if m.startswith("AUC ") and v["mean"]}
+    best = sorted((m for m in measured if m != "AUC hidden"), key=lambda m: -measured[m])
+    ranked = ", ".join(f"{m.removeprefix('AUC ')} {measured[m]:.2f}" for m in best)
     return [*sentences, f"By AUC it follows: {ranked}."]
 
 
@@ -310,7 +310,7 @@ STUDY = Study(
     prepare=lambda case, config, _results: partial(measure, case, config),
     describe=describe,
     minutes=15,
-    headline=("dress-sleeves", ALWAYS, "AUC, hidden"),
+    headline=("dress-sleeves", ALWAYS, "AUC hidden"),
     smoke=lambda config: replace(config, seeds=2, retrains=2, source=SMALL_SOURCES[Trak]),
     small=lambda case: case._replace(task=replace(case.task, steps=50)),
     models=lambda config: config.source.models,
