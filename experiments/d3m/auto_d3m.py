@@ -76,7 +76,7 @@ class Attributed(NamedTuple):
     margins: np.ndarray  # [c t], soft margins
 
 
-def train(task: tasks.Task, source: Trak, data: Data, root) -> auto.Checkpoints:
+def trained(task: tasks.Task, source: Trak, data: Data, root) -> auto.Checkpoints:
     """Checkpoints on everything by the recipe of the task."""
     keys, trainer = members(root, Auto.CHECKPOINTS, source.models), task.trainer(task.steps, SHUFFLED)
     return auto.train_checkpoints(keys, task.network(), trainer, data, task.steps, **spread(task))
@@ -95,8 +95,8 @@ def attribute(
     options = trak_options(task, source)
     rows = partial(auto.attribute_targets, jax.random.fold_in(root, Auto.COLUMNS), task.network(), checkpoints, data)
     tau, undamped = (rows(options, damping=damping) for damping in (source.damping, similar))
-    grams = (np.asarray(pseudo_groups.gram([each])) for each in (tau, undamped))
-    return Attributed(tau, *grams, np.asarray(checkpoints.margins))
+    gram, undamped_gram = (np.asarray(pseudo_groups.gram([each])) for each in (tau, undamped))
+    return Attributed(tau, gram, undamped_gram, np.asarray(checkpoints.margins))
 
 
 def groupings(attributed: Attributed, y, num_classes: int) -> dict[str, pseudo_groups.PseudoGroups]:
@@ -145,7 +145,7 @@ def measure(case: Case, config: Config, seed: int, progress: Callable[[int], obj
     data = fewer_targets(task.read(seed, smoke=config.smoke), case.minority)
     train, target, runs = data.train, data.target, config.retrains
     num_classes, num_groups = len(task.class_names), len(task.group_names)
-    checkpoints = train(task, config.source, data, root)
+    checkpoints = trained(task, config.source, data, root)
     attributed = attribute(task, config.source, data, root, checkpoints, similar=config.similar)
     progress(config.source.models)
 

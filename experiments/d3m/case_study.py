@@ -149,7 +149,7 @@ def measure(case: Case, config: Config, seed: int, progress: Callable[[int], obj
     train, target = data.train, data.target
     y, group = np.asarray(target.y), np.asarray(target.group)
     num_classes, num_groups = len(task.class_names), len(task.group_names)
-    checkpoints = auto_d3m.train(task, config.source, data, root)
+    checkpoints = auto_d3m.trained(task, config.source, data, root)
     attributed = auto_d3m.attribute(task, config.source, data, root, checkpoints)
     progress(config.source.models)
     x = np.asarray(target.x).reshape(len(y), -1)
