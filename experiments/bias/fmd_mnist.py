@@ -7,8 +7,9 @@ official files (``mnist`` in D3MJAX_DATA) or TFDS.
 
 Claim:    that of `STUDY`, at the end.
 Command:  python -m experiments fmd_mnist        (`--smoke` takes seconds)
-Expected:
-Device:   two CPU cores; two minutes a task and seed.
+Expected: accuracy where colour says nothing, at .95 / .99 / .995 aligned: .706 / .447 / .327 without edit,
+          .791 / .587 / .390 by LfF, .820 / .760 / .723 with the last layer fine-tuned on 500 pairs, .94 without colour.
+Device:   two CPU cores, 20 minutes (an hour on a machine that others used).
 """
 
 from functools import partial
@@ -53,8 +54,8 @@ def make_lff(task: BiasTask, config: fmd.Config) -> fmd.More:
 TASKS = bias_tasks.MNIST | bias_tasks.MNIST_FULL
 STUDY = Study(
     "fmd_mnist",
-    claim="On Coloured MNIST re-linearised steps on pairs do better than Learning from Failure, which knows no "
-    "colours; fine-tuning the last layer on the same pairs does as well, and training without colour far better.",
+    claim="On Coloured MNIST Learning from Failure, which knows no colours, does at least as much as one step of FMD; "
+    "fine-tuning the last layer on 500 pairs does more than both, and training without colour far more.",
     config=fmd.Config(
         tasks=tuple(bias_tasks.MNIST),
         etas=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),  # few images in conflict: small steps go far
@@ -66,7 +67,7 @@ STUDY = Study(
         max_steps=50,
     ),
     tasks=TASKS,
-    minutes=30,
+    minutes=20,
     headline=("mnist-0.99", "LfF", "accuracy"),
     **{**fmd.SETTINGS, "prepare": partial(fmd.prepare, more=make_lff)},
 )
