@@ -1,5 +1,7 @@
 """What two large runs take on paper: FLOPs, bytes, chip-hours and money. Prints the tables of README.md.
 
+`step_memory.py` has XLA's own count of the memory of a training step.
+
     python tpu_scripts/sizing.py                                        # as in README.md
     python tpu_scripts/sizing.py --utilisation 0.35 --price v5e=1.00    # your measurement, your price a chip-hour
 
@@ -54,29 +56,66 @@ def resnet50(classes: int = 2, pixels: int = 224) -> Network:
     return Network(f"ResNet-50, {pixels} px", convolutions, channels, classes, dense_bias=True)
 
 
-def parameters(network: Network) -> int:
-    """``sum size^2 inputs outputs + 2 outputs``, and the dense layer."""
+class Transformer(NamedTuple):
+    """`d3mjax.networks.transformers.classifier` on texts of ``tokens``; BERT-base unless sizes are given."""
+
+    name: str = "BERT-base, 128 tokens"
+    tokens: int = 128
+    vocabulary: int = 30_522
+    width: int = 768
+    blocks: int = 12
+    heads: int = 12
+    inner: int = 3072
+    positions: int = 512
+    types: int = 2
+    classes: int = 3
+
+
+def parameters(network: Network | Transformer) -> int:
+    """``sum size^2 inputs outputs + 2 outputs``, and the dense layer; tables, blocks, pooler and head of a transformer.
+
+    A block has four square layers, two of ``inner`` units, and two norms.
+    """
+    if isinstance(network, Transformer):
+        width, inner = network.width, network.inner
+        block = 4 * (width**2 + width) + 2 * width * inner + inner + width + 4 * width
+        tables = (network.vocabulary + network.positions + network.types + 2) * width  # 2 for the norm
+        return tables + network.blocks * block + width**2 + width + (width + 1) * network.classes
     convolutions = sum(c.size**2 * c.inputs * c.outputs + 2 * c.outputs for c in network.convolutions)
     return convolutions + (network.features + network.dense_bias) * network.classes
 
 
-def forward_macs(network: Network) -> int:
-    """MAC of one example forward: ``sum size^2 inputs outputs side^2``, and the dense layer; borders count in full."""
+def forward_macs(network: Network | Transformer) -> int:
+    """MAC of one example forward: ``sum size^2 inputs outputs side^2``, and the dense layer; borders count in full.
+
+    Of a transformer ``blocks tokens (4 width^2 + 2 width inner + 2 tokens width)``, pooler and head.
+    """
+    if isinstance(network, Transformer):
+        width, tokens = network.width, network.tokens
+        block = tokens * (4 * width**2 + 2 * width * network.inner + 2 * tokens * width)
+        return network.blocks * block + width**2 + width * network.classes
     convolutions = sum(c.size**2 * c.inputs * c.outputs * c.side**2 for c in network.convolutions)
     return convolutions + network.features * network.classes
 
 
-def activations(network: Network) -> int:
-    """Numbers that training keeps of one example: outputs of convolutions before and after normalisation and ReLU."""
+def activations(network: Network | Transformer) -> int:
+    """Numbers that training keeps of one example: outputs of convolutions before and after normalisation and ReLU.
+
+    Of a transformer: eight states a block (query, key, value, attended, and both sums before and after the norm), inner
+    units before and after the GELU, and attention before and after the softmax.
+    """
+    if isinstance(network, Transformer):
+        tokens = network.tokens
+        return network.blocks * 2 * tokens * (4 * network.width + network.inner + network.heads * tokens)
     return 2 * sum(c.outputs * c.side**2 for c in network.convolutions)
 
 
-def training_flops(network: Network) -> int:
+def training_flops(network: Network | Transformer) -> int:
     """FLOP of one example forward and backward: ``6 MAC``, for backward takes twice as much as forward."""
     return 6 * forward_macs(network)
 
 
-def state_bytes(network: Network) -> int:
+def state_bytes(network: Network | Transformer) -> int:
     """Bytes of float32 parameters, momentum and gradients: ``12 parameters``."""
     return 12 * parameters(network)
 
@@ -201,7 +240,7 @@ def tables(utilisation: float, prices: Mapping[str, float]) -> str:
     def cost(chip: Chip, hours: float) -> str:
         return number(hours * prices[chip.name]) if chip.name in prices else f"{number(hours)} P"
 
-    def networks(network: Network) -> dict[str, str]:
+    def networks(network: Network | Transformer) -> dict[str, str]:
         return {
             "network": network.name,
             "parameters": f"{parameters(network):,}",
@@ -259,7 +298,7 @@ def tables(utilisation: float, prices: Mapping[str, float]) -> str:
     }
     listed = lambda facts: table([{"quantity": name, "value": value} for name, value in facts.items()])
     parts = (
-        table([networks(network) for network in (resnet9(), resnet50())]),
+        table([networks(network) for network in (resnet9(), resnet50(), Transformer())]),
         f"**(a) Datamodels of CIFAR-10: {a.models:,} ResNet-9 on halves of {a.examples:,}, {a.targets:,} targets**",
         listed(of_datamodels),
         table([datamodels(chip) for chip in CHIPS]),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from d3mjax.networks import conv
+from d3mjax.networks import conv, resnets, transformers
 from d3mjax.training import ensemble, objectives
 from tpu_scripts import sizing
 
@@ -31,6 +31,33 @@ def test_resnet50_has_its_published_size():
     assert sizing.forward_macs(published) == 4_089_184_256
     # 2,049 = 2,048 weights and a bias fewer for each of 998 classes.
     assert sizing.parameters(sizing.resnet50()) == 25_557_032 - 998 * 2049
+
+
+def test_a_small_transformer_by_hand():
+    sizes = {"vocabulary": 11, "width": 4, "blocks": 2, "heads": 2, "inner": 6, "positions": 5, "types": 2}
+    network = sizing.Transformer("small", 3, **sizes, classes=3)
+    # Tables 18 x 4 and a norm of 8; a block: 4 x 20, 4 x 6 + 6 + 6 x 4 + 4, two norms of 8; pooler 20, head 15.
+    assert sizing.parameters(network) == 72 + 8 + 2 * (80 + 58 + 16) + 20 + 15
+    # A token: 4 x 16 + 2 x 24 of layers, 2 x 3 x 4 of attention.
+    assert sizing.forward_macs(network) == 2 * 3 * (64 + 48 + 24) + 16 + 12
+    # A block: 8 states of 3 x 4, 2 x 3 x 6 inner units, 2 x 2 heads of 3 x 3.
+    assert sizing.activations(network) == 2 * (96 + 36 + 36)
+
+
+def test_bert_is_our_own():
+    model = transformers.classifier(transformers.BERT_BASE, 3)
+    tokens = {name: jnp.zeros((1, 2), jnp.int32) for name in ("ids", "types")} | {"mask": jnp.ones((1, 2), bool)}
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    assert sizing.parameters(sizing.Transformer()) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    # BertModel as published has 109,482,240 with its pooler.
+    assert sizing.parameters(sizing.Transformer()) == 109_482_240 + 769 * 3
+
+
+def test_resnet50_is_our_own():
+    variables = jax.eval_shape(
+        resnets.classifier(resnets.RESNET50, 2).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
+    assert sizing.parameters(sizing.resnet50()) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def test_resnet9_is_our_own():
