@@ -18,14 +18,14 @@ import tyro
 
 from d3mjax.reports import tables
 from d3mjax.runtime import hosts, runs, store
-from experiments.bench import bank, lasso, models, tensor, trak
+from experiments.bench import bank, encoders, lasso, models, parity, tensor, trak
 
 
 def main(
     results: Path = Path("results"),
     run: str | None = None,
     torch_python: Path = Path(".venv-bench/bin/python"),
-    only: Literal["all", "models", "trak", "lasso", "bank", "tensor"] = "all",
+    only: Literal["all", "models", "trak", "lasso", "bank", "tensor", "encoders", "parity"] = "all",
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""
@@ -33,9 +33,9 @@ def main(
     begin = time.perf_counter()
     config = {"only": only, "smoke": smoke}
     directory = runs.open_run(results, "bench", config, run)
-    against_torch = {"models": models.bench, "trak": trak.bench}
+    against_torch = {"models": models.bench, "trak": trak.bench, "parity": parity.bench}
     parts = {name: partial(part, torch_python) for name, part in against_torch.items()}
-    parts |= {"lasso": lasso.bench, "bank": bank.bench, "tensor": tensor.bench}
+    parts |= {"lasso": lasso.bench, "bank": bank.bench, "tensor": tensor.bench, "encoders": encoders.bench}
     rows = [row for name, part in parts.items() if only in ("all", name) for row in part(smoke=smoke)]
     document = runs.metrics_document("bench", config, rows, time.perf_counter() - begin)
     store.write_json(directory / "metrics.json", document)
