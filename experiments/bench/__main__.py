@@ -1,7 +1,8 @@
 """Run the side-by-side benchmarks and print their tables.
 
 Claim:    many small models train several times faster than in PyTorch on the same machine; TRAK takes fewer seconds
-          than in the authors' library and gives the same scores; LASSO paths take fewer than scikit-learn's.
+          than in the authors' library and gives the same scores; LASSO paths take fewer than scikit-learn's; ResNets
+          and BERT compute what torchvision and transformers do (`--only parity`: an error otherwise).
 Command:  make bench        (installs PyTorch into an environment of its own; `python -m experiments.bench --smoke`)
 Expected: on two cores 15.4 times the rate of a PyTorch loop and 2.6 times that of `torch.func.vmap` for an MLP of
           196-64-2; a quarter of a second for TRAK by an SJLT (p = 512), 10.8 times faster than the library; LASSO

@@ -22,7 +22,7 @@ from d3mjax.types import Model, Split
 from experiments.bench.measuring import in_torch, row
 
 OPTIMIZERS = {"sgd": optax.sgd(0.01, momentum=0.9), "adamw": optax.adamw(2e-5, weight_decay=0.01)}
-LARGEST = {"logits": 1e-4, "sgd_step": 1e-3, "adamw_parameters": 1e-3, "statistics": 1e-3}
+LARGEST = {"logits": 1e-4, "sgd_step": 1e-3, "sgd_parameters": 1e-3, "adamw_parameters": 1e-3, "statistics": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,11 @@ TASKS = (
 
 
 def differences(task: Task, directory: Path) -> dict[str, float]:
-    """What differs from the files of `torch_parity.py`, in units of the largest logit and of the length of the step.
+    """What differs from the files of `torch_parity.py`.
 
-    ``adamw_parameters`` and ``statistics`` are largest differences of single numbers: Adam divides a gradient that is
-    rounding alone, such as that of the biases of keys, by its own size.
+    ``logits`` in units of the largest logit. ``sgd_step`` is the length of the difference in units of the length of the
+    step, that is, of the gradient. The others are largest differences of single numbers after the step: Adam divides a
+    gradient that is rounding alone, such as that of the biases of keys, by its own size, so no length is given for it.
     """
     read = lambda name: weight_files.read_safetensors(directory / f"{name}.safetensors")
     model, before, batch = task.model, task.variables(read("before")), read("batch")
@@ -88,11 +89,10 @@ def differences(task: Task, directory: Path) -> dict[str, float]:
             return trainer.run(trainer.init(jax.random.key(0), split.x), split, jnp.ones(len(y)), 1)[0].variables
 
         ours, theirs = jax.device_get(step(split)), task.variables(read(name))
+        errors[f"{name}_parameters"] = _largest(ours["params"], theirs["params"])
         if name == "sgd":
-            error, whole = (_length(a, b["params"]) for a, b in ((ours["params"], theirs), (before["params"], theirs)))
+            error, whole = (_length(v["params"], theirs["params"]) for v in (ours, before))
             errors["sgd_step"] = error / whole
-        else:
-            errors["adamw_parameters"] = _largest(ours["params"], theirs["params"])
         if "batch_stats" in ours:
             errors["statistics"] = _largest(ours["batch_stats"], theirs["batch_stats"])
     return errors
@@ -107,11 +107,16 @@ def _largest(a: PyTree, b: PyTree) -> float:
     return float(max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), a, b))))
 
 
-def check(task: Task, errors: Mapping[str, float]) -> None:
-    """Raise FloatingPointError if a difference is above `LARGEST`."""
-    above = {name: error for name, error in errors.items() if not error <= LARGEST[name]}
+def check(task: Task, errors: Mapping[str, float], rounding: float) -> None:
+    """Raise FloatingPointError if a difference is above `LARGEST`.
+
+    ``rounding`` is the difference of PyTorch's own step in float32 from that in float64, in units of the step: a deep
+    network with batch normalisation over few pixels enlarges rounding, and ``sgd_step`` may be three times as large.
+    """
+    largest = LARGEST | {"sgd_step": max(LARGEST["sgd_step"], 3 * rounding)}
+    above = {name: error for name, error in errors.items() if not error <= largest[name]}
     if above:
-        raise FloatingPointError(f"{task.name}: found differences {above}, expected at most {LARGEST}")
+        raise FloatingPointError(f"{task.name}: found differences {above}, expected at most {largest}")
 
 
 def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
@@ -124,9 +129,10 @@ def bench(torch_python: Path, *, smoke: bool) -> list[dict[str, Any]]:
         if smoke and task.kind != "resnet":
             task = replace(task, config=task.config._replace(blocks=1, vocabulary=50), batch=2)
         with tempfile.TemporaryDirectory() as directory:
-            versions = in_torch(torch_python, "torch_parity.py", dumps(task.facts), directory)
-            errors = differences(task, Path(directory))
-        print(f"{task.name}: {errors}", flush=True)
-        check(task, errors)
-        rows.append(row("Parity with PyTorch", task.name, errors, settings={**task.facts, **versions}))
+            theirs = in_torch(torch_python, "torch_parity.py", dumps(task.facts), directory)
+            errors, rounding = differences(task, Path(directory)), theirs.pop("rounding")
+        print(f"{task.name}: {errors}, rounding of PyTorch's step {rounding}", flush=True)
+        check(task, errors, rounding)
+        figures = {**errors, "rounding": rounding}
+        rows.append(row("Parity with PyTorch", task.name, figures, settings={**task.facts, **theirs}))
     return rows

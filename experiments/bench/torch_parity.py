@@ -4,6 +4,7 @@ For every network: random weights, inputs, logits in evaluation, and the weights
 files of a directory. Called by `python -m experiments.bench --only parity`, never imported.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -78,6 +79,28 @@ def copied(net):
     return {name: tensor.clone().contiguous() for name, tensor in net.state_dict().items()}
 
 
+def stepped(task, net, x, y, name):
+    """The network after one training step, in place."""
+    net.train()
+    update = optimizer(name, net.parameters())
+    update.zero_grad()
+    nn.functional.cross_entropy(logits(task, net, x), y).backward()
+    update.step()
+    return net
+
+
+def rounding(task, net, before, x, y):
+    """Length of what float32 changes in the step of SGD, in units of the step in float64."""
+    flat = lambda parameters: torch.cat([parameter.detach().double().flatten() for parameter in parameters])
+    net.load_state_dict(before)
+    single = flat(stepped(task, net, x, y, "sgd").parameters())
+    net.load_state_dict(before)
+    start, double = flat(net.parameters()), copy.deepcopy(net).double()
+    x = {name: a.double() if a.is_floating_point() else a for name, a in x.items()}
+    exact = flat(stepped(task, double, x, y, "sgd").parameters())
+    return float((single - exact).norm() / (start - exact).norm())
+
+
 def main():
     task, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
     torch.manual_seed(0)
@@ -93,13 +116,9 @@ def main():
     save_file({**x, "y": y, **expected}, directory / "batch.safetensors")
     for name in task["optimizers"]:
         net.load_state_dict(before)
-        net.train()
-        update = optimizer(name, net.parameters())
-        update.zero_grad()
-        nn.functional.cross_entropy(logits(task, net, x), y).backward()
-        update.step()
-        save_file(copied(net), directory / f"{name}.safetensors")
-    print(json.dumps({module.__name__: module.__version__ for module in (torch, torchvision, transformers)}))
+        save_file(copied(stepped(task, net, x, y, name)), directory / f"{name}.safetensors")
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, transformers)}
+    print(json.dumps({**versions, "rounding": rounding(task, net, before, x, y)}))
 
 
 if __name__ == "__main__":
