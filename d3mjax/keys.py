@@ -46,7 +46,7 @@ class Bank(IntEnum):
 class LdsDatamodels(IntEnum):
     """Families of the linear datamodelling score of datamodels."""
 
-    TRUTH, BANKS, INTERVALS = range(200, 203)
+    BANKS, INTERVALS = 201, 202
 
 
 class Lds(IntEnum):

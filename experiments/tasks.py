@@ -59,6 +59,7 @@ class Task:
     shares: tuple[float, ...] = d3m.SHARES  # of the training set, among which selection chooses how much to remove
     head: str | None = None  # name of the last layer in the parameters; None: that of the MLP
     at_once: int | None = None  # most models that a device trains side by side; None: as many as the host says
+    make_trainer: Callable[[Model, int, Sampler], Trainer] | None = None  # (model, steps, sampler), another recipe
     show: Callable[..., Any] | None = None  # (seed, ids) -> sentences or pictures [k h w c], where x holds features
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
@@ -78,7 +79,7 @@ class Task:
         return _network(self)
 
     def trainer(self, steps: int, sampler: Sampler) -> Trainer:
-        """``optimizer`` with a rate that falls linearly to zero over ``steps``.
+        """``make_trainer``, or ``optimizer`` with a rate that falls linearly to zero over ``steps``.
 
         One object for equal tasks, steps and samplers (`SHUFFLED`, `RESAMPLED`).
         """
@@ -92,6 +93,8 @@ def _network(task: Task) -> Model:
 
 @cache
 def _trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
+    if task.make_trainer is not None:
+        return task.make_trainer(task.network(), steps, sampler)
     tx = task.optimizer(optax.linear_schedule(task.rate, 0.0, steps), task.decay)
     return make_trainer(task.network(), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
 
@@ -202,7 +205,7 @@ def few_targets(data: Data, most: int, groups: Int[np.ndarray, " k"]) -> Data:
     return data._replace(target=splits.take(data.target, np.flatnonzero(~np.isin(group, groups) | (rank < most))))
 
 
-def _pixels(load: Callable[..., Data], seed: int, *, smoke: bool, **options: Any) -> Data:
+def pixels(load: Callable[..., Data], seed: int, *, smoke: bool, **options: Any) -> Data:
     """``load(seed, **options)``, pixels less the mean of all training pixels, over their standard deviation."""
     data = load(seed, **options | (SMALL if smoke else {}))
     mean, std = np.mean(data.train.x), np.std(data.train.x)
@@ -216,7 +219,7 @@ def _pair(seed: int, **fields: Any) -> Data:
 def _with_label_errors(seed: int, *, smoke: bool, share: float = 0.4) -> tuple[Data, Int[np.ndarray, " k"]]:
     """The pair with a patch that says nothing; ``share`` of the training coats with patch right become pullovers."""
     # Targets have no errors and all groups: 800 of them would be as good a training set.
-    data = _pixels(_pair, seed, smoke=smoke, aligned=0.5, targets=200)
+    data = pixels(_pair, seed, smoke=smoke, aligned=0.5, targets=200)
     train, key = data.train, jax.random.key(seed)
     among = np.asarray(train.group) == 3
     flags = corruptions.choose(jax.random.fold_in(key, 0), train.id, round(share * among.sum()), among=among)
@@ -245,7 +248,7 @@ PATCH = Task(
     name="patch",
     about="Fashion-MNIST pullovers against coats at 14 x 14. A planted white patch, top left or top right, agrees with "
     "the label for 95 % of the training examples. The groups are label by patch; the test set has all four equally.",
-    load=partial(_pixels, _pair),
+    load=partial(pixels, _pair),
     class_names=("pullover", "coat"),
     group_names=fashion_cues.GROUP_NAMES,
     hidden=(64,),
@@ -261,7 +264,7 @@ PATCH_BALANCED = replace(
     PATCH,
     name="patch-balanced",
     about=f"{PATCH.about} The targets are only 100, 25 of each group.",
-    load=partial(_pixels, _pair, **FEW_BALANCED),
+    load=partial(pixels, _pair, **FEW_BALANCED),
 )
 
 BACKGROUND = replace(
@@ -269,7 +272,7 @@ BACKGROUND = replace(
     name="background",
     about="Fashion-MNIST pullovers against coats at 14 x 14. The colour of the background, orange or blue, agrees with "
     "the label for 95 % of the training examples. The groups are label by colour; the test set has all four equally.",
-    load=partial(_pixels, _pair, cue=cues.BackgroundColour()),
+    load=partial(pixels, _pair, cue=cues.BackgroundColour()),
     group_names=("pullover, orange", "pullover, blue", "coat, orange", "coat, blue"),
     image=(14, 14, 3),
 )
@@ -278,7 +281,7 @@ BACKGROUND_BALANCED = replace(
     BACKGROUND,
     name="background-balanced",
     about=f"{BACKGROUND.about} The targets are only 100, 25 of each group.",
-    load=partial(_pixels, _pair, cue=cues.BackgroundColour(), **FEW_BALANCED),
+    load=partial(pixels, _pair, cue=cues.BackgroundColour(), **FEW_BALANCED),
 )
 
 DIGITS = Task(
@@ -286,7 +289,7 @@ DIGITS = Task(
     about="scikit-learn's digits of 8 x 8 pixels: below five, or five and more? The colour of the ink, orange or blue, "
     "agrees with the label for 95 % of the training examples. The groups are label by colour; the test set has all "
     "four equally.",
-    load=partial(_pixels, digits.load_coloured_digits),
+    load=partial(pixels, digits.load_coloured_digits),
     class_names=("0 to 4", "5 to 9"),
     group_names=("0 to 4, orange", "0 to 4, blue", "5 to 9, orange", "5 to 9, blue"),
     hidden=(64,),
@@ -303,12 +306,12 @@ LABEL_ERRORS = replace(
     wrong=lambda seed, *, smoke=False: _with_label_errors(seed, smoke=smoke)[1],
 )
 
-SMALL_PATCH = replace(PATCH, load=partial(_pixels, _pair, train=2000), steps=400)
+SMALL_PATCH = replace(PATCH, load=partial(pixels, _pair, train=2000), steps=400)
 
 FASHION = Task(
     name="fashion",
     about="Fashion-MNIST at 14 x 14, ten classes, nothing planted.",
-    load=partial(_pixels, fashion_cues.load_fashion, train=2000, targets=800),
+    load=partial(pixels, fashion_cues.load_fashion, train=2000, targets=800),
     class_names=fashion.NAMES,
     group_names=fashion.NAMES,
     hidden=(64,),

@@ -8,7 +8,7 @@ import optax
 
 from d3mjax.training import augmentations, objectives, sampling
 from d3mjax.training.trainer import make_trainer
-from d3mjax.types import Model, Trainer
+from d3mjax.types import Model, Sampler, Trainer
 
 
 class Recipe(NamedTuple):
@@ -40,12 +40,14 @@ def datamodels_cifar10(
     peak_epoch: int = 5,
     batch_size: int = 512,
     augment: Callable | None = None,
+    sampler: Sampler | None = None,
 ) -> Recipe:
     """Recipe of the datamodels paper for CIFAR-10, with ``num_examples`` training examples of positive weight.
 
     For the paper ``model`` is ``resnet9(10, norm=batch_norm(), dtype=jnp.bfloat16)`` and ``augment`` is None: flip,
     translate by 2 and cutout of 4 pixels on 32 x 32 x 3. TRAK trains with ``peak=0.4, smoothing=0.0``. An epoch is
     ``num_examples // batch_size`` steps, as in the paper; the remaining examples come first in the next epoch.
+    ``sampler`` is `sampling.shuffled` if None.
 
     Source: Ilyas, Park, Engstrom, Leclerc, Madry, "Datamodels", ICML 2022.
 
@@ -58,5 +60,6 @@ def datamodels_cifar10(
     tx = momentum_sgd(triangular(peak, peak_epoch * steps, epochs * steps))
     augment = augmentations.flip_translate_cutout((32, 32, 3)) if augment is None else augment
     objective = objectives.cross_entropy(smoothing=smoothing)
-    trainer = make_trainer(model, objective, tx, sampling.shuffled(), batch_size=batch_size, augment=augment)
+    sampler = sampling.shuffled() if sampler is None else sampler
+    trainer = make_trainer(model, objective, tx, sampler, batch_size=batch_size, augment=augment)
     return Recipe(trainer, epochs * steps)

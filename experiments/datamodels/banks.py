@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from d3mjax import keys
 from d3mjax.attribution import datamodels, outputs
@@ -22,11 +23,12 @@ from d3mjax.linalg import lasso
 from d3mjax.runtime import bank, hosts, runs, store
 from d3mjax.training import masks
 from d3mjax.training.ensemble import model_keys
-from d3mjax.types import AnyArray, Data, Linear, Split
+from d3mjax.types import AnyArray, Data, Linear, Model, Split
 from experiments import tasks
 from experiments.datamodels import common
+from experiments.image_tasks import LDS_TASKS
 from experiments.study import Study
-from experiments.tasks import LDS_TASKS, Task
+from experiments.tasks import Task
 
 DUPLICATE_IDS = 1_000_000  # ids of planted near-duplicates start here
 
@@ -78,6 +80,22 @@ class Design(NamedTuple):
     outputs: int = 1  # of each target
 
 
+class Subsets(NamedTuple):
+    """Masks of one size, a bank of which several studies read."""
+
+    share: float  # of the training set that each keeps
+    repeats: int = 1  # models trained on each
+
+    def design(self, n: int) -> Design:
+        """Masks of n examples; `both_margins` of every target."""
+        draw = partial(masks.fixed_size, num_keep=int(self.share * n))
+        return Design(draw, self._asdict(), repeats=self.repeats, outputs=2)
+
+    def key(self, root) -> jax.Array:
+        """Of the bank, on one data seed."""
+        return jax.random.fold_in(jax.random.fold_in(root, keys.LdsDatamodels.BANKS), self.repeats)
+
+
 def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[bank.Bank, Path]]:
     """``fill(data, seed, key, design, models, progress) -> (bank, its directory)``, compiled once a shape.
 
@@ -85,13 +103,16 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
     """
     train = common.make_training(task, look)
     recipe = {name: getattr(task, name) for name in ("hidden", "steps", "batch", "rate", "decay")} | {"momentum": 0.9}
-    if task.optimizer is not tasks.sgd:
-        recipe["optimizer"] = task.optimizer.__name__
+    for name, maker in (("optimizer", task.optimizer), ("trainer", task.make_trainer)):
+        if maker not in (tasks.sgd, None):
+            recipe[name] = maker.__name__
 
     def fill(data: Data, seed: int, key, design: Design, models: int, progress: Callable) -> tuple[bank.Bank, Path]:
         n, num_outputs = len(data.train.y), design.outputs * len(data.target.y)
         subsets = jax.jit(lambda ids: design.draw(jax.random.fold_in(key, 0), ids, n))
         inputs, facts = {"train": data.train, "target": data.target}, {**design.facts, **recipe}
+        if task.make_model is not None:
+            facts["network"] = shapes(task.network(), data.train.x)
         manifest = bank.manifest(key, subsets, inputs, facts, num_targets=num_outputs, repeats=design.repeats)
         digest = hashlib.sha256(store.json_text(manifest, sort_keys=True).encode()).hexdigest()[:10]
         directory, data_on_devices = banks / f"{task.name}-{seed}-{digest}", hosts.place(data, hosts.local_mesh())
@@ -103,6 +124,13 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
         return bank.fill(directory, manifest, subsets, trained, ids, block=block, progress=progress), directory
 
     return fill
+
+
+def shapes(model: Model, x: PyTree) -> dict[str, list[int]]:
+    """The shape of every variable by its path, which tells networks apart."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.tree.map(lambda a: a[:1], x))
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): list(leaf.shape) for path, leaf in jax.tree.leaves_with_path(variables)}
 
 
 def both_margins(model, variables, target: Split) -> jax.Array:
@@ -138,18 +166,23 @@ def make_datamodels(task: Task, config: Config, results: Path) -> Callable[..., 
 
     def fitted(seed: int, progress: Callable) -> FittedBank:
         data, source = with_duplicates(task.read(seed, smoke=config.smoke), seed, recipe)
-        key, n = jax.random.fold_in(jax.random.key(seed), keys.Bank.BANK), len(data.train.y)
-        sizes = {"min_keep": int(recipe.min_share * n), "max_keep": int(recipe.max_share * n)}
-        design = Design(partial(masks.mixed_sizes, **sizes), described, outputs=2)
+        root, n = jax.random.key(seed), len(data.train.y)
+        if recipe.min_share < recipe.max_share:
+            sizes = {"min_keep": int(recipe.min_share * n), "max_keep": int(recipe.max_share * n)}
+            key = jax.random.fold_in(root, keys.Bank.BANK)
+            design = Design(partial(masks.mixed_sizes, **sizes), described, outputs=2)
+        else:  # the bank of `lds_datamodels`, where there are no duplicates
+            subsets = Subsets(recipe.max_share)
+            key, design = subsets.key(root), subsets.design(n)
         filled, directory = fill(data, seed, key, design, recipe.models, progress)
         fits, ids = directory.with_name(f"{directory.name}-datamodels"), np.arange(recipe.models)
 
         def regress(name: str, ids: np.ndarray, fit: Callable):
             def compute():
                 heldout = np.arange(len(ids) // 10)
-                subsets, (margins, _) = bank.masks(filled)[ids], hard_and_soft(bank.outputs(filled)[ids])
-                datamodels.check_masks(subsets, margins, num_fit=len(ids) - len(heldout))
-                linear, info = jax.device_get(fit(subsets, margins, heldout))
+                x, (margins, _) = bank.masks(filled)[ids], hard_and_soft(bank.outputs(filled)[ids])
+                datamodels.check_masks(x, margins, num_fit=len(ids) - len(heldout))
+                linear, info = jax.device_get(fit(x, margins, heldout))
                 facts = {name: float(np.nanmean(getattr(info, name))) for name in ("r2", "correlation", "support")}
                 return facts, linear._asdict()
 

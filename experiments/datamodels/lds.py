@@ -6,21 +6,20 @@ half; no attribution sees those models.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from d3mjax import metrics
+from d3mjax import keys, metrics
 from d3mjax.attribution import outputs
 from d3mjax.reports import plots, rows
-from d3mjax.runtime import hosts
-from d3mjax.runtime.sweep import sweep
+from d3mjax.runtime import bank
 from d3mjax.training import masks
-from d3mjax.training.ensemble import model_keys
 from d3mjax.types import Data
-from experiments.datamodels.common import make_training
+from experiments.datamodels import banks
 from experiments.tasks import Task
 
 interval = jax.jit(partial(metrics.lds_interval, num_resamples=300))
@@ -38,20 +37,17 @@ class Truth(NamedTuple):
         return jnp.asarray(self.margins.mean(1))
 
 
-def make_truth(task: Task, repeats: int, *, sweep: Callable = sweep) -> Callable[..., Truth]:
-    """``truth(data, key, subsets, progress) -> Truth``; ``sweep``: `shared_sweep` where all hosts work on one seed."""
-    train = make_training(task, outputs.soft_margins)
+def make_truth(task: Task, repeats: int, results: Path) -> Callable[..., Truth]:
+    """``truth(data, seed, subsets, progress) -> Truth``, a bank in ``results/banks``, one for all studies."""
+    fill = banks.make_bank(task, results / "banks", outputs.soft_margins)
 
-    def truth(data: Data, key, subsets: int, progress: Callable) -> Truth:
-        n, data_on_devices = len(data.train.y), hosts.place(data, hosts.local_mesh())
-        halves = lambda ids: masks.fixed_size(jax.random.fold_in(key, 0), ids, n, n // 2)
-
-        def block(ids):
-            return train(data_on_devices, model_keys(jax.random.fold_in(key, 1), ids), halves(ids // repeats))
-
-        ids = np.arange(subsets * repeats)
-        margins = sweep(block, ids, block=min(len(ids), 200), progress=progress)
-        return Truth(halves(jnp.arange(subsets)), margins.reshape(subsets, repeats, -1))
+    def truth(data: Data, seed: int, subsets: int, progress: Callable) -> Truth:
+        key = jax.random.fold_in(jax.random.key(seed), keys.Lds.TRUTH)
+        halves = partial(masks.fixed_size, num_keep=len(data.train.y) // 2)
+        design = banks.Design(halves, {"share": 0.5}, repeats=repeats)
+        filled, _ = fill(data, seed, key, design, subsets * repeats, progress)
+        margins = bank.outputs(filled).reshape(subsets, repeats, -1)
+        return Truth(jnp.asarray(bank.masks(filled)[::repeats]), margins)
 
     return truth
 

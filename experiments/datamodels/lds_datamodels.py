@@ -10,31 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from d3mjax import keys
-from d3mjax.attribution import datamodels, outputs
+from d3mjax.attribution import datamodels
 from d3mjax.linalg import lasso
 from d3mjax.reports.page import Section
 from d3mjax.runtime import bank
-from d3mjax.runtime.sweep import shared_sweep
-from d3mjax.training import masks
 from experiments.datamodels import banks, common, lds
+from experiments.datamodels.banks import Subsets
+from experiments.image_tasks import LDS_TASKS
 from experiments.study import Unit
-from experiments.tasks import LDS_TASKS, Task
+from experiments.tasks import Task
 
 ROLES = {"difference of means": "rival", "ridge": "ours", "LASSO": "ours"}  # of every method
-
-
-class Subsets(NamedTuple):
-    """How a bank draws its masks."""
-
-    share: float  # of the training set that each keeps
-    repeats: int = 1  # models trained on each
 
 
 @dataclass(frozen=True)
@@ -75,22 +68,19 @@ def fits(x, y, heldout, *, lambdas: int, steps: int) -> dict[str, Any]:
 
 def prepare(task: Task, config: Config, results: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    truth = lds.make_truth(task, config.truth_repeats, sweep=shared_sweep)
-    return partial(measure, task, config, truth, banks.make_bank(task, results / "banks", outputs.soft_margins))
+    truth = lds.make_truth(task, config.truth_repeats, results)
+    return partial(measure, task, config, truth, banks.make_bank(task, results / "banks", banks.both_margins))
 
 
 def measure(task: Task, config: Config, truth: Callable, fill: Callable, seed: int, progress: Callable) -> Unit:
     """LDS of every setting and method on one data seed: mean and interval."""
     data, root = task.read(seed, smoke=config.smoke), jax.random.key(seed)
-    halves = truth(data, jax.random.fold_in(root, keys.LdsDatamodels.TRUTH), config.subsets, progress)
+    halves = truth(data, seed, config.subsets, progress)
     facts: dict[str, Any] = {"ceiling": lds.ceiling(halves.margins)}
     arrays = {}
     for subsets, models in settings(config):
-        key = jax.random.fold_in(jax.random.fold_in(root, keys.LdsDatamodels.BANKS), subsets.repeats)
-        draw = partial(masks.fixed_size, num_keep=int(subsets.share * len(data.train.y)))
-        design = banks.Design(draw, subsets._asdict(), repeats=subsets.repeats)
-        filled, _ = fill(data, seed, key, design, models, progress)
-        x, y = bank.masks(filled), bank.outputs(filled)
+        filled, _ = fill(data, seed, subsets.key(root), subsets.design(len(data.train.y)), models, progress)
+        x, (_, y) = bank.masks(filled), banks.hard_and_soft(bank.outputs(filled))
         heldout = np.arange(min(models // 8 // subsets.repeats, 1000) * subsets.repeats)
         datamodels.check_masks(x, y, num_fit=models - len(heldout))
         for method, weight in fits(x, y, heldout, lambdas=config.lambdas, steps=config.lasso_steps).items():

@@ -132,7 +132,7 @@ def make_columns(task: BiasTask, source: Source) -> Callable:
 def prepare(task: BiasTask, config: Config, results: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
     programs = {name: make_columns(task, source) for name, source in sources(task, config).items()}
-    truth, checkpoints = lds.make_truth(task.task, config.repeats), common.make_checkpoints(task.task)
+    truth, checkpoints = lds.make_truth(task.task, config.repeats, results), common.make_checkpoints(task.task)
     return partial(measure, task, config, programs, truth, checkpoints)
 
 
@@ -142,7 +142,7 @@ def measure(
     """LDS of the groups' mean margins and of the signed bias, with the first of the checkpoints and with more."""
     groups, root = len(task.task.group_names), jax.random.key(seed)
     data = with_pairs(task.load(seed, smoke=config.smoke), groups)
-    halves = truth(data, jax.random.fold_in(root, keys.Lds.TRUTH), config.subsets, progress)
+    halves = truth(data, seed, config.subsets, progress)
     halves = halves._replace(margins=mixed_means(halves.margins, np.asarray(data.target.group), groups))
     members = partial(keys.members, root, count=max(config.checkpoints))
     variables = checkpoints(data, members(keys.Lds.CHECKPOINTS))
@@ -201,4 +201,5 @@ STUDY = common.study(
     | {"controls": False},
     shipped=(ADULT.name,),
     models=lambda config: config.subsets * config.repeats,
+    together=True,
 )

@@ -21,8 +21,9 @@ from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.reports.page import Section
 from d3mjax.runtime import hosts
 from experiments.datamodels import common, lds
+from experiments.image_tasks import LDS_TASKS
 from experiments.study import Unit
-from experiments.tasks import LDS_TASKS, Task
+from experiments.tasks import Task
 
 GROUP = 10  # checkpoints whose kernels are in memory at a time
 
@@ -98,7 +99,7 @@ def make_kernels(task: Task, setting: Setting) -> Callable:
 def prepare(task: Task, config: Config, results: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
     kernels = {setting: make_kernels(task, setting) for setting in settings(config)}
-    truth, checkpoints = lds.make_truth(task, config.repeats), common.make_checkpoints(task)
+    truth, checkpoints = lds.make_truth(task, config.repeats, results), common.make_checkpoints(task)
     return partial(measure, task, config, kernels, truth, checkpoints)
 
 
@@ -107,7 +108,7 @@ def measure(
 ) -> Unit:
     """LDS of every setting on one data seed: mean and interval for JSON, and the LDS of every target."""
     data, root = hosts.place(task.read(seed, smoke=config.smoke), hosts.local_mesh()), jax.random.key(seed)
-    halves = truth(data, jax.random.fold_in(root, keys.Lds.TRUTH), config.subsets, progress)
+    halves = truth(data, seed, config.subsets, progress)
     members = partial(keys.members, root, count=max(config.checkpoints))
     variables = checkpoints(data, members(keys.Lds.CHECKPOINTS))
     facts: dict[str, Any] = {"ceiling": lds.ceiling(halves.margins)}
@@ -172,4 +173,5 @@ STUDY = common.study(
     few={"seeds": 2, "subsets": 10, "repeats": 2, "checkpoints": (1, 2), "sizes": (32,), "dampings": (0.1,), "size": 32}
     | {"dense": (), "sketch": (32,), "curvature": (32,)},
     models=lambda config: config.subsets * config.repeats,
+    together=True,
 )

@@ -62,10 +62,10 @@ def as_pool(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.nda
     return pool if size == 28 else pool._replace(images=halved(pool.images))
 
 
-def halved(images: UInt8[np.ndarray, "n h w 1"]) -> UInt8[np.ndarray, "n h/2 w/2 1"]:
+def halved(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h/2 w/2 c"]:
     """Mean over 2 x 2 blocks, rounded half up: whole numbers throughout, so exact everywhere."""
-    n, h, w, _ = images.shape
-    blocks = images.reshape(n, h // 2, 2, w // 2, 2, 1).astype(np.uint16)
+    n, h, w, channels = images.shape
+    blocks = images.reshape(n, h // 2, 2, w // 2, 2, channels).astype(np.uint16)
     return ((blocks.sum((2, 4), dtype=np.uint16) + 2) // 4).astype(np.uint8)
 
 

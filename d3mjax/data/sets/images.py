@@ -3,6 +3,7 @@
 Needs Pillow: ``pip install 'd3mjax[images]'``.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, by chan
 Image = UInt8[np.ndarray, "h w 3"]
 
 
-def read_image(path: str | Path) -> Image:
-    """One file as RGB. Raises ``ValueError`` that names a file that is missing or not an image."""
+def read_image(path: str | Path, *, content: bytes | None = None) -> Image:
+    """One file as RGB, its ``content`` given where it is not a file of its own; ``ValueError`` names what is wrong."""
     try:
-        with _pillow().open(path) as image:
+        with _pillow().open(path if content is None else io.BytesIO(content)) as image:
             return np.array(image.convert("RGB"))
     except OSError as error:
         raise ValueError(f"{path}: missing or not an image ({error})") from error

@@ -1,0 +1,74 @@
+"""Tasks on images that are not part of the package: files that `local_data` finds by ``D3MJAX_DATA``."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from d3mjax.data.sets import cifar
+from d3mjax.networks import conv
+from d3mjax.training import recipes
+from d3mjax.types import Data, Model, Sampler, Trainer
+from experiments import local_data, tasks
+from experiments.tasks import Task
+
+DECODED = local_data.FILLED / "decoded"
+"""Where images are kept that were decoded once."""
+
+
+def _convolve():
+    """The convolution that is fastest here; results are equal."""
+    return conv.convolve_shifted if jax.default_backend() == "cpu" else conv.convolve_lax
+
+
+def _cifar10(seed: int, *, smoke: bool, **options: Any) -> Data:
+    load = partial(cifar.load_cifar10, source_dir=local_data.find("cifar10"), data_dir=DECODED)
+    if smoke:  # on as few images as there are
+        options |= {"counts": None}
+    return tasks.pixels(load, seed, smoke=smoke, **options)
+
+
+def _cnn() -> Model:
+    return conv.cnn((16, 32), len(cifar.NAMES), image=CIFAR10.image, convolve=_convolve())
+
+
+def _resnet9() -> Model:
+    return conv.resnet9(
+        len(cifar.NAMES), norm=conv.batch_norm(), image=CIFAR10_RESNET9.image, convolve=_convolve(), dtype=jnp.bfloat16
+    )
+
+
+def _as_published(model: Model, steps: int, sampler: Sampler) -> Trainer:
+    """The recipe of the datamodels paper, its 24 epochs spread over ``steps``."""
+    return recipes.datamodels_cifar10(model, steps * 512 // 24, sampler=sampler).trainer
+
+
+CIFAR10 = Task(
+    name="cifar10",
+    about="CIFAR-10 at 8 x 8 pixels, ten classes, nothing planted; a CNN of 16 and 32 channels.",
+    load=partial(_cifar10, size=8),
+    class_names=cifar.NAMES,
+    group_names=cifar.NAMES,
+    image=(8, 8, 3),
+    steps=1000,
+    batch=40,
+    rate=0.1,
+    make_model=_cnn,
+)
+
+CIFAR10_RESNET9 = replace(
+    CIFAR10,
+    name="cifar10-resnet9",
+    about="CIFAR-10, all 50,000 training images at 32 x 32 pixels; ResNet-9 and recipe of the datamodels paper.",
+    load=partial(_cifar10, size=32, train=50_000, targets=1000, test=8000),
+    image=(32, 32, 3),
+    steps=1152,  # 24 epochs of a half subset
+    batch=512,
+    make_model=_resnet9,
+    make_trainer=_as_published,
+)
+
+LDS_TASKS = tasks.LDS_TASKS | {task.name: task for task in (CIFAR10, CIFAR10_RESNET9)}
+"""Tasks of the studies of datamodels."""
