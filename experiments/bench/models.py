@@ -29,7 +29,7 @@ from experiments.bench.measuring import in_torch, peak, repeated, row, timed
 class Task:
     """A small network, its training recipe on random halves of the examples, and how much of it to time.
 
-    Inputs are flat; with two entries of ``channels`` the network is a CNN on square images of one channel, otherwise
+    Inputs are flat; with two entries of ``channels`` the network is a CNN on square images of ``colours``, otherwise
     an MLP of one ``hidden`` layer.
     """
 
@@ -39,6 +39,7 @@ class Task:
     steps: int
     batch: int
     channels: tuple[int, ...] = ()
+    colours: int = 1
     examples: int = 2000
     models: int = 500
     loop_models: int = 20
@@ -48,13 +49,14 @@ class Task:
     @property
     def side(self) -> int:
         """Rows, and columns, of the image."""
-        return math.isqrt(self.inputs)
+        return math.isqrt(self.inputs // self.colours)
 
     @property
     def name(self) -> str:
         body = f"MLP {self.inputs}-{self.hidden}-{self.classes}"
         if self.channels:
-            body = f"CNN {self.side} x {self.side}, channels {'-'.join(map(str, self.channels))}"
+            shape = [self.side, self.side, self.colours][: 2 + (self.colours > 1)]
+            body = f"CNN {' x '.join(map(str, shape))}, channels {'-'.join(map(str, self.channels))}"
         return f"{body}, {self.steps} steps x {self.batch}"
 
     @property
@@ -64,7 +66,7 @@ class Task:
         if self.channels:
             kept = [self.side // 2, self.side // 4]  # pixels a side that survive pooling; the others are not computed
             pixels = [(2 * k) ** 2 for k in kept]
-            inputs = (1, *self.channels)
+            inputs = (self.colours, *self.channels)
             layers = [9 * i * o * p for i, o, p in zip(inputs, self.channels, pixels, strict=False)]
             layers.append(kept[-1] ** 2 * self.channels[-1] * self.classes)
         return 2.0 * self.steps * self.batch * (3 * sum(layers) - layers[0])
@@ -74,13 +76,15 @@ SIZES = (
     Task(196, 64, 2, 400, 50),
     Task(784, 64, 10, 200, 100, models=100, widths=(16, 64)),
     Task(196, 0, 2, 200, 50, channels=(16, 32), models=50, loop_models=4, widths=()),
+    # That of the task cifar10.
+    Task(192, 0, 10, 1000, 40, channels=(16, 32), colours=3, examples=10_000, models=50, loop_models=4, widths=()),
 )
 
 
 def network(task: Task) -> Model:
     """The task's network, with the convolution that is fastest on CPUs."""
     if task.channels:
-        return conv.cnn(task.channels, task.classes, image=(task.side, task.side, 1))
+        return conv.cnn(task.channels, task.classes, image=(task.side, task.side, task.colours))
     return dense.mlp((task.hidden,), task.classes)
 
 

@@ -30,12 +30,14 @@ def network(task):
 
 
 def cnn(task):
-    side, layers, before = math.isqrt(task["inputs"]), [], 1
+    before, layers = task["colours"], []
+    side = math.isqrt(task["inputs"] // before)
+    layers.append(nn.Unflatten(1, (before, side, side)))
     for width in task["channels"]:
         layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
         before = width
     features = before * (side >> len(task["channels"])) ** 2
-    return nn.Sequential(nn.Unflatten(1, (1, side, side)), *layers, nn.Flatten(), nn.Linear(features, task["classes"]))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, task["classes"]))
 
 
 def order(task, generator):

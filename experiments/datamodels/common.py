@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,6 +42,12 @@ def study(name: str, *, few: Mapping[str, Any], shipped: tuple[str, ...] = ("pat
         return replace(task, steps=min(task.steps, 40)) if getattr(task, "make_model", None) else task
 
     return Study(name, smoke=smoke, small=small, **fields)
+
+
+def step_dtype() -> Any:
+    """Of the products inside LASSO: bfloat16 where hardware multiplies such matrices; elsewhere float32 is faster."""
+    amx = Path("/proc/cpuinfo").exists() and "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    return jnp.bfloat16 if amx or jax.default_backend() != "cpu" else None
 
 
 def make_training(task: Task, look: Callable) -> Callable:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from d3mjax import keys
@@ -61,7 +60,7 @@ def named(subsets: Subsets, models: int, method: str) -> str:
 def fits(x, y, heldout, *, lambdas: int, steps: int) -> dict[str, Any]:
     """Weights ``[t n]`` of every method; penalties are chosen on the rows ``heldout``."""
     ridge, _ = datamodels.fit_ridge_heldout(x, y, datamodels.default_lambdas(x), heldout)
-    options = lasso.Options(num_lambdas=lambdas, max_steps=steps, step_dtype=jnp.bfloat16, tolerance=1e-4)
+    options = lasso.Options(num_lambdas=lambdas, max_steps=steps, step_dtype=common.step_dtype(), tolerance=1e-4)
     sparse, _ = datamodels.fit_lasso(x, y, heldout, options=options)
     return dict(zip(ROLES, (datamodels.difference_of_means(x, y), ridge.weight, sparse.weight), strict=True))
 
