@@ -24,7 +24,7 @@ FLOORS = {
     "d3mjax.commands": 7,
     "experiments.local_data": 7,
     **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
-    **dict.fromkeys(("experiments.text_tasks", "experiments.photograph_tasks"), 9),
+    **dict.fromkeys(("experiments.cifar_tasks", "experiments.text_tasks", "experiments.photograph_tasks"), 9),
     **dict.fromkeys(("experiments.bias_tasks", "experiments.examples"), 9),
     # Wings: each imports study, tasks and itself, no other wing.
     **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "bench")},
