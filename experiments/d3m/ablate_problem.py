@@ -20,13 +20,13 @@ from d3mjax.keys import Ablation, members
 from d3mjax.reports import plots
 from d3mjax.reports.rows import Kind
 from d3mjax.types import Data
-from experiments import examples
+from experiments import cifar_tasks, examples
 from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant, ablation, alignment, attribute, keep, rows_of, standard, train
 from experiments.d3m.main_table import rank
 from experiments.d3m.retraining import row_of
 from experiments.study import Unit
-from experiments.tasks import ADULT, PATCH, Task, trak_options
+from experiments.tasks import ADULT, PATCH, TASKS, Task, trak_options
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,7 @@ def label_error_curves(_task: Task, config: LabelErrors) -> dict:
 LABEL_ERRORS_STUDY = ablation(
     "label_errors",
     label_errors,
+    tasks=TASKS | cifar_tasks.TASKS,
     curves=label_error_curves,
     examples=lowest,
     config=LabelErrors(),

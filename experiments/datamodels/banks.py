@@ -25,8 +25,8 @@ from d3mjax.training import masks
 from d3mjax.training.ensemble import model_keys
 from d3mjax.types import AnyArray, Data, Linear, Model, Split
 from experiments import tasks
+from experiments.cifar_tasks import LDS_TASKS
 from experiments.datamodels import common
-from experiments.image_tasks import LDS_TASKS
 from experiments.study import Study
 from experiments.tasks import Task
 

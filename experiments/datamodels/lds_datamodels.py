@@ -20,9 +20,9 @@ from d3mjax.attribution import datamodels
 from d3mjax.linalg import lasso
 from d3mjax.reports.page import Section
 from d3mjax.runtime import bank
+from experiments.cifar_tasks import LDS_TASKS
 from experiments.datamodels import banks, common, lds
 from experiments.datamodels.banks import Subsets
-from experiments.image_tasks import LDS_TASKS
 from experiments.study import Unit
 from experiments.tasks import Task
 

@@ -20,8 +20,8 @@ from d3mjax import keys
 from d3mjax.attribution import gradients, outputs, projections, trak
 from d3mjax.reports.page import Section
 from d3mjax.runtime import hosts
+from experiments.cifar_tasks import LDS_TASKS
 from experiments.datamodels import common, lds
-from experiments.image_tasks import LDS_TASKS
 from experiments.study import Unit
 from experiments.tasks import Task
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from d3mjax.runtime import bank
 from experiments import study
 from experiments.datamodels import banks, brittleness, common, counterfactuals, lds, lds_influence, leakage
 from experiments.datamodels import similar_examples as similar
@@ -118,3 +120,19 @@ def test_a_second_study_reads_the_bank_of_the_first(tmp_path):
     study.run(similar.STUDY, dataclasses.replace(similar.Config(), smoke=True), tmp_path)
     assert first
     assert blocks() == first
+
+
+def test_banks_of_one_share_are_those_of_lds_datamodels(tmp_path):
+    task, config = (
+        dataclasses.replace(LDS_TASKS["patch"], steps=3),
+        banks.Config(bank=banks.Recipe(models=40, min_share=0.5, max_share=0.5, duplicates=0, lambdas=3), smoke=True),
+    )
+    data, subsets, counts = task.read(10, smoke=True), banks.Subsets(0.5), []
+    fill = banks.make_bank(task, tmp_path / "banks", banks.both_margins)
+    filled, _ = fill(data, 10, subsets.key(jax.random.key(10)), subsets.design(600), 40, counts.append)
+    fitted = banks.make_datamodels(task, config, tmp_path)(10, counts.append)
+    assert counts == [0, 40, 40]  # the second reads all 40
+    assert (bank.masks(filled).sum(1) == 300).all()
+    same, weight = fitted.without_duplicates()
+    np.testing.assert_array_equal(same.target.id, data.target.id)
+    assert weight.shape == (200, 600)

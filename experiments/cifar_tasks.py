@@ -1,4 +1,4 @@
-"""Tasks on images that are not part of the package: files that `local_data` finds by ``D3MJAX_DATA``."""
+"""Tasks on CIFAR-10, whose files `local_data` finds by ``D3MJAX_DATA``."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
 
 from d3mjax.data.sets import cifar
 from d3mjax.networks import conv
@@ -16,6 +18,14 @@ from experiments.tasks import Task
 
 DECODED = local_data.FILLED / "decoded"
 """Where images are kept that were decoded once."""
+
+
+def _with_human_labels(seed: int, *, smoke: bool) -> tuple[Data, Int[np.ndarray, " k"]]:
+    """Training labels of CIFAR-10N, the wrong one of three people where there is one; and the ids of wrong labels."""
+    data = _cifar10(seed, smoke=smoke, size=8)
+    y = cifar.human_labels(local_data.find("cifar10") / "cifar10n_labels.npz", "worse_label")[data.train.id]
+    wrong = np.asarray(data.train.id)[y != data.train.y]
+    return data._replace(train=data.train._replace(y=y, group=y)), wrong
 
 
 def _convolve():
@@ -69,6 +79,18 @@ CIFAR10_RESNET9 = replace(
     make_model=_resnet9,
     make_trainer=_as_published,
 )
+
+CIFAR10N = replace(
+    CIFAR10,
+    name="cifar10n",
+    about="CIFAR-10 at 8 x 8 pixels with human labels of the training images, of which 40 % are wrong (CIFAR-10N, the "
+    "wrong one of three people where there is one); targets, selection and test have right labels.",
+    load=lambda seed, *, smoke: _with_human_labels(seed, smoke=smoke)[0],
+    wrong=lambda seed, *, smoke=False: _with_human_labels(seed, smoke=smoke)[1],
+)
+
+TASKS = {CIFAR10N.name: CIFAR10N}
+"""Tasks of the study of label errors."""
 
 LDS_TASKS = tasks.LDS_TASKS | {task.name: task for task in (CIFAR10, CIFAR10_RESNET9)}
 """Tasks of the studies of datamodels."""
