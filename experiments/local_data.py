@@ -44,9 +44,7 @@ SOURCES = {
     "mnist-idx": Source("mnist-idx", "the four idx files of MNIST, compressed or not"),
     "sick": Source("sick", f"SICK of SemEval 2014, task 1, {_WHOLE}"),
     "multinli": Source("multinli", f"MultiNLI 1.0 and metadata_random.csv of kohpangwei/group_DRO, {_WHOLE}"),
-    "cifar10": Source(
-        "cifar10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, unpacked into it"
-    ),
+    "cifar10": Source("cifar10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, unpacked into it"),
     "waterbirds": Source("waterbirds", "waterbird_complete95_forest2water2 of kohpangwei/group_DRO"),
     "celeba": Source("celeba", f"CelebA, aligned and cropped, {_WHOLE}"),
     "bert": Source("bert", "google-bert/bert-base-uncased: model.safetensors and vocab.txt"),
