@@ -19,6 +19,8 @@ from experiments.tasks import Task
 DECODED = local_data.FILLED / "decoded"
 """Where images are kept that were decoded once."""
 
+_SMALL, _WHOLE = (8, 8, 3), (32, 32, 3)
+
 
 def _with_human_labels(seed: int, *, smoke: bool) -> tuple[Data, Int[np.ndarray, " k"]]:
     """Training labels of CIFAR-10N, the wrong one of three people where there is one; and the ids of wrong labels."""
@@ -41,12 +43,12 @@ def _cifar10(seed: int, *, smoke: bool, **options: Any) -> Data:
 
 
 def _cnn() -> Model:
-    return conv.cnn((16, 32), len(cifar.NAMES), image=CIFAR10.image, convolve=_convolve())
+    return conv.cnn((16, 32), len(cifar.NAMES), image=_SMALL, convolve=_convolve())
 
 
 def _resnet9() -> Model:
     return conv.resnet9(
-        len(cifar.NAMES), norm=conv.batch_norm(), image=CIFAR10_RESNET9.image, convolve=_convolve(), dtype=jnp.bfloat16
+        len(cifar.NAMES), norm=conv.batch_norm(), image=_WHOLE, convolve=_convolve(), dtype=jnp.bfloat16
     )
 
 
@@ -61,7 +63,7 @@ CIFAR10 = Task(
     load=partial(_cifar10, size=8),
     class_names=cifar.NAMES,
     group_names=cifar.NAMES,
-    image=(8, 8, 3),
+    image=_SMALL,
     steps=1000,
     batch=40,
     rate=0.1,
@@ -73,7 +75,7 @@ CIFAR10_RESNET9 = replace(
     name="cifar10-resnet9",
     about="CIFAR-10, all 50,000 training images at 32 x 32 pixels; ResNet-9 and recipe of the datamodels paper.",
     load=partial(_cifar10, size=32, train=50_000, targets=1000, test=8000),
-    image=(32, 32, 3),
+    image=_WHOLE,
     steps=1152,  # 24 epochs of a half subset
     batch=512,
     make_model=_resnet9,

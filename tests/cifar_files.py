@@ -5,7 +5,7 @@ import pickle
 import struct
 import tarfile
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -36,10 +36,13 @@ def ranks(y: np.ndarray) -> np.ndarray:
     return np.array([(y[:i] == y[i]).sum() for i in range(len(y))])
 
 
-class _Python2(pickle._Pickler):
+_Pickler: Any = pickle._Pickler  # that of C has no table of types
+
+
+class _Python2(_Pickler):
     """Writes as Python 2 did, with which the published batches were made: bytes are its strings."""
 
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[dict[type, Any]] = dict(_Pickler.dispatch)
 
     def save_bytes(self, value):
         self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from d3mjax.data import splits
 from d3mjax.data.sets import cifar
 
 COUNTS = {"train": (7,) * 10, "test": (6,) * 10}
-SIZES = {"train": 30, "targets": 20, "selection": 10, "test": 30}
+SIZES: dict[str, Any] = {"train": 30, "targets": 20, "selection": 10, "test": 30}
 
 
 @pytest.fixture
