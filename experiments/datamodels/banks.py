@@ -158,7 +158,7 @@ def with_duplicates(data: Data, seed: int, recipe: Recipe) -> tuple[Data, np.nda
 def make_datamodels(task: Task, config: Config, results: Path) -> Callable[..., FittedBank]:
     """``fitted(seed, progress) -> FittedBank``, compiled once a task; kept in ``results/banks``."""
     recipe, fill = config.bank, make_bank(task, results / "banks", both_margins)
-    options = lasso.Options(num_lambdas=recipe.lambdas, smallest=0.01, step_dtype=common.step_dtype(), tolerance=1e-3)
+    options = lasso.Options(num_lambdas=recipe.lambdas, smallest=0.01, step_dtype=jnp.bfloat16, tolerance=1e-3)
     fit = jax.jit(partial(datamodels.fit_lasso, options=options))
     # With hardly more models than examples the last digits take thousands of steps, and noise drowns them.
     fit_half = jax.jit(partial(datamodels.fit_lasso, options=options._replace(max_steps=100)))
