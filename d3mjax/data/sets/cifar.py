@@ -112,7 +112,7 @@ def read(
     return {name: Part(*(a[orders[name]] for a in part)) for name, part in parts.items()}
 
 
-def human_labels(path: str | Path, name: str = "aggre_label") -> Int32[np.ndarray, " n"]:
+def human_labels(path: str | Path, name: str) -> Int32[np.ndarray, " n"]:
     """Labels of CIFAR-10N, by number of the training image; ``name`` is one of `HUMAN_LABELS`.
 
     ``path``: an ``.npz`` with the arrays of the published ``CIFAR-10_human.pt``. They are in the order of the published
