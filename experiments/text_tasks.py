@@ -242,6 +242,8 @@ SICK_BLOCKS = replace(
     batch=32,
     rate=1e-4,
     decay=0.01,
+    head="head",
+    at_once=1,
 )
 
 MULTINLI = Task(
@@ -257,6 +259,8 @@ MULTINLI = Task(
     batch=32,
     rate=2e-5,
     decay=0.0,
+    head="head",
+    at_once=1,
 )
 
 TASKS = {task.name: task for task in (SENTENCES, NEGATION, DOMAINS, SICK, SICK_HYPOTHESIS, SICK_BLOCKS, MULTINLI)}
