@@ -205,7 +205,7 @@ SICK = Task(
     name="sick",
     about="SICK: does one sentence entail or contradict the other? By a small network on features of frozen MiniLM. "
     "The groups are label by negation in either sentence, entailment being one; contradictions without a negation are "
-    "41 of 3,005 training pairs. A part of the official test pairs are training pairs, too.",
+    "41 of 3,000 training pairs. A part of the official test pairs are training pairs, too.",
     load=partial(_sick_standardised, features=differences),
     class_names=sick.LABELS,
     group_names=sick.GROUP_NAMES,
@@ -238,7 +238,7 @@ SICK_BLOCKS = replace(
     make_model=partial(fine_tuned, MINILM, len(sick.LABELS), 4),
     optimizer=adamw,
     hidden=(),
-    steps=5 * 3005 // 32,
+    steps=5 * 3000 // 32,
     batch=32,
     rate=1e-4,
     decay=0.01,

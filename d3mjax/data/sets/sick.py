@@ -103,12 +103,15 @@ def load_sick(
 def _draw(pair: Int[np.ndarray, " n"], group: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " n"]:
     """0 (training), 1 (target) or 2 (selection) for each row, the same for rows of one pair."""
     rng = np.random.default_rng(seed)
-    _, firsts = np.unique(pair, return_index=True)
+    _, firsts, sizes = np.unique(pair, return_index=True, return_counts=True)
     code = np.zeros(len(firsts), np.int32)
     for g in np.unique(group):
         order = rng.permutation(np.flatnonzero(group[firsts] == g))
-        count = round(SHARE * len(order))
-        code[order[:count]], code[order[count : 2 * count]] = 1, 2
+        for part in (1, 2):  # of the same number of rows for every seed: programs are compiled once
+            left = round(SHARE * sizes[order].sum())
+            for number in order:
+                if code[number] == 0 and sizes[number] <= left:
+                    code[number], left = part, left - sizes[number]
     return code[pair]
 
 

@@ -66,6 +66,7 @@ def test_pairs_of_the_same_sentences_stay_together(tmp_path):
     train.write_text("\n".join([*lines, *more]) + "\n")
     for seed in range(3):
         data = load(directory, seed, counts=None)
+        assert [len(split.y) for split in data] == [79, 26, 26, 20]
         mirrored = {1000 + i: int(number) for i, (number, *_) in enumerate(swapped)}
         for split in data[:3]:
             ids = set(split.id.tolist())
