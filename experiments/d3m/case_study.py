@@ -1,10 +1,12 @@
 """What the leading direction of attributions shows of a class: its two ends, the hidden attribute, and AUTO-D3M's gain.
 
-Claim:    the direction that AUTO-D3M splits follows a hidden attribute that causes errors better than the first
-          component of attributions, the features or the confidence do; removal for it helps less than for true groups.
+Claim:    where a hidden attribute causes errors of a network of pixels, the direction that AUTO-D3M splits follows it
+          at least as well as features and confidence do; removal for it helps less than for the true groups, and
+          selection by the worst class keeps it from harm.
 Command:  python -m experiments case_study            (`--smoke` takes seconds)
-Expected: TO BE WRITTEN
-Device:   two CPU cores, 15 minutes; any JAX device works.
+Expected: AUC of that direction for sleeves 0.92 on *dress-sleeves* (confidence 0.85, features 0.69); worst hidden group
+          of ERM 75.1, AUTO-D3M by selection 75.1, D3M with the true groups 82.2; on *sick* AUTO-D3M 2.9 to about 14.
+Device:   two CPU cores, 20 minutes; any JAX device works.
 """
 
 from collections.abc import Callable
@@ -65,7 +67,7 @@ COIN = float(np.log(2))  # nats: the loss of a probability of 1/2
 class Config:
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = tuple(CASES)
+    tasks: tuple[str, ...] = ("dress-sleeves", "shirt-sleeves", "coat-brightness", "sick", "domains")
     seeds: int = 5
     first_seed: int = 10  # the cases were chosen on seed 0, which must not report
     retrains: int = 3
@@ -303,13 +305,14 @@ def describe(case: Case, _config: Config, units: list[Unit]) -> tuple[list[dict[
 
 STUDY = Study(
     "case_study",
-    claim="The direction that AUTO-D3M splits follows a hidden attribute that causes errors better than the first "
-    "component of attributions, the features or the confidence do; removal for it helps less than for true groups.",
+    claim="Where a hidden attribute causes errors of a network of pixels, the direction of AUTO-D3M follows it "
+    "at least as well as features and confidence do; removal for it helps less than for the true groups, and selection "
+    "by the worst class keeps it from harm.",
     config=Config(),
     tasks=CASES,
     prepare=lambda case, config, _results: partial(measure, case, config),
     describe=describe,
-    minutes=15,
+    minutes=20,
     headline=("dress-sleeves", ALWAYS, "AUC hidden"),
     smoke=lambda config: replace(config, seeds=2, retrains=2, source=SMALL_SOURCES[Trak]),
     small=lambda case: case._replace(task=replace(case.task, steps=50)),
