@@ -39,7 +39,7 @@ from experiments.d3m.retraining import (
 from experiments.study import Study, Unit
 from experiments.tasks import RESAMPLED, SMALL_SOURCES, TASKS, Influence, Task, Trak, columns
 
-GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7)  # shares of the training set that the curve shows
+GRID = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the training set that the curve shows
 OTHERS = (10.0,)  # dampings beside TRAK's own: little is left of the Gram where n is small for the dimension
 CONTROL_SHARES = (0.1, 0.3, 0.5)  # shares at which random removal is shown beside D3M
 FACTORS = (2.0, 4.0, 8.0)  # by which selection may weigh one class

@@ -23,7 +23,7 @@ save_file = pytest.importorskip("safetensors.numpy").save_file
 
 TINY = transformers.BertConfig(vocabulary=60, width=8, blocks=3, heads=2, inner=12, positions=24)
 SICK = {"train": (20, 8, 12, 7, 9), "trial": (5, 2, 3, 3, 6), "test": (6, 4, 5, 3, 2)}
-MULTINLI = {"train": (6, 4, 6, 4, 6, 4), "val": (4,) * 6, "test": (3,) * 6}
+MULTINLI = {"train": (7, 4, 6, 4, 6, 4), "val": (12,) * 6, "test": (3,) * 6}
 PLANTED = text_tasks.sentences.Sizes((3, 12, 12, 3), (3,) * 4, (4,) * 4, (5,) * 4)
 
 
