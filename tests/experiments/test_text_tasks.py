@@ -147,8 +147,8 @@ def test_missing_files_are_named(tasks, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", text_tasks.TASKS)
-def test_d3m_runs_from_files_to_tables(name, tasks, tmp_path):
+def test_d3m_runs_from_files_to_tables(tasks, tmp_path):
+    name = "sick-hypothesis"
     config = d3m.Config(tasks=(name,), seeds=1, retrains=1, source=Trak(models=2, size=16), others=())
     run = study.run(replace(d3m.STUDY, tasks=tasks), config, tmp_path)
     methods = smoke.means(smoke.read_rows(run), name)
