@@ -15,8 +15,9 @@ from d3mjax.data import splits
 from d3mjax.networks import transformers
 from experiments import local_data, study, text_tasks
 from experiments.d3m import d3m
+from experiments.d3m.retraining import retrain
 from experiments.local_data import Source
-from experiments.tasks import Trak
+from experiments.tasks import Trak, columns
 
 pytest.importorskip("tokenizers")
 save_file = pytest.importorskip("safetensors.numpy").save_file
@@ -154,3 +155,17 @@ def test_d3m_runs_from_files_to_tables(tasks, tmp_path):
     methods = smoke.means(smoke.read_rows(run), name)
     assert methods.keys() == d3m.KINDS.keys()
     assert all(0 <= row["worst_group_accuracy"] <= row["average_accuracy"] <= 1 for row in methods.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sick-blocks", "multinli"])
+def test_fine_tuned_networks_are_attributed_and_trained_again(name, tasks):
+    task, data = tasks[name], tasks[name].read(0)
+    made = columns(task, Trak(models=1, size=16), jax.random.key(0), data).columns
+    assert made.shape == (1, len(data.train.y), len(task.group_names))
+    assert np.isfinite(made).all()
+    keep = np.ones(len(data.train.y))
+    keep[np.argsort(made[0].mean(1))[:2]] = 0
+    (evaluation,) = retrain(task, data, jax.random.split(jax.random.key(1), 1), {"D3M": keep}).values()
+    assert np.isfinite(evaluation.losses).all()
+    assert evaluation.test.shape == (1, len(task.group_names))
