@@ -131,17 +131,17 @@ class _Resnet(_Layers):
 
     @linen.compact
     def __call__(self, x: Float[AnyArray, "b h w 3"], train: bool) -> Float[Array, "b _"]:
-        x = jnp.asarray(x, self.config.dtype).transpose(3, 1, 2, 0)
-        x = linen.relu(self._convolved(x, 1, self.config.width, train, size=7, stride=2))
-        x = jax.lax.reduce_window(
-            x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+        y = jnp.asarray(x, self.config.dtype).transpose(3, 1, 2, 0)
+        y = linen.relu(self._convolved(y, 1, self.config.width, train, size=7, stride=2))
+        y = jax.lax.reduce_window(
+            y, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
         )
         for stage, blocks in enumerate(self.config.blocks):
             features = self.config.features >> 3 - stage
             for i in range(blocks):
                 stride = 2 if stage and not i else 1
-                x = _Block(self.config, features, stride, name=f"block_{stage + 1}_{i}")(x, train)
-        pooled = x.astype(jnp.float32).mean((1, 2)).T
+                y = _Block(self.config, features, stride, name=f"block_{stage + 1}_{i}")(y, train)
+        pooled = y.astype(jnp.float32).mean((1, 2)).T
         return linen.Dense(self.num_classes, name="head")(pooled) if self.num_classes else pooled
 
 

@@ -104,7 +104,7 @@ def test_bad_input_names_what_was_found():
     with pytest.raises(ValueError, match="block: found 3, expected 0 to 2"):
         transformers.lower(TINY, 3)
     with pytest.raises(TypeError, match="such as 'blocks'"):
-        transformers.BertConfig(**{"block": 3})
+        transformers.BertConfig(**{"block": 3})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_fresh_head_by_key_on_pretrained_blocks():

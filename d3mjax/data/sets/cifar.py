@@ -74,7 +74,7 @@ def load_cifar10(
             pixels, y = part.images[row], part.labels[row]
             while pixels.shape[1] > size:
                 pixels = idx.halved(pixels)
-            drawn.append(Split(pixels.reshape(len(row), -1).astype(np.float32) / 255, y, y, np.int32(first + row)))
+            drawn.append(Split(pixels.reshape(len(row), -1).astype(np.float32) / 255, y, y, (first + row).astype(np.int32)))
         first += len(part.labels)
     return Data(*drawn)
 
