@@ -74,7 +74,8 @@ def load_cifar10(
             pixels, y = part.images[row], part.labels[row]
             while pixels.shape[1] > size:
                 pixels = idx.halved(pixels)
-            drawn.append(Split(pixels.reshape(len(row), -1).astype(np.float32) / 255, y, y, (first + row).astype(np.int32)))
+            x, ids = pixels.reshape(len(row), -1).astype(np.float32) / 255, (first + row).astype(np.int32)
+            drawn.append(Split(x, y, y, ids))
         first += len(part.labels)
     return Data(*drawn)
 
