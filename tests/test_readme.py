@@ -5,9 +5,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import made_text
 import numpy as np
 import optax
+import published_weights
 import pytest
+from safetensors.numpy import save_file
 
 import d3mjax
 from d3mjax.data.sets import digits
@@ -49,8 +52,23 @@ def planted():
     }
 
 
+def test_sentences_become_unit_vectors_by_published_files(tmp_path):
+    words = made_text.vocabulary(tmp_path / "vocab.txt").read_text().split()
+    config = published_weights.TINY._replace(vocabulary=len(words), positions=128)
+    tensors = published_weights.bert_tensors(config)
+    save_file(tensors, tmp_path / "model.safetensors")
+    code = EXAMPLES[1].replace("transformers.MINILM", "config").replace("minilm/", f"{tmp_path}/")
+    names = run(code, config=config)
+    tokens = {name: np.asarray(array) for name, array in names["texts"].items()}
+    states = published_weights.bert_states(config, tensors, tokens)[-1]
+    mean = np.stack([state[mask].mean(0) for state, mask in zip(states, tokens["mask"], strict=True)])
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    np.testing.assert_allclose(names["vectors"], expected, atol=1e-4)
+    assert names["cut"] == 0
+
+
 def test_the_sources_of_attribution_have_the_shapes_that_the_readme_gives(planted):
-    names = run(EXAMPLES[1], **planted)
+    names = run(EXAMPLES[2], **planted)
     assert names["tau"].shape == (24, 60)
     assert names["columns"].shape == (60, 4)
     assert names["outputs"].shape == (160, 24)
@@ -58,7 +76,7 @@ def test_the_sources_of_attribution_have_the_shapes_that_the_readme_gives(plante
 
 
 def test_models_are_the_same_on_all_devices(planted):
-    alone = run(EXAMPLES[1], **planted)["outputs"]
-    spread = run(EXAMPLES[2], **planted)["outputs"]
+    alone = run(EXAMPLES[2], **planted)["outputs"]
+    spread = run(EXAMPLES[3], **planted)["outputs"]
     np.testing.assert_allclose(spread, alone, rtol=1e-3, atol=1e-3)
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4

@@ -10,8 +10,8 @@ import pandas as pd
 import PIL.Image
 import pytest
 from networks.published_images import resnet_features, resnet_tensors
-from networks.published_weights import bert_states, bert_tensors
 from planted_files import QUICK
+from published_weights import bert_states, bert_tensors
 from safetensors.numpy import save_file
 
 from d3mjax.commands import debias, debias_data, diagnose_data, encoders
