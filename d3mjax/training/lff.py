@@ -65,7 +65,9 @@ def relative_difficulty(
     return jnp.where(total > 0, share[0] / jnp.where(total > 0, total, 1), 0.5)
 
 
-def objective(num_examples: int, num_classes: int, *, q: float = 0.7, memory: float = 0.7) -> Objective:
+def objective(
+    num_examples: int, num_classes: int, *, q: Float[Array, ""] | float = 0.7, memory: float = 0.7
+) -> Objective:
     """Loss of `twins`: ``(1/b) sum_i w_i (gce(biased_i) + difficulty_i cross_entropy(second_i))`` in nats.
 
     ``batch.id`` must be the row numbers 0 .. ``num_examples`` - 1 of the training set. The state is a `Difficulty`:
@@ -83,7 +85,7 @@ def objective(num_examples: int, num_classes: int, *, q: float = 0.7, memory: fl
     [0, 1, 0, 1]
 
     Raises:
-      ValueError: if ``q`` is not in (0, 1], or ``memory`` not in [0, 1).
+      ValueError: if ``q`` is a number not in (0, 1], or ``memory`` is not in [0, 1).
     """
     if not 0 <= memory < 1:
         raise ValueError(f"memory: found {memory}, expected at least 0 and below 1")

@@ -43,7 +43,9 @@ def cross_entropy(*, smoothing: float = 0.0) -> Objective:
     return Objective(init=lambda: (), value=value)
 
 
-def generalised_losses(q: float) -> Callable[[Float[Array, "b C"], Int[AnyArray, "b"]], Float[Array, "b"]]:
+def generalised_losses(
+    q: Float[Array, ""] | float,
+) -> Callable[[Float[Array, "b C"], Int[AnyArray, "b"]], Float[Array, "b"]]:
     """Generalised cross-entropy of each example: ``(logits, y) -> (1 - p_y^q) / q``, at most 1/q.
 
     Its gradient is that of the cross-entropy times ``p_y^q``: examples that the model gets wrong count for little. As q
@@ -53,9 +55,9 @@ def generalised_losses(q: float) -> Callable[[Float[Array, "b C"], Int[AnyArray,
     NeurIPS 2018, equation 6.
 
     Raises:
-      ValueError: if ``q`` is not in (0, 1].
+      ValueError: if ``q`` is a number and not in (0, 1]; an array, which may be traced, is not checked.
     """
-    if not 0 < q <= 1:
+    if isinstance(q, int | float) and not 0 < q <= 1:
         raise ValueError(f"q: found {q}, expected a power in (0, 1]")
     return lambda logits, y: -jnp.expm1(-q * losses(logits, y)) / q
 

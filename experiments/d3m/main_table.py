@@ -178,5 +178,5 @@ STUDY = Study(
     headline=("patch", "D3M, by selection", "gap_closed"),
     smoke=lambda config: replace(config, seeds=1, retrains=2, budget=2, source=SMALL_SOURCES[Trak]),
     small=lambda task: replace(task, steps=50),
-    models=lambda config: config.source.models + 13,
+    models=lambda config: config.source.models + 14,
 )

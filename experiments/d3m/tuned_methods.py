@@ -5,6 +5,7 @@ by worst-class accuracy for methods without group labels, by worst-group accurac
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from d3mjax.data.sets import adult
 from d3mjax.debiasing import baselines, d3m
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime.hosts import local_mesh, place
-from d3mjax.training import ensemble, masks, objectives
+from d3mjax.training import ensemble, lff, masks, objectives
 from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Data, Objective, Sampler, Split, Trainer
 from experiments.d3m import smote
@@ -40,6 +41,7 @@ class Setting(NamedTuple):
     first: Any = 0.25  # JTT: share of the task's steps that the identification model gets
     mass: Any = 0.5  # train and targets together: weight of the targets
     inverse_strength: Any = 1.0  # heads: C of the L1 penalty
+    q: Any = 0.7  # LfF: exponent of the biased twin's generalised cross-entropy
 
 
 RECIPE = ("rate", "decay", "share")
@@ -47,7 +49,7 @@ RECIPE = ("rate", "decay", "share")
 
 def settings(task: Task, budget: int) -> list[Setting]:
     """``budget`` settings, the default first, the same for all methods and seeds: log-uniform around the defaults."""
-    draw = np.random.default_rng(0)
+    draw, exponents = np.random.default_rng(0), np.random.default_rng(1)  # apart: stored results have the other draws
     drawn = [Setting(task.rate, task.decay, 1.0)]
     for _ in range(budget - 1):
         # The third number was once eta, which is drawn again below; without it, later draws would not be those of
@@ -59,7 +61,8 @@ def settings(task: Task, budget: int) -> list[Setting]:
         )
         share, up = draw.choice([0.1, 0.25, 0.5, 1.0]), draw.choice([4.0, 5.0, 6.0, 20.0, 50.0, 100.0])
         first, mass, eta = draw.choice([0.05, 0.1, 0.25, 0.5, 1.0]), draw.uniform(0.1, 0.9), 10 ** draw.uniform(-3, 0)
-        drawn.append(Setting(*map(float, (rate, decay, share, eta, up, first, mass, 10 ** draw.uniform(-2, 0)))))
+        strength, q = 10 ** draw.uniform(-2, 0), exponents.uniform(0.1, 1)
+        drawn.append(Setting(*map(float, (rate, decay, share, eta, up, first, mass, strength, q))))
     return drawn
 
 
@@ -102,6 +105,15 @@ def fit_group_dro(task: Task, key, split: Split, weights, setting: Setting):
     """GroupDRO on resampled groups."""
     objective = objectives.group_dro(len(task.group_names), eta=setting.eta)
     return _fit(RESAMPLED, objective, task, key, split, weights, setting)
+
+
+def fit_lff(task: Task, key, split: Split, weights, setting: Setting):
+    """LfF: the twin that learns from the failures of the other; both have the recipe of the setting."""
+    both = replace(task, make_model=lambda: lff.twins(task.network()))
+    objective = lff.objective(len(split.y), len(task.class_names), q=setting.q)
+    rows = split._replace(id=jnp.arange(len(split.y)))
+    variables, losses, notes = _fit(SHUFFLED, objective, both, key, rows, weights, setting)
+    return lff.second(variables), losses, notes
 
 
 def fit_jtt(task: Task, key, split: Split, weights, setting: Setting):
@@ -171,6 +183,7 @@ def methods(task: Task) -> dict[str, Method]:
         "ERM, tuned without groups": Method(Kind("control", controls="tuning"), RECIPE, ones, fit_shuffled),
         "RWY": Method(rival, RECIPE, by_class, fit_resampled),
         "SUBY": Method(rival, RECIPE, class_part, fit_shuffled),
+        "LfF": Method(rival, (*RECIPE, "q"), ones, fit_lff),
         "ERM, tuned with groups": Method(Kind("control", validation, "tuning"), RECIPE, ones, fit_shuffled),
         "RWG on the targets alone": Method(Kind("control", validation, "targets alone"), RECIPE, alone, fit_resampled),
         "train and targets together": Method(

@@ -26,6 +26,8 @@ def test_generalised_cross_entropy_and_its_gradient():
     planted.close(value, (1 - p**q) / q, terms=9)
     slope = jax.vjp(lambda a: objectives.losses(a, y), logits)[1](jnp.asarray(p**q, jnp.float32))[0]
     planted.close(pullback(jnp.ones(9))[0], slope, terms=9, scale=1)
+    traced = jax.jit(lambda q: objectives.generalised_losses(q)(logits, y))
+    planted.close(traced(q), value, terms=9)
     planted.close(objectives.generalised_losses(1.0)(logits, y), 1 - p, terms=9)
     planted.close(objectives.generalised_losses(1e-6)(logits, y), -np.log(p), terms=9, scale=10)
     for q in (0.0, 1.5):
