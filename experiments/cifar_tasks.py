@@ -25,7 +25,8 @@ _SMALL, _WHOLE = (8, 8, 3), (32, 32, 3)
 def _with_human_labels(seed: int, *, smoke: bool) -> tuple[Data, Int[np.ndarray, " k"]]:
     """Training labels of CIFAR-10N, the wrong one of three people where there is one; and the ids of wrong labels."""
     data = _cifar10(seed, smoke=smoke, size=8)
-    y = cifar.human_labels(local_data.find("cifar10") / "cifar10n_labels.npz", "worse_label")[data.train.id]
+    path, counts = local_data.find("cifar10") / "cifar10n_labels.npz", None if smoke else cifar.COUNTS["train"]
+    y = cifar.human_labels(path, "worse_label", counts=counts)[data.train.id]
     wrong = np.asarray(data.train.id)[y != data.train.y]
     return data._replace(train=data.train._replace(y=y, group=y)), wrong
 

@@ -105,7 +105,7 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
     recipe = {name: getattr(task, name) for name in ("hidden", "steps", "batch", "rate", "decay")} | {"momentum": 0.9}
     for name, maker in (("optimizer", task.optimizer), ("trainer", task.make_trainer)):
         if maker not in (tasks.sgd, None):
-            recipe[name] = maker.__name__
+            recipe[name] = _name_of(maker, f"{task.name}.{name}")
 
     def fill(data: Data, seed: int, key, design: Design, models: int, progress: Callable) -> tuple[bank.Bank, Path]:
         n, num_outputs = len(data.train.y), design.outputs * len(data.target.y)
@@ -124,6 +124,13 @@ def make_bank(task: Task, banks: Path, look: Callable) -> Callable[..., tuple[ba
         return bank.fill(directory, manifest, subsets, trained, ids, block=block, progress=progress), directory
 
     return fill
+
+
+def _name_of(maker: Callable, argument: str) -> str:
+    name = getattr(maker, "__name__", "<none>")
+    if "<" in name:
+        raise ValueError(f"{argument}: found {maker!r}, expected a function with a name, which tells banks apart")
+    return name
 
 
 def shapes(model: Model, x: PyTree) -> dict[str, list[int]]:

@@ -1,6 +1,7 @@
 """Parts of the studies of datamodels that have exact answers, and the banks that they share."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from experiments import study
 from experiments.datamodels import banks, brittleness, common, counterfactuals, lds, lds_influence, leakage
 from experiments.datamodels import similar_examples as similar
 from experiments.tasks import LDS_TASKS
+from experiments.text_tasks import adamw
 
 
 @pytest.fixture
@@ -108,6 +110,13 @@ def test_smoke_runs_of_default_tasks_need_no_download():
     assert similar.STUDY.smoke(default).tasks == ("patch",)
     assert similar.STUDY.smoke(dataclasses.replace(default, tasks=("fashion",))).tasks == ("fashion",)
     assert lds_influence.STUDY.smoke(lds_influence.Config()).tasks == ("adult-sex",)
+
+
+@pytest.mark.parametrize("optimizer", [partial(adamw), lambda rate, decay: adamw(rate, decay)])
+def test_a_recipe_without_a_name_makes_no_bank(tmp_path, optimizer):
+    task = dataclasses.replace(LDS_TASKS["patch"], optimizer=optimizer)
+    with pytest.raises(ValueError, match=r"patch\.optimizer: found .*, expected a function with a name"):
+        banks.make_bank(task, tmp_path, banks.both_margins)
 
 
 @pytest.mark.slow

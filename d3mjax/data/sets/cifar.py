@@ -12,7 +12,7 @@ import pickle
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,24 +113,33 @@ def read(
     return {name: Part(*(a[orders[name]] for a in part)) for name, part in parts.items()}
 
 
-def human_labels(path: str | Path, name: str) -> Int32[np.ndarray, " n"]:
+def human_labels(
+    path: str | Path, name: str, *, counts: Sequence[int] | None = COUNTS["train"]
+) -> Int32[np.ndarray, " n"]:
     """Labels of CIFAR-10N, by number of the training image; ``name`` is one of `HUMAN_LABELS`.
 
     ``path``: an ``.npz`` with the arrays of the published ``CIFAR-10_human.pt``. They are in the order of the published
     training batches; ``clean_label`` tells the class of each, so that the k-th of a class belongs to its k-th image.
-    Raises ``ValueError`` for another name, and a file that is missing, damaged or without such arrays.
+
+    Raises:
+      ValueError: another name; a file that is missing, damaged or without such arrays; classes of ``clean_label`` that
+        are not of the sizes ``counts`` (None: any); labels that are not as many.
     """
     if name not in HUMAN_LABELS:
         raise ValueError(f"name: found {name!r}, expected one of {HUMAN_LABELS}")
     try:
         with np.load(path) as file:
             clean, labels = (file[key].astype(np.int32) for key in ("clean_label", name))
-        return labels[np.argsort(clean, kind="stable")]
-    except (OSError, KeyError, ValueError, IndexError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path}: missing or damaged ({error}), expected an .npz of the arrays in CIFAR-10_human.pt of "
             "https://github.com/UCSC-REAL/cifar-10-100n"
         ) from error
+    if labels.shape != clean.shape:
+        raise ValueError(f"{path}: {name}: found shape {labels.shape}, expected {clean.shape} as of clean_label")
+    if counts is not None:
+        splits.check_counts(clean, counts, name=f"{path}: clean_label")
+    return labels[np.argsort(clean, kind="stable")]
 
 
 def _published(directory: Path, names: tuple[str, ...]) -> Part:

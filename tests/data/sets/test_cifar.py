@@ -137,7 +137,7 @@ def test_human_labels_are_joined_by_class_and_rank(batches, tmp_path):
     written = (ranks(clean) + clean) % 10  # says which image it belongs to
     np.savez(tmp_path / "labels.npz", clean_label=clean.astype(np.int8), worse_label=written.astype(np.int8))
     part = cifar.read(batches, counts=COUNTS)["train"]
-    human = cifar.human_labels(tmp_path / "labels.npz", "worse_label")
+    human = cifar.human_labels(tmp_path / "labels.npz", "worse_label", counts=(7,) * 10)
     assert human.dtype == np.int32
     np.testing.assert_array_equal((human - part.labels) % 10, np.tile(np.arange(7), 10))
     with pytest.raises(ValueError, match="name: found 'worst', expected one of"):
@@ -145,3 +145,8 @@ def test_human_labels_are_joined_by_class_and_rank(batches, tmp_path):
     for path, name in (("none.npz", "worse_label"), ("labels.npz", "aggre_label")):
         with pytest.raises(ValueError, match=rf"{path}: missing or damaged .*CIFAR-10_human\.pt"):
             cifar.human_labels(tmp_path / path, name)
+    with pytest.raises(ValueError, match=r"labels\.npz: clean_label: found counts \[7, .*published \[5000, "):
+        cifar.human_labels(tmp_path / "labels.npz", "worse_label")
+    np.savez(tmp_path / "short.npz", clean_label=clean, worse_label=written[:-1])
+    with pytest.raises(ValueError, match=r"short\.npz: worse_label: found shape \(69,\), expected \(70,\)"):
+        cifar.human_labels(tmp_path / "short.npz", "worse_label", counts=None)

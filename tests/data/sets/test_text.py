@@ -163,3 +163,11 @@ def test_damaged_distributions_are_named(tmp_path):
     made_text.rated(path, {"tweets": [("a", 1.0)]})
     with pytest.raises(ValueError, match=r"missing or damaged .*movieReviewSnippets"):
         sentences.read_rated(path)
+    whole = made_text.rated(path, made_text.corpora(12)).read_bytes()
+    for damaged, reason in (
+        (whole[: len(whole) // 2], "EOFError"),
+        (whole[:100] + bytes(50) + whole[150:], "error.*decompressing"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"tar\.gz: missing or damaged .*{reason}"):
+            sentences.read_rated(path)
