@@ -54,12 +54,13 @@ def make_lff(task: BiasTask, config: fmd.Config) -> fmd.More:
 TASKS = bias_tasks.MNIST | bias_tasks.MNIST_FULL
 STUDY = Study(
     "fmd_mnist",
-    claim="On Coloured MNIST Learning from Failure, which knows no colours, does at least as much as one step of FMD; "
-    "fine-tuning the last layer on 500 pairs does more than both, and training without colour far more.",
+    claim="On Coloured MNIST Learning from Failure, which knows no colours, does at least as much as one step of FMD "
+    "on the last layer; fine-tuning the last layer on 500 pairs does more than both, and training without colour "
+    "far more.",
     config=fmd.Config(
         tasks=tuple(bias_tasks.MNIST),
         etas=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),  # few images in conflict: small steps go far
-        round_eta=0.01,
+        round_eta=0.003,  # chosen at .99 on a seed that does not report; .01 overshoots
         newton_rounds=8,
         newton_eta=0.003,
         whole_eta=0.03,
