@@ -50,9 +50,9 @@ RESNET50 = ResnetConfig()
 
 
 def _norm_rules(name: str, path: str) -> list[Rule]:
-    places = {"weight": ("params", "scale"), "bias": ("params", "bias")}
-    places |= {"running_mean": ("batch_stats", "mean"), "running_var": ("batch_stats", "var")}
-    return [Rule(rf"{name}\.{tensor}", f"{top}/{path}/{ours}") for tensor, (top, ours) in places.items()]
+    collections = {"weight": ("params", "scale"), "bias": ("params", "bias")}
+    collections |= {"running_mean": ("batch_stats", "mean"), "running_var": ("batch_stats", "var")}
+    return [Rule(rf"{name}\.{tensor}", f"{top}/{path}/{ours}") for tensor, (top, ours) in collections.items()]
 
 
 _BLOCK = r"layer(\d)\.(\d+)\."

@@ -226,8 +226,8 @@ def _checked(config: BertConfig, block: int) -> int:
 def from_published(model: Model, tensors: Mapping[str, np.ndarray], *, fresh: Sequence[str] = ()) -> PyTree[np.ndarray]:
     """Variables of a network of tokens from the tensors of a BERT or DistilBERT file, by `RULES`.
 
-    ``fresh``: parts that the file has not, or not for these classes, such as ``("head",)`` or ``("pooler", "head")``;
-    they are left out, for `adapt.starting_from` to draw. Raises as `weights.convert`.
+    ``fresh``: parts that are not in the file, or not for these classes, such as ``("head",)`` or
+    ``("pooler", "head")``; they are left out, for `adapt.starting_from` to draw. Raises as `weights.convert`.
     """
     tokens = {name: np.zeros((1, 1), np.int32) for name in ("ids", "types")} | {"mask": np.ones((1, 1), bool)}
     shapes = weights.shapes(model, tokens)

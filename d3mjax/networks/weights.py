@@ -84,7 +84,7 @@ def convert(
         elif path is None or is_fresh(path) or (rule.optional and path not in wanted):
             continue
         elif path not in wanted:
-            mismatches.append(f"tensor {name} {_shape(tensor)} is for {path}, which the network has not")
+            mismatches.append(f"tensor {name} {_shape(tensor)} is for {path}, which is not in the network")
         elif path in filled:
             mismatches.append(f"tensor {name} is the second for {path}")
         elif reason := _unfit(tensor, rule.layout, wanted[path].shape):

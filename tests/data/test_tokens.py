@@ -5,10 +5,9 @@ import json
 import made_text
 import numpy as np
 import pytest
+import tokenizers
 
 from d3mjax.data import tokens
-
-tokenizers = pytest.importorskip("tokenizers")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import published_weights
 import pytest
 import smoke
+from safetensors.numpy import save_file
 
 from d3mjax.data import splits
 from d3mjax.networks import transformers
@@ -18,9 +19,6 @@ from experiments.d3m import d3m
 from experiments.d3m.retraining import retrain
 from experiments.local_data import Source
 from experiments.tasks import Trak, columns
-
-pytest.importorskip("tokenizers")
-save_file = pytest.importorskip("safetensors.numpy").save_file
 
 TINY = transformers.BertConfig(vocabulary=60, width=8, blocks=3, heads=2, inner=12, positions=24)
 SICK = {"train": (20, 8, 12, 7, 9), "trial": (5, 2, 3, 3, 6), "test": (6, 4, 5, 3, 2)}

@@ -28,7 +28,7 @@ def read_image(path: str | Path, *, content: bytes | None = None) -> Image:
 def check_files(paths: Sequence[Path]) -> None:
     """Raises ``ValueError`` with the number of files that do not exist, and the first of them."""
     if missing := [path for path in paths if not path.is_file()]:
-        raise ValueError(f"{missing[0]}: missing, and {len(missing) - 1} of {len(paths)} images more")
+        raise ValueError(f"{missing[0]}: missing, one of {len(missing)} of {len(paths)} images that are")
 
 
 def resize(image: Image, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

@@ -212,7 +212,7 @@ def test_celeba_from_its_folder(celeba_folder):
     assert celeba.load_blond_pairs(num_reference=3, counts=None, **load).report.x.shape == (2, 5, 5, 3)
     (folder / "000003.png").unlink()
     (folder / "000007.png").unlink()
-    with pytest.raises(ValueError, match=r"000003\.png: missing, and 1 of 32 images more"):
+    with pytest.raises(ValueError, match=r"000003\.png: missing, one of 2 of 32 images that are"):
         celeba.load_celeba_blond(0, counts=None, **{**load, "size": 6})
 
 
