@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, UInt8
 from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import cache, splits, weight_files
 from d3mjax.data.sets import celeba, images, waterbirds
-from d3mjax.debiasing import last_layer, selection
+from d3mjax.debiasing import last_layer
 from d3mjax.networks import adapt, conv, resnets
-from d3mjax.types import AnyArray, Data, Model, Split
+from d3mjax.types import AnyArray, Data, Model
 from experiments import local_data
-from experiments.tasks import Task
+from experiments.tasks import Task, first_of_groups
 
 PART = 64  # images that a network sees at once in evaluation
 FEW = 8
@@ -80,13 +80,7 @@ def pretrained(source: Source, num_classes: int | None) -> Model:
 def whole(source: Source, seed: int, *, smoke: bool = False) -> Data:
     """The splits of a seed, pixels in uint8; in smoke runs the first `FEW` of each group of each split."""
     data = source.read(seed, size=source.size, counts=source.counts, data_dir=source.made)
-    return Data(*map(_few, data)) if smoke else data
-
-
-def _few(split: Split) -> Split:
-    group = np.asarray(split.group)
-    rank = np.asarray(selection.rank_within(np.zeros(len(group), np.float32), group))
-    return splits.take(split, np.flatnonzero(rank < FEW))
+    return Data(*(first_of_groups(split, FEW) for split in data)) if smoke else data
 
 
 def on_features(source: Source, seed: int, *, smoke: bool = False) -> Data:

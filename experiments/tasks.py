@@ -198,11 +198,17 @@ def _adult(seed: int, *, smoke: bool, **sizes: Any) -> Data:
     return data._replace(test=splits.take(data.test, np.arange(1000))) if smoke else data
 
 
-def few_targets(data: Data, most: int, groups: Int[np.ndarray, " k"]) -> Data:
-    """Of the targets of each of these groups the first ``most``, and all of the other groups."""
-    group = np.asarray(data.target.group)
+def first_of_groups(split: Split, most: int, groups: Int[np.ndarray, " k"] | None = None) -> Split:
+    """The first ``most`` examples of each of these groups, None for all groups, and every example of the others."""
+    group = np.asarray(split.group)
     rank = np.asarray(selection.rank_within(np.zeros(len(group), np.float32), group))
-    return data._replace(target=splits.take(data.target, np.flatnonzero(~np.isin(group, groups) | (rank < most))))
+    others = False if groups is None else ~np.isin(group, groups)
+    return splits.take(split, np.flatnonzero(others | (rank < most)))
+
+
+def few_targets(data: Data, most: int, groups: Int[np.ndarray, " k"] | None = None) -> Data:
+    """`first_of_groups` of the targets."""
+    return data._replace(target=first_of_groups(data.target, most, groups))
 
 
 def pixels(load: Callable[..., Data], seed: int, *, smoke: bool, **options: Any) -> Data:
@@ -241,7 +247,7 @@ ADULT_BALANCED = replace(
     ADULT,
     name="adult-balanced",
     about=f"{ADULT.about} The targets are only 100, 25 of each group.",
-    load=lambda seed, *, smoke: few_targets(_adult(seed, smoke=smoke), 25, np.arange(4)),
+    load=lambda seed, *, smoke: few_targets(_adult(seed, smoke=smoke), 25),
 )
 
 PATCH = Task(

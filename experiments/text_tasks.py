@@ -17,13 +17,13 @@ from jaxtyping import Float32
 
 from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import cache as kept
-from d3mjax.data import splits, tokens, weight_files
+from d3mjax.data import tokens, weight_files
 from d3mjax.data.sets import multinli, sentences, sick
-from d3mjax.debiasing import d3m, selection
+from d3mjax.debiasing import d3m
 from d3mjax.networks import adapt, transformers
-from d3mjax.types import Data, Model, Split
+from d3mjax.types import Data, Model
 from experiments import local_data
-from experiments.tasks import Task
+from experiments.tasks import Task, first_of_groups
 
 PART = 64  # texts that a fine-tuned network sees at once in evaluation
 FEW = 40  # examples of a group in smoke runs
@@ -120,15 +120,8 @@ def adamw(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=decay))
 
 
-def first_of_groups(split: Split, most: int = FEW) -> Split:
-    """The first ``most`` examples of each group."""
-    group = np.asarray(split.group)
-    rank = np.asarray(selection.rank_within(np.zeros(len(group), np.float32), group))
-    return splits.take(split, np.flatnonzero(rank < most))
-
-
 def _small(data: Data, smoke: bool) -> Data:
-    return Data(*map(first_of_groups, data)) if smoke else data
+    return Data(*(first_of_groups(split, FEW) for split in data)) if smoke else data
 
 
 def _sentences(
