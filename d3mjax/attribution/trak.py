@@ -261,8 +261,8 @@ def check(
     """Judge a finished run on the host: warn (RuntimeWarning) where K was close to singular, raise where it failed.
 
     Raises:
-      FloatingPointError: gradients that are not finite (names examples and checkpoints), or a K that could not be
-        factored (names checkpoints).
+      FloatingPointError: gradients that are not finite (names checkpoints, and examples if they are of training), or a
+        K that could not be factored (names checkpoints).
     """
     residual, pivot, finite = np.atleast_1d(info.residual), np.atleast_1d(info.pivot), np.atleast_2d(info.finite)
     names = np.arange(len(pivot)) if checkpoint_ids is None else np.asarray(checkpoint_ids)
@@ -274,9 +274,12 @@ def check(
             f"{names[~finite.all(1)][:5].tolist()}"
         )
     advice = "raise damping (0.1 is safe) or take a smaller projection (projections.default_size)"
-    if not np.isfinite(residual + pivot).all():
-        failed = names[~np.isfinite(residual + pivot)].tolist()
+    if not np.isfinite(pivot).all():
+        failed = names[~np.isfinite(pivot)].tolist()
         raise FloatingPointError(f"the Gram matrix of checkpoints {failed} is not positive definite: {advice}")
+    if not np.isfinite(residual).all():
+        failed = names[~np.isfinite(residual)].tolist()
+        raise FloatingPointError(f"gradients of targets are not finite at checkpoints {failed}")
     if (pivot < 1e-5).any() or (residual > 1e-2).any():
         warnings.warn(
             f"the Gram matrix is close to singular (smallest pivot {pivot.min():.1e} of the largest, relative residual "

@@ -81,7 +81,7 @@ def settings(config: Config) -> list[Setting]:
 
 
 def make_kernels(task: Task, setting: Setting) -> Callable:
-    """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n])``: `trak.scores` before the means over c."""
+    """``(data, keys [c], variables [c]) -> (kernel [c t n], q [c n], info)``: `trak.scores` before the means over c."""
     model = task.network()
     make, rows = PROJECTIONS[setting.projection]
     curvature = gradients.logistic_curvature if setting.curvature else None
@@ -91,7 +91,8 @@ def make_kernels(task: Task, setting: Setting) -> Callable:
     def one(data, key, variables):
         stacked = jax.tree.map(lambda a: a[None], variables)
         scores = trak.scores(key, model, stacked, data.train, data.target, options=options)
-        return scores.tau, jax.nn.sigmoid(-outputs.soft_margins(model, variables, data.train))
+        info = jax.tree.map(lambda a: a[0], scores.info)
+        return scores.tau, jax.nn.sigmoid(-outputs.soft_margins(model, variables, data.train)), info
 
     return common.over_models(one)
 
@@ -115,7 +116,7 @@ def measure(
     arrays = {}
     for setting, attribute in kernels.items():
         kernel, factor = np.zeros((len(data.target.y), len(data.train.y))), np.zeros(len(data.train.y))
-        parts = in_groups(partial(attribute, data), members(keys.Lds.PROJECTIONS), variables)
+        parts = in_groups(setting, partial(attribute, data), members(keys.Lds.PROJECTIONS), variables)
         for c, (one_kernel, one_factor) in enumerate(parts, start=1):
             kernel, factor = kernel + one_kernel, factor + one_factor
             if c in config.checkpoints:
@@ -125,11 +126,19 @@ def measure(
     return facts, arrays
 
 
-def in_groups(attribute: Callable, model_keys, variables):
-    """Attributions of each checkpoint, `GROUP` of them computed at a time."""
+def in_groups(setting: Setting, attribute: Callable, model_keys, variables):
+    """Kernel and q of each checkpoint, `GROUP` of them computed at a time.
+
+    Raises FloatingPointError, which names setting and checkpoints, where they are not finite.
+    """
     for first in range(0, len(model_keys), GROUP):
         part = jax.tree.map(lambda a, first=first: a[first : first + GROUP], (model_keys, variables))
-        yield from zip(*jax.device_get(attribute(*part)), strict=True)
+        kernel, factor, info = jax.device_get(attribute(*part))
+        try:
+            trak.check(info, checkpoint_ids=range(first, first + len(kernel)))
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{setting.title}: {error}") from error
+        yield from zip(kernel, factor, strict=True)
 
 
 def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[str, Any]], Section]:

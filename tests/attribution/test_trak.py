@@ -294,6 +294,8 @@ def test_non_finite_gradients_name_examples_and_checkpoints():
     info = _groups(train=broken).info
     with pytest.raises(FloatingPointError, match=r"\[15\], at checkpoints \[7, 8, 9\]"):
         trak.check(info, example_ids=TRAIN.id, checkpoint_ids=[7, 8, 9])
+    with pytest.raises(FloatingPointError, match=r"of targets are not finite at checkpoints \[7, 8, 9\]"):
+        trak.check(_full(target=broken).info, checkpoint_ids=[7, 8, 9])
     left_out = _groups(train=broken, late={"weights": jnp.asarray(np.arange(40) != 5, jnp.float32)})
     assert np.isfinite(np.delete(np.asarray(left_out.columns), 5, 0)).all()  # weight 0 keeps it out of K
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from d3mjax.attribution import trak
 from d3mjax.runtime import bank
 from experiments import study
-from experiments.datamodels import banks, brittleness, common, counterfactuals, lds, lds_influence, leakage
+from experiments.datamodels import banks, brittleness, common, counterfactuals, lds, lds_influence, lds_trak, leakage
 from experiments.datamodels import similar_examples as similar
 from experiments.tasks import LDS_TASKS
 from experiments.text_tasks import adamw
@@ -46,6 +47,20 @@ def test_bias_is_the_difference_of_mean_probabilities_of_both_sides_of_pairs():
     margins = np.array([1.0, 3.0, -1.0, 0.0, np.log(3)])
     means = lds_influence.mixed_means(margins, group, num_groups=2)
     np.testing.assert_allclose(means, [2, -1, 0.5 - 0.75], rtol=1e-12)
+
+
+def test_attribution_that_is_not_finite_names_setting_and_checkpoints():
+    setting, pivot = lds_trak.Setting(32, 0.01), np.ones(lds_trak.GROUP + 2, np.float32)
+    pivot[-1] = np.nan
+
+    def attribute(positions, pivots):
+        zeros = np.zeros((len(positions), 3), np.float32)
+        return zeros, zeros, trak.Info(zeros[:, 0], pivots, np.ones_like(zeros, bool))
+
+    parts = lds_trak.in_groups(setting, attribute, np.arange(len(pivot)), pivot)
+    assert len([next(parts) for _ in range(lds_trak.GROUP)]) == lds_trak.GROUP  # those of the first group are fine
+    with pytest.raises(FloatingPointError, match=r"TRAK, SJLT, p = 32, damping 0\.01: .* checkpoints \[11\] is not"):
+        next(parts)
 
 
 def test_rows_of_a_bank_hold_hard_margins_and_then_soft_ones(rng):
