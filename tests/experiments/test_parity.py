@@ -56,7 +56,8 @@ def exchange(tmp_path):
 
 def test_equal_arithmetic_differs_by_rounding(exchange):
     errors = parity.differences(TASK, exchange)
-    assert set(errors) == {"logits", "sgd_step", "adamw_parameters"}
+    assert set(errors) == {"logits", "sgd_step", "adamw_update", "adamw_decay", "adamw_compared"}
+    assert errors["adamw_compared"] > 0.25
     parity.check(TASK, errors, rounding=0.0)
 
 
@@ -67,6 +68,33 @@ def test_another_step_is_an_error(exchange):
     with pytest.raises(FloatingPointError, match=r"tiny: found differences \{'logits': nan\}"):
         parity.check(TASK, {"logits": float("nan"), "sgd_step": 1e-4}, rounding=0.0)
     parity.check(TASK, {"sgd_step": 0.02}, rounding=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "step"),
+    [
+        ("adamw_update", 1.0, lambda p, g: p),
+        ("adamw_update", 0.9, lambda p, g: p - 1e-1 * 2e-5 * np.sign(g)),
+        ("adamw_decay", 0.01, lambda p, g: p - 2e-5 * np.sign(g)),
+    ],
+)
+def test_another_step_of_adamw_is_an_error(name, expected, step):
+    rng = np.random.default_rng(0)
+    before, gradient = (scale * rng.normal(size=(200, 50)) for scale in (0.2, 0.01))
+    after = [before - 0.01 * gradient, before - 2e-5 * (np.sign(gradient) + 0.01 * before), step(before, gradient)]
+    trees = [{"kernel": array.astype(np.float32)} for array in (before, *after)]
+    errors = parity.adamw_differences(*trees)
+    np.testing.assert_allclose(errors[name], expected, rtol=0.05)
+    with pytest.raises(FloatingPointError, match=name):
+        parity.check(TASK, errors, rounding=0.0)
+
+
+def test_without_a_gradient_nothing_is_compared_and_that_is_an_error():
+    tree = {"kernel": np.ones((2, 3), np.float32)}
+    errors = parity.adamw_differences(tree, tree, tree, tree)
+    assert errors["adamw_compared"] == 0
+    with pytest.raises(FloatingPointError, match="adamw_decay"):
+        parity.check(TASK, errors, rounding=0.0)
 
 
 def test_facts_are_plain_sizes():
