@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -31,11 +30,6 @@ def _with_human_labels(seed: int, *, smoke: bool) -> tuple[Data, Int[np.ndarray,
     return data._replace(train=data.train._replace(y=y, group=y)), wrong
 
 
-def _convolve():
-    """The convolution that is fastest here; results are equal."""
-    return conv.convolve_shifted if jax.default_backend() == "cpu" else conv.convolve_lax
-
-
 def _cifar10(seed: int, *, smoke: bool, **options: Any) -> Data:
     load = partial(cifar.load_cifar10, source_dir=local_data.find("cifar10"), data_dir=DECODED)
     if smoke:  # on as few images as there are
@@ -44,13 +38,12 @@ def _cifar10(seed: int, *, smoke: bool, **options: Any) -> Data:
 
 
 def _cnn() -> Model:
-    return conv.cnn((16, 32), len(cifar.NAMES), image=_SMALL, convolve=_convolve())
+    return conv.cnn((16, 32), len(cifar.NAMES), image=_SMALL, convolve=tasks.fastest_convolution())
 
 
 def _resnet9() -> Model:
-    return conv.resnet9(
-        len(cifar.NAMES), norm=conv.batch_norm(), image=_WHOLE, convolve=_convolve(), dtype=jnp.bfloat16
-    )
+    convolve = tasks.fastest_convolution()
+    return conv.resnet9(len(cifar.NAMES), norm=conv.batch_norm(), image=_WHOLE, convolve=convolve, dtype=jnp.bfloat16)
 
 
 def _as_published(model: Model, steps: int, sampler: Sampler) -> Trainer:

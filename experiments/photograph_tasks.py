@@ -19,10 +19,10 @@ from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import cache, splits, weight_files
 from d3mjax.data.sets import celeba, images, waterbirds
 from d3mjax.debiasing import last_layer
-from d3mjax.networks import adapt, conv, resnets
+from d3mjax.networks import adapt, resnets
 from d3mjax.types import AnyArray, Data, Model
 from experiments import local_data
-from experiments.tasks import Task, first_of_groups
+from experiments.tasks import Task, fastest_convolution, first_of_groups
 
 PART = 64  # images that a network sees at once in evaluation
 FEW = 8
@@ -70,8 +70,7 @@ def pretrained(source: Source, num_classes: int | None) -> Model:
     Raises ``ValueError`` with the file to get where there are none.
     """
     tensors = weight_files.read_safetensors(local_data.find(source.weights) / "model.safetensors")
-    on_cpu = jax.default_backend() == "cpu"
-    config = source.network._replace(convolve=conv.convolve_shifted) if on_cpu else source.network
+    config = source.network._replace(convolve=fastest_convolution())
     model = resnets.encoder(config) if num_classes is None else resnets.classifier(config, num_classes)
     fresh = () if num_classes is None else ("head",)
     return photographs(adapt.starting_from(model, resnets.from_published(model, tensors, fresh=fresh)))
@@ -87,9 +86,8 @@ def on_features(source: Source, seed: int, *, smoke: bool = False) -> Data:
     """As `whole`, images as features of the pretrained network, standardised by those of the training set."""
     data, model = whole(source, seed, smoke=smoke), pretrained(source, None)
     variables = model.init(jax.random.key(0), data.train.x[:1])
-
-    def seen(x):
-        return cache.features(model, variables, x, source.made / "features", name=source.weights)
+    options = {"name": source.weights, "config": source.network}
+    seen = cache.make_features(model, variables, source.made / "features", **options)
 
     # Seeds divide the validation images anew: in the order of their ids they have one digest.
     both = splits.concatenate(data.target, data.selection)

@@ -61,8 +61,8 @@ def vectors(encoder: Encoder, texts: Sequence[str]) -> Float32[np.ndarray, "n d"
     unique = list(dict.fromkeys(texts))
     model = transformers.sentence_encoder(encoder.config)
     weights = transformers.from_published(model, tensors(encoder))
-    options = {"name": encoder.source, "batches": tokens.by_length}
-    of_unique = kept.features(model, weights, encode(encoder, unique), encoder.made, **options)
+    options = {"name": encoder.source, "config": encoder.config, "batches": tokens.by_length}
+    of_unique = kept.make_features(model, weights, encoder.made, **options)(encode(encoder, unique))
     rows = dict(zip(unique, range(len(unique)), strict=True))
     return of_unique[[rows[text] for text in texts]]
 
@@ -111,7 +111,7 @@ def states(encoder: Encoder, block: int, first: Sequence[str], second: Sequence[
     whole = transformers.from_published(transformers.encoder(encoder.config), tensors(encoder))
     weights, encoded = transformers.divided(whole, block)[0], encode(encoder, first, second)
     model, name = transformers.lower(encoder.config, block), f"{encoder.source}-{block}"
-    after = kept.features(model, weights, encoded, encoder.made, name=name)
+    after = kept.make_features(model, weights, encoder.made, name=name, config=encoder.config)(encoded)
     return {"states": after, "mask": encoded["mask"]}
 
 

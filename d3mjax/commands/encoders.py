@@ -36,7 +36,7 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt")
 Vectors = Callable[[Sequence[str]], Float[np.ndarray, "n d"]]
 
 
-BLOCK = 512  # images in memory as floats
+BLOCK = 512  # images in memory
 
 
 class TextEncoder(NamedTuple):
@@ -45,6 +45,7 @@ class TextEncoder(NamedTuple):
     name: str  # with the first digits of the SHA-256 of the weights
     model: Model
     variables: PyTree[np.ndarray]
+    config: tuple[Any, ...]  # what the outputs depend on beside the weights
     tokenize: Callable[[Sequence[str]], tokens.Encoded]
     longest: int  # tokens
 
@@ -90,8 +91,8 @@ def encode(encoder: TextEncoder, texts: Sequence[str]) -> tuple[Float[np.ndarray
     encoded = encoder.tokenize(texts)
     with _directory() as directory, progress.shown(len(texts), "text", unit="text") as bar:
         bar(0, f"encoding {len(texts):,} texts by {encoder.name}")
-        options = {"name": encoder.name, "batches": tokens.by_length, "progress": bar}
-        vectors = cache.features(encoder.model, encoder.variables, encoded.tokens, directory, **options)
+        options = {"name": encoder.name, "config": encoder.config, "batches": tokens.by_length, "progress": bar}
+        vectors = cache.make_features(encoder.model, encoder.variables, directory, **options)(encoded.tokens)
     return vectors, encoded.cut
 
 
@@ -114,27 +115,32 @@ def of_images(
     Raises:
       ValueError: an encoder, or images, that cannot be read.
     """
-    model, variables, name = read_image_encoder(source)
+    model, variables, config, name = read_image_encoder(source)
     every = [each for part in names.values() for each in part]
-    parts = (images.read(directory, every[i : i + BLOCK], size=size) for i in range(0, len(every), BLOCK))
-    pixels = np.concatenate([(255 * np.asarray(part, np.float32)).round().astype(np.uint8) for part in parts])
+    images.check_files(directory, every)
     with _directory() as kept_in, progress.shown(len(every), "images", unit="image") as bar:
         bar(0, f"encoding {len(every):,} images by {name}")
-        x = cache.features(model, variables, pixels, kept_in, name=name, progress=bar)
+        features = cache.make_features(model, variables, kept_in, name=name, config=config, progress=bar)
+        blocks = []
+        for first in range(0, len(every), BLOCK):
+            pixels = images.read(directory, every[first : first + BLOCK], size=size)
+            blocks.append(features((255 * np.asarray(pixels, np.float32)).round().astype(np.uint8)))
+    x = np.concatenate(blocks)
     ends = np.cumsum([len(part) for part in names.values()])[:-1]
     note = f"Images are encoded by {name} as {x.shape[1]:,} numbers, at {size} x {size} pixels."
     return dict(zip(names, np.split(x, ends), strict=True)), note
 
 
-def read_image_encoder(source: str) -> tuple[Model, PyTree[np.ndarray], str]:
-    """The ResNet of a file of weights, which maps bytes ``[b h w 3]`` to features, its variables, and its name.
+def read_image_encoder(source: str) -> tuple[Model, PyTree[np.ndarray], resnets.ResnetConfig, str]:
+    """The ResNet of a file of weights, which maps bytes ``[b h w 3]`` to features; its variables, options and name.
 
     Raises as `read_text_encoder`.
     """
     try:
         path = Path(source) if Path(source).is_file() else _repository(source, "a file")("model.safetensors")
         tensors = weight_files.read_safetensors(path)
-        network = resnets.encoder(_resnet(tensors, path))
+        config = _resnet(tensors, path)
+        network = resnets.encoder(config)  # outside `lax.scan`, `convolve_lax` is the fastest on CPUs, too
         variables = resnets.from_published(network, tensors)
     except (ValueError, ImportError) as error:
         raise ValueError(f"--image-encoder: {error}") from error
@@ -145,7 +151,7 @@ def read_image_encoder(source: str) -> tuple[Model, PyTree[np.ndarray], str]:
             variables, (x / np.float32(255) - mean[None, None, None]) / std[None, None, None], train=train
         )
 
-    return Model(network.init, apply), variables, _name(source, path)
+    return Model(network.init, apply), variables, config, _name(source, path)
 
 
 @contextmanager
@@ -174,6 +180,7 @@ def _read(source: str) -> TextEncoder:
         _name(source, paths["model.safetensors"]),
         model,
         transformers.from_published(model, tensors),
+        (config,),
         tokens.read_tokenizer(tokenizer, longest),
         longest,
     )

@@ -1,14 +1,17 @@
-"""Outputs of frozen networks, computed once and kept on disk by the content of weights and data.
+"""Outputs of frozen networks, computed once and kept on disk by the content of weights, options and data.
 
-    x = features(model, variables, tokens, directory, name="minilm", batches=tokens.by_length)
+    features = make_features(model, variables, directory, name="minilm", config=config, batches=tokens.by_length)
+    x = features(tokens)
 
 Rows are computed and written in blocks, each file whole or absent and checked when it is read: a run that was killed
-goes on after its last block. Another value in the weights or the data is another digest, hence other files.
+goes on after its last block. Another value in weights, options or data is another digest, hence other files.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,32 +32,32 @@ def in_order(x: PyTree[AnyArray], *, size: int = 64) -> Iterator[tuple[Int[np.nd
         yield rows[rows < count], jax.tree.map(lambda a: np.asarray(a)[np.minimum(rows, count - 1)], x)  # noqa: B023
 
 
-def features(
+def make_features(
     model: Model,
     variables: PyTree[AnyArray],
-    x: PyTree[AnyArray],
     directory: str | Path,
     *,
     name: str,
+    config: Any,
     batches: Batches = in_order,
     block: int = 1024,
     progress: Callable[[int], object] = lambda rows: None,
-) -> Float32[np.ndarray, "n *d"]:
-    """Outputs ``[n *d]`` of ``model`` in evaluation, from the files in ``directory`` where they are there.
+) -> Callable[[PyTree[AnyArray]], Float32[np.ndarray, "n *d"]]:
+    """``x -> outputs [n *d]`` of ``model`` in evaluation, from the files in ``directory`` where they are there.
 
-    Every row must have its output by itself: batch norm in training would not do. ``name`` stands for the functions of
-    the model, which have no digest: another read-out of the same weights needs another name. ``block`` rows are in
-    memory at once, and one file; ``progress`` counts the rows that are done.
+    Every row must have its output by itself: batch norm in training would not do. ``config`` are the options of the
+    model, a tree, functions by their names. ``name`` stands for its functions, which have no digest: another read-out
+    of the same weights needs another name. ``block`` rows are in memory at once, and one file; ``progress`` counts the
+    rows that are done.
 
-    Raises:
+    The outputs raise:
       FloatingPointError: an output that is not finite, naming its row; nothing of its block is written.
     """
-    count = len(jax.tree.leaves(x)[0])
-    run = Path(directory) / f"{name}-{digests.digest({'variables': variables, 'x': x})[:16]}-{block}"
-    run.mkdir(parents=True, exist_ok=True)
+    options = repr(jax.tree.map(lambda a: getattr(a, "__qualname__", a), config))
+    of_network = f"{digests.digest(variables)} {options}"
     on_device, apply = jax.device_put(variables), jax.jit(lambda variables, x: model.apply(variables, x)[0])
 
-    def compute(first: int) -> np.ndarray:
+    def compute(x: PyTree[AnyArray], first: int, count: int) -> np.ndarray:
         of_block = jax.tree.map(lambda a: np.asarray(a)[first : first + block], x)
         parts = {}
         for rows, batch in batches(of_block):
@@ -65,15 +68,21 @@ def features(
             raise FloatingPointError(f"{name}: found an output that is not finite in row {first + np.argmin(finite)}")
         return made
 
-    blocks = []
-    for first in range(0, count, block):
-        path = run / f"{first:09d}.npy"
-        stored = _read(path)
-        blocks.append(compute(first) if stored is None else stored)
-        if stored is None:
-            _write(path, blocks[-1])
-        progress(len(blocks[-1]))
-    return np.concatenate(blocks)
+    def features(x: PyTree[AnyArray]) -> np.ndarray:
+        count, blocks = len(jax.tree.leaves(x)[0]), []
+        key = hashlib.sha256(f"{of_network} {digests.digest(x)}".encode()).hexdigest()[:16]
+        run = Path(directory) / f"{name}-{key}-{block}"
+        run.mkdir(parents=True, exist_ok=True)
+        for first in range(0, count, block):
+            path = run / f"{first:09d}.npy"
+            stored = _read(path)
+            blocks.append(compute(x, first, count) if stored is None else stored)
+            if stored is None:
+                _write(path, blocks[-1])
+            progress(len(blocks[-1]))
+        return np.concatenate(blocks)
+
+    return features
 
 
 def _write(path: Path, rows: np.ndarray) -> None:

@@ -28,8 +28,7 @@ def read(directory: str | Path, names: Sequence[str], *, size: int = 64) -> Floa
     Raises:
       ValueError: naming how many images are missing or damaged, and the first of them with the reason.
     """
-    paths = [os.path.join(directory, str(name)) for name in names]
-    _check_readable({p: "no such file" for p in dict.fromkeys(paths) if not os.path.isfile(p)}, directory, len(paths))
+    paths = check_files(directory, names)
     dtype = np.float32 if 12 * size**2 * len(paths) <= LARGEST else np.float16
     x, faults = np.empty((len(paths), size, size, 3), dtype), {}
 
@@ -44,6 +43,13 @@ def read(directory: str | Path, names: Sequence[str], *, size: int = 64) -> Floa
             pass
     _check_readable({path: faults[path] for path in paths if path in faults}, directory, len(paths))
     return x
+
+
+def check_files(directory: str | Path, names: Sequence[str]) -> list[str]:
+    """Paths ``directory / name``, each of a file that is there. Raises as `read`."""
+    paths = [os.path.join(directory, str(name)) for name in names]
+    _check_readable({p: "no such file" for p in dict.fromkeys(paths) if not os.path.isfile(p)}, directory, len(paths))
+    return paths
 
 
 def name_column(frame: pd.DataFrame, directory: str | Path) -> str:

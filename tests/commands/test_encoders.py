@@ -100,6 +100,14 @@ def test_a_second_call_reads_what_the_first_has_kept(directory, cache_directory,
     np.testing.assert_array_equal(encoders.encode(encoder, ["good film", "bad"])[0], first)
 
 
+def test_other_heads_of_the_same_weights_are_other_vectors(directory):
+    texts, vectors = ["good film", "bad old film"], []
+    for heads in (TINY.heads, 2):
+        (directory / "config.json").write_text(json.dumps(CONFIG | {"num_attention_heads": heads}))
+        vectors.append(encoders.encode(encoders.read_text_encoder(str(directory)), texts)[0])
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+
+
 def test_text_becomes_vectors_beside_other_columns(directory, tables):
     data = debias_data.read(replace(FILES, text_encoder=str(directory)), tables=tables)
     assert data.train.x.shape == (300, TINY.width + 1)
@@ -228,6 +236,25 @@ def test_images_become_the_features_of_a_resnet(photographs):
     assert any("encoded by resnet-" in note and "32 numbers, at 32 x 32" in note for note in data.card["notes"])
     assert data.examples is not None
     assert data.examples([0, 5]).shape == (2, 64, 64, 3)
+
+
+def test_images_are_read_and_encoded_in_blocks(photographs, tmp_path, monkeypatch):
+    tables, options = photographs
+    names = {"--train": tables["train"]["file"].tolist(), "--validation": tables["validation"]["file"].tolist()[:20]}
+    read, counts = images.read, []
+    whole, _ = encoders.of_images(options["image_encoder"], options["images"], names, size=32)
+    monkeypatch.setattr(encoders, "BLOCK", 32)
+    monkeypatch.setattr(
+        images, "read", lambda where, part, *, size: counts.append(len(part)) or read(where, part, size=size)
+    )
+    monkeypatch.setenv("D3MJAX_CACHE", "off")
+    in_blocks, _ = encoders.of_images(options["image_encoder"], options["images"], names, size=32)
+    assert counts == [32, 32, 16]
+    for part, x in whole.items():
+        np.testing.assert_allclose(in_blocks[part], x, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"found 1 of 81 images missing or damaged: none\.png \(no such file\)"):
+        encoders.of_images(options["image_encoder"], options["images"], names | {"--test": ["none.png"]}, size=32)
+    assert len(counts) == 3
 
 
 def test_encoded_images_train_a_small_network_and_are_shown(photographs, tmp_path):

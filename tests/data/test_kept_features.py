@@ -1,5 +1,8 @@
 """Outputs of frozen networks: equal to one pass, computed once, found by content, and whole after a kill."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,14 @@ from d3mjax.data import cache
 from d3mjax.networks import dense
 
 MODEL = dense.mlp((4,), 3)
+
+
+class Config(NamedTuple):
+    heads: int = 3
+    epsilon: float = 1e-12
+    activation: Callable = jnp.tanh
+
+
 X = np.random.default_rng(0).normal(size=(23, 5)).astype(np.float32)
 
 
@@ -31,7 +42,8 @@ def counted(calls):
 
 
 def features(directory, variables, x=X, **options):
-    return cache.features(MODEL, variables, x, directory, **{"name": "mlp", "block": 10, **options})
+    options = {"name": "mlp", "config": Config(), "block": 10, **options}
+    return cache.make_features(MODEL, variables, directory, **options)(x)
 
 
 def test_features_are_those_of_one_pass(tmp_path, variables):
@@ -66,12 +78,28 @@ def test_missing_and_damaged_blocks_are_computed_again(tmp_path, variables):
     assert c.stat().st_mtime_ns == before
 
 
-def test_other_weights_data_and_names_are_other_features(tmp_path, variables):
+def test_other_weights_data_names_and_options_are_other_features(tmp_path, variables):
     features(tmp_path, variables)
     other = jax.tree.map(lambda a: a + 1e-3, variables)
-    for number, change in enumerate(({"variables": other}, {"x": X[::-1].copy()}, {"name": "other"}), start=2):
+    changes = [{"variables": other}, {"x": X[::-1].copy()}, {"name": "other"}]
+    changes += [{"config": Config(**option)} for option in ({"heads": 6}, {"epsilon": 1e-5}, {"activation": jnp.sin})]
+    for number, change in enumerate(changes, start=2):
         features(tmp_path, **{"variables": variables, **change})
         assert len(stored(tmp_path)) == 3 * number
+
+
+def test_parts_of_the_data_share_one_program(tmp_path, variables):
+    traced = []
+
+    def apply(variables, x):
+        traced.append(x.shape)
+        return MODEL.apply(variables, x)
+
+    model = MODEL._replace(apply=apply)
+    in_parts = cache.make_features(model, variables, tmp_path, name="mlp", config=(), block=10)
+    parts = [in_parts(X[first : first + 10]) for first in range(0, len(X), 10)]
+    np.testing.assert_array_equal(np.concatenate(parts), features(tmp_path, variables, config=()))
+    assert traced == [(64, 5)]
 
 
 def test_outputs_that_are_not_finite_are_named_and_not_written(tmp_path, variables):

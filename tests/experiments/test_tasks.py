@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from d3mjax.data import splits
-from d3mjax.networks import dense
+from d3mjax.networks import conv, dense
+from experiments import tasks
 from experiments.tasks import LDS_TASKS, SHUFFLED, TASKS, adam
 
 
@@ -82,3 +83,9 @@ def test_optimizers_of_tasks_decay_through_the_gradient():
     # Inputs are zero: the gradient of the first layer's weights is the decay alone, and Adam's first step has its sign.
     before, kernel = (s.variables["params"]["Dense_0"]["kernel"] for s in (state, after))
     np.testing.assert_allclose(kernel, before - rate * np.sign(before), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_the_convolution_depends_on_the_device(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert tasks.fastest_convolution() is (conv.convolve_shifted if backend == "cpu" else conv.convolve_lax)
