@@ -5,8 +5,8 @@
     x, note = of_images("resnet50.safetensors", "photos", {"--train": names}, size=224)
 
 A directory for text holds ``config.json``, ``model.safetensors``, and ``tokenizer.json`` or ``vocab.txt``, as the hub
-has them. Outputs are kept by the contents of weights and inputs (`data.cache`), in ``features`` beside the compiled
-programs.
+has them; ``1_Pooling/config.json`` and ``tokenizer_config.json`` are read where there are any. Outputs are kept by the
+contents of weights, options and inputs (`data.cache`), in ``features`` beside the compiled programs.
 """
 
 import hashlib
@@ -33,6 +33,8 @@ from d3mjax.types import Model
 LONGEST = 256  # tokens of a text; what is longer is cut
 FILES = ("config.json", "model.safetensors")
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
+CASE, POOLING = "tokenizer_config.json", "1_Pooling/config.json"  # what is absent has the defaults
+POOLS = {"mean_tokens": transformers.mean_of_tokens, "cls_token": transformers.first_token}
 Vectors = Callable[[Sequence[str]], Float[np.ndarray, "n d"]]
 
 
@@ -138,6 +140,8 @@ def read_image_encoder(source: str) -> tuple[Model, PyTree[np.ndarray], resnets.
     """
     try:
         path = Path(source) if Path(source).is_file() else _repository(source, "a file")("model.safetensors")
+        if path is None:
+            raise ValueError(f"found no model.safetensors in {source}")
         tensors = weight_files.read_safetensors(path)
         config = _resnet(tensors, path)
         network = resnets.encoder(config)  # outside `lax.scan`, `convolve_lax` is the fastest on CPUs, too
@@ -166,43 +170,40 @@ def _directory() -> Iterator[Path]:
 
 
 def _read(source: str) -> TextEncoder:
-    if Path(source).is_dir():
-        paths = _local(Path(source))
-    else:
-        of_hub = _repository(source, "a directory")
-        paths = {name: of_hub(name) for name in (*FILES, TOKENIZERS[0])}
-    config = _config(paths["config.json"])
-    model = transformers.sentence_encoder(config)
+    search = _local(Path(source)) if Path(source).is_dir() else _repository(source, "a directory")
+    paths = {name: path for name in FILES if (path := search(name))}
+    missing = [name for name in FILES if name not in paths]
+    tokenizer = next(filter(None, map(search, TOKENIZERS)), None)
+    if missing or tokenizer is None:
+        missing += [] if tokenizer else [" or ".join(TOKENIZERS)]
+        raise ValueError(f"found no {', no '.join(missing)} in {source}, expected the files as the hub has them")
+    config, pool = _config(paths["config.json"]), _pool(search(POOLING))
+    model = transformers.sentence_encoder(config, pool=pool)
     tensors = weight_files.read_safetensors(paths["model.safetensors"])
     longest = min(LONGEST, config.positions)
-    tokenizer = next(paths[name] for name in TOKENIZERS if name in paths)
+    lower_case = tokenizer.suffix == ".json" or _lower_case(search(CASE))
     return TextEncoder(
         _name(source, paths["model.safetensors"]),
         model,
         transformers.from_published(model, tensors),
-        (config,),
-        tokens.read_tokenizer(tokenizer, longest),
+        (config, pool),
+        tokens.read_tokenizer(tokenizer, longest, lower_case=lower_case),
         longest,
     )
 
 
-def _local(directory: Path) -> dict[str, Path]:
-    paths = {name: directory / name for name in (*FILES, *TOKENIZERS) if (directory / name).is_file()}
-    missing = [name for name in FILES if name not in paths]
-    missing += [] if set(TOKENIZERS) & paths.keys() else [" or ".join(TOKENIZERS)]
-    if missing:
-        raise ValueError(f"found no {', no '.join(missing)} in {directory}, expected the files as the hub has them")
-    return paths
+def _local(directory: Path) -> Callable[[str], Path | None]:
+    return lambda file: directory / file if (directory / file).is_file() else None
 
 
-def _repository(source: str, local: str) -> Callable[[str], Path]:
+def _repository(source: str, local: str) -> Callable[[str], Path | None]:
     """``file -> path`` for the files of ``OWNER/NAME@REVISION``; ``local``: what else was expected."""
     repo, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ValueError(f"found {source!r}, expected {local}, or OWNER/NAME@REVISION of the hub")
     if not revision:
         raise ValueError(f"found {source!r}, not {local}; of the hub expected {repo}@ and the 40 digits of a commit")
-    return lambda file: weight_files.from_hub(repo, revision, file)
+    return lambda file: weight_files.search_hub(repo, revision, file)
 
 
 def _name(source: str, weights: Path) -> str:
@@ -224,18 +225,43 @@ def _resnet(tensors: Mapping[str, np.ndarray], path: Path) -> resnets.ResnetConf
     return resnets.ResnetConfig(sizes, bottleneck=deep, width=width)
 
 
-def _config(path: Path) -> transformers.BertConfig:
-    """Sizes from the ``config.json`` of BERT or DistilBERT."""
+def _json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: damaged ({error}), expected JSON") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: found {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _lower_case(path: Path | None) -> bool:
+    return path is None or bool(_json(path).get("do_lower_case", True))
+
+
+def _pool(path: Path | None) -> Callable:
+    """The one of `POOLS` that the file of sentence-transformers has; the mean where there is no file."""
+    if path is None:
+        return POOLS["mean_tokens"]
+    prefix, values = "pooling_mode_", _json(path)
+    modes = [key.removeprefix(prefix) for key, value in values.items() if key.startswith(prefix) and value]
+    if len(modes) != 1 or modes[0] not in POOLS:
+        raise ValueError(f"{path}: found pooling by {' and '.join(modes) or 'nothing'}, expected {' or '.join(POOLS)}")
+    return POOLS[modes[0]]
+
+
+def _config(path: Path) -> transformers.BertConfig:
+    """Sizes from the ``config.json`` of BERT or DistilBERT."""
+    values = _json(path)
     kind, distilled = values.get("model_type"), values.get("model_type") == "distilbert"
     activation = values.get("activation" if distilled else "hidden_act", "gelu")
     if kind not in ("bert", "distilbert") or activation != "gelu":
         raise ValueError(
             f"{path}: found model_type {kind!r} with activation {activation!r}, expected bert or distilbert with gelu"
         )
+    positions = values.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise ValueError(f"{path}: found position_embedding_type {positions!r}, expected absolute")
     names = ("dim", "n_layers", "n_heads", "hidden_dim") if distilled else _BERT
     try:
         width, blocks, heads, inner = (values[name] for name in names)

@@ -27,8 +27,11 @@ class Encoded(NamedTuple):
     cut: int
 
 
-def read_tokenizer(path: str | Path, max_length: int) -> Callable[..., Encoded]:
-    """``encode(first, second=None) -> Encoded`` by a ``vocab.txt`` (WordPiece, lower case) or a ``tokenizer.json``.
+def read_tokenizer(path: str | Path, max_length: int, *, lower_case: bool = True) -> Callable[..., Encoded]:
+    """``encode(first, second=None) -> Encoded`` by a ``vocab.txt`` of WordPiece or a ``tokenizer.json``.
+
+    ``lower_case`` is of ``vocab.txt``: texts lose capitals and accents first, as ``do_lower_case`` of the hub's
+    ``tokenizer_config.json``. A ``tokenizer.json`` has its own rules.
 
     ``T`` is the length of the longest text, rounded up to a multiple of `STEP`, and ``max_length`` at most. A longer
     text is cut, of a pair the longer sentence first, and counted.
@@ -38,7 +41,7 @@ def read_tokenizer(path: str | Path, max_length: int) -> Callable[..., Encoded]:
     """
     if max_length < STEP:
         raise ValueError(f"max_length: found {max_length}, expected at least {STEP}")
-    tokenizer = _read(Path(path))
+    tokenizer = _read(Path(path), lower_case)
     padding = tokenizer.token_to_id("[PAD]")
     if padding is None:
         raise ValueError(f"{path}: found no token '[PAD]', expected {_EXPECTED}")
@@ -77,7 +80,7 @@ def _rounded(length: int) -> int:
     return max(STEP, -(-length // STEP) * STEP)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, lower_case: bool) -> Any:
     try:
         import tokenizers
     except ImportError as error:
@@ -86,7 +89,7 @@ def _read(path: Path) -> Any:
         if path.suffix == ".json":
             return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         words = path.read_text(encoding="utf-8").splitlines()
-        return tokenizers.BertWordPieceTokenizer({word: i for i, word in enumerate(words)}, lowercase=True)
+        return tokenizers.BertWordPieceTokenizer({word: i for i, word in enumerate(words)}, lowercase=lower_case)
     except Exception as error:  # tokenizers raises no narrower one
         raise ValueError(
             f"{path}: missing or damaged ({error}), expected BERT's vocab.txt or tokenizer.json"

@@ -46,12 +46,20 @@ def from_hub(repo: str, revision: str, file: str) -> Path:
     ``revision``: all 40 digits of a commit; branches and tags move.
 
     Raises:
-      ValueError: a revision that is no commit; a file that cannot be downloaded, as without a network: the message
-        gives the address of the file, and the way around the hub.
+      ValueError: a revision that is no commit; a file that the repository has not, or that cannot be downloaded, as
+        without a network: the message gives the address of the file, and the way around the hub.
     """
+    path = search_hub(repo, revision, file)
+    if path is None:
+        raise ValueError(f"{repo}@{revision}: found no {file} in the repository")
+    return path
+
+
+def search_hub(repo: str, revision: str, file: str) -> Path | None:
+    """`from_hub`, but None for a file that the repository has not, which the cache notes."""
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError(_NEEDED) from error
     if not re.fullmatch("[0-9a-f]{40}", revision):
@@ -59,10 +67,13 @@ def from_hub(repo: str, revision: str, file: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
-        pass
+        if huggingface_hub.try_to_load_from_cache(repo, file, revision=revision) is not None:
+            return None  # the mark of a file that was asked for, and is absent
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
         address = f"https://huggingface.co/{repo}/resolve/{revision}/{file}"
         raise ValueError(
             f"{repo}/{file}: not in the cache of the hub, and the download failed ({type(error).__name__}). "

@@ -171,11 +171,19 @@ def _first_token(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> 
     return states[:, 0]
 
 
+def first_token(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> Float[Array, "b d"]:
+    """State of the first token, ``[CLS]``, of each text, float32, scaled to length 1."""
+    return _unit(states[:, 0].astype(jnp.float32))
+
+
 def mean_of_tokens(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> Float[Array, "b d"]:
     """Mean over the tokens of each text, float32, scaled to length 1."""
     present = jnp.asarray(mask, jnp.float32)[:, :, None]
-    mean = (states.astype(jnp.float32) * present).sum(1) / jnp.maximum(present.sum(1), 1)
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+    return _unit((states.astype(jnp.float32) * present).sum(1) / jnp.maximum(present.sum(1), 1))
+
+
+def _unit(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def encoder(config: BertConfig) -> Model:
@@ -183,9 +191,12 @@ def encoder(config: BertConfig) -> Model:
     return lower(config, config.blocks)
 
 
-def sentence_encoder(config: BertConfig) -> Model:
-    """Unit vectors ``[b d]``: the mean of the last states over the tokens of a text, as all-MiniLM has it."""
-    return from_linen(_Bert(config, 0, config.blocks, mean_of_tokens))
+def sentence_encoder(config: BertConfig, *, pool: Callable[[jax.Array, Any], jax.Array] = mean_of_tokens) -> Model:
+    """Unit vectors ``[b d]`` of the last states ``[b T d]`` and the mask ``[b T]`` by ``pool``.
+
+    ``pool``: `mean_of_tokens`, as all-MiniLM has it, or `first_token`.
+    """
+    return from_linen(_Bert(config, 0, config.blocks, pool))
 
 
 def classifier(config: BertConfig, num_classes: int, *, dropout: float = 0.1) -> Model:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from d3mjax.commands import debias, debias_data, diagnose_data, encoders
 from d3mjax.commands.debias_data import Files
-from d3mjax.data import columns, images
+from d3mjax.data import columns, images, weight_files
 from d3mjax.data.sets.images import normalise
 from d3mjax.networks.resnets import ResnetConfig
 from d3mjax.networks.transformers import BertConfig
@@ -52,6 +52,11 @@ def directory(tmp_path):
     (path / "vocab.txt").write_text("\n".join(VOCABULARY))
     save_file(bert_tensors(TINY), path / "model.safetensors")
     return path
+
+
+def write_pooling(directory, **modes):
+    (directory / "1_Pooling").mkdir(exist_ok=True)
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 6, **modes}))
 
 
 def reviews(seed, n):
@@ -98,6 +103,42 @@ def test_a_second_call_reads_what_the_first_has_kept(directory, cache_directory,
     np.testing.assert_array_equal(again, first)
     monkeypatch.setenv("D3MJAX_CACHE", "off")
     np.testing.assert_array_equal(encoders.encode(encoder, ["good film", "bad"])[0], first)
+
+
+def test_vectors_are_unit_states_of_the_first_token_where_pooling_is_cls(directory):
+    texts = ["good film", "bad"]
+    mean, _ = encoders.encode(encoders.read_text_encoder(str(directory)), texts)
+    write_pooling(directory, pooling_mode_cls_token=True)
+    encoder = encoders.read_text_encoder(str(directory))
+    vectors, _ = encoders.encode(encoder, texts)
+    states = bert_states(TINY, bert_tensors(TINY), encoder.tokenize(texts).tokens)[-1][:, 0]
+    np.testing.assert_allclose(vectors, states / np.linalg.norm(states, axis=1, keepdims=True), atol=2e-5)
+    write_pooling(directory, pooling_mode_mean_tokens=True, pooling_mode_cls_token=False)
+    np.testing.assert_array_equal(encoders.encode(encoders.read_text_encoder(str(directory)), texts)[0], mean)
+
+
+def test_capitals_are_kept_where_the_tokenizer_keeps_them(directory):
+    unknown, good = VOCABULARY.index("[UNK]"), VOCABULARY.index("good")
+    for content, second in (({}, good), ({"do_lower_case": True}, good), ({"do_lower_case": False}, unknown)):
+        (directory / "tokenizer_config.json").write_text(json.dumps(content))
+        tokens = encoders.read_text_encoder(str(directory)).tokenize(["good Good"]).tokens
+        assert tokens["ids"][0, 1:3].tolist() == [good, second]
+
+
+def test_vocab_is_taken_where_the_hub_has_no_tokenizer(directory, monkeypatch):
+    texts, asked = ["good film"], []
+
+    def search(repo, revision, file):
+        asked.append(file)
+        return directory / file if (directory / file).is_file() else None
+
+    monkeypatch.setattr(weight_files, "search_hub", search)
+    vectors, _ = encoders.encode(encoders.read_text_encoder(f"owner/tiny@{40 * '0'}"), texts)
+    np.testing.assert_array_equal(vectors, encoders.encode(encoders.read_text_encoder(str(directory)), texts)[0])
+    assert asked.index("tokenizer.json") < asked.index("vocab.txt")
+    (directory / "vocab.txt").unlink()
+    with pytest.raises(ValueError, match=r"--text-encoder: found no tokenizer\.json or vocab\.txt in owner/tiny@0"):
+        encoders.read_text_encoder(f"owner/tiny@{40 * '0'}")
 
 
 def test_other_heads_of_the_same_weights_are_other_vectors(directory):
@@ -165,6 +206,27 @@ def test_diagnosis_takes_principal_components(directory, tables):
             lambda path: (path / "config.json").write_text(json.dumps(CONFIG | {"hidden_size": 9})),
             "Are these the weights of another architecture",
         ),
+        (
+            lambda path: (path / "config.json").write_text(json.dumps(CONFIG | {"hidden_act": "gelu_new"})),
+            "activation 'gelu_new', expected bert or distilbert with gelu",
+        ),
+        (
+            lambda path: (path / "config.json").write_text(
+                json.dumps(CONFIG | {"position_embedding_type": "relative_key"})
+            ),
+            "found position_embedding_type 'relative_key', expected absolute",
+        ),
+        (lambda path: (path / "config.json").write_text("[]"), "found list, expected a JSON object"),
+        (
+            lambda path: write_pooling(path, pooling_mode_max_tokens=True),
+            "found pooling by max_tokens, expected mean_tokens or cls_token",
+        ),
+        (
+            lambda path: write_pooling(path, pooling_mode_mean_tokens=True, pooling_mode_cls_token=True),
+            "found pooling by mean_tokens and cls_token",
+        ),
+        (lambda path: write_pooling(path), "found pooling by nothing"),
+        (lambda path: (path / "tokenizer_config.json").write_text("{"), "tokenizer_config.json: damaged"),
         (lambda path: (path / "model.safetensors").write_bytes(b"12"), "truncated"),
     ],
 )

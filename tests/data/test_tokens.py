@@ -30,6 +30,14 @@ def test_word_pieces_in_lower_case(vocabulary):
     assert encoded["mask"].sum(1).tolist() == [9, 3]
 
 
+def test_word_pieces_with_capitals_and_accents(vocabulary):
+    vocabulary.write_text(vocabulary.read_text() + "Dog\n\u00e9\n")
+    text = ["Dog dog \u00e9 GOOD"]
+    plain, cased = (tokens.read_tokenizer(vocabulary, 8, lower_case=lower)(text).tokens for lower in (True, False))
+    assert words(vocabulary, plain["ids"][0])[1:5] == ["dog", "dog", "e", "good"]
+    assert words(vocabulary, cased["ids"][0])[1:5] == ["Dog", "dog", "\u00e9", "[UNK]"]
+
+
 def test_pairs(vocabulary):
     encode = tokens.read_tokenizer(vocabulary, 64)
     encoded, cut = encode(["a man", "old"], ["a dog is eating", "bad film"])

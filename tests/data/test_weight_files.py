@@ -4,7 +4,7 @@ import huggingface_hub
 import ml_dtypes
 import numpy as np
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.numpy import save_file
 
 from d3mjax.data import weight_files
@@ -65,6 +65,22 @@ def test_the_hub_takes_a_commit_and_its_cache_first(tmp_path, monkeypatch):
     assert calls == [("timm/resnet18", "model.safetensors", REVISION, first) for first in (True, False)]
     with pytest.raises(ValueError, match="revision: found 'main', expected the 40 digits of a commit"):
         weight_files.from_hub("timm/resnet18", "main", "model.safetensors")
+
+
+def test_a_file_that_the_repository_has_not_is_none(monkeypatch):
+    marks, tried = [None, object()], []
+
+    def download(repo, file, *, revision, local_files_only=False):
+        tried.append(local_files_only)
+        raise LocalEntryNotFoundError("not here") if local_files_only else EntryNotFoundError("404")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: marks[len(tried) > 2])
+    for _ in range(2):  # then as the cache has noted
+        assert weight_files.search_hub("a/b", REVISION, "tokenizer.json") is None
+    assert tried == [True, False, True]
+    with pytest.raises(ValueError, match=f"a/b@{REVISION}: found no tokenizer.json in the repository"):
+        weight_files.from_hub("a/b", REVISION, "tokenizer.json")
 
 
 def test_without_a_network_the_message_says_which_file_to_bring(tmp_path, monkeypatch):
