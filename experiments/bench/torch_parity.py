@@ -54,7 +54,7 @@ def inputs(task, count):
     if task["kind"] == "resnet":
         return {"x": torch.randn(count, task["pixels"], task["pixels"], 3)}
     length = task["length"]
-    ids = torch.randint(task["sizes"]["vocabulary"], (count, length))
+    ids = torch.randint(1, task["sizes"]["vocabulary"], (count, length))  # PyTorch does not train row 0, of padding
     types = (torch.arange(length) > length // 2).long().expand(count, length)
     lengths = torch.randint(2, length + 1, (count, 1))
     return {"ids": ids, "types": types.contiguous(), "mask": torch.arange(length)[None] < lengths}
