@@ -54,8 +54,8 @@ def test_attribution_that_is_not_finite_names_setting_and_checkpoints():
     pivot[-1] = np.nan
 
     def attribute(positions, pivots):
-        zeros = np.zeros((len(positions), 3), np.float32)
-        return zeros, zeros, trak.Info(zeros[:, 0], pivots, np.ones_like(zeros, bool))
+        zeros, finite = np.zeros((len(positions), 3), np.float32), np.ones((len(positions), 3), bool)
+        return zeros, zeros, trak.Info(*map(jax.numpy.asarray, (zeros[:, 0], pivots, finite)))
 
     parts = lds_trak.in_groups(setting, attribute, np.arange(len(pivot)), pivot)
     assert len([next(parts) for _ in range(lds_trak.GROUP)]) == lds_trak.GROUP  # those of the first group are fine
