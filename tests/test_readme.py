@@ -1,4 +1,4 @@
-"""The README's examples run as printed, and help; its lines have a budget."""
+"""The examples of the README and of docs/benchmarks.md run as printed."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,8 @@ from d3mjax.data.sets import digits
 from d3mjax.training import masks
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BENCHMARKS = Path(__file__).parents[1].joinpath("docs", "benchmarks.md").read_text()
+EXAMPLES, (ENCODED,) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in (README, BENCHMARKS))
 
 
 def run(code, **names):
@@ -57,7 +58,7 @@ def test_sentences_become_unit_vectors_by_published_files(tmp_path):
     config = published_weights.TINY._replace(vocabulary=len(words), positions=128)
     tensors = published_weights.bert_tensors(config)
     save_file(tensors, tmp_path / "model.safetensors")
-    code = EXAMPLES[1].replace("transformers.MINILM", "config").replace("minilm/", f"{tmp_path}/")
+    code = ENCODED.replace("transformers.MINILM", "config").replace("minilm/", f"{tmp_path}/")
     names = run(code, config=config)
     tokens = {name: np.asarray(array) for name, array in names["texts"].items()}
     states = published_weights.bert_states(config, tensors, tokens)[-1]
@@ -68,7 +69,7 @@ def test_sentences_become_unit_vectors_by_published_files(tmp_path):
 
 
 def test_the_sources_of_attribution_have_the_shapes_that_the_readme_gives(planted):
-    names = run(EXAMPLES[2], **planted)
+    names = run(EXAMPLES[1], **planted)
     assert names["tau"].shape == (24, 60)
     assert names["columns"].shape == (60, 4)
     assert names["outputs"].shape == (160, 24)
@@ -76,7 +77,7 @@ def test_the_sources_of_attribution_have_the_shapes_that_the_readme_gives(plante
 
 
 def test_models_are_the_same_on_all_devices(planted):
-    alone = run(EXAMPLES[2], **planted)["outputs"]
-    spread = run(EXAMPLES[3], **planted)["outputs"]
+    alone = run(EXAMPLES[1], **planted)["outputs"]
+    spread = run(EXAMPLES[2], **planted)["outputs"]
     np.testing.assert_allclose(spread, alone, rtol=1e-3, atol=1e-3)
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 3
