@@ -82,7 +82,7 @@ def test_other_weights_data_names_and_options_are_other_features(tmp_path, varia
     features(tmp_path, variables)
     other = jax.tree.map(lambda a: a + 1e-3, variables)
     changes = [{"variables": other}, {"x": X[::-1].copy()}, {"name": "other"}]
-    changes += [{"config": Config(**option)} for option in ({"heads": 6}, {"epsilon": 1e-5}, {"activation": jnp.sin})]
+    changes += [{"config": config} for config in (Config(heads=6), Config(epsilon=1e-5), Config(activation=jnp.sin))]
     for number, change in enumerate(changes, start=2):
         features(tmp_path, **{"variables": variables, **change})
         assert len(stored(tmp_path)) == 3 * number
