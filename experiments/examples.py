@@ -5,18 +5,17 @@ figures, tables = shown("Training {} of lowest score.", arrays, {"label": [...],
 """
 
 from collections.abc import Mapping, Sequence
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
-from d3mjax.reports import plots
+from d3mjax.data import cells
+from d3mjax.reports import page, plots
 from d3mjax.types import Split
 from experiments.tasks import Task
 
-LONGEST = 240  # characters of a sentence
 COUNT = 24
 
 
@@ -24,11 +23,6 @@ def stored(task: Task, seed: int, split: Split, rows: Int[np.ndarray, "k"]) -> d
     """Pictures or sentences of these rows, and the rows; empty where the task has neither."""
     raw = task.examples(seed, split, rows)
     return {} if raw is None else {"shown": np.asarray(raw), "shown_row": np.asarray(rows)}
-
-
-def cut(text: str) -> str:
-    """A sentence for a table, in one line, cut off where it is long."""
-    return shorten(text, LONGEST, placeholder=" ...")
 
 
 def shown(
@@ -44,7 +38,7 @@ def shown(
     if raw.dtype.kind == "U":
         of_each = zip(*facts.values(), strict=True)
         lines = [
-            {"sentence": cut(text), **dict(zip(facts, values, strict=True))}
+            {"sentence": cells.short(text, length=page.LONGEST), **dict(zip(facts, values, strict=True))}
             for text, values in zip(raw.tolist(), of_each, strict=True)
         ]
         return {}, {caption.format("sentences"): lines}

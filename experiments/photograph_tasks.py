@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 
-from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import cache, splits, weight_files
 from d3mjax.data.sets import celeba, images, waterbirds
 from d3mjax.debiasing import last_layer
 from d3mjax.networks import adapt, resnets
-from d3mjax.types import AnyArray, Data, Model
+from d3mjax.types import Data, Model
 from experiments import local_data
-from experiments.tasks import Task, fastest_convolution, first_of_groups
+from experiments.tasks import Task, fastest_convolution, first_of_groups, in_parts
 
-PART = 64  # images that a network sees at once in evaluation
 FEW = 8
 
 
@@ -48,22 +45,6 @@ class Recipe(NamedTuple):
     decay: float
 
 
-def photographs(model: Model) -> Model:
-    """``model`` on images of whole numbers 0..255: normalised first, `PART` at a time in evaluation."""
-
-    def scaled(x: UInt8[AnyArray, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        mean, std = (jnp.asarray(a)[None, None, None] for a in (images.MEAN, images.STD))
-        return (jnp.asarray(x, jnp.float32) / 255 - mean) / std
-
-    def apply(variables, x, *, train=False):
-        if train:
-            return model.apply(variables, scaled(x), train=True)
-        see = lambda part: model.apply(variables, scaled(part))[0]
-        return map_microbatches(see, x, microbatch=PART), variables
-
-    return Model(lambda key, x: model.init(key, scaled(x)), apply)
-
-
 def pretrained(source: Source, num_classes: int | None) -> Model:
     """The network of a source from its published weights, with a new head; None: its features.
 
@@ -73,7 +54,8 @@ def pretrained(source: Source, num_classes: int | None) -> Model:
     config = source.network._replace(convolve=fastest_convolution())
     model = resnets.encoder(config) if num_classes is None else resnets.classifier(config, num_classes)
     fresh = () if num_classes is None else ("head",)
-    return photographs(adapt.starting_from(model, resnets.from_published(model, tensors, fresh=fresh)))
+    model = adapt.starting_from(model, resnets.from_published(model, tensors, fresh=fresh))
+    return in_parts(resnets.of_bytes(model, mean=images.MEAN, std=images.STD))
 
 
 def whole(source: Source, seed: int, *, smoke: bool = False) -> Data:
@@ -137,8 +119,7 @@ def tasks_of(
 
 def _pictures(source: Source, seed: int, ids: np.ndarray) -> UInt8[np.ndarray, "k h w 3"]:
     train = whole(source, seed).train
-    rows = dict(zip(np.asarray(train.id).tolist(), range(len(train.id)), strict=True))
-    return train.x[[rows[i] for i in ids.tolist()]]
+    return np.asarray(train.x)[splits.rows_of(ids, train.id)]
 
 
 def _birds(seed: int, **options: Any) -> Data:

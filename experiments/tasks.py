@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from d3mjax.attribution import influence, inverses, projections, trak
+from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import splits
 from d3mjax.data.planted import corruptions, cues
 from d3mjax.data.sets import adult, digits, fashion, fashion_cues
@@ -34,6 +35,20 @@ def sgd(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.Gr
 def adam(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """Adam; the decay of all parameters is added to the gradient."""
     return optax.chain(optax.add_decayed_weights(decay), optax.adam(rate))
+
+
+PART = 64  # examples that a large network sees at once in evaluation
+
+
+def in_parts(model: Model) -> Model:
+    """``model``, whose evaluation sees `PART` examples at a time: memory does not grow with a split."""
+
+    def apply(variables, x, *, train=False):
+        if train:
+            return model.apply(variables, x, train=True)
+        return map_microbatches(lambda part: model.apply(variables, part)[0], x, microbatch=PART), variables
+
+    return Model(model.init, apply)
 
 
 def fastest_convolution() -> Callable[..., jax.Array]:

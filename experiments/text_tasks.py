@@ -15,17 +15,15 @@ import numpy as np
 import optax
 from jaxtyping import Float32
 
-from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import cache as kept
-from d3mjax.data import tokens, weight_files
+from d3mjax.data import splits, tokens, weight_files
 from d3mjax.data.sets import multinli, sentences, sick
 from d3mjax.debiasing import d3m
 from d3mjax.networks import adapt, transformers
 from d3mjax.types import Data, Model
 from experiments import local_data
-from experiments.tasks import Task, first_of_groups
+from experiments.tasks import Task, first_of_groups, in_parts
 
-PART = 64  # texts that a fine-tuned network sees at once in evaluation
 FEW = 40  # examples of a group in smoke runs
 
 
@@ -87,17 +85,6 @@ def standardised(data: Data) -> Data:
     return Data(*(split._replace(x=((split.x - mean) / scale).astype(np.float32)) for split in data))
 
 
-def in_parts(model: Model) -> Model:
-    """``model``, whose evaluation sees `PART` texts at a time: memory does not grow with a split."""
-
-    def apply(variables, x, *, train=False):
-        if train:
-            return model.apply(variables, x, train=True)
-        return map_microbatches(lambda part: model.apply(variables, part)[0], x, microbatch=PART), variables
-
-    return Model(model.init, apply)
-
-
 def fine_tuned(encoder: Encoder, num_classes: int, block: int = 0) -> Model:
     """The classifier of the published weights from ``block`` on, with a new head; at block 0 the whole network."""
     whole = transformers.classifier(encoder.config, num_classes)
@@ -147,14 +134,12 @@ def _multinli(seed: int, *, smoke: bool = False, encoder: Encoder = BERT, **opti
 
 def _show_rated(_seed: int, ids: np.ndarray) -> list[str]:
     rated = sentences.read_rated(local_data.find("vader"), counts=None)
-    texts = dict(zip(rated.id.tolist(), rated.text, strict=True))
-    return [texts[i] for i in ids.tolist()]
+    return [rated.text[row] for row in splits.rows_of(ids, rated.id)]
 
 
 def _show_sick(_seed: int, ids: np.ndarray) -> list[str]:
     pairs = sick.read_sick(local_data.find("sick"))
-    texts = dict(zip(pairs.id.tolist(), map(" / ".join, zip(pairs.first, pairs.second, strict=True)), strict=True))
-    return [texts[i] for i in ids.tolist()]
+    return [f"{pairs.first[row]} / {pairs.second[row]}" for row in splits.rows_of(ids, pairs.id)]
 
 
 SENTENCES = Task(

@@ -26,7 +26,7 @@ from d3mjax.commands.verdict import Verdict
 from d3mjax.data import cells
 from d3mjax.debiasing import selection
 from d3mjax.reports import plots
-from d3mjax.reports.page import Section
+from d3mjax.reports.page import LONGEST, Section
 from d3mjax.reports.rows import WGA, Kind, Row, row
 from d3mjax.reports.sentences import points
 from d3mjax.runtime import store
@@ -46,7 +46,6 @@ METHODS = {
 """The methods of the table, in its order; those that no seed has measured are left out."""
 MOST = 5  # findings after the verdict
 LOWEST = 24  # examples of lowest score that are shown
-LONGEST = 240  # characters of a text that is shown
 NOTE = (
     "examples.csv puts the scores of all seeds together; the accuracies are those of each seed's own list, on targets "
     "that this list had not seen. Checkpoints and plain training are shared by all seeds, so the spread is that of the "
@@ -293,7 +292,12 @@ def _lowest(data: UserData, ranking: Ranking) -> tuple[dict[str, Figure], dict[s
         titles = [f"{data.names[i]}: {label}"[:18] for i, label in zip(first, labels, strict=True)]
         return {"The examples of lowest score: id and label.": plots.image_grid(raw, titles)}, {}
     lines = [
-        {"id": str(data.names[i]), "text": cells.short(text, length=LONGEST), "label": label, "score": f"{score:.2g}"}
+        {
+            "id": str(data.names[i]),
+            "text": cells.short(text, length=LONGEST),
+            "label": label,
+            "score": f"{score:.2g}",
+        }
         for i, text, label, score in zip(first, raw, labels, ranking.score[first], strict=True)
     ]
     return {}, {"The texts of lowest score.": lines}

@@ -16,14 +16,13 @@ from d3mjax.diagnosis import repair
 from d3mjax.diagnosis.diagnose import Diagnosis
 from d3mjax.diagnosis.repair import LABEL, MINORITY
 from d3mjax.reports import plots
-from d3mjax.reports.page import Section, tradeoff
+from d3mjax.reports.page import LONGEST, Section, tradeoff
 from d3mjax.reports.rows import Row, row
 from d3mjax.runtime import runs
 
 MARGIN = 0.03  # precision above that of the trivial rules
 MOST = 5  # findings after the verdict
 SHOWN = 24  # suspects whose text is shown
-LONGEST = 240  # characters of a text that is shown
 BEFORE, AFTER = "trained on the table as it is", "trained on the proposed repair"
 
 

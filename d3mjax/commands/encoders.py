@@ -79,8 +79,8 @@ def read_text_encoder(source: str) -> TextEncoder:
     """The encoder of a directory, or of the hub's ``OWNER/NAME@REVISION``; `sentence_encoder` of its configuration.
 
     Raises:
-      ValueError: files that are missing, damaged or of another architecture; a revision that is no commit; no network;
-        packages that are not installed, with the extra that has them.
+      ValueError: missing or damaged files, weights of another architecture, a revision that is not a commit, a failed
+        download, or missing packages (the message names the extra).
     """
     try:
         return _read(source)
@@ -148,14 +148,7 @@ def read_image_encoder(source: str) -> tuple[Model, PyTree[np.ndarray], resnets.
         variables = resnets.from_published(network, tensors)
     except (ValueError, ImportError) as error:
         raise ValueError(f"--image-encoder: {error}") from error
-    mean, std = (np.array(values, np.float32) for values in (photographs.MEAN, photographs.STD))
-
-    def apply(variables: Any, x: Any, *, train: bool = False) -> Any:
-        return network.apply(
-            variables, (x / np.float32(255) - mean[None, None, None]) / std[None, None, None], train=train
-        )
-
-    return Model(network.init, apply), variables, config, _name(source, path)
+    return resnets.of_bytes(network, mean=photographs.MEAN, std=photographs.STD), variables, config, _name(source, path)
 
 
 @contextmanager
@@ -240,7 +233,7 @@ def _lower_case(path: Path | None) -> bool:
 
 
 def _pool(path: Path | None) -> Callable:
-    """The one of `POOLS` that the file of sentence-transformers has; the mean where there is no file."""
+    """The member of `POOLS` named by the pooling file of sentence-transformers; the mean without such a file."""
     if path is None:
         return POOLS["mean_tokens"]
     prefix, values = "pooling_mode_", _json(path)

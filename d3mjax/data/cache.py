@@ -10,6 +10,7 @@ goes on after its last block. Another value in weights, options or data is anoth
 import hashlib
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def in_order(x: PyTree[AnyArray], *, size: int = 64) -> Iterator[tuple[Int[np.nd
     count = len(jax.tree.leaves(x)[0])
     for begin in range(0, count, size):
         rows = np.arange(begin, begin + size)
-        yield rows[rows < count], jax.tree.map(lambda a: np.asarray(a)[np.minimum(rows, count - 1)], x)  # noqa: B023
+        yield rows[rows < count], jax.tree.map(partial(np.take, indices=np.minimum(rows, count - 1), axis=0), x)
 
 
 def make_features(
@@ -92,6 +93,6 @@ def _write(path: Path, rows: np.ndarray) -> None:
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """None where there is no file, or a damaged one."""
+    """The rows of a file; None if it is missing or damaged."""
     payload = atomic.unseal(path.read_bytes()) if path.exists() else None
     return None if payload is None else np.load(io.BytesIO(payload), allow_pickle=False)

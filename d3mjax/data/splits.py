@@ -24,6 +24,16 @@ def take(split: Examples, index: Integer[AnyArray, " k"]) -> Examples:
     return jax.tree.map(lambda a: np.asarray(a)[np.asarray(index)], split)
 
 
+def rows_of(ids: Integer[AnyArray, " k"], among: Integer[AnyArray, " n"]) -> Int[np.ndarray, " k"]:
+    """Positions in ``among``, unique ids, of ``ids``; raises ``ValueError`` for one that is not there."""
+    ids, among = np.asarray(ids), np.asarray(among)
+    order = np.argsort(among)
+    rows = order[np.minimum(np.searchsorted(among, ids, sorter=order), len(among) - 1)]
+    if (absent := among[rows] != ids).any():
+        raise ValueError(f"ids: found {ids[absent][0]}, expected ids among the {len(among):,} of the data")
+    return rows
+
+
 def concatenate(*splits: Split) -> Split:
     """All examples of all splits, in order, ids kept."""
     return jax.tree.map(lambda *a: np.concatenate(a), *splits)

@@ -27,7 +27,8 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         raise ImportError(_NEEDED) from error
     try:
         with safe_open(path, framework="np") as file:
-            return {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118, no mapping
+            names = file.keys()
+            return {name: _tensor(file, name, path) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: missing, truncated, or not a safetensors file ({error})") from error
 
@@ -46,8 +47,8 @@ def from_hub(repo: str, revision: str, file: str) -> Path:
     ``revision``: all 40 digits of a commit; branches and tags move.
 
     Raises:
-      ValueError: a revision that is no commit; a file that the repository has not, or that cannot be downloaded, as
-        without a network: the message gives the address of the file, and the way around the hub.
+      ValueError: a revision that is not a commit, a file missing from the repository, or a failed download (for
+        example without a network); the message gives the address of the file, and the alternative to the hub.
     """
     path = search_hub(repo, revision, file)
     if path is None:
@@ -56,7 +57,7 @@ def from_hub(repo: str, revision: str, file: str) -> Path:
 
 
 def search_hub(repo: str, revision: str, file: str) -> Path | None:
-    """`from_hub`, but None for a file that the repository has not, which the cache notes."""
+    """As `from_hub`; None for a file missing from the repository, which the cache records."""
     try:
         import huggingface_hub
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError

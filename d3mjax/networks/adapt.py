@@ -147,9 +147,9 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module] | nnx.Module) -> Model:
 def starting_from(model: Model, variables: Any) -> Model:
     """``model`` whose every training starts at ``variables``, such as pretrained weights of `weights.convert`.
 
-    What ``variables`` lack is drawn by the key of each model: a new head, and the random streams of dropout. Pass this
-    model wherever a model goes. The values are handed over when a compiled program runs and are no part of it, so a
-    large network compiles as fast as without them; programs with such a start are not kept in JAX's cache on disk.
+    What ``variables`` lack is drawn by the key of each model: a new head, and the random streams of dropout. The
+    result is a model like any other. A compiled program reads the values when it runs instead of containing them, so a
+    large network compiles as fast as without them; JAX does not keep such programs in its cache on disk.
 
     >>> import jax, jax.numpy as jnp, d3mjax
     >>> from d3mjax.networks import adapt

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Real
 
 from d3mjax.networks import weights
 from d3mjax.networks.adapt import from_linen
@@ -153,6 +153,19 @@ def encoder(config: ResnetConfig) -> Model:
 def classifier(config: ResnetConfig, num_classes: int) -> Model:
     """Logits ``[b C]`` of a dense head on the features of `encoder`."""
     return from_linen(_Resnet(config, num_classes))
+
+
+def of_bytes(model: Model, *, mean: Sequence[float], std: Sequence[float]) -> Model:
+    """``model`` on images of whole numbers 0..255: ``(x / 255 - mean) / std`` by channel, computed on the device."""
+
+    def scaled(x: Real[AnyArray, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        centre, spread = (jnp.asarray(values, jnp.float32)[None, None, None] for values in (mean, std))
+        return (jnp.asarray(x, jnp.float32) / 255 - centre) / spread
+
+    return Model(
+        lambda key, x: model.init(key, scaled(x)),
+        lambda variables, x, *, train=False: model.apply(variables, scaled(x), train=train),
+    )
 
 
 def from_published(model: Model, tensors: Mapping[str, np.ndarray], *, fresh: Sequence[str] = ()) -> PyTree[np.ndarray]:

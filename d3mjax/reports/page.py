@@ -59,6 +59,9 @@ INFORMATION = {
 }
 
 
+LONGEST = 240  # characters of a text in a table of single examples
+
+
 class Section(NamedTuple):
     """Content of a page on one task besides its rows."""
 

@@ -7,7 +7,7 @@ official files (``mnist`` in D3MJAX_DATA) or TFDS.
 
 Claim:    that of `STUDY`, at the end.
 Command:  python -m experiments fmd_mnist        (`--smoke` takes seconds)
-Expected: accuracy where colour says nothing, at .95 / .99 / .995 aligned: .706 / .447 / .327 without edit,
+Expected: accuracy with colours independent of the digit, at .95 / .99 / .995 aligned: .706 / .447 / .327 without edit,
           .791 / .587 / .390 by LfF, .820 / .760 / .723 with the last layer fine-tuned on 500 pairs, .94 without colour.
 Device:   two CPU cores, 20 minutes (an hour on a machine that others used).
 """

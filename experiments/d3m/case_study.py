@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from d3mjax.data import cells
 from d3mjax.debiasing import auto, baselines, d3m, last_layer, pseudo_groups, selection
 from d3mjax.keys import Auto, members
 from d3mjax.reports import page, plots
 from d3mjax.reports import rows as reports
 from d3mjax.reports.rows import Kind
 from d3mjax.types import Split
-from experiments import examples
 from experiments.d3m import auto_d3m
 from experiments.d3m.hidden_attributes import CASES, Case
 from experiments.d3m.retraining import accuracies, accuracies_with_offsets, arrays_of, by_group, retrain, row_of
@@ -307,7 +307,8 @@ def figures(case: Case, units: list[Unit]) -> tuple[dict[str, Any], dict[str, An
 def side_by_side(sentences: list[str], values: list[str]) -> list[dict[str, str]]:
     """Rows of a table with the sentences of both ends, each with its value of the hidden attribute."""
     half = len(sentences) // 2
-    pairs = [f"{examples.cut(text)} [{value}]" for text, value in zip(sentences, values, strict=True)]
+    short = (cells.short(text, length=page.LONGEST) for text in sentences)
+    pairs = [f"{text} [{value}]" for text, value in zip(short, values, strict=True)]
     return [{"low end": low, "high end": high} for low, high in zip(pairs[:half], pairs[half:], strict=True)]
 
 

@@ -178,7 +178,7 @@ def make_datamodels(task: Task, config: Config, results: Path) -> Callable[..., 
             sizes = {"min_keep": int(recipe.min_share * n), "max_keep": int(recipe.max_share * n)}
             key = jax.random.fold_in(root, keys.Bank.BANK)
             design = Design(partial(masks.mixed_sizes, **sizes), described, outputs=2)
-        else:  # the bank of `lds_datamodels`, where there are no duplicates
+        else:  # subsets of one size: the bank of `lds_datamodels`, if no duplicates are planted
             subsets = Subsets(recipe.max_share)
             key, design = subsets.key(root), subsets.design(n)
         filled, directory = fill(data, seed, key, design, recipe.models, progress)

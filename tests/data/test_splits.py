@@ -11,6 +11,7 @@ from d3mjax.data.splits import (
     divide,
     from_published,
     group_sizes,
+    rows_of,
     take,
 )
 from d3mjax.types import Data, Split
@@ -46,6 +47,13 @@ def test_divide_repeats_by_seed_and_later_sizes_change_nothing_earlier():
 def test_divide_refuses_more_than_there_is(sizes):
     with pytest.raises(ValueError, match=r"sizes: found .*expected non-negative, adding up to <= 10"):
         divide(make(10), 0, sizes)
+
+
+def test_rows_of_ids_in_any_order():
+    np.testing.assert_array_equal(rows_of(np.array([9, 2, 9]), np.array([5, 9, -1, 2])), [1, 3, 1])
+    for absent in (6, -2, 10):  # between, below and above the ids
+        with pytest.raises(ValueError, match=f"ids: found {absent}, expected ids among the 4 of the data"):
+            rows_of(np.array([5, absent]), np.array([5, 9, -1, 2]))
 
 
 def test_take_and_concatenate_reach_every_leaf():

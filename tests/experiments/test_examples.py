@@ -30,7 +30,8 @@ def test_sentences_are_found_by_seed_and_id_and_shown_as_a_table():
     assert figures == {}
     (lines,) = tables.values()
     assert list(tables) == ["Training sentences of lowest score."]
-    assert [line["sentence"] for line in lines] == [f"seed 7, id {i} ..." for i in split.id[ROWS]]
+    texts = [f"seed 7, id {i} " + 300 * "x" for i in split.id[ROWS]]
+    assert [line["sentence"] for line in lines] == [text[:237] + "..." for text in texts]
     assert [(line["label"], line["score"]) for line in lines] == [("coat", "-2e-03"), ("pullover", "-1e-03")]
 
 

@@ -80,7 +80,7 @@ def test_images_are_normalised_and_evaluated_in_parts(tasks, monkeypatch):
     model = tasks["waterbirds"].network()
     variables = model.init(jax.random.key(0), x[:1])
     plain = resnets.classifier(TINY, 2)
-    monkeypatch.setattr(photograph_tasks, "PART", 7)  # training sees the whole batch, as its statistics do
+    monkeypatch.setattr("experiments.tasks.PART", 7)  # training sees the whole batch, as its statistics do
     for train in (False, True):
         logits, after = model.apply(variables, x, train=train)
         expected, expected_after = plain.apply(variables, jnp.asarray(images.normalise(x)), train=train)

@@ -132,7 +132,7 @@ def test_a_network_goes_on_from_the_states_of_its_frozen_blocks(tasks, monkeypat
     variables = whole.init(jax.random.key(0), jax.tree.map(lambda a: a[:1], tokens))
     above = transformers.divided(variables, 1)[1]
     expected, _ = whole.apply(variables, jax.tree.map(lambda a: jnp.asarray(a[rows]), tokens))
-    monkeypatch.setattr(text_tasks, "PART", 7)
+    monkeypatch.setattr("experiments.tasks.PART", 7)
     np.testing.assert_allclose(upper.apply(above, data.test.x)[0], expected, rtol=1e-3, atol=1e-4)
 
 

@@ -81,5 +81,5 @@ def test_a_fresh_head_for_other_classes_and_weights_of_another_depth():
     with pytest.raises(ValueError, match=r"found 2 mismatches.*fc\.weight has shape \[1000 32\]"):
         resnets.from_published(model, tensors)
     other = resnets.classifier(BASIC._replace(blocks=(1, 1, 1, 1)), 2)
-    with pytest.raises(ValueError, match=r"layer2\.1\.conv1\.weight .* is for params/block_2_1/conv1, which the netw"):
+    with pytest.raises(ValueError, match=r"layer2\.1\.conv1\.weight .* is for params/block_2_1/conv1, which is not"):
         resnets.from_published(other, tensors, fresh=("head",))

@@ -14,7 +14,7 @@ COUNTS = {"train": (20, 8, 12, 7, 9), "trial": (5, 2, 3, 3, 6), "test": (6, 4, 5
 @pytest.mark.parametrize(
     ("sentence", "negated"),
     [
-        ("There is no boy.", True),
+        ("The room has no window.", True),
         ("Nobody, never!", True),
         ("He isn't here", True),
         ("He isn’t here", True),
