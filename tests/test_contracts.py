@@ -27,7 +27,7 @@ FLOORS = {
     **dict.fromkeys(("experiments.cifar_tasks", "experiments.text_tasks", "experiments.photograph_tasks"), 9),
     **dict.fromkeys(("experiments.bias_tasks", "experiments.examples"), 9),
     # Wings: each imports study, tasks and itself, no other wing.
-    **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "bench")},
+    **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "language", "bench")},
     "experiments.__main__": 12,
     "experiments.published": 11,
     "experiments.overview": 13,

@@ -51,7 +51,7 @@ def read_tokenizer(path: str | Path, max_length: int, *, lower_case: bool = True
     def encode(first: Sequence[str], second: Sequence[str] | None = None) -> Encoded:
         texts = list(first) if second is None else list(zip(first, second, strict=True))
         rows = tokenizer.encode_batch(texts)
-        length = min(max_length, _rounded(max((len(row) for row in rows), default=0)))
+        length = min(max_length, rounded(max((len(row) for row in rows), default=0)))
         ids = np.full((len(rows), length), padding, np.int32)
         types, mask = np.zeros_like(ids), np.zeros(ids.shape, bool)
         for i, row in enumerate(rows):
@@ -72,11 +72,12 @@ def by_length(tokens: Tokens, *, size: int = 64) -> Iterator[tuple[Int[np.ndarra
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
         padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])
-        length = _rounded(int(lengths[rows].max()))
+        length = rounded(int(lengths[rows].max()))
         yield rows, {name: np.asarray(a)[padded, :length] for name, a in tokens.items()}
 
 
-def _rounded(length: int) -> int:
+def rounded(length: int) -> int:
+    """``length`` rounded up to a multiple of `STEP`, `STEP` at least."""
     return max(STEP, -(-length // STEP) * STEP)
 
 
