@@ -117,7 +117,8 @@ class _Decoder(linen.Module):
     def __call__(self, x: Tokens) -> jax.Array:
         config = self.config
         tied = isinstance(config, Gpt2Config) or config.tied
-        table = lambda name, rows: self.param(name, linen.initializers.normal(0.02), (rows, config.width))
+        normal = linen.initializers.normal(0.02)
+        table = lambda name, rows: jnp.asarray(self.param(name, normal, (rows, config.width)))
         read_at_either_end = not self.first or (self.read and tied)
         words = table("words", config.vocabulary) if read_at_either_end else jnp.zeros((0, config.width))
         if self.first:
@@ -128,7 +129,7 @@ class _Decoder(linen.Module):
                 raise ValueError(f"tokens: found {length} in a text, expected at most {config.positions}")
             states = jnp.take(words, x["ids"], axis=0, mode="clip").astype(config.dtype)
             if isinstance(config, Gpt2Config):
-                states += table("positions", config.positions)[:length].astype(config.dtype)
+                states += table("positions", config.positions)[None, :length].astype(config.dtype)
         for i in range(self.first, self.last):
             name = f"block_{i}"
             block = _Gpt2Block(config, name=name) if isinstance(config, Gpt2Config) else _LlamaBlock(config, name=name)
@@ -160,7 +161,7 @@ def _rotated(x: Float[Array, "b T h e"], base: float) -> Float[Array, "b T h e"]
     """Number i and number ``i + e/2`` of every head, as a plane, turned by ``t / base^(2 i / e)`` at token t."""
     half = x.shape[-1] // 2
     angles = np.arange(x.shape[1])[:, None] / base ** (np.arange(half) / half)
-    cos, sin = (jnp.asarray(f(angles)[:, None], x.dtype) for f in (np.cos, np.sin))
+    cos, sin = (jnp.asarray(f(angles)[None, :, None], x.dtype) for f in (np.cos, np.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 

@@ -1,0 +1,144 @@
+"""Decoders against NumPy oracles that read the same published tensors; causality, padding, chunks, halves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import planted
+import published_decoders as published
+import pytest
+
+from d3mjax.networks import decoder_files, decoders
+
+CONFIGS = (published.LLAMA, published.UNTIED, published.GPT2)
+TERMS = 2 * 20 * published.LLAMA.inner  # layers in a row, times the length of a sum
+CONFIG = pytest.mark.parametrize("config", CONFIGS, ids=["llama", "untied", "gpt2"])
+
+
+def _read(make, config, **options):
+    model = make(config, **options)
+    return model, decoder_files.from_published(model, published.tensors(config), config)
+
+
+def _scores(config, tokens, **options):
+    model, variables = _read(decoders.log_probs, config, **options)
+    return model.apply(variables, tokens)[0]
+
+
+@CONFIG
+def test_published_tensors_give_the_logits_and_log_probs_of_the_oracle(config):
+    tensors, tokens = published.tensors(config), published.texts(config)
+    model, variables = _read(decoders.logits, config)
+    got, after = model.apply(variables, tokens)
+    assert after is variables
+    sums = []
+    for row, length in enumerate(tokens["mask"].sum(1)):
+        ids, counted = tokens["ids"][row, :length], tokens["response"][row, :length]
+        expected = published.logits(config, tensors, ids)
+        planted.close(got[row, :length], expected, terms=TERMS)
+        sums.append(published.log_prob(expected, ids, counted))
+    planted.close(_scores(config, tokens), np.array(sums), terms=TERMS)
+
+
+@CONFIG
+def test_no_token_reads_later_ones(config):
+    tokens, (model, variables) = published.texts(config), _read(decoders.logits, config)
+    changed = dict(tokens, ids=np.where(np.arange(6) < 3, tokens["ids"], (tokens["ids"] + 1) % config.vocabulary))
+    one, other = (model.apply(variables, x)[0] for x in (tokens, changed))
+    planted.equal(one[:, :3], other[:, :3])
+    assert not np.allclose(one[:, 3:], other[:, 3:])
+
+
+@CONFIG
+def test_padding_and_chunks_and_the_batch_change_nothing(config):
+    tokens = published.texts(config)
+    whole = _scores(config, tokens)
+    padded = {name: np.pad(a, ((0, 1), (0, 3))) for name, a in tokens.items()}  # with a text without tokens
+    planted.close(_scores(config, padded), np.append(whole, 0), terms=TERMS)
+    for chunk in (1, 2, 1000):
+        planted.close(_scores(config, tokens, chunk=chunk), whole, terms=TERMS)
+    single = [_scores(config, {name: a[i : i + 1] for name, a in tokens.items()})[0] for i in range(3)]
+    planted.close(np.array(single), whole, terms=TERMS)
+
+
+def test_the_first_token_of_a_text_never_counts():
+    tokens = published.texts(published.LLAMA)
+    every = dict(tokens, response=tokens["mask"])
+    but_first = dict(tokens, response=tokens["mask"] & (np.arange(6) > 0))
+    planted.equal(_scores(published.LLAMA, every), _scores(published.LLAMA, but_first))
+
+
+@CONFIG
+def test_gradients_are_those_of_the_logits_whatever_the_chunk(config):
+    tokens = published.texts(config)
+    every, variables = _read(decoders.logits, config)
+
+    def expected(params):
+        log_shares = jax.nn.log_softmax(every.apply({"params": params}, tokens)[0])[:, :-1]
+        of_ids = jnp.take_along_axis(log_shares, tokens["ids"][:, 1:, None], axis=2)[:, :, 0]
+        return (of_ids * tokens["response"][:, 1:]).sum()
+
+    def by_chunks(params):
+        return decoders.log_probs(config, chunk=4).apply({"params": params}, tokens)[0].sum()
+
+    planted.close(
+        jax.grad(by_chunks)(variables["params"]), jax.grad(expected)(variables["params"]), terms=TERMS, scale=9
+    )
+
+
+@CONFIG
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_the_rest_on_the_states_of_the_lower_blocks_is_the_whole(config, block):
+    tokens, (_, variables) = published.texts(config), _read(decoders.log_probs, config)
+    below, above = decoders.divided(variables, block)
+    x = tokens
+    if block:
+        x = dict(tokens, states=decoders.lower(config, block).apply(below, tokens)[0])
+    model = decoders.log_probs(config, block=block)
+    planted.equal(model.apply(above, x)[0], _scores(config, tokens))
+    drawn = model.init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, above["params"])
+
+
+def test_states_are_those_that_the_logits_are_read_off():
+    config, tokens = published.UNTIED, published.texts(published.UNTIED)
+    tensors = published.tensors(config)
+    head = tensors["lm_head.weight"]
+    model, variables = _read(decoders.decoder, config)
+    states = model.apply(variables, tokens)[0]
+    logits, every = _read(decoders.logits, config)
+    planted.close(states @ head.T, logits.apply(every, tokens)[0], terms=TERMS)
+
+
+def test_bfloat16_computes_near_float32_from_float32_parameters():
+    tokens = published.texts(published.LLAMA)
+    half, exact = (_scores(published.LLAMA._replace(dtype=dtype), tokens) for dtype in (jnp.bfloat16, jnp.float32))
+    assert half.dtype == jnp.float32
+    assert not np.array_equal(half, exact)
+    error = np.abs(half - exact).max()
+    assert error < 20 * float(jnp.finfo(jnp.bfloat16).eps) * np.abs(exact).max()  # 20 layers in a row
+
+
+def test_published_sizes():
+    tokens = published.texts(published.LLAMA)
+
+    def count(config):
+        shapes = jax.eval_shape(decoders.log_probs(config).init, jax.random.key(0), tokens)
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+
+    # Parameters as transformers counts them.
+    assert count(decoders.SMOLLM2_135M) == 134_515_008
+    assert count(decoders.GPT2) == 124_439_808
+    assert count(decoders.LLAMA_1B) == 1_235_814_400
+    assert count(decoders.LLAMA_8B) == 8_030_261_248
+
+
+def test_bad_input_names_what_was_found():
+    model = decoders.log_probs(published.LLAMA)
+    with pytest.raises(ValueError, match="found 13 in a text, expected at most 12"):
+        model.init(jax.random.key(0), published.texts(published.LLAMA, (13, 1)))
+    with pytest.raises(ValueError, match="block: found 3, expected 0 to 2"):
+        decoders.lower(published.LLAMA, 3)
+    with pytest.raises(ValueError, match="chunk: found 0, expected at least 1"):
+        decoders.log_probs(published.LLAMA, chunk=0)
+    with pytest.raises(TypeError, match="such as 'blocks'"):
+        decoders.LlamaConfig(**{"block": 3})  # pyright: ignore[reportArgumentType]
