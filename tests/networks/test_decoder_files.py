@@ -1,0 +1,108 @@
+"""Sizes and names of published decoders: safetensors and GGUF of one network give the same variables."""
+
+import jax
+import numpy as np
+import planted
+import published_decoders as published
+import pytest
+
+from d3mjax.networks import decoder_files, decoders
+
+GGUF = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GGUF |= {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+GGUF |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+GGUF |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+GGUF |= {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "attn.c_attn": "attn_qkv"}
+GGUF |= {"attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", "ln_1": "attn_norm"}
+GGUF |= {"ln_2": "ffn_norm"}
+
+METADATA = {
+    "general.architecture": "llama",
+    **{
+        "llama.block_count": 2,
+        "llama.context_length": 12,
+        "llama.embedding_length": 8,
+        "llama.feed_forward_length": 10,
+    },
+    **{"llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 100.0},
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+JSON = {"model_type": "llama", "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
+JSON |= {"num_key_value_heads": 2, "intermediate_size": 10, "max_position_embeddings": 12, "rope_theta": 100}
+JSON |= {"rms_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu", "rope_scaling": None}
+GPT2_JSON = {"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_inner": 10}
+GPT2_JSON |= {"n_positions": 12, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"}
+
+
+def in_gguf(config, tensors):
+    """The tensors as llama.cpp converts them: other names, planes beside each other, ``[out in]``."""
+    made = {}
+    for name, tensor in tensors.items():
+        stem, kind = name.rsplit(".", 1)
+        block = next((part for part in stem.split(".") if part.isdigit()), None)
+        inner = stem if block is None else stem.split(f"{block}.", 1)[1]
+        if inner == "attn":
+            continue  # the causal mask
+        heads = {"self_attn.q_proj": config.heads, "self_attn.k_proj": getattr(config, "key_heads", 0)}.get(inner)
+        if heads:
+            size = tensor.shape[0] // heads
+            order = [h * size + i + half * size // 2 for h in range(heads) for i in range(size // 2) for half in (0, 1)]
+            tensor = tensor[order]
+        if inner.split(".")[-1].startswith("c_") and kind == "weight":
+            tensor = tensor.T
+        made[f"{'' if block is None else f'blk.{block}.'}{GGUF[inner]}.{kind}"] = tensor
+    return made
+
+
+@pytest.mark.parametrize("config", [published.LLAMA, published.UNTIED, published.GPT2])
+def test_both_kinds_of_files_give_the_same_variables(config):
+    tensors, model = published.tensors(config), decoders.log_probs(config)
+    safe = decoder_files.from_published(model, tensors, config)
+    planted.equal(decoder_files.from_published(model, in_gguf(config, tensors), config), safe)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), published.texts(config))
+    assert jax.tree.map(np.shape, safe["params"]) == jax.tree.map(lambda leaf: leaf.shape, shapes["params"])
+
+
+def test_configs_of_files():
+    tensors = {"token_embd.weight": np.zeros((11, 8), np.float32)}
+    assert decoder_files.config_of_gguf(METADATA, tensors) == published.LLAMA
+    untied = tensors | {"output.weight": np.zeros((11, 8), np.float32)}
+    assert decoder_files.config_of_gguf(METADATA, untied) == published.UNTIED
+    assert decoder_files.config_of_json(JSON) == published.LLAMA
+    assert decoder_files.config_of_json(JSON | {"tie_word_embeddings": False}) == published.UNTIED
+    assert decoder_files.config_of_json(GPT2_JSON) == published.GPT2
+    of_gpt2 = {"block_count": 2, "context_length": 12, "embedding_length": 8, "feed_forward_length": 10}
+    of_gpt2 |= {"attention.head_count": 2, "attention.layer_norm_epsilon": 1e-5}
+    metadata = {"general.architecture": "gpt2"} | {f"gpt2.{name}": value for name, value in of_gpt2.items()}
+    assert decoder_files.config_of_gguf(metadata, tensors) == published.GPT2
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"model_type": "qwen2"}, "model_type: found 'qwen2', expected llama or gpt2"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: found .*llama3"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type: found 'yarn'"),
+        ({"attention_bias": True}, "attention_bias: found True, expected False"),
+        ({"head_dim": 64}, "head_dim: found 64, expected 2"),
+    ],
+)
+def test_what_is_not_computed_is_refused(facts, message):
+    with pytest.raises(ValueError, match=message):
+        decoder_files.config_of_json(JSON | facts)
+
+
+def test_gguf_that_is_not_computed_is_refused():
+    tensors = {"token_embd.weight": np.zeros((11, 8), np.float32)}
+    with pytest.raises(ValueError, match=r"general\.architecture: found 'gemma', expected llama or gpt2"):
+        decoder_files.config_of_gguf({"general.architecture": "gemma"}, tensors)
+    scaled = tensors | {"rope_freqs.weight": np.ones(1, np.float32)}
+    with pytest.raises(ValueError, match=r"rotary positions: found 'rope_freqs\.weight', expected 'none'"):
+        decoder_files.config_of_gguf(METADATA, scaled)
+
+
+def test_weights_of_another_size_are_named():
+    model = decoders.log_probs(published.LLAMA)
+    tensors = published.tensors(published.LLAMA._replace(vocabulary=12))
+    with pytest.raises(ValueError, match=r"has shape \[12 8\], expected finite numbers for params/words \[11 8\]"):
+        decoder_files.from_published(model, tensors, published.LLAMA)
