@@ -35,6 +35,29 @@ def worst_group_accuracy(accuracies: Float[AnyArray, "*b G"]) -> Float[Array, "*
     return jnp.min(accuracies, axis=-1)
 
 
+def worst_group_influence(
+    right: Bool[AnyArray, "m t"], group: Int[AnyArray, " t"], num_groups: int
+) -> Float[Array, " t"]:
+    """Influence of each example on the worst-group accuracy, mean over m models: ``(right - accuracy) / size``.
+
+    It is 0 outside the worst group of a model; empty groups count in none. Over random draws of the examples, the
+    standard error of the accuracy is the root of the sum of squares. That of the difference of two sets of models,
+    paired by example, is the root of the sum of squares of the difference of their influences.
+
+    >>> import numpy as np
+    >>> from d3mjax import metrics
+    >>> right = np.array([[True, False, True, True]])
+    >>> metrics.worst_group_influence(right, np.array([0, 0, 1, 1]), 2).tolist()
+    [0.25, -0.25, 0.0, 0.0]
+    """
+    member = jax.nn.one_hot(group, num_groups)  # [t G]
+    sizes = member.sum(0)
+    accuracies = jnp.matmul(jnp.asarray(right, member.dtype), member, precision="highest") / sizes[None]  # [m G]
+    worst = jnp.nanargmin(accuracies, axis=-1)
+    inside = (jnp.asarray(group)[None] == worst[:, None]) / sizes[worst][:, None]
+    return ((right - jnp.nanmin(accuracies, axis=-1, keepdims=True)) * inside).mean(0)
+
+
 def average_accuracy(correct: Bool[AnyArray, "*b t"] | Float[AnyArray, "*b t"]) -> Float[Array, "*b"]:
     """Mean over all examples."""
     return jnp.mean(jnp.asarray(correct, jnp.result_type(float)), axis=-1)

@@ -31,6 +31,19 @@ def test_group_accuracies_match_sklearn_under_jit_and_vmap():
     np.testing.assert_allclose(metrics.worst_group_accuracy(got), expected.min(1), rtol=1e-6)
 
 
+def test_influences_give_the_error_of_paired_differences():
+    group = np.array([0, 0, 0, 2, 2, 2, 2])  # group 1 is empty
+    one = np.array([[1, 0, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1, 1]], bool)  # worst group 0 at 1/3, then 2 at 1/2
+    influence = np.asarray(metrics.worst_group_influence(one, group, 3))
+    expected = np.array([2 / 9, -1 / 9, -1 / 9, -1 / 8, -1 / 8, 1 / 8, 1 / 8]) / 2
+    np.testing.assert_allclose(influence, expected, rtol=1e-6)
+    # McNemar: of 4 examples of the worst group, the other model gets one more right and none wrong.
+    other = one[1:].copy()
+    other[0, 3] = True
+    difference = metrics.worst_group_influence(other, group, 3) - metrics.worst_group_influence(one[1:], group, 3)
+    np.testing.assert_allclose(np.square(difference).sum(), (1 / 4) * (3 / 4) / 4, rtol=1e-6)
+
+
 def test_weighted_accuracy():
     accuracies = jnp.array([[0.5, 1.0, jnp.nan], [0.2, 0.6, 0.0]])
     # (0.5 * 3 + 1.0 * 1) / 4 = 0.625 and (0.2 * 3 + 0.6 * 1) / 4 = 0.3; the empty group has share 0

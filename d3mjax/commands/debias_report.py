@@ -1,7 +1,8 @@
 """Rows, figures, lists and findings of d3mjax-debias, from its stored units alone."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +139,13 @@ def _worst(unit: Unit, method: str) -> float:
     return float(unit[1][f"test/{_stored(unit, method)}"].min(-1).mean())
 
 
+def influences_of(units: Sequence[Unit]) -> verdict.Influences:
+    """Influences of all that reports on the worst-group accuracy of every method of the table, mean over seeds."""
+    methods = [method for method in METHODS if any(f"test/{method}" in arrays for _, arrays in units)]
+    of_seeds = lambda method: [unit[1][f"influence/{_stored(unit, method)}"] for unit in units]
+    return {method: np.mean(of_seeds(method), axis=0) for method in methods}
+
+
 def decide(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str], max_loss: float) -> Verdict:
     """The verdict on these rows; where --auto refused in all seeds, to leave the training set as it is."""
     splits = debias_auto.of_seeds(units)
@@ -145,7 +153,8 @@ def decide(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str
         sentence, *reasons = debias_auto.refusal()
         return Verdict(verdict.LEAVE, sentence, tuple(reasons))
     kind = "class" if splits else "group"
-    return verdict.decide(rows, units[0][0]["sizes"], group_names, max_loss=max_loss, kind=kind)
+    sizes = units[0][0]["sizes"]
+    return verdict.decide(rows, sizes, group_names, influences_of(units), max_loss=max_loss, kind=kind)
 
 
 def findings(
@@ -161,16 +170,18 @@ def findings(
     ours = next(row for row in rows if row["settings"].get("selected"))
     controls = {row["settings"].get("controls"): row for row in rows if row["role"] == "control"}
     kept = [arrays["kept"] for _, arrays in units if "kept" in arrays]
+    plain = next(row for row in rows if row["role"] == "plain")
+    error_to = partial(verdict.sampling_error, influences_of(units), ours)
     some = [
         *_what_to_do(result, rows, units, class_names),
         *result.reasons,
         *debias_auto.caveats(splits),
         *_noise(ours),
         *_suspects(ours),
-        *_against(ours, controls.get("class balance"), "as many random examples of the same classes"),
+        *_against(ours, controls.get("class balance"), "as many random examples of the same classes", error_to),
         *_agreement(kept),
-        *_against(ours, controls.get("targets alone"), "training on the targets alone"),
-        *_chance(units[0][0]["sizes"]["test"], ours),
+        *_against(ours, controls.get("targets alone"), "training on the targets alone", error_to),
+        *_chance(units[0][0]["sizes"]["test"], error_to(plain)),
     ]
     return [result.sentence, *some[:MOST]]
 
@@ -217,9 +228,10 @@ def _suspects(ours: Row) -> Iterator[str]:
         )
 
 
-def _against(ours: Row, other: Row | None, name: str) -> Iterator[str]:
+def _against(ours: Row, other: Row | None, name: str, error_to: Callable[[Row], float]) -> Iterator[str]:
     if other is not None:
-        yield f"D3M by selection against {name}: {points(ours, other)}, {verdict.outcome(ours, other)}."
+        judged = verdict.outcome(ours, other, error=error_to(other))
+        yield f"D3M by selection against {name}: {points(ours, other)}, {judged}."
 
 
 def _agreement(kept: Sequence[np.ndarray]) -> Iterator[str]:
@@ -229,10 +241,9 @@ def _agreement(kept: Sequence[np.ndarray]) -> Iterator[str]:
         yield f"Of what one seed drops, another drops {np.mean(shares):.0%} ({chance:.0%} by chance)."
 
 
-def _chance(sizes: Sequence[int], ours: Row) -> Iterator[str]:
-    accuracy, least = ours["metrics"][WGA]["mean"], min(sizes)
-    error = 100 * (accuracy * (1 - accuracy) / least) ** 0.5
-    yield f"An accuracy near {accuracy:.0%} on {least} reporting examples is uncertain by {error:.1f} points a seed."
+def _chance(sizes: Sequence[int], error: float) -> Iterator[str]:
+    examples = f"by the reporting examples, {min(sizes)} of the smallest group"
+    yield f"The difference to plain training has a standard error of {100 * error:.1f} points {examples}."
 
 
 def section(

@@ -6,7 +6,8 @@ retrained models. Models that report take no part in any choice.
 
 Arrays: ``score [r n]``, ``columns [r n G]``, ``kept [n]`` (at the candidate that selection chose), ``suspect [n]``,
 ``group_losses [G]``, ``test/METHOD [m G]`` and ``average/METHOD [m]`` of the methods that were run, ``offsets/METHOD
-[m C]`` of those that may have class offsets; of all candidates
+[m C]`` of those that may have class offsets, ``influence/METHOD [t]`` of the pool (`metrics.worst_group_influence`);
+of all candidates
 ``selection [k G]``, ``candidate_test [k G]`` and ``candidate_average [k]``, means over their models that selected;
 ``curve [S 1 G]``, the row of ``candidate_test`` at every share of ``facts["shares"]``. Facts: ``chosen`` and
 ``offsets``, the choice; ``candidates``, names in the order of the arrays, ``models``, the number behind each.
@@ -21,9 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from d3mjax import keys
+from d3mjax import keys, metrics
 from d3mjax.commands import debias_auto, debias_data
 from d3mjax.commands.debias_recipe import Recipe, train
 from d3mjax.commands.debias_shared import BALANCES, PLAIN
@@ -32,7 +33,7 @@ from d3mjax.debiasing import baselines, d3m, group_weighting, selection
 from d3mjax.debiasing.d3m import Evaluation
 from d3mjax.runtime import hosts, runs
 from d3mjax.runtime.progress import Progress
-from d3mjax.types import AnyArray, Data
+from d3mjax.types import AnyArray, Data, Split
 
 TARGETS_ALONE, OFFSETS, WEIGHTS = "RWG on the targets alone", "ERM, class offsets", "class weights, by selection"
 RANDOM, MATCHED = "random removal", "class-matched random removal"
@@ -130,15 +131,25 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     arrays |= {"columns": columns, "group_losses": losses, "suspect": suspect} | compared.arrays
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in tested.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in tested.items()}
+    reporting = places(recipe, parts.test)
+    for name, evaluation in tested.items():
+        influence = np.zeros(len(recipe.pool.id), np.float32)
+        influence[reporting] = metrics.worst_group_influence(evaluation.right, parts.test.group, num_groups)
+        arrays[f"influence/{name}"] = influence
     arrays |= {f"offsets/{name}": tested[name].offsets for name in (OFFSETS, SELECTED) if name in tested}
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def evaluate(recipe: Recipe, data: Data, logits: Float[AnyArray, "m t C"]) -> Evaluation:
-    """Evaluations of m models on a division, from their logits on the pool."""
+def places(recipe: Recipe, part: Split) -> Int[np.ndarray, " t"]:
+    """Positions of the examples of a part in the pool."""
     ids = np.asarray(recipe.pool.id)
     order = np.argsort(ids)
-    at = [order[np.searchsorted(ids[order], part.id)] for part in data[1:]]
+    return order[np.searchsorted(ids[order], part.id)]
+
+
+def evaluate(recipe: Recipe, data: Data, logits: Float[AnyArray, "m t C"]) -> Evaluation:
+    """Evaluations of m models on a division, from their logits on the pool."""
+    at = [places(recipe, part) for part in data[1:]]
     parts = [part._replace(x=np.zeros((len(part.y), 0), np.float32)) for part in data[1:]]
     one = lambda logits: _judged(*(logits[i] for i in at), *parts, num_groups=recipe.num_groups)
     several = [jax.device_get(one(of_model)) for of_model in np.asarray(logits)]

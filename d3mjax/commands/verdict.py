@@ -1,8 +1,9 @@
 """What to do about a training set: one action, by stated rules from measured differences, the first line of a report.
 
-Rows are judged against plain training and each other by worst-group accuracy. A difference counts if it exceeds the
-joint spread over seeds (`reports.rows.verdict`); with a single seed, if it exceeds `SINGLE`. Every row offers an
-action, by its role, its control, its removals and its offsets:
+Rows are judged against plain training and each other by worst-group accuracy. A difference counts if it exceeds its
+uncertainty: the root of the sum of squares of the joint spread over seeds (`reports.rows.verdict`; with a single seed
+`SINGLE`) and of `ERRORS` standard errors by the reporting examples, which seeds share (`sampling_error`). Every row
+offers an action, by its role, its control, its removals and its offsets:
 
     role control, controls "threshold"                           move the threshold                   cost 0
     role control, controls "class balance" or "class weights"    balance classes                      cost 1
@@ -11,9 +12,9 @@ action, by its role, its control, its removals and its offsets:
     role ours, has offsets and removes nothing                   move the threshold                   cost 0
     role control, controls "targets alone"                       train on the targets                 cost 4
 
-A row *wins* if it is above plain training and, where it removes scored examples, above all random removals. A row is
-*affordable* if its average accuracy is at most ``max_loss`` below that of plain training. The first rule that holds
-decides:
+A row *wins* if it is above plain training and, where it removes scored examples, above all random removals, which must
+remove at least half as many. A row is *affordable* if its average accuracy is at most ``max_loss`` below that of plain
+training. The first rule that holds decides:
 
     1. The smallest group has fewer than `FEW` targets to score on: collect more targets.
     2. No row wins, and the smallest group has fewer than `FEW` targets to select on: collect more targets.
@@ -25,11 +26,14 @@ decides:
 Of rows of equal cost, the one that selection chose comes first, then the one with the highest accuracy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from d3mjax.reports.rows import WGA, Row, best, difference, has, num_seeds
 from d3mjax.reports.sentences import points
+from d3mjax.types import AnyArray
 
 DROP, THRESHOLD, BOTH = "drop them", "move the threshold", "drop them and move the threshold"
 BALANCE, TARGETS, COLLECT, LEAVE = "balance classes", "train on the targets", "collect more targets", "leave it"
@@ -40,9 +44,16 @@ CONTROLS = {"threshold": THRESHOLD, "class balance": BALANCE, "class weights": B
 """Actions of controls, by ``settings["controls"]``; other controls are comparisons alone."""
 FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
 SINGLE = 0.05  # difference that counts where a single seed has no spread
+ERRORS = 2.0  # standard errors of the reporting examples: 95 of 100 differences by chance alone are smaller
 MAX_LOSS = 0.05
 ONE_SEED = f"A single seed: the spread is unknown, and differences up to {100 * SINGLE:g} points count as none."
 AVERAGE = "average_accuracy"
+
+Influences = Mapping[str, AnyArray]
+"""By method, `metrics.worst_group_influence` of every reporting example, mean over seeds."""
+
+
+Judge = Callable[[Row, Row], str]  # `outcome` with the sampling error of both rows
 
 
 class Verdict(NamedTuple):
@@ -58,6 +69,7 @@ def decide(
     rows: Sequence[Row],
     sizes: Mapping[str, Sequence[int]],
     group_names: Sequence[str],
+    influences: Influences,
     *,
     max_loss: float = MAX_LOSS,
     kind: str = "group",
@@ -68,6 +80,7 @@ def decide(
       rows: of one task, one of role ``plain`` among them.
       sizes: examples of every group in the parts ``target`` (scored on), ``selection`` and ``test``.
       group_names: in the order of ``sizes``.
+      influences: of every row with a worst-group accuracy.
       max_loss: of average accuracy, as a share, that a gain of the worst group may cost.
       kind: what the groups are, in words.
 
@@ -78,11 +91,12 @@ def decide(
     plain = best(row for row in rows if row["role"] == "plain")
     if plain is None:
         raise ValueError("rows: found no plain training, expected one row of role 'plain' with a worst-group accuracy")
-    above_plain = [row for row in rows if action_of(row) != LEAVE and outcome(row, plain) == "above"]
-    explained = [row for row in above_plain if explanations(row, rows)]
+    judge = lambda row, other: outcome(row, other, error=sampling_error(influences, row, other))
+    above_plain = [row for row in rows if action_of(row) != LEAVE and judge(row, plain) == "above"]
+    explained = [row for row in above_plain if explanations(row, rows, judge)]
     winning = [row for row in above_plain if row not in explained]
     shared = [] if any(row["role"] == "ours" and _removes(row) for row in winning) else explained
-    reasons = _reasons(rows, shared, plain)
+    reasons = _reasons(rows, shared, plain, judge)
 
     for part, decides in (("target", "to score on"), ("selection", "to select on")):
         g = min(range(len(group_names)), key=lambda i, part=part: sizes[part][i])
@@ -94,12 +108,14 @@ def decide(
         if part == "target" and size < ENOUGH:
             reasons = (*reasons, f"{of}, has {size} targets {decides}: {ENOUGH} would be safer.")
     if not winning:
-        sentence = f"Leave it: nothing tried lifts the worst {kind} ({_percent(plain)}) by more than the spread."
+        sentence = f"Leave it: nothing tried lifts the worst {kind} ({_percent(plain)}) by more than its uncertainty."
         return Verdict(LEAVE, sentence, reasons)
-    return _weigh(winning, plain, max_loss, kind, reasons)
+    return _weigh(winning, plain, max_loss, kind, reasons, judge)
 
 
-def _weigh(winning: Sequence[Row], plain: Row, max_loss: float, kind: str, reasons: tuple[str, ...]) -> Verdict:
+def _weigh(
+    winning: Sequence[Row], plain: Row, max_loss: float, kind: str, reasons: tuple[str, ...], judge: Judge
+) -> Verdict:
     """The cheapest of what wins for an acceptable loss of average accuracy."""
     affordable = [row for row in winning if loss(row, plain) <= max_loss + 1e-9]
     top = _best(winning)
@@ -108,11 +124,11 @@ def _weigh(winning: Sequence[Row], plain: Row, max_loss: float, kind: str, reaso
         cost = f"costs {_points(loss(top, plain))} of average accuracy"
         return Verdict(LEAVE, f"Leave it: {_lift(top, plain, kind)}, but {cost}.", (limit, *reasons))
     within = _best(affordable)
-    chosen = min((row for row in affordable if outcome(within, row) != "above"), key=_preference)
+    chosen = min((row for row in affordable if judge(within, row) != "above"), key=_preference)
     action, change = action_of(chosen), f"{-100 * loss(chosen, plain):+.1f} points"
     if chosen is not within:
-        reasons = (f"{within['method']} ({_percent(within)}) is better, but by less than the spread.", *reasons)
-    if top in affordable or outcome(top, chosen) != "above":
+        reasons = (f"{within['method']} ({_percent(within)}) is better, but by less than the uncertainty.", *reasons)
+    if top in affordable or judge(top, chosen) != "above":
         sentence = f"{action.capitalize()}: {_lift(chosen, plain, kind)}; average accuracy changes by {change}."
         return Verdict(action, sentence, reasons, chosen["method"])
     reached = f"worst {kind} {_percent(plain)} to {_percent(chosen)}, average {change}"
@@ -161,10 +177,22 @@ def action_of(row: Row) -> str:
     return (BOTH if offsets else DROP) if _removes(row) else THRESHOLD if offsets else LEAVE
 
 
-def outcome(row: Row, other: Row, *, metric: str = WGA) -> str:
-    """``above``, ``level`` or ``below``: the difference of the means against the joint spread, or `SINGLE`."""
+def outcome(row: Row, other: Row, *, metric: str = WGA, error: float = 0.0) -> str:
+    """``above``, ``level`` or ``below``: the difference of the means against the joint spread, or `SINGLE`, and errors.
+
+    ``error``: standard error of the difference by the reporting examples, a share.
+    """
     gap, spread = difference(row, other, metric=metric)
-    return "level" if abs(gap) <= (SINGLE if spread is None else spread) else "above" if gap > 0 else "below"
+    limit = np.hypot(SINGLE if spread is None else spread, ERRORS * error)
+    return "level" if abs(gap) <= limit else "above" if gap > 0 else "below"
+
+
+def sampling_error(influences: Influences, row: Row, other: Row) -> float:
+    """Standard error of the difference of two worst-group accuracies, a share, by the reporting examples they share.
+
+    It is paired: an example that both rows get right, or wrong, equally often adds nothing.
+    """
+    return float(np.linalg.norm(influences[row["method"]] - influences[other["method"]]))
 
 
 def loss(row: Row, plain: Row) -> float:
@@ -172,26 +200,32 @@ def loss(row: Row, plain: Row) -> float:
     return -difference(row, plain, metric=AVERAGE)[0] if has(row, AVERAGE) and has(plain, AVERAGE) else 0.0
 
 
-def explanations(row: Row, rows: Iterable[Row]) -> list[Row]:
-    """Random removals that do as well as a row of ours that removes; none where the choice of examples matters."""
+def explanations(row: Row, rows: Iterable[Row], judge: Judge) -> list[Row]:
+    """Random removals that do as well as a row of ours that removes, or that remove less than half as much.
+
+    None where the choice of examples matters.
+    """
     if row["role"] != "ours" or not _removes(row):
         return []
-    random = (other for other in rows if other["role"] == "control" and _removes(other))
-    return [
-        other
-        for other in random
-        if other["settings"]["controls"] in ("number", "class balance") and outcome(row, other) != "above"
-    ]
+    random = (other for other in rows if other["settings"].get("controls") in ("number", "class balance"))
+    least = _removed(row) / 2
+    return [other for other in random if _removed(other) < least or judge(row, other) != "above"]
 
 
-def _reasons(rows: Sequence[Row], explained: Sequence[Row], plain: Row) -> tuple[str, ...]:
+def _reasons(rows: Sequence[Row], explained: Sequence[Row], plain: Row, judge: Judge) -> tuple[str, ...]:
     """Facts that hold whatever the verdict: few seeds, and gains that random removals reach as well."""
     seeds = num_seeds(plain)
     reasons = [ONE_SEED] * (seeds == 1) + ["Two seeds: the spread is poorly known, --seeds 5 is safer."] * (seeds == 2)
     for row in explained[:1]:
-        others = " and ".join(other["method"] for other in explanations(row, rows))
-        reasons.append(f"{row['method']} is not above {others}: the choice of examples is not shown to matter.")
+        others = " and ".join(other["method"] for other in explanations(row, rows, judge))
+        text = f"{row['method']} is not above {others}, or these remove less than half as much"
+        reasons.append(f"{text}: the choice of examples is not shown to matter.")
     return tuple(reasons)
+
+
+def _removed(row: Row) -> float:
+    """Share of the training examples that are removed, mean over seeds."""
+    return float(np.mean(row["metrics"].get("removed", {}).get("per_seed", 0.0)))
 
 
 def _removes(row: Row) -> bool:

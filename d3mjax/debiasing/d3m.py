@@ -43,6 +43,8 @@ class Evaluation(NamedTuple):
     selection_with_offsets: Float[Array, "*m G"]  # the same with offsets chosen on the target split alone
     test_with_offsets: Float[Array, "*m G"]  # with ``offsets``
     average_with_offsets: Float[Array, "*m"]
+    right: Bool[Array, "*m u"]  # whether the label of each example of the test split is predicted
+    right_with_offsets: Bool[Array, "*m u"]
 
 
 class Choice(NamedTuple):
@@ -120,17 +122,20 @@ def judge(
     first = offsets.choose(target, targets.y, targets.group, num_groups)
     final = offsets.choose(jnp.concatenate([target, selected]), y, group, num_groups)
 
-    def accuracies(logits, split):
-        right = outputs.hard_margin(logits, split.y) > 0
-        return metrics.group_means(right, split.group, num_groups), metrics.average_accuracy(right)
-
+    right = lambda logits, split: outputs.hard_margin(logits, split.y) > 0
+    by_group = lambda right, split: metrics.group_means(right, split.group, num_groups)
+    reported, moved = right(test, data.test), right(test + final[None], data.test)
     return Evaluation(
         metrics.group_means(objectives.losses(jnp.asarray(target), targets.y), targets.group, num_groups),
-        accuracies(selected, selecting)[0],
-        *accuracies(test, data.test),
+        by_group(right(selected, selecting), selecting),
+        by_group(reported, data.test),
+        metrics.average_accuracy(reported),
         final,
-        accuracies(selected + first[None], selecting)[0],
-        *accuracies(test + final[None], data.test),
+        by_group(right(selected + first[None], selecting), selecting),
+        by_group(moved, data.test),
+        metrics.average_accuracy(moved),
+        reported,
+        moved,
     )
 
 
@@ -140,6 +145,7 @@ def with_offsets(evaluation: Evaluation) -> Evaluation:
         selection=evaluation.selection_with_offsets,
         test=evaluation.test_with_offsets,
         average=evaluation.average_with_offsets,
+        right=evaluation.right_with_offsets,
     )
 
 

@@ -145,6 +145,7 @@ def made_units(kept=(), *, test=15):
     arrays = [
         {f"test/{m}": np.array([[0.95, a + seed / 50]]) for m, a in accuracies.items()}
         | {f"average/{m}": np.array([0.9]) for m in accuracies}
+        | {f"influence/{m}": np.array([0.0, a / 100]) for m, a in accuracies.items()}
         | {"kept": k, f"offsets/{SELECTED}": np.array([[0.0, 1.0], [0.0, 2.0]])}
         for seed, k in enumerate(kept)
     ]
@@ -184,9 +185,12 @@ def test_findings_follow_the_verdict_and_are_few():
     # Each seed drops two of ten; one of them is the same.
     kept = [arrays["kept"] for _, arrays in units]
     assert "drops 50% (20% by chance)" in next(debias_report._agreement(kept))
-    assert "+28.0 ± 2.0 points, above" in next(debias_report._against(rows[-1], rows[3], "others"))
-    # Standard error of a share of 0.81 among 15: sqrt(0.81 * 0.19 / 15) = 0.101.
-    assert "10.1 points" in next(debias_report._chance([45, 15], rows[-1]))
+    assert "+28.0 ± 2.0 points, above" in next(debias_report._against(rows[-1], rows[3], "others", lambda row: 0.0))
+    assert "+28.0 ± 2.0 points, level" in next(debias_report._against(rows[-1], rows[3], "others", lambda row: 0.2))
+    # The influence of the second example is .8 / 100, and .5 / 100 in plain training.
+    ours, plain = debias_report.influences_of(units)[SELECTED], debias_report.influences_of(units)[PLAIN]
+    np.testing.assert_allclose(ours - plain, [0, 0.003], rtol=1e-6)
+    assert "error of 0.3 points by the reporting examples, 15 of" in next(debias_report._chance([45, 15], 0.003))
 
 
 @pytest.mark.parametrize(("effective", "noisy"), [(10.4, False), (10.6, True)])

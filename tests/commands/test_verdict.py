@@ -34,8 +34,10 @@ def table(ours, *, threshold=0.5, weights=0.5, targets=0.5, average=None, **of_o
     ]
 
 
-def decided(rows, *, sizes=SIZES, **options):
-    return verdict.decide(rows, sizes, NAMES, **options)
+def decided(rows, *, sizes=SIZES, influences=None, **options):
+    """The verdict where reporting examples add no error but those of ``influences``, by method."""
+    influences = {row["method"]: np.zeros(2) for row in rows} | (influences or {})
+    return verdict.decide(rows, sizes, NAMES, influences, **options)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,32 @@ def test_boundaries(rows, action):
     assert decided(rows).action == action
 
 
+# Influences of norm .05 at right angles: errors of .05 against plain training, and of sqrt(2) * .05 against each other.
+OURS, OTHER = np.array([0.03, 0.04]), np.array([0.04, -0.03])
+LIMIT, BETWEEN = ((SPREAD**2 + 4 * square) ** 0.5 for square in (0.05**2, 2 * 0.05**2))
+
+
+@pytest.mark.parametrize(
+    ("rows", "influences", "action"),
+    [
+        # a gain counts beyond the spread and the error of the reporting examples
+        (table(0.5 + LIMIT + 1e-6), {"ours": OURS}, DROP),
+        (table(0.5 + LIMIT - 1e-6), {"ours": OURS}, LEAVE),
+        # paired: what rows share is no error
+        (table(0.5 + SPREAD + 1e-6), dict.fromkeys(("plain", "ours", "matched", "random"), OURS), DROP),
+        # it must be beyond that of class-matched random removal as well
+        (table(0.5 + LIMIT + 1e-6), {"ours": OURS, "matched": OTHER}, LEAVE),
+        (table(0.5 + BETWEEN - 1e-6), {"ours": OURS, "matched": OTHER}, LEAVE),
+        (table(0.5 + BETWEEN + 1e-6), {"ours": OURS, "matched": OTHER}, DROP),
+        # and rows level with the best go by their cost
+        (table(0.8, weights=0.8 - LIMIT + 1e-6), {"ours": OURS}, BALANCE),
+        (table(0.8, weights=0.8 - LIMIT - 1e-6), {"ours": OURS}, DROP),
+    ],
+)
+def test_the_error_of_the_reporting_examples_counts(rows, influences, action):
+    assert decided(rows, influences=influences).action == action
+
+
 def test_of_rows_of_equal_cost_the_selected_one_comes_first():
     more = made("more", 0.81, removed=0.3)
     assert decided([*table(0.8), more]).method == "ours"
@@ -115,6 +143,13 @@ def test_a_gain_that_random_removals_share_is_not_dropping(controls):
     assert any("shared" in reason for reason in result.reasons)
     other = made("shared", 0.8 - SPREAD - 1e-6, role="control", removed=0.2, controls=controls)
     assert decided([*rows, other]).action == DROP
+
+
+@pytest.mark.parametrize(("removed", "action"), [(0.11, DROP), (0.09, LEAVE), (0.0, LEAVE)])
+def test_random_removal_is_no_comparison_where_it_removes_less_than_half(removed, action):
+    rows = [row for row in table(0.8) if row["settings"].get("controls") != "class balance"]
+    matched = made("matched", 0.5, role="control", removed=removed, controls="class balance")
+    assert decided([*rows, matched]).action == action
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def test_evaluation_by_hand():
     planted.close(got.selection, np.array([right["selection"][m].mean() for m in members["selection"]]))
     planted.close(got.test, np.array([right["test"][m].mean() for m in members["test"]]))
     planted.close(got.average, right["test"].mean())
+    planted.equal(got.right, right["test"])
     first = np.asarray(offsets.choose(logits["target"], DATA.target.y, DATA.target.group, GROUPS))
     pair = [(logits[name], split.y, split.group) for name, split in _splits(DATA) if name in ("target", "selection")]
     both, y, group = map(np.concatenate, zip(*pair, strict=True))
@@ -164,7 +165,8 @@ def test_evaluation_by_hand():
     planted.close(got.selection_with_offsets, np.array([right["selection"][m].mean() for m in members["selection"]]))
     planted.close(got.test_with_offsets, np.array([right["test"][m].mean() for m in members["test"]]))
     planted.close(got.average_with_offsets, right["test"].mean())
-    planted.equal(d3m.with_offsets(got)[:4], (got.losses, *got[5:]))
+    planted.equal(d3m.with_offsets(got)[:4], (got.losses, *got[5:8]))
+    planted.equal((got.right_with_offsets, d3m.with_offsets(got).right), (right["test"], right["test"]))
 
 
 def _splits(data: Data):
@@ -198,7 +200,7 @@ def test_each_weighting_is_retrained_from_the_same_keys():
     def fit(keys, weights):
         seen.append((keys, weights))
         first = weights[:, 0]
-        return d3m.Evaluation(weights, weights, weights, first, weights, weights, weights, first)
+        return d3m.Evaluation(*[weights, weights, weights, first] * 2, weights > 0, weights > 0)
 
     keys = d3mjax.model_keys(KEY, np.arange(2))
     both = d3m.retrain_each(fit, keys, {"one": np.array([True, False]), "each": np.array([[0.5, 1], [2, 3]])})
@@ -212,7 +214,7 @@ def test_each_weighting_is_retrained_from_the_same_keys():
 def test_choice_reads_the_selection_split_alone():
     def evaluation(selection, test, with_offsets=(0.0, 0.0)):
         of = lambda groups: jnp.tile(jnp.array(groups), (3, 1))
-        without = d3m.Evaluation(of([9.0, 9.0]), of(selection), of(test), jnp.zeros(3), *[of(with_offsets)] * 4)
+        without = d3m.Evaluation(of([9.0, 9.0]), of(selection), of(test), jnp.zeros(3), *[of(with_offsets)] * 6)
         return without._replace(test_with_offsets=of(test), average_with_offsets=jnp.zeros(3))
 
     tried = {
