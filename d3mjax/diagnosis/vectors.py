@@ -156,10 +156,17 @@ def _products(a, b) -> Float[Array, "b t"]:
     flat = lambda g: g.reshape(len(g), -1)
     if not isinstance(a, dense_gradients.Factors):
         return dot(flat(a), flat(b))
-    if a.inputs.shape[1] == b.inputs.shape[1] == 1:
-        return dot(flat(a.inputs), flat(b.inputs)) * dot(flat(a.deltas), flat(b.deltas))
-    # With s positions the Gram needs s^2 products of i + o numbers, the gradients themselves one of i o.
+    if _by_positions(a):
+        pairs = [(i, j) for i in range(a.inputs.shape[1]) for j in range(b.inputs.shape[1])]
+        at = lambda i, j: dot(a.inputs[:, i], b.inputs[:, j]) * dot(a.deltas[:, i], b.deltas[:, j])
+        return sum((at(*pair) for pair in pairs[1:]), at(*pairs[0]))
     return dot(flat(a.matrix()), flat(b.matrix()))
+
+
+def _by_positions(factors: dense_gradients.Factors) -> bool:
+    """With s positions the Gram needs s^2 products of i + o numbers, the gradients themselves one of i o."""
+    (_, s, i), o = factors.inputs.shape, factors.deltas.shape[2]
+    return s * s * (i + o) <= i * o or s == 1
 
 
 def _squares(grads: PyTree) -> Float[Array, "b"]:
@@ -168,8 +175,9 @@ def _squares(grads: PyTree) -> Float[Array, "b"]:
     def one(g):
         if not isinstance(g, dense_gradients.Factors):
             return (g.reshape(len(g), -1) ** 2).sum(1)
-        if g.inputs.shape[1] == 1:
-            return (g.inputs[:, 0] ** 2).sum(1) * (g.deltas[:, 0] ** 2).sum(1)
+        if _by_positions(g):
+            of = lambda a: (a[:, :, None] * a[:, None]).sum(3)
+            return (of(g.inputs) * of(g.deltas)).sum((1, 2))
         return (g.matrix() ** 2).sum((1, 2))
 
     return jnp.stack(list(map(one, dense_gradients.leaves(grads)))).sum(0)

@@ -4,17 +4,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from jax.flatten_util import ravel_pytree
 
 from d3mjax.attribution import curvatures, gradients
 from d3mjax.diagnosis import vectors
-from d3mjax.networks import dense, ft_transformer
+from d3mjax.networks import adapt, dense, ft_transformer
 from d3mjax.types import Split
+
+
+class TwoPositions(linen.Module):
+    """A wide layer at two positions, where inner products cost less than gradients."""
+
+    @linen.compact
+    def __call__(self, x):
+        hidden = linen.relu(linen.Dense(40)(jnp.stack([x, x**2], axis=1)))
+        return linen.Dense(3)(hidden[:, 0] - hidden[:, 1])
+
 
 COLUMNS = (slice(0, 1), slice(1, 4), slice(4, 9))
 MODELS = {
     "linear": dense.linear(3),
     "mlp": dense.mlp((7, 5), 3),
+    "positions": adapt.from_linen(TwoPositions()),
     "ft": ft_transformer.ft_transformer(COLUMNS, 3, width=8),
 }
 
