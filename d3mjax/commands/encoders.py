@@ -5,7 +5,8 @@
     x, note = of_images("resnet50.safetensors", "photos", {"--train": names}, size=224)
 
 A directory for text holds ``config.json``, ``model.safetensors``, and ``tokenizer.json`` or ``vocab.txt``, as the hub
-has them; ``1_Pooling/config.json`` and ``tokenizer_config.json`` are read where there are any. Outputs are kept by the
+has them; ``modules.json`` of sentence-transformers with the modules that it names, or ``1_Pooling/config.json``, and
+``tokenizer_config.json`` are read where there are any. Outputs are kept by the
 contents of weights, options and inputs (`data.cache`), in ``features`` beside the compiled programs.
 """
 
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
@@ -26,6 +29,7 @@ from d3mjax.data import cache, images, tokens, weight_files
 from d3mjax.data.columns import TEXT, Column
 from d3mjax.data.sets import images as photographs
 from d3mjax.networks import resnets, transformers
+from d3mjax.networks.transformers import Dense
 from d3mjax.runtime import cache as kept
 from d3mjax.runtime import progress
 from d3mjax.types import Model
@@ -33,11 +37,11 @@ from d3mjax.types import Model
 LONGEST = 256  # tokens of a text; what is longer is cut
 FILES = ("config.json", "model.safetensors")
 TOKENIZERS = ("tokenizer.json", "vocab.txt")
-CASE, POOLING = "tokenizer_config.json", "1_Pooling/config.json"  # what is absent has the defaults
-POOLS = {"mean_tokens": transformers.mean_of_tokens, "cls_token": transformers.first_token}
+CASE = "tokenizer_config.json"  # what is absent has the defaults
+MODULES, POOLING = "modules.json", "1_Pooling/config.json"
+POOLS = {"mean": transformers.mean_of_tokens, "cls": transformers.first_token}
+Search = Callable[[str], Path | None]
 Vectors = Callable[[Sequence[str]], Float[np.ndarray, "n d"]]
-
-
 BLOCK = 512  # images in memory
 
 
@@ -170,26 +174,26 @@ def _read(source: str) -> TextEncoder:
     if missing or tokenizer is None:
         missing += [] if tokenizer else [" or ".join(TOKENIZERS)]
         raise ValueError(f"found no {', no '.join(missing)} in {source}, expected the files as the hub has them")
-    config, pool = _config(paths["config.json"]), _pool(search(POOLING))
-    model = transformers.sentence_encoder(config, pool=pool)
-    tensors = weight_files.read_safetensors(paths["model.safetensors"])
+    config, tensors = _config(paths["config.json"]), weight_files.read_safetensors(paths["model.safetensors"])
+    pool, dense, unit, more = _modules(search)
+    model = transformers.sentence_encoder(config, pool=pool, dense=dense, unit=unit)
     longest = min(LONGEST, config.positions)
     lower_case = tokenizer.suffix == ".json" or _lower_case(search(CASE))
     return TextEncoder(
         _name(source, paths["model.safetensors"]),
         model,
-        transformers.from_published(model, tensors),
-        (config, pool),
+        transformers.from_published(model, tensors | more),
+        (config, pool, dense, unit),
         tokens.read_tokenizer(tokenizer, longest, lower_case=lower_case),
         longest,
     )
 
 
-def _local(directory: Path) -> Callable[[str], Path | None]:
+def _local(directory: Path) -> Search:
     return lambda file: directory / file if (directory / file).is_file() else None
 
 
-def _repository(source: str, local: str) -> Callable[[str], Path | None]:
+def _repository(source: str, local: str) -> Search:
     """``file -> path`` for the files of ``OWNER/NAME@REVISION``; ``local``: what else was expected."""
     repo, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
@@ -218,13 +222,14 @@ def _resnet(tensors: Mapping[str, np.ndarray], path: Path) -> resnets.ResnetConf
     return resnets.ResnetConfig(sizes, bottleneck=deep, width=width)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, *, kind: type = dict) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: damaged ({error}), expected JSON") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: found {type(values).__name__}, expected a JSON object")
+    if not isinstance(values, kind):
+        expected = {dict: "object", list: "array"}[kind]
+        raise ValueError(f"{path}: found {type(values).__name__}, expected a JSON {expected}")
     return values
 
 
@@ -232,12 +237,57 @@ def _lower_case(path: Path | None) -> bool:
     return path is None or bool(_json(path).get("do_lower_case", True))
 
 
+def _modules(search: Search) -> tuple[Callable, tuple[Dense, ...], bool, dict[str, np.ndarray]]:
+    """Pooling, dense layers, whether vectors have length 1, and the tensors of the layers, by `MODULES`.
+
+    Without that file the pooling is of `POOLING`, or the mean, and vectors have length 1.
+    """
+    listed = search(MODULES)
+    if listed is None:
+        return _pool(search(POOLING)), (), True, {}
+    modules = [(str(module["type"]).split(".")[-1], str(module["path"])) for module in _json(listed, kind=list)]
+    kinds = [kind for kind, _ in modules]
+    if not re.fullmatch("Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)) or modules[0][1]:
+        raise ValueError(
+            f"{listed}: found modules {', '.join(kinds)}, expected Transformer in the directory itself, Pooling, any "
+            "number of Dense, and at most one Normalize"
+        )
+    layers, tensors = [], {}
+    for i, (_, path) in enumerate(module for module in modules if module[0] == "Dense"):
+        layer, of_layer = _dense(path, search)
+        layers.append(layer)
+        tensors |= {f"dense_{i}.{name}": tensor for name, tensor in of_layer.items()}
+    return _pool(search(f"{modules[1][1]}/config.json")), tuple(layers), kinds[-1] == "Normalize", tensors
+
+
+def _exact_gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"Identity": jnp.asarray, "Tanh": jnp.tanh, "ReLU": jax.nn.relu, "GELU": _exact_gelu}
+
+
+def _dense(directory: str, search: Search) -> tuple[Dense, dict[str, np.ndarray]]:
+    """A dense layer of sentence-transformers, and its tensors."""
+    paths = [search(f"{directory}/{name}") for name in FILES]
+    if None in paths:
+        raise ValueError(f"found no {directory}/{FILES[paths.index(None)]}, which {MODULES} needs")
+    config, weights = paths
+    values = _json(config)
+    activation = str(values.get("activation_function", "torch.nn.modules.activation.Tanh")).split(".")[-1]
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{config}: found activation {activation}, expected one of {', '.join(ACTIVATIONS)}")
+    layer = Dense(values["out_features"], ACTIVATIONS[activation], values.get("bias", True))
+    return layer, weight_files.read_safetensors(weights)
+
+
 def _pool(path: Path | None) -> Callable:
     """The member of `POOLS` named by the pooling file of sentence-transformers; the mean without such a file."""
     if path is None:
-        return POOLS["mean_tokens"]
+        return POOLS["mean"]
     prefix, values = "pooling_mode_", _json(path)
     modes = [key.removeprefix(prefix) for key, value in values.items() if key.startswith(prefix) and value]
+    modes = [re.sub("_tokens?$", "", mode) for mode in [*modes, *filter(None, [values.get("pooling_mode")])]]
     if len(modes) != 1 or modes[0] not in POOLS:
         raise ValueError(f"{path}: found pooling by {' and '.join(modes) or 'nothing'}, expected {' or '.join(POOLS)}")
     return POOLS[modes[0]]

@@ -84,10 +84,19 @@ RULES: tuple[Rule, ...] = (
     *_layers(r"pooler\.dense", "pooler", _DENSE, optional=True),
     *_layers("pre_classifier", "pooler", _DENSE, optional=True),
     *_layers("classifier", "head", _DENSE, optional=True),
+    *_layers(r"(dense_\d+)\.linear", r"\1", _DENSE),
     Rule(r"(?:bert\.|distilbert\.)?embeddings\.position_ids", None),  # 0, 1, 2, ...
     Rule(r"cls\..*|vocab_(?:transform|layer_norm|projector)\..*", None),  # heads of the pretraining
 )
 """Names of BERT and DistilBERT files (with ``gamma`` and ``beta`` in old ones) to paths of ours."""
+
+
+class Dense(NamedTuple):
+    """A dense layer after the pooling: width, activation, and whether it has a bias."""
+
+    width: int
+    activation: Callable[[jax.Array], jax.Array]
+    bias: bool
 
 
 class _Embeddings(linen.Module):
@@ -138,6 +147,8 @@ class _Bert(linen.Module):
     read: Callable[[jax.Array, Any], Any]
     num_classes: int = 0  # 0: no pooler and no head
     dropout: float = 0.0
+    dense: tuple[Dense, ...] = ()
+    unit: bool = False
 
     @linen.compact
     def __call__(self, x: Tokens) -> Any:
@@ -149,7 +160,10 @@ class _Bert(linen.Module):
         for i in range(self.first, self.last):
             states = _Block(config, self.dropout, name=f"block_{i}")(states, x["mask"])
         if not self.num_classes:
-            return self.read(states, x["mask"])
+            vectors = self.read(states, x["mask"])
+            for i, (width, activation, use_bias) in enumerate(self.dense):
+                vectors = activation(linen.Dense(width, use_bias=use_bias, name=f"dense_{i}")(vectors))
+            return _unit(vectors) if self.unit else vectors
         pooled = config.pooled(_dense(config, config.width, "pooler")(self.read(states, x["mask"])))
         head = linen.Dense(self.num_classes, kernel_init=linen.initializers.normal(0.02), name="head")
         return head(linen.Dropout(self.dropout)(pooled).astype(jnp.float32))
@@ -167,22 +181,19 @@ def _states(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> Float
     return states
 
 
-def _first_token(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> Float[Array, "b d"]:
+def first_token(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> Float[Array, "b d"]:
+    """State of the first token, ``[CLS]``, of each text."""
     return states[:, 0]
 
 
-def first_token(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> Float[Array, "b d"]:
-    """State of the first token, ``[CLS]``, of each text, float32, scaled to length 1."""
-    return _unit(states[:, 0].astype(jnp.float32))
-
-
 def mean_of_tokens(states: Float[Array, "b T d"], mask: Bool[AnyArray, "b T"]) -> Float[Array, "b d"]:
-    """Mean over the tokens of each text, float32, scaled to length 1."""
+    """Mean over the tokens of each text, float32."""
     present = jnp.asarray(mask, jnp.float32)[:, :, None]
-    return _unit((states.astype(jnp.float32) * present).sum(1) / jnp.maximum(present.sum(1), 1))
+    return (states.astype(jnp.float32) * present).sum(1) / jnp.maximum(present.sum(1), 1)
 
 
 def _unit(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    vectors = vectors.astype(jnp.float32)
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
@@ -191,12 +202,19 @@ def encoder(config: BertConfig) -> Model:
     return lower(config, config.blocks)
 
 
-def sentence_encoder(config: BertConfig, *, pool: Callable[[jax.Array, Any], jax.Array] = mean_of_tokens) -> Model:
-    """Unit vectors ``[b d]`` of the last states ``[b T d]`` and the mask ``[b T]`` by ``pool``.
+def sentence_encoder(
+    config: BertConfig,
+    *,
+    pool: Callable[[jax.Array, Any], jax.Array] = mean_of_tokens,
+    dense: tuple[Dense, ...] = (),
+    unit: bool = True,
+) -> Model:
+    """Vectors ``[b d]`` of the last states ``[b T d]`` and the mask ``[b T]`` by ``pool``, through layers ``dense``.
 
-    ``pool``: `mean_of_tokens`, as all-MiniLM has it, or `first_token`.
+    ``pool``: `mean_of_tokens`, as all-MiniLM has it, or `first_token`. ``unit``: vectors are scaled to length 1. The
+    tensors of layer i are ``dense_i.linear.weight`` and ``dense_i.linear.bias`` in `from_published`.
     """
-    return from_linen(_Bert(config, 0, config.blocks, pool))
+    return from_linen(_Bert(config, 0, config.blocks, pool, dense=dense, unit=unit))
 
 
 def classifier(config: BertConfig, num_classes: int, *, dropout: float = 0.1) -> Model:
@@ -217,7 +235,7 @@ def upper(config: BertConfig, block: int, num_classes: int, *, dropout: float = 
 
     Its variables have the names they have in the whole network (`divided`). At block 0 it is the classifier.
     """
-    return from_linen(_Bert(config, _checked(config, block), config.blocks, _first_token, num_classes, dropout))
+    return from_linen(_Bert(config, _checked(config, block), config.blocks, first_token, num_classes, dropout))
 
 
 def divided(variables: Mapping[str, Any], block: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -54,6 +54,24 @@ def directory(tmp_path):
     return path
 
 
+def write_modules(directory, *modules, dense=None):
+    """``modules.json`` of a sentence encoder with these modules, and the files of a ``2_Dense``."""
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": "3_Normalize"}
+    lines = [{"path": paths.get(name, name), "type": f"sentence_transformers.models.{name}"} for name in modules]
+    (directory / "modules.json").write_text(json.dumps(lines))
+    write_pooling(directory, pooling_mode_cls_token=False, pooling_mode_mean_tokens=True)
+    if dense is not None:
+        (directory / "2_Dense").mkdir()
+        (directory / "2_Dense" / "config.json").write_text(json.dumps(DENSE | dense))
+        weights = {"linear.weight": KERNEL.T.copy(), "linear.bias": BIAS}
+        save_file(weights, directory / "2_Dense" / "model.safetensors")
+
+
+DENSE = {"in_features": 6, "out_features": 4, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+KERNEL = np.random.default_rng(5).normal(size=(6, 4)).astype(np.float32)
+BIAS = np.arange(4, dtype=np.float32)
+
+
 def write_pooling(directory, **modes):
     (directory / "1_Pooling").mkdir(exist_ok=True)
     (directory / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 6, **modes}))
@@ -115,6 +133,30 @@ def test_vectors_are_unit_states_of_the_first_token_where_pooling_is_cls(directo
     np.testing.assert_allclose(vectors, states / np.linalg.norm(states, axis=1, keepdims=True), atol=2e-5)
     write_pooling(directory, pooling_mode_mean_tokens=True, pooling_mode_cls_token=False)
     np.testing.assert_array_equal(encoders.encode(encoders.read_text_encoder(str(directory)), texts)[0], mean)
+
+
+@pytest.mark.parametrize("activation", ["Tanh", "Identity"])
+@pytest.mark.parametrize("unit", [True, False])
+def test_modules_of_a_sentence_encoder_are_obeyed(directory, activation, unit):
+    names = ("Transformer", "Pooling", "Dense", *["Normalize"] * unit)
+    write_modules(directory, *names, dense={"activation_function": f"torch.nn.modules.{activation}"})
+    encoder = encoders.read_text_encoder(str(directory))
+    vectors, _ = encoders.encode(encoder, ["good film", "bad"])
+    tokens = encoder.tokenize(["good film", "bad"]).tokens
+    states = bert_states(TINY, bert_tensors(TINY), tokens)[-1]
+    means = np.stack([state[mask].mean(0) for state, mask in zip(states, tokens["mask"], strict=True)])
+    expected = means @ KERNEL + BIAS
+    expected = np.tanh(expected) if activation == "Tanh" else expected
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True) if unit else expected
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_keep_their_length_without_a_module_that_normalises(directory):
+    unit, _ = encoders.encode(encoders.read_text_encoder(str(directory)), ["good film"])
+    write_modules(directory, "Transformer", "Pooling")
+    vectors, _ = encoders.encode(encoders.read_text_encoder(str(directory)), ["good film"])
+    np.testing.assert_allclose(vectors / np.linalg.norm(vectors), unit, rtol=1e-5)
+    assert abs(np.linalg.norm(vectors) - 1) > 0.1
 
 
 def test_capitals_are_kept_where_the_tokenizer_keeps_them(directory):
@@ -219,13 +261,27 @@ def test_diagnosis_takes_principal_components(directory, tables):
         (lambda path: (path / "config.json").write_text("[]"), "found list, expected a JSON object"),
         (
             lambda path: write_pooling(path, pooling_mode_max_tokens=True),
-            "found pooling by max_tokens, expected mean_tokens or cls_token",
+            "found pooling by max, expected mean or cls",
         ),
         (
             lambda path: write_pooling(path, pooling_mode_mean_tokens=True, pooling_mode_cls_token=True),
-            "found pooling by mean_tokens and cls_token",
+            "found pooling by mean and cls",
         ),
         (lambda path: write_pooling(path), "found pooling by nothing"),
+        (
+            lambda path: write_modules(path, "Transformer", "Pooling", "LSTM"),
+            "found modules Transformer, Pooling, LSTM, expected Transformer in the directory itself, Pooling",
+        ),
+        (lambda path: write_modules(path, "Transformer", "Pooling", "Dense"), "found no 2_Dense/config.json"),
+        (
+            lambda path: write_modules(path, "Transformer", "Pooling", "Dense", dense={"activation_function": "SiLU"}),
+            "found activation SiLU, expected one of Identity, Tanh",
+        ),
+        (
+            lambda path: write_modules(path, "Transformer", "Pooling", "Dense", dense={"out_features": 3}),
+            "Are these the weights of another architecture",
+        ),
+        (lambda path: (path / "modules.json").write_text("{}"), "found dict, expected a JSON array"),
         (lambda path: (path / "tokenizer_config.json").write_text("{"), "tokenizer_config.json: damaged"),
         (lambda path: (path / "model.safetensors").write_bytes(b"12"), "truncated"),
     ],
