@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray
 
 
@@ -26,7 +27,7 @@ def group_means(
     [0.5, 1.0]
     """
     member = jax.nn.one_hot(group, num_groups, axis=0)  # [G t]; a row of -1 is all zero
-    total = jnp.matmul(member, jnp.asarray(values, member.dtype), precision="highest")
+    total = dot(member, jnp.asarray(values, member.dtype))
     return total / member.sum(1)
 
 
@@ -92,7 +93,7 @@ def subset_predictions(
 ) -> Float[Array, "m t"]:
     """Outputs that an attribution predicts for models trained under ``masks``, up to a constant per target."""
     tau = jnp.asarray(tau)
-    return jnp.matmul(jnp.asarray(masks, tau.dtype), tau.T, precision="highest")
+    return dot(jnp.asarray(masks, tau.dtype), tau.T)
 
 
 def lds(

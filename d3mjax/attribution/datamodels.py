@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from d3mjax.linalg import iterative, lasso, ridge
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Linear
 
 
@@ -157,8 +158,8 @@ def fit_ridge_few(
         share = rows / jnp.sum(rows)
         mean_x, mean_y = share @ masks.astype(outputs.dtype), share @ outputs
         centred = rows[:, None] * (masks - mean_x[None])
-        moments = jnp.matmul(centred.T, outputs - mean_y[None], precision="highest")
-        gram = lambda v: jnp.matmul(centred.T, jnp.matmul(centred, v, precision="highest"), precision="highest")
+        moments = dot(centred.T, outputs - mean_y[None])
+        gram = lambda v: dot(centred.T, dot(centred, v))
         solve = lambda b: iterative.shifted_cg(gram, b, lambdas * num_models, rtol=rtol, max_steps=max_steps)
         return jax.vmap(solve)(moments.T), mean_x, mean_y
 
@@ -221,7 +222,7 @@ def fit_lasso(
             going = risen < 4
             again = lambda: lasso.solve(moments, penalty, start=weight, options=options).weight
             weight = jax.lax.cond(jnp.any(going), again, lambda: weight)
-            prediction = moments.target_mean[:, None] + jnp.matmul(weight, rows.T, precision="highest")
+            prediction = moments.target_mean[:, None] + dot(weight, rows.T)
             mse = jnp.where(going, jnp.mean((truth - prediction) ** 2, axis=1), jnp.inf)
             better = mse < least
             best, chosen = jnp.where(better[:, None], prediction, best), jnp.where(better, penalty, chosen)
@@ -252,7 +253,7 @@ def predict(linear: Linear, masks: Shaped[AnyArray, "m n"]) -> Float[Array, "*l 
     """Outputs predicted for models trained on ``masks``; a leading ``l`` axis of ``linear`` stays in front."""
     weight = jnp.swapaxes(linear.weight, -1, -2)
     masks = jnp.asarray(masks).astype(weight.dtype)
-    return jnp.matmul(masks, weight, precision="highest") + linear.bias[..., None, :]
+    return dot(masks, weight) + linear.bias[..., None, :]
 
 
 def difference_of_means(masks: Shaped[AnyArray, "m n"], outputs: Float[AnyArray, "m t"]) -> Float[Array, "t n"]:
@@ -267,7 +268,7 @@ def difference_of_means(masks: Shaped[AnyArray, "m n"], outputs: Float[AnyArray,
     count = jnp.sum(masks, axis=0)
     pairs = count * (masks.shape[0] - count)
     scale = jnp.where(pairs > 0, masks.shape[0] / jnp.maximum(pairs, 1), 0)
-    return jnp.matmul(centred.T, masks, precision="highest") * scale[None, :]
+    return dot(centred.T, masks) * scale[None, :]
 
 
 def level_is_identified(masks: Shaped[AnyArray, "m n"]) -> Bool[Array, ""]:

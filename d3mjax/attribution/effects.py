@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from d3mjax import metrics
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray
 
 
@@ -248,21 +249,19 @@ def pca(rows: Float[AnyArray, "t n"], *, num: int) -> Components:
     if not 1 <= num <= most:
         raise ValueError(f"num: found {num}, expected 1 to {most} components of {rows.shape[0]} rows")
     centred = jnp.asarray(rows) - jnp.mean(jnp.asarray(rows), axis=0, keepdims=True)
-    variance, left = jnp.linalg.eigh(jnp.matmul(centred, centred.T, precision="highest"))
+    variance, left = jnp.linalg.eigh(dot(centred, centred.T))
     variance, left = variance[::-1], left[:, ::-1][:, :num]
     peak = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None], axis=0)
     left = left * jnp.sign(peak)
     length = jnp.sqrt(jnp.maximum(variance[:num], jnp.finfo(centred.dtype).tiny))[None]
-    direction = jnp.matmul(left.T, centred, precision="highest") / length.T
+    direction = dot(left.T, centred) / length.T
     return Components(direction, left * length, variance[:num] / jnp.sum(variance))
 
 
 def explained(rows: Float[AnyArray, "t n"], direction: Float[AnyArray, "r n"]) -> Float[Array, "r"]:
     """Share of the variance of the rows along each of some unit directions."""
     centred = jnp.asarray(rows) - jnp.mean(jnp.asarray(rows), axis=0, keepdims=True)
-    return jnp.sum(jnp.matmul(centred, jnp.asarray(direction).T, precision="highest") ** 2, axis=0) / jnp.sum(
-        centred**2
-    )
+    return jnp.sum(dot(centred, jnp.asarray(direction).T) ** 2, axis=0) / jnp.sum(centred**2)
 
 
 def residual(first: Float[AnyArray, "t n"], second: Float[AnyArray, "t n"]) -> Float[Array, "t n"]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from d3mjax.linalg.products import LARGEST
 from d3mjax.types import AnyArray
 
 BUDGET = 2**30
@@ -58,7 +59,7 @@ def scan_microbatches(
 
 
 def default_microbatch(output: Callable, params: PyTree, examples: PyTree[AnyArray]) -> int:
-    """Examples whose gradients take `BUDGET` bytes, 1 at least.
+    """Examples whose gradients take `BUDGET` bytes, between 1 and `products.LARGEST`.
 
     An example takes the bytes of one gradient, the size of ``params``, and of what ``output(params, example)`` keeps
     for its backward pass, read off the shapes. A ResNet-9 of 6.6 million parameters gets some 20 examples.
@@ -68,4 +69,4 @@ def default_microbatch(output: Callable, params: PyTree, examples: PyTree[AnyArr
     params = jax.tree.map(shape_of, params)
     backward = jax.eval_shape(lambda p, e: jax.vjp(lambda q: output(q, e), p)[1], params, example)
     count = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, backward)))
-    return max(1, BUDGET // max(1, count))
+    return min(max(1, BUDGET // max(1, count)), LARGEST)

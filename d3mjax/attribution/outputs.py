@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from d3mjax.attribution.microbatches import map_microbatches
+from d3mjax.linalg.products import LARGEST
 from d3mjax.training import objectives
 from d3mjax.types import AnyArray, Model, Split
 
@@ -29,22 +30,24 @@ def soft_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[A
     return of_label - jax.nn.logsumexp(others, axis=-1)
 
 
-def hard_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = None) -> Float[Array, "t"]:
+def hard_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
     """`hard_margin` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
     return hard_margin(logits(model, variables, split.x, microbatch=microbatch), split.y)
 
 
-def soft_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = None) -> Float[Array, "t"]:
+def soft_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
     """`soft_margin` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
     return soft_margin(logits(model, variables, split.x, microbatch=microbatch), split.y)
 
 
-def losses(model: Model, variables: Any, split: Split, *, microbatch: int | None = None) -> Float[Array, "t"]:
+def losses(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
     """Cross-entropy in nats of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
     return objectives.losses(logits(model, variables, split.x, microbatch=microbatch), split.y)
 
 
-def logits(model: Model, variables: Any, x: PyTree[AnyArray], *, microbatch: int | None = None) -> Float[Array, "t C"]:
+def logits(
+    model: Model, variables: Any, x: PyTree[AnyArray], *, microbatch: int | None = LARGEST
+) -> Float[Array, "t C"]:
     """Logits in evaluation mode; ``microbatch`` bounds memory and changes nothing else (None: all at once)."""
     return map_microbatches(lambda part: model.apply(variables, part)[0], x, microbatch=microbatch)
 

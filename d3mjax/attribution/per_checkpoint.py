@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from d3mjax.attribution import gradients
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Split
 
 
@@ -56,7 +57,7 @@ def checkpoint_error(
     Groups of weight 0 are ignored. One checkpoint has no spread: the error is NaN.
     """
     used = jnp.where(jnp.asarray(group_weights) > 0, jnp.asarray(kernel), 0)
-    kappa = jnp.matmul(used, jnp.asarray(group_weights, used.dtype), precision="highest")
+    kappa = dot(used, jnp.asarray(group_weights, used.dtype))
     num = kappa.shape[0]
     squares = ((kappa - kappa.mean(0, keepdims=True)) ** 2).sum(0)
     return kappa.mean(0), jnp.sqrt(squares / num / (num - 1)) if num > 1 else jnp.full(kappa.shape[1:], jnp.nan)

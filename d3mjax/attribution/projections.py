@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from d3mjax.attribution import dense_gradients
-from d3mjax.linalg.products import integer_product
+from d3mjax.linalg.products import dot, integer_product
 
 
 class Projection(NamedTuple):
@@ -189,7 +189,7 @@ def _convolved(leaf, rows, table, p):
     """The spectrum ``[b, p // 2 + 1]`` of the sketch of a kernel's gradients, from their factors."""
     (b, s, _), dtype = leaf.inputs.shape, jnp.promote_types(leaf.inputs.dtype, jnp.float32)
     inputs, deltas = (a.reshape(b * s, -1).astype(dtype) for a in leaf)
-    real, imaginary = (jnp.matmul(deltas, part.astype(dtype), precision="highest") for part in (table.real, table.imag))
+    real, imaginary = (dot(deltas, part.astype(dtype)) for part in (table.real, table.imag))
     product = jnp.fft.rfft(_fold_rounds(inputs, rows[0], rows[1], p)) * jax.lax.complex(real, imaginary)
     return product.reshape(b, s, -1).sum(1)
 
@@ -312,7 +312,7 @@ def _product(rows, entries, digits):
     """``rows [b k] @ entries [k q]``, through integers where entries are."""
     if entries.dtype == jnp.int8:
         return integer_product(rows, entries, digits)
-    return jnp.matmul(rows, entries, precision="highest")
+    return dot(rows, entries)
 
 
 def _keyed_leaves(key, params):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.debiasing.baselines import subsample_balanced
 from d3mjax.linalg import logistic
+from d3mjax.linalg.products import LARGEST, dot
 from d3mjax.types import AnyArray, Linear, Model
 
 Path = tuple[str, ...]
@@ -46,7 +47,7 @@ def find(params: PyTree, num_classes: int) -> Path:
 
 
 def features(
-    model: Model, variables: PyTree, x: PyTree[AnyArray], path: Path, *, microbatch: int | None = None
+    model: Model, variables: PyTree, x: PyTree[AnyArray], path: Path, *, microbatch: int | None = LARGEST
 ) -> Float[Array, "n p"]:
     """Inputs ``[n p]`` of the last layer in evaluation mode, as the gradient of logit 0 by column 0 of its kernel.
 
@@ -109,7 +110,7 @@ def average_fits(
 def with_head(variables: PyTree, path: Path, head: Linear, scale: Scale) -> PyTree:
     """Variables of the model whose logits are ``head`` applied to features standardised by ``scale``."""
     weight = head.weight / scale.std[None]
-    bias = head.bias - jnp.matmul(weight, scale.mean, precision="highest")
+    bias = head.bias - dot(weight, scale.mean)
     return _changed(variables, path, kernel=weight.T, bias=bias)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from d3mjax import metrics
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray
 
 ONE_GAUSSIAN = 2 / np.pi
@@ -48,7 +49,7 @@ class PseudoGroups(NamedTuple):
 
 def gram(blocks: Iterable[Float[AnyArray, "t _"]]) -> Float[Array, "t t"]:
     """Inner products ``tau tau'`` from blocks ``[t b]`` of the columns of tau: memory t^2 + t b."""
-    products = (jnp.matmul(block, jnp.asarray(block).T, precision="highest") for block in blocks)
+    products = (dot(block, jnp.asarray(block).T) for block in blocks)
     return sum(products, start=jnp.zeros(()))
 
 
@@ -69,7 +70,7 @@ def components(rows: Float[AnyArray, "t t"], num: int) -> Components:
     values = jnp.pad(values[::-1], (0, pad))[:num]
     vectors = jnp.pad(vectors[:, ::-1], ((0, 0), (0, pad)))[:, :num]
     present = values > 1e-6 * values[0]
-    scores = _dot(unit, vectors) * jnp.where(present, 1 / jnp.sqrt(jnp.where(present, values, 1)), 0)[None, :]
+    scores = dot(unit, vectors) * jnp.where(present, 1 / jnp.sqrt(jnp.where(present, values, 1)), 0)[None, :]
     largest = jnp.take_along_axis(vectors, jnp.argmax(jnp.abs(vectors), 0, keepdims=True), 0)
     return Components(scores * jnp.where(largest < 0, -1, 1), jnp.maximum(values, 0) / jnp.trace(centred))
 
@@ -88,7 +89,7 @@ def loss_direction(parts: Components, losses: Float[AnyArray, "t"]) -> Float[Arr
     spread = jnp.sqrt((centred**2).mean(0, keepdims=True))
     z = jnp.where(spread > 1e-6, centred / jnp.maximum(spread, 1e-6), 0)
     losses = jnp.asarray(losses, z.dtype)
-    return _dot(z, _dot(z.T, losses - losses.mean())) / len(losses)
+    return dot(z, dot(z.T, losses - losses.mean())) / len(losses)
 
 
 def zero(score: Float[AnyArray, "t"], losses: Float[AnyArray, "t"]) -> Bool[Array, "t"]:
@@ -183,7 +184,3 @@ def attribute_auc(score: Float[AnyArray, "t"], attribute: Bool[AnyArray, "t"]) -
     ones, zeros = attribute.sum(), (~attribute).sum()
     area = (jnp.where(attribute, metrics.rank(score), 0).sum() - ones * (ones + 1) / 2) / (ones * zeros)
     return jnp.maximum(area, 1 - area)
-
-
-def _dot(a, b):
-    return jnp.matmul(a, b, precision="highest")

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from d3mjax import metrics
 from d3mjax.attribution.microbatches import map_microbatches
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray
 
 
@@ -67,7 +68,7 @@ def knn_disagreement(
     squares = (x**2).sum(1)
 
     def rows(i):
-        distance = squares[i][:, None] + squares[None] - 2 * jnp.matmul(x[i], x.T, precision="highest")
+        distance = squares[i][:, None] + squares[None] - 2 * dot(x[i], x.T)
         distance = jnp.where(i[:, None] == jnp.arange(len(y))[None], jnp.inf, distance)
         farthest = -jax.lax.top_k(-distance, neighbours)[0][:, -1:]
         near = distance <= farthest
@@ -197,5 +198,5 @@ def _by_class(influence, validation_y, num_classes) -> tuple[Float[Array, "n C"]
     """Sums of helpful and of harmful influence over the validation rows of each class, both at least 0."""
     influence = jnp.asarray(influence)
     member = jax.nn.one_hot(validation_y, num_classes, dtype=influence.dtype)
-    of = lambda part: jnp.matmul(part, member, precision="highest")
+    of = lambda part: dot(part, member)
     return of(jnp.maximum(influence, 0)), of(jnp.maximum(-influence, 0))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray
 
 CANDIDATES = tuple(round(0.05 * i, 2) for i in range(1, 20))
@@ -74,7 +75,7 @@ def calibration_error(
     """Expected calibration error: mean over rows of ``|mean probability - share of true rows|`` of their bin."""
     probabilities = jnp.asarray(probabilities)
     member = jax.nn.one_hot(jnp.clip((probabilities * bins).astype(jnp.int32), 0, bins - 1), bins, axis=0)
-    gap = jnp.matmul(member, probabilities - jnp.asarray(truth), precision="highest")
+    gap = dot(member, probabilities - jnp.asarray(truth))
     return jnp.abs(gap).sum() / probabilities.shape[0]
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.diagnosis import claims
+from d3mjax.linalg.products import dot
 from d3mjax.training import sampling
 from d3mjax.training import trainer as trainers
 from d3mjax.types import AnyArray, Model, Objective, Split
@@ -280,7 +281,7 @@ def prediction_losses(
 
 def info_nce(anchors: Float[Array, "b p"], views: Float[Array, "b p"], *, temperature: float = 0.1) -> Float[Array, ""]:
     """L_val, ``- mean_i log softmax_j(cos(anchor_i, view_j) / temperature)[i]``: all other rows are negatives."""
-    scores = jnp.matmul(_unit(anchors), _unit(views).T, precision="highest") / temperature
+    scores = dot(_unit(anchors), _unit(views).T) / temperature
     return -jnp.diagonal(jax.nn.log_softmax(scores, axis=1)).mean()
 
 
@@ -313,7 +314,7 @@ def vrex(seen: Seen, num_models: int) -> Float[Array, ""]:
     risks = prediction_losses(logits, flags, seen.positive_weight)
     member = jax.nn.one_hot(environments, 2 * num_models, axis=0, dtype=risks.dtype)
     count = member.sum(1)
-    mean = jnp.matmul(member, risks, precision="highest") / jnp.maximum(count, 1)
+    mean = dot(member, risks) / jnp.maximum(count, 1)
     present = (count > 0).astype(risks.dtype)
     centre = (present * mean).sum() / present.sum()
     return (present * (mean - centre) ** 2).sum() / present.sum()

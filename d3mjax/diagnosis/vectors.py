@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Float16, PyTree, Shaped
 
 from d3mjax.attribution import curvatures, dense_gradients, gradients
 from d3mjax.attribution.microbatches import map_microbatches
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Model, Split
 
 CHANNELS = ("influence", "cosine", "agreement", "loss")
@@ -104,7 +105,7 @@ def from_attribution(tau: Float[AnyArray, "t n"]) -> Float[Array, "n t"]:
 def cosine(x: Float[AnyArray, "n d"], of: Float[AnyArray, "t d"]) -> Float[Array, "n t"]:
     """Cosine of rows of features; 0 where a row is zero."""
     unit = lambda a: a * jax.lax.rsqrt(jnp.maximum((a**2).sum(1, keepdims=True), 1e-24))
-    return jnp.matmul(unit(jnp.asarray(x)), unit(jnp.asarray(of)).T, precision="highest")
+    return dot(unit(jnp.asarray(x)), unit(jnp.asarray(of)).T)
 
 
 def agreement(y: Shaped[AnyArray, "n"], of: Shaped[AnyArray, "t"]) -> Float[Array, "n t"]:
@@ -152,15 +153,15 @@ def _dots(model, variables, validation, *, loss, normalise, microbatch):
 
 def _products(a, b) -> Float[Array, "b t"]:
     """Inner products of the gradients of one parameter."""
-    dot = lambda x, y: jnp.matmul(x, y.T, precision="highest")
+    product = lambda x, y: dot(x, y.T)
     flat = lambda g: g.reshape(len(g), -1)
     if not isinstance(a, dense_gradients.Factors):
-        return dot(flat(a), flat(b))
+        return product(flat(a), flat(b))
     if _by_positions(a):
         pairs = [(i, j) for i in range(a.inputs.shape[1]) for j in range(b.inputs.shape[1])]
-        at = lambda i, j: dot(a.inputs[:, i], b.inputs[:, j]) * dot(a.deltas[:, i], b.deltas[:, j])
+        at = lambda i, j: product(a.inputs[:, i], b.inputs[:, j]) * product(a.deltas[:, i], b.deltas[:, j])
         return sum((at(*pair) for pair in pairs[1:]), at(*pairs[0]))
-    return dot(flat(a.matrix()), flat(b.matrix()))
+    return product(flat(a.matrix()), flat(b.matrix()))
 
 
 def _by_positions(factors: dense_gradients.Factors) -> bool:

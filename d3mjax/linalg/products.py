@@ -1,14 +1,35 @@
 """Matrix products: at full precision, and by integers."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from d3mjax.types import AnyArray
 
+LARGEST = 1024
+"""Rows and columns that one product has on CPUs.
+
+XLA (jaxlib 0.10) multiplies matrices on CPUs wrongly while another program multiplies in the same process, on another
+virtual device or thread: where 3,000 rows or 10,000 columns have more than 256 terms, the first 192 or so lose a block
+of terms. Smaller products are right. `dot`, evaluation and microbatches of gradients stay below.
+"""
+
 
 def dot(a: Shaped[AnyArray, "..."], b: Shaped[AnyArray, "..."]) -> Shaped[Array, "..."]:
-    """``jnp.matmul(a, b, precision="highest")``: float32 products, which TPUs and some GPUs round otherwise."""
-    return jnp.matmul(a, b, precision="highest")
+    """``jnp.matmul(a, b, precision="highest")``: float32 products, which TPUs and some GPUs round otherwise.
+
+    On CPUs two matrices are multiplied in blocks of `LARGEST` rows and columns, which changes nothing.
+    """
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    plain = lambda a, b: jnp.matmul(a, b, precision="highest")
+    if a.ndim != 2 or b.ndim != 2 or max(a.shape[0], b.shape[1]) <= LARGEST:
+        return plain(a, b)
+    rows, columns = (range(0, size, LARGEST) for size in (a.shape[0], b.shape[1]))
+
+    def blocked(a, b):
+        return jnp.block([[plain(a[i : i + LARGEST], b[:, j : j + LARGEST]) for j in columns] for i in rows])
+
+    return jax.lax.platform_dependent(a, b, cpu=blocked, default=plain)
 
 
 def integer_product(rows: Float[Array, "b k"], entries: Int[Array, "k q"], digits: int) -> Float[Array, "b q"]:

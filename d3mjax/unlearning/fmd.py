@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from d3mjax.attribution import curvatures, influence
 from d3mjax.attribution.inverses import by_last_layer
 from d3mjax.debiasing import last_layer
+from d3mjax.linalg.products import LARGEST
 from d3mjax.networks import dense
 from d3mjax.types import AnyArray, Linear, Model, Pairs, Split, checked_names
 from d3mjax.unlearning import bias, edits, paths
@@ -133,7 +134,7 @@ def _unlearned(variables, train, pairs, selection, weights, model, num_classes, 
 
 
 def features_of(
-    model: Model, variables: PyTree, path: last_layer.Path, *, microbatch: int | None = None
+    model: Model, variables: PyTree, path: last_layer.Path, *, microbatch: int | None = LARGEST
 ) -> Callable[[Any], Any]:
     """A function that puts the features of the last layer in place of ``x`` and ``flipped`` of a `Split` or `Pairs`."""
 
