@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen
 from jaxtyping import Array, Float, Float32, Int
 
+from d3mjax.linalg.products import by_rows
 from d3mjax.networks.adapt import from_linen
 from d3mjax.types import AnyArray, Model, checked_names
 
@@ -142,7 +143,7 @@ class _Decoder(linen.Module):
 
 def _dense(config: Config, features: int, name: str, *, biased: bool) -> linen.Dense:
     init = linen.initializers.normal(0.02)
-    return linen.Dense(features, use_bias=biased, dtype=config.dtype, kernel_init=init, name=name)
+    return linen.Dense(features, use_bias=biased, dtype=config.dtype, kernel_init=init, dot_general=by_rows, name=name)
 
 
 def _norm(config: Config, name: str) -> linen.Module:

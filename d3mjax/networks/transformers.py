@@ -18,6 +18,7 @@ import numpy as np
 from flax import linen
 from jaxtyping import Array, Bool, Float, PyTree
 
+from d3mjax.linalg.products import by_rows
 from d3mjax.networks import weights
 from d3mjax.networks.adapt import from_linen
 from d3mjax.networks.weights import Rule, transposed
@@ -170,7 +171,9 @@ class _Bert(linen.Module):
 
 
 def _dense(config: BertConfig, features: int, name: str) -> linen.Dense:
-    return linen.Dense(features, dtype=config.dtype, kernel_init=linen.initializers.normal(0.02), name=name)
+    return linen.Dense(
+        features, dtype=config.dtype, kernel_init=linen.initializers.normal(0.02), dot_general=by_rows, name=name
+    )
 
 
 def _norm(config: BertConfig, name: str) -> linen.LayerNorm:
