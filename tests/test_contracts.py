@@ -25,7 +25,7 @@ FLOORS = {
     "experiments.local_data": 7,
     **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
     **dict.fromkeys(("experiments.cifar_tasks", "experiments.text_tasks", "experiments.photograph_tasks"), 9),
-    **dict.fromkeys(("experiments.bias_tasks", "experiments.examples"), 9),
+    **dict.fromkeys(("experiments.bias_tasks", "experiments.examples", "experiments.language_models"), 9),
     # Wings: each imports study, tasks and itself, no other wing.
     **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "language", "bench")},
     "experiments.__main__": 12,

@@ -19,14 +19,14 @@ import tyro
 
 from d3mjax.reports import tables
 from d3mjax.runtime import hosts, runs, store
-from experiments.bench import bank, encoders, lasso, models, parity, tensor, trak
+from experiments.bench import bank, decoders, encoders, lasso, models, parity, tensor, trak
 
 
 def main(
     results: Path = Path("results"),
     run: str | None = None,
     torch_python: Path = Path(".venv-bench/bin/python"),
-    only: Literal["all", "models", "trak", "lasso", "bank", "tensor", "encoders", "parity"] = "all",
+    only: Literal["all", "models", "trak", "lasso", "bank", "tensor", "encoders", "decoders", "parity"] = "all",
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""
@@ -35,6 +35,7 @@ def main(
     config = {"only": only, "smoke": smoke}
     directory = runs.open_run(results, "bench", config, run)
     against_torch = {"models": models.bench, "trak": trak.bench, "parity": parity.bench}
+    against_torch |= {"decoders": decoders.bench}
     parts = {name: partial(part, torch_python) for name, part in against_torch.items()}
     parts |= {"lasso": lasso.bench, "bank": bank.bench, "tensor": tensor.bench, "encoders": encoders.bench}
     rows = [row for name, part in parts.items() if only in ("all", name) for row in part(smoke=smoke)]

@@ -21,7 +21,7 @@ def _read(make, config, **options):
 
 def _scores(config, tokens, **options):
     model, variables = _read(decoders.log_probs, config, **options)
-    return model.apply(variables, tokens)[0]
+    return jax.jit(model.apply)(variables, tokens)[0]
 
 
 @CONFIG
@@ -81,7 +81,10 @@ def test_gradients_are_those_of_the_logits_whatever_the_chunk(config):
         return decoders.log_probs(config, chunk=4).apply({"params": params}, tokens)[0].sum()
 
     planted.close(
-        jax.grad(by_chunks)(variables["params"]), jax.grad(expected)(variables["params"]), terms=TERMS, scale=9
+        jax.jit(jax.grad(by_chunks))(variables["params"]),
+        jax.jit(jax.grad(expected))(variables["params"]),
+        terms=TERMS,
+        scale=9,
     )
 
 
@@ -94,7 +97,7 @@ def test_the_rest_on_the_states_of_the_lower_blocks_is_the_whole(config, block):
     if block:
         x = dict(tokens, states=decoders.lower(config, block).apply(below, tokens)[0])
     model = decoders.log_probs(config, block=block)
-    planted.equal(model.apply(above, x)[0], _scores(config, tokens))
+    planted.equal(jax.jit(model.apply)(above, x)[0], _scores(config, tokens))
     drawn = model.init(jax.random.key(0), x)["params"]
     assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, above["params"])
 
@@ -121,9 +124,13 @@ def test_bfloat16_computes_near_float32_from_float32_parameters():
 def test_published_sizes():
     tokens = published.texts(published.LLAMA)
 
-    def count(config):
-        shapes = jax.eval_shape(decoders.log_probs(config).init, jax.random.key(0), tokens)
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    def count(config):  # a network of one block, and what each further block adds
+        one, two = (
+            jax.eval_shape(decoders.log_probs(config._replace(blocks=blocks)).init, jax.random.key(0), tokens)
+            for blocks in (1, 2)
+        )
+        first, second = (sum(leaf.size for leaf in jax.tree.leaves(shapes)) for shapes in (one, two))
+        return first + (config.blocks - 1) * (second - first)
 
     # Parameters as transformers counts them.
     assert count(decoders.SMOLLM2_135M) == 134_515_008
