@@ -24,6 +24,7 @@ from d3mjax.debiasing.d3m import debias
 from d3mjax.diagnosis.diagnose import diagnose
 from d3mjax.networks.adapt import from_functions, from_linen, from_nnx
 from d3mjax.networks.dense import linear, mlp
+from d3mjax.runtime.encoders import encode_images, encode_texts
 from d3mjax.training import masks
 from d3mjax.training.ensemble import check_losses, map_models, model_keys, train_many
 from d3mjax.training.objectives import cross_entropy, group_dro
@@ -55,6 +56,8 @@ __all__ = [
     "diagnose",
     "diagnosis",
     "effects",
+    "encode_images",
+    "encode_texts",
     "from_functions",
     "from_linen",
     "from_nnx",

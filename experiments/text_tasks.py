@@ -20,6 +20,7 @@ from d3mjax.data import splits, tokens, weight_files
 from d3mjax.data.sets import multinli, sentences, sick
 from d3mjax.debiasing import d3m
 from d3mjax.networks import adapt, transformers
+from d3mjax.runtime import encoders
 from d3mjax.types import Data, Model
 from experiments import local_data
 from experiments.tasks import Task, first_of_groups, in_parts
@@ -28,7 +29,7 @@ FEW = 40  # examples of a group in smoke runs
 
 
 class Encoder(NamedTuple):
-    """A pretrained encoder of text: a source of `local_data` that holds ``model.safetensors`` and ``vocab.txt``."""
+    """A pretrained encoder of text: a source of `local_data`, with weights, ``vocab.txt`` and ``config.json``."""
 
     source: str = "minilm"
     config: transformers.BertConfig = transformers.MINILM
@@ -49,20 +50,21 @@ def encode(encoder: Encoder, first: Sequence[str], second: Sequence[str] | None 
     """Tokens of sentences, or of pairs; prints how many were cut."""
     read = tokens.read_tokenizer(local_data.find(encoder.source) / "vocab.txt", encoder.max_length)
     encoded, cut = read(first, second)
-    if cut:
-        print(f"{cut:,} of {len(first):,} texts are cut to {encoder.max_length} tokens", file=sys.stderr)
+    _note(cut, len(first), encoder)
     return encoded
+
+
+def _note(cut: int, count: int, encoder: Encoder) -> None:
+    if cut:
+        print(f"{cut:,} of {count:,} texts are cut to {encoder.max_length} tokens", file=sys.stderr)
 
 
 def vectors(encoder: Encoder, texts: Sequence[str]) -> Float32[np.ndarray, "n d"]:
     """Unit vectors of sentences by a frozen sentence encoder, each sentence encoded once."""
-    unique = list(dict.fromkeys(texts))
-    model = transformers.sentence_encoder(encoder.config)
-    weights = transformers.from_published(model, tensors(encoder))
-    options = {"name": encoder.source, "config": encoder.config, "batches": tokens.by_length}
-    of_unique = kept.make_features(model, weights, encoder.made, **options)(encode(encoder, unique))
-    rows = dict(zip(unique, range(len(unique)), strict=True))
-    return of_unique[[rows[text] for text in texts]]
+    frozen = encoders.read_text_encoder(local_data.find(encoder.source), longest=encoder.max_length)
+    of_texts, cut = encoders.encode(frozen, texts, directory=encoder.made)
+    _note(cut, len(set(texts)), encoder)
+    return of_texts
 
 
 def differences(encoder: Encoder, first: Sequence[str], second: Sequence[str]) -> Float32[np.ndarray, "n d"]:

@@ -1,10 +1,12 @@
 """The tasks of sentences on small made files and a tiny encoder of random weights, from files to tables."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import made_encoder
 import made_text
 import numpy as np
 import published_weights
@@ -35,6 +37,7 @@ def directory(tmp_path_factory):
     made_text.rated(directory / "rated.tar.gz", made_text.corpora(25))
     (directory / "encoder").mkdir()
     made_text.vocabulary(directory / "encoder" / "vocab.txt")
+    (directory / "encoder" / "config.json").write_text(json.dumps(made_encoder.config_of(TINY)))
     tensors = published_weights.bert_tensors(TINY)
     body = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}
     save_file(body, directory / "encoder" / "model.safetensors")
