@@ -10,6 +10,7 @@ Sources: Radford et al., "Language Models are Unsupervised Multitask Learners", 
 et al., "RoFormer", 2021; Ainslie et al., "GQA", 2023; Shazeer, "GLU Variants Improve Transformer", 2020.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int
 
 from d3mjax.linalg.products import by_rows
@@ -67,6 +69,13 @@ LLAMA_8B = LlamaConfig(128_256, 4096, 32, 32, 8, 14_336, 8192, 500_000.0, tied=F
 """Llama-3-8B: 8.03 billion parameters."""
 GPT2 = Gpt2Config()
 """gpt2: 124.4 million parameters."""
+_WIDENS, _NARROWS = r"\['(?:query|key|value|attention|gate|up)'\]", r"\['(?:output|down)'\]"
+_SPLITS = {  # the axis that is split, by the path of a parameter or of one of its adapters
+    rf"{_WIDENS}\['kernel'\](?:\.B)?$": 1,
+    rf"{_WIDENS}\['bias'\]$": 0,
+    rf"{_NARROWS}\['kernel'\](?:\.A)?$": 0,
+    r"\['(?:words|unembeddings)'\]$": 0,
+}
 
 
 class _LlamaBlock(linen.Module):
@@ -206,6 +215,22 @@ def divided(variables: Mapping[str, Any], block: int) -> tuple[dict[str, Any], d
     above = params.keys() - below | ({"words"} - {"words" for name in params if name == "unembeddings"})
     lower = {name: value for name, value in params.items() if name in below}
     return {"params": lower}, {"params": {name: value for name, value in params.items() if name in above}}
+
+
+def partition(mesh: Mesh, *, axis: str = "model") -> Callable[[str, Any], PartitionSpec]:
+    """Return ``rule(path, leaf)`` of `runtime.sharded.spread` for parameters of a decoder, its adapters and optimizers.
+
+    Layers that widen are split by outputs over ``axis``, those that narrow by inputs, embeddings by words; what does
+    not divide evenly is on every device. Source: Shoeybi et al., "Megatron-LM", 2019.
+    """
+
+    def rule(path: str, leaf: Any) -> PartitionSpec:
+        for pattern, split in _SPLITS.items():
+            if re.search(pattern, path) and leaf.ndim > split and leaf.shape[split] % mesh.shape[axis] == 0:
+                return PartitionSpec(*split * (None,), axis)
+        return PartitionSpec()
+
+    return rule
 
 
 def _checked(config: Config, block: int) -> int:

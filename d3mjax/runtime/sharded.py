@@ -76,6 +76,7 @@ def group_scores(
         mesh=mesh,
         in_specs=(rows, rows, everywhere, everywhere, everywhere),
         out_specs=(PartitionSpec(None, "data"), everywhere),
+        axis_names={"data"},  # checkpoints keep their shares along other axes
         check_vma=False,  # the sums over devices are explicit, and no gradient passes through them
     )
     keys = per_checkpoint.checkpoint_keys(key, checkpoints, ids=ids)
