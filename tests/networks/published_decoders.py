@@ -10,6 +10,14 @@ LLAMA = LlamaConfig(vocabulary=11, width=8, blocks=2, heads=4, key_heads=2, inne
 UNTIED = LLAMA._replace(tied=False)
 GPT2 = Gpt2Config(vocabulary=11, width=8, blocks=2, heads=2, inner=10, positions=12)
 
+GGUF = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GGUF |= {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+GGUF |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+GGUF |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+GGUF |= {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "attn.c_attn": "attn_qkv"}
+GGUF |= {"attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", "ln_1": "attn_norm"}
+GGUF |= {"ln_2": "ffn_norm"}
+
 
 def tensors(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     """A safetensors file of ``config``, float32, all values random."""
@@ -38,6 +46,26 @@ def tensors(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
         made |= norm(f"h.{i}.ln_1") | norm(f"h.{i}.ln_2")
         made[f"h.{i}.attn.bias"] = np.tril(np.ones((1, 1, config.positions, config.positions), np.float32))
     return made | norm("ln_f")
+
+
+def in_gguf(config: Config, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors as llama.cpp converts them: other names, planes beside each other, ``[out in]``."""
+    made = {}
+    for name, tensor in tensors.items():
+        stem, kind = name.rsplit(".", 1)
+        block = next((part for part in stem.split(".") if part.isdigit()), None)
+        inner = stem if block is None else stem.split(f"{block}.", 1)[1]
+        if inner == "attn":
+            continue  # the causal mask
+        heads = {"self_attn.q_proj": config.heads, "self_attn.k_proj": getattr(config, "key_heads", 0)}.get(inner)
+        if heads:
+            size = tensor.shape[0] // heads
+            order = [h * size + i + half * size // 2 for h in range(heads) for i in range(size // 2) for half in (0, 1)]
+            tensor = tensor[order]
+        if inner.split(".")[-1].startswith("c_") and kind == "weight":
+            tensor = tensor.T
+        made[f"{'' if block is None else f'blk.{block}.'}{GGUF[inner]}.{kind}"] = tensor
+    return made
 
 
 def logits(config: Config, tensors: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:

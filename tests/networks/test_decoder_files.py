@@ -8,14 +8,6 @@ import pytest
 
 from d3mjax.networks import decoder_files, decoders
 
-GGUF = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-GGUF |= {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
-GGUF |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
-GGUF |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-GGUF |= {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "attn.c_attn": "attn_qkv"}
-GGUF |= {"attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down", "ln_1": "attn_norm"}
-GGUF |= {"ln_2": "ffn_norm"}
-
 METADATA = {
     "general.architecture": "llama",
     **{
@@ -34,31 +26,11 @@ GPT2_JSON = {"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 2, 
 GPT2_JSON |= {"n_positions": 12, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"}
 
 
-def in_gguf(config, tensors):
-    """The tensors as llama.cpp converts them: other names, planes beside each other, ``[out in]``."""
-    made = {}
-    for name, tensor in tensors.items():
-        stem, kind = name.rsplit(".", 1)
-        block = next((part for part in stem.split(".") if part.isdigit()), None)
-        inner = stem if block is None else stem.split(f"{block}.", 1)[1]
-        if inner == "attn":
-            continue  # the causal mask
-        heads = {"self_attn.q_proj": config.heads, "self_attn.k_proj": getattr(config, "key_heads", 0)}.get(inner)
-        if heads:
-            size = tensor.shape[0] // heads
-            order = [h * size + i + half * size // 2 for h in range(heads) for i in range(size // 2) for half in (0, 1)]
-            tensor = tensor[order]
-        if inner.split(".")[-1].startswith("c_") and kind == "weight":
-            tensor = tensor.T
-        made[f"{'' if block is None else f'blk.{block}.'}{GGUF[inner]}.{kind}"] = tensor
-    return made
-
-
 @pytest.mark.parametrize("config", [published.LLAMA, published.UNTIED, published.GPT2])
 def test_both_kinds_of_files_give_the_same_variables(config):
     tensors, model = published.tensors(config), decoders.log_probs(config)
     safe = decoder_files.from_published(model, tensors, config)
-    planted.equal(decoder_files.from_published(model, in_gguf(config, tensors), config), safe)
+    planted.equal(decoder_files.from_published(model, published.in_gguf(config, tensors), config), safe)
     shapes = jax.eval_shape(model.init, jax.random.key(0), published.texts(config))
     assert jax.tree.map(np.shape, safe["params"]) == jax.tree.map(lambda leaf: leaf.shape, shapes["params"])
 
