@@ -37,8 +37,9 @@ def _cifar10(seed: int, *, smoke: bool, **options: Any) -> Data:
     return tasks.pixels(load, seed, smoke=smoke, **options)
 
 
-def _cnn() -> Model:
-    return conv.cnn((16, 32), len(cifar.NAMES), image=_SMALL, convolve=tasks.fastest_convolution())
+def cnn(num_classes: int = len(cifar.NAMES)) -> Model:
+    """Two convolutions of 16 and 32 channels on 8 x 8 pixels."""
+    return conv.cnn((16, 32), num_classes, image=_SMALL, convolve=tasks.fastest_convolution())
 
 
 def _resnet9() -> Model:
@@ -61,7 +62,7 @@ CIFAR10 = Task(
     steps=1000,
     batch=40,
     rate=0.1,
-    make_model=_cnn,
+    make_model=cnn,
 )
 
 CIFAR10_RESNET9 = replace(

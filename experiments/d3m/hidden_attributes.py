@@ -1,22 +1,25 @@
 """Tasks whose groups differ in an attribute that no method is given, and what can be measured of an example.
 
-Fashion-MNIST: sleeves, or brightness, as nature has them: measured on the pixels, and compared with the median over the
-training images. Sentences: the kind of text, or a negation. Groups are label by value.
+Fashion-MNIST: sleeves, or brightness, as nature has them; CIFAR-10: the brightness of the border. They are measured on
+the pixels and compared with the median over the training images. Sentences: the kind of text, or a negation. Groups are
+label by value.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num
 
+from d3mjax.data import splits
 from d3mjax.data.planted import cues
 from d3mjax.data.sets import fashion, fashion_cues, sentences
 from d3mjax.data.sets.negation import is_negated
 from d3mjax.types import AnyArray, Data
-from experiments import text_tasks
+from experiments import cifar_tasks, text_tasks
 from experiments.tasks import PATCH, SMALL, Task
 
 INK = 0.1  # of the brightest pixel: darker pixels are background
@@ -81,15 +84,24 @@ def _pair(seed: int, *, smoke: bool, classes: tuple[int, int], attribute: str) -
     sizes: dict[str, Any] = SMALL if smoke else {"targets": 800, "selection": 1000, "test": 2000}
     drawn = fashion_cues.Task(classes=tuple((c,) for c in classes), cue=cues.NoCue(), seed=seed, **sizes)
     data = fashion_cues.load_fashion_spurious(drawn)
-    of_split = [of_pictures(split.x.reshape(-1, 14, 14))[attribute] for split in data]
-    least, mean, std = np.median(of_split[0]), np.mean(data.train.x), np.std(data.train.x)
-    above = [(values > least).astype(np.int32) for values in of_split]
-    return Data(
-        *(
-            split._replace(x=((split.x - mean) / std).astype(np.float32), group=2 * split.y + bit)
-            for split, bit in zip(data, above, strict=True)
-        )
-    )
+    mean, std = np.mean(data.train.x), np.std(data.train.x)
+    scaled = (split._replace(x=((split.x - mean) / std).astype(np.float32)) for split in data)
+    return _grouped(Data(*scaled), (14, 14), attribute)
+
+
+def _cifar_pair(seed: int, *, smoke: bool, classes: tuple[int, int], attribute: str) -> Data:
+    """Two classes of CIFAR-10 at 8 x 8: 4,000, 500, 500 and 1,000 images."""
+    data = cifar_tasks.CIFAR10.load(seed, smoke=smoke, train=20_000, targets=2_500, selection=2_500, test=5_000)
+    of_two = (splits.take(split, np.flatnonzero(np.isin(split.y, classes))) for split in data)
+    named = (split._replace(y=(split.y == classes[1]).astype(np.int32)) for split in of_two)
+    return _grouped(Data(*named), (8, 8, 3), attribute)
+
+
+def _grouped(data: Data, image: tuple[int, ...], attribute: str) -> Data:
+    """Groups ``2 y + bit``; the bit tells whether the attribute is above the median over the training images."""
+    of_split = [of_pictures(np.asarray(split.x).reshape(-1, *image))[attribute] for split in data]
+    bits = [(values > np.median(of_split[0])).astype(np.int32) for values in of_split]
+    return Data(*(split._replace(group=2 * split.y + bit) for split, bit in zip(data, bits, strict=True)))
 
 
 def _case(name: str, about: str, classes: tuple[int, int], attribute: str, values: tuple[str, str]) -> Case:
@@ -107,6 +119,17 @@ def _case(name: str, about: str, classes: tuple[int, int], attribute: str, value
 
 _OF = "Fashion-MNIST at 14 x 14, nothing planted: {}. Hidden: {}, above the median of the training images or not."
 _SLEEVES = "the share of the ink in the outer columns, as sleeves make it"
+_BORDER = ("dark border", "bright border")
+_PLANES = replace(
+    cifar_tasks.CIFAR10,
+    name="plane-border",
+    about="CIFAR-10 at 8 x 8, airplane or bird, nothing planted. Hidden: the brightness of the border, above the "
+    "median of the training images or not.",
+    load=partial(_cifar_pair, classes=(0, 2), attribute="border"),
+    class_names=("airplane", "bird"),
+    group_names=tuple(f"{label}, {value}" for label in ("airplane", "bird") for value in _BORDER),
+    make_model=partial(cifar_tasks.cnn, 2),
+)
 _NEGATION = ("no negation", "negation")
 _ALL = (
     _case("dress-sleeves", _OF.format("T-shirt or dress", _SLEEVES), (0, 3), "sides", ("narrow", "wide")),
@@ -118,6 +141,7 @@ _ALL = (
         "brightness",
         ("dark", "bright"),
     ),
+    Case(_PLANES, 2 * _BORDER, of_pictures),
     Case(text_tasks.DOMAINS, 2 * sentences.DOMAINS, of_sentences),
     Case(text_tasks.NEGATION, 2 * _NEGATION, of_sentences),
     Case(text_tasks.SICK, (*_NEGATION, "", *_NEGATION), of_pairs),

@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from cifar_files import write_batches
 
 from d3mjax.debiasing.d3m import Evaluation
+from experiments import cifar_tasks, local_data
 from experiments.d3m import case_study, hidden_attributes
 from experiments.d3m.hidden_attributes import CASES, Case
 from experiments.tasks import PATCH
@@ -49,6 +52,22 @@ def test_groups_of_a_case_are_label_by_value(name):
     assert np.mean(data.train.group % 2) == 0.5  # cut at the median of the training images
     bright = hidden_attributes.of_pictures(case.task.examples(0, data.train, np.arange(600)))["brightness"]
     assert bright[data.train.group % 2 == 1].min() >= bright[data.train.group % 2 == 0].max()
+
+
+def test_the_border_of_photographs_is_hidden(tmp_path, monkeypatch):
+    write_batches(tmp_path / "cifar10", train=60, test=80)
+    monkeypatch.setenv(local_data.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(cifar_tasks, "DECODED", tmp_path / "decoded")
+    task = CASES["plane-border"].task
+    data = task.read(0, smoke=True)
+    assert [split.x.shape for split in data] == [(120, 192), (40, 192), (40, 192), (80, 192)]
+    assert [sorted(set(split.y.tolist())) for split in data] == [[0, 1]] * 4
+    assert np.mean(data.train.group % 2) <= 0.5
+    border = hidden_attributes.of_pictures(task.examples(0, data.train, np.arange(120)))["border"]
+    assert border[data.train.group % 2 == 1].min() > border[data.train.group % 2 == 0].max()
+    # Made images are grey, by class and number: birds, of class 2, are brighter than airplanes.
+    assert np.mean(data.train.group[data.train.y == 1] % 2) > np.mean(data.train.group[data.train.y == 0] % 2)
+    assert task.network().init(jax.random.key(0), data.train.x[:1])["params"]["Dense_0"]["bias"].shape == (2,)
 
 
 def test_candidates_are_the_hidden_values_and_measures_above_the_median_of_the_class():
