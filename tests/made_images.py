@@ -1,13 +1,10 @@
-"""Small files in the layout of published photographs and weights."""
+"""Small files in the layout of published photographs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import safetensors.numpy
-
-from d3mjax.networks.resnets import ResnetConfig
 
 COUNTS = {"train": (8, 4, 4, 8), "val": (8, 8, 8, 8), "test": (3, 3, 3, 3)}
 """Images of each group, ``2 y + attribute``, of the made data sets."""
@@ -50,33 +47,3 @@ def celeba(directory: Path, counts: Mapping[str, Sequence[int]] = COUNTS) -> Non
         partition.append(f"{name} {code}")
     (directory / "list_attr_celeba.txt").write_text("\n".join(attributes) + "\n")
     (directory / "list_eval_partition.txt").write_text("\n".join(partition) + "\n")
-
-
-def resnet_weights(path: Path, config: ResnetConfig) -> None:
-    """Random tensors under the names of torchvision, for a network with the head of ImageNet."""
-    rng, tensors = np.random.default_rng(0), {}
-
-    def convolution(name: str, norm: str, inputs: int, outputs: int, size: int) -> None:
-        scale = (2 / (inputs * size**2)) ** 0.5
-        tensors[f"{name}.weight"] = scale * rng.normal(size=(outputs, inputs, size, size))
-        for part in ("weight", "running_var"):
-            tensors[f"{norm}.{part}"] = rng.uniform(0.5, 1.5, outputs)
-        for part in ("bias", "running_mean"):
-            tensors[f"{norm}.{part}"] = 0.1 * rng.normal(size=outputs)
-
-    convolution("conv1", "bn1", 3, 64, 7)
-    inputs = 64
-    for stage, blocks in enumerate(config.blocks):
-        outputs = config.features >> 3 - stage
-        width = outputs // 4 if config.bottleneck else outputs
-        sizes = [(width, 1), (width, 3), (outputs, 1)] if config.bottleneck else [(outputs, 3), (outputs, 3)]
-        for block in range(blocks):
-            name, before = f"layer{stage + 1}.{block}", inputs
-            for i, (channels, size) in enumerate(sizes):
-                convolution(f"{name}.conv{i + 1}", f"{name}.bn{i + 1}", before, channels, size)
-                before = channels
-            if inputs != outputs:
-                convolution(f"{name}.downsample.0", f"{name}.downsample.1", inputs, outputs, 1)
-            inputs = outputs
-    tensors |= {"fc.weight": rng.normal(size=(1000, inputs)), "fc.bias": np.zeros(1000)}
-    safetensors.numpy.save_file({name: a.astype(np.float32) for name, a in tensors.items()}, path)

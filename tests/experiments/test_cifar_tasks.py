@@ -1,6 +1,7 @@
 """Tasks on the user's images, here on small made files of the same layout."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from cifar_files import write_batches
 
 from d3mjax.data import splits
+from d3mjax.networks import conv
 from d3mjax.training import recipes
 from experiments import cifar_tasks, local_data, study
 from experiments.datamodels import banks, lds, lds_datamodels, lds_trak
@@ -82,7 +84,9 @@ def test_truth_is_kept(tmp_path):
 
 @pytest.mark.slow
 def test_studies_of_datamodels_run_on_cifar10_and_share_the_truth(tmp_path):
-    run = lambda module: study.run(module.STUDY, module.Config(tasks=("cifar10",), smoke=True), tmp_path)
+    small = replace(cifar_tasks.CIFAR10, make_model=partial(conv.cnn, (4, 8), 10, image=(8, 8, 3)))
+    of_small = lambda module: replace(module.STUDY, tasks={"cifar10": small})
+    run = lambda module: study.run(of_small(module), module.Config(tasks=("cifar10",), smoke=True), tmp_path)
     run(lds_datamodels)
     kept = {path.name for path in (tmp_path / "banks").iterdir()}
     run(lds_trak)

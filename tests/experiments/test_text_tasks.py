@@ -17,12 +17,13 @@ from safetensors.numpy import save_file
 from d3mjax.data import splits
 from d3mjax.networks import transformers
 from experiments import local_data, study, text_tasks
-from experiments.d3m import d3m
+from experiments.d3m import case_study, d3m
+from experiments.d3m.hidden_attributes import CASES
 from experiments.d3m.retraining import retrain
 from experiments.local_data import Source
 from experiments.tasks import Trak, columns
 
-TINY = transformers.BertConfig(vocabulary=60, width=8, blocks=3, heads=2, inner=12, positions=24)
+TINY = transformers.BertConfig(vocabulary=60, width=8, blocks=2, heads=2, inner=12, positions=24)
 SICK = {"train": (20, 8, 12, 7, 9), "trial": (5, 2, 3, 3, 6), "test": (6, 4, 5, 3, 2)}
 MULTINLI = {"train": (7, 4, 6, 4, 6, 4), "val": (12,) * 6, "test": (3,) * 6}
 PLANTED = text_tasks.sentences.Sizes((3, 12, 12, 3), (3,) * 4, (4,) * 4, (5,) * 4)
@@ -151,11 +152,25 @@ def test_missing_files_are_named(tasks, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_d3m_runs_from_files_to_tables(tasks, tmp_path):
     name = "sick-hypothesis"
-    config = d3m.Config(tasks=(name,), seeds=1, retrains=1, source=Trak(models=2, size=16), others=())
+    config = d3m.Config(tasks=(name,), seeds=1, retrains=1, source=Trak(models=1, size=16), others=())
     run = study.run(replace(d3m.STUDY, tasks=tasks), config, tmp_path)
     methods = smoke.means(smoke.read_rows(run), name)
     assert methods.keys() == d3m.KINDS.keys()
     assert all(0 <= row["worst_group_accuracy"] <= row["average_accuracy"] <= 1 for row in methods.values())
+
+
+@pytest.mark.slow
+def test_the_case_study_shows_sentences_of_both_ends(tasks, tmp_path):
+    case = CASES["sick"]._replace(task=tasks["sick"])
+    config = case_study.Config(tasks=("sick",), seeds=1, retrains=1, source=Trak(models=1, size=16))
+    run = study.run(replace(case_study.STUDY, tasks={"sick": case}), config, tmp_path)
+    methods = smoke.means(smoke.read_rows(run), "sick")
+    assert methods.keys() == case_study.METHODS.keys()
+    assert 0.5 <= methods[case_study.FIRST]["AUC hidden"] <= 1
+    page = (run / "report.html").read_text()
+    data = tasks["sick"].read(0)
+    shown = tasks["sick"].examples(0, data.target, np.arange(len(data.target.y)))
+    assert any(text in page for text in shown)
 
 
 @pytest.mark.slow
