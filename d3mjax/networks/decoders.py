@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from d3mjax.linalg.products import by_rows
 from d3mjax.networks.adapt import from_linen
@@ -186,17 +187,19 @@ def logits(config: Config, *, block: int = 0) -> Model:
     return from_linen(_Decoder(config, _checked(config, block), config.blocks, _logits))
 
 
-def log_probs(config: Config, *, block: int = 0, chunk: int = 256) -> Model:
+def log_probs(config: Config, *, block: int = 0, chunk: int = 256, longest: int | None = None) -> Model:
     """Log-probability ``[b]`` of every response: the sum over its tokens of ``log p(token | tokens before)``, in nats.
 
     Logits of ``chunk`` tokens of responses exist at once, in the reverse pass, too; results do not depend on it.
+    ``longest``: tokens of a response at most, beyond which it is NaN; with it gradients of single texts are computed
+    without the logits of prompts, as values and gradients of batches always are.
 
     ``block``: from ``{"states": Float[b T d]}`` of `lower` beside the tokens on, by the blocks from there. Variables
     have the names they have in the whole network (`divided`).
     """
-    if chunk < 1:
-        raise ValueError(f"chunk: found {chunk}, expected at least 1")
-    read = partial(_sums, chunk=chunk)
+    if chunk < 1 or (longest is not None and longest < 1):
+        raise ValueError(f"chunk, longest: found {chunk}, {longest}, expected at least 1")
+    read = partial(_sums, chunk=chunk, longest=longest)
     return from_linen(_Decoder(config, _checked(config, block), config.blocks, read))
 
 
@@ -248,26 +251,62 @@ def _logits(states: Float[Array, "b T d"], table: Float[Array, "C d"], tokens: T
 
 
 def _sums(
-    states: Float[Array, "b T d"], table: Float[Array, "C d"], tokens: Tokens, *, chunk: int
+    states: Float[Array, "b T d"], table: Float[Array, "C d"], tokens: Tokens, *, chunk: int, longest: int | None
 ) -> Float32[Array, "b"]:
-    before, ids = states[:, :-1].reshape(-1, states.shape[-1]), jnp.asarray(tokens["ids"])[:, 1:].reshape(-1)
-    counted = jnp.asarray(tokens["response"])[:, 1:].reshape(-1)
-    order = jnp.argsort(~counted, stable=True)  # those that count come first; chunks of others cost nothing
+    before, ids = states[:, :-1], jnp.asarray(tokens["ids"])[:, 1:]
+    counted = jnp.asarray(tokens["response"])[:, 1:]
+    length = counted.sum(1)
+    if longest is not None and longest < counted.shape[1]:
+        order = jnp.argsort(~counted, axis=1, stable=True)[:, :longest]  # tokens of responses come first
+        before = jnp.take_along_axis(before, order[:, :, None], axis=1)
+        ids, counted = (jnp.take_along_axis(a, order, axis=1) for a in (ids, counted))
+    flat = _in_chunks(before.reshape(-1, before.shape[-1]), table, ids.reshape(-1), counted.reshape(-1), chunk)
+    sums = flat.reshape(counted.shape).sum(1)
+    return sums if longest is None else jnp.where(length > longest, jnp.nan, sums)
+
+
+def _in_chunks(
+    states: Float[Array, "n d"],
+    table: Float[Array, "C d"],
+    ids: Int[Array, " n"],
+    counted: Bool[Array, " n"],
+    chunk: int,
+) -> Float32[Array, " n"]:
+    """Log-probabilities of counted ids, 0 of others; chunks without any cost nothing, for counted ones come first."""
+    order = jnp.argsort(~counted, stable=True)
     chunk = min(chunk, len(order))
     rows = jnp.pad(order, (0, -len(order) % chunk), mode="edge").reshape(-1, chunk)
     weights = table.astype(states.dtype)
 
     def of_chunk(rows: Int[Array, " c"]) -> Float32[Array, " c"]:
-        some = lambda: _log_probs_of(before[rows], weights, ids[rows])
+        some = lambda: _log_probs_of(states[rows], weights, ids[rows])
         return jax.lax.cond(counted[rows[0]], some, lambda: jnp.zeros(chunk))
 
-    of_rows = jax.lax.map(jax.checkpoint(of_chunk), rows).reshape(-1)[: len(order)]
-    in_order = jnp.zeros(len(order)).at[order].set(of_rows, unique_indices=True)
-    return jnp.where(counted, in_order, 0).reshape(len(states), -1).sum(1)
+    of_rows = jax.lax.map(of_chunk, rows).reshape(-1)[: len(order)]
+    return jnp.where(counted, jnp.zeros(len(order)).at[order].set(of_rows, unique_indices=True), 0)
 
 
+@jax.custom_jvp
 def _log_probs_of(
     states: Float[Array, "c d"], table: Float[Array, "C d"], ids: Int[Array, " c"]
 ) -> Float32[Array, " c"]:
     scores = jnp.einsum("td,cd->tc", states, table, preferred_element_type=jnp.float32)
     return jnp.take_along_axis(scores, ids[:, None], axis=1, mode="clip")[:, 0] - jax.nn.logsumexp(scores, axis=1)
+
+
+@partial(_log_probs_of.defjvp, symbolic_zeros=True)
+def _log_probs_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """Keeps a gradient ``[c d]`` instead of logits ``[c C]``; computes those again if the table is differentiated."""
+    (states, table, ids), (states_dot, table_dot, _) = primals, tangents
+    if isinstance(states_dot, SymbolicZero):
+        states_dot = jnp.zeros_like(states)
+    if not isinstance(table_dot, SymbolicZero):
+        again = jax.checkpoint(lambda states, table: _log_probs_of.fun(states, table, ids))
+        return jax.jvp(again, (states, table), (states_dot, table_dot))
+    scores = jnp.einsum("td,cd->tc", states, table, preferred_element_type=jnp.float32)
+    normaliser = jax.nn.logsumexp(scores, axis=1)
+    shares = jnp.exp(scores - normaliser[:, None]).astype(table.dtype)
+    of_ids = jnp.take(table, ids, axis=0, mode="clip").astype(jnp.float32)
+    gradient = of_ids - jnp.einsum("tc,cd->td", shares, table, preferred_element_type=jnp.float32)
+    value = jnp.take_along_axis(scores, ids[:, None], axis=1, mode="clip")[:, 0] - normaliser
+    return value, (gradient * states_dot).sum(1)

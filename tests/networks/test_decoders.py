@@ -7,6 +7,7 @@ import planted
 import published_decoders as published
 import pytest
 
+from d3mjax.attribution import gradients
 from d3mjax.networks import decoder_files, decoders
 
 CONFIGS = (published.LLAMA, published.UNTIED, published.GPT2)
@@ -60,6 +61,13 @@ def test_padding_and_chunks_and_the_batch_change_nothing(config):
     planted.close(np.array(single), whole, terms=TERMS)
 
 
+def test_a_bound_on_the_tokens_of_responses_changes_nothing_but_makes_longer_ones_nan():
+    config, tokens = published.LLAMA, published.texts(published.LLAMA)  # responses of 3, 2 and 1 tokens
+    whole = _scores(config, tokens)
+    planted.close(_scores(config, tokens, longest=3), whole, terms=TERMS)
+    planted.close(_scores(config, tokens, longest=2), np.array([np.nan, *whole[1:]]), terms=TERMS)
+
+
 def test_the_first_token_of_a_text_never_counts():
     tokens = published.texts(published.LLAMA)
     every = dict(tokens, response=tokens["mask"])
@@ -67,25 +75,45 @@ def test_the_first_token_of_a_text_never_counts():
     planted.equal(_scores(published.LLAMA, every), _scores(published.LLAMA, but_first))
 
 
-@CONFIG
-def test_gradients_are_those_of_the_logits_whatever_the_chunk(config):
-    tokens = published.texts(config)
-    every, variables = _read(decoders.logits, config)
+def _is_table(path):
+    return "words" in path or "unembeddings" in path
 
-    def expected(params):
-        log_shares = jax.nn.log_softmax(every.apply({"params": params}, tokens)[0])[:, :-1]
-        of_ids = jnp.take_along_axis(log_shares, tokens["ids"][:, 1:, None], axis=2)[:, :, 0]
-        return (of_ids * tokens["response"][:, 1:]).sum()
 
-    def by_chunks(params):
-        return decoders.log_probs(config, chunk=4).apply({"params": params}, tokens)[0].sum()
+@pytest.mark.parametrize(
+    ("config", "keep"),
+    [
+        (published.LLAMA, lambda path: True),
+        (published.LLAMA, _is_table),
+        (published.UNTIED, lambda path: not _is_table(path)),
+    ],
+    ids=["all", "tables", "all but tables"],
+)
+def test_gradients_are_those_of_the_logits_whatever_the_chunk(config, keep):
+    tokens, every = published.texts(config), decoders.logits(config)
+    by_chunks = decoders.log_probs(config, chunk=4)
+    _, variables = _read(decoders.logits, config)
 
-    planted.close(
-        jax.jit(jax.grad(by_chunks))(variables["params"]),
-        jax.jit(jax.grad(expected))(variables["params"]),
-        terms=TERMS,
-        scale=9,
-    )
+    def sums_of_logits(params, x):
+        log_shares = jax.nn.log_softmax(every.apply({"params": params}, x)[0])[:, :-1]
+        of_ids = jnp.take_along_axis(log_shares, x["ids"][:, 1:, None], axis=2)[:, :, 0]
+        return (of_ids * x["response"][:, 1:]).sum(1)
+
+    def sums(params, x):
+        return by_chunks.apply({"params": params}, x)[0]
+
+    def derivatives(sums):
+        """Of all texts, of each, and the curvature along the gradient; as functions of the chosen parameters."""
+        whole, chosen = gradients.subset(lambda params, x: sums(params, x).sum(), variables["params"], keep)
+        of_text = lambda params, x: whole(params, jax.tree.map(lambda a: a[None], x))
+        gradient = jax.grad(whole)(chosen, tokens)
+        single = jax.vmap(jax.grad(of_text), (None, 0))(chosen, tokens)
+        moved = jax.jvp(lambda params: jax.grad(whole)(params, tokens), (chosen,), (gradient,))[1]
+        return gradient, single, moved
+
+    got, expected = (jax.jit(lambda sums=sums: derivatives(sums))() for sums in (sums, sums_of_logits))
+    for ours, theirs in zip(got, expected, strict=True):
+        size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
+        planted.close(ours, theirs, terms=TERMS, scale=float(size))
 
 
 @CONFIG
@@ -145,7 +173,7 @@ def test_bad_input_names_what_was_found():
         model.init(jax.random.key(0), published.texts(published.LLAMA, (13, 1)))
     with pytest.raises(ValueError, match="block: found 3, expected 0 to 2"):
         decoders.lower(published.LLAMA, 3)
-    with pytest.raises(ValueError, match="chunk: found 0, expected at least 1"):
+    with pytest.raises(ValueError, match="chunk, longest: found 0, None, expected at least 1"):
         decoders.log_probs(published.LLAMA, chunk=0)
     with pytest.raises(TypeError, match="such as 'blocks'"):
         decoders.LlamaConfig(**{"block": 3})  # pyright: ignore[reportArgumentType]
