@@ -23,7 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from d3mjax.linalg.products import by_rows
+from d3mjax.linalg.products import LARGEST, by_rows
 from d3mjax.networks.adapt import from_linen
 from d3mjax.types import AnyArray, Model, checked_names
 
@@ -70,6 +70,7 @@ LLAMA_8B = LlamaConfig(128_256, 4096, 32, 32, 8, 14_336, 8192, 500_000.0, tied=F
 """Llama-3-8B: 8.03 billion parameters."""
 GPT2 = Gpt2Config()
 """gpt2: 124.4 million parameters."""
+_WORDS = 4 * LARGEST  # columns of a product of few rows
 _WIDENS, _NARROWS = r"\['(?:query|key|value|attention|gate|up)'\]", r"\['(?:output|down)'\]"
 _SPLITS = {  # the axis that is split, by the path of a parameter or of one of its adapters
     rf"{_WIDENS}\['kernel'\](?:\.B)?$": 1,
@@ -247,7 +248,8 @@ def _states(states: Float[Array, "b T d"], table: Any, tokens: Tokens) -> Float[
 
 
 def _logits(states: Float[Array, "b T d"], table: Float[Array, "C d"], tokens: Tokens) -> Float32[Array, "b T C"]:
-    return jnp.einsum("btd,cd->btc", states, table.astype(states.dtype), preferred_element_type=jnp.float32)
+    flat = _scores(states.reshape(-1, states.shape[-1]), table.astype(states.dtype))
+    return flat.reshape(*states.shape[:2], -1)
 
 
 def _sums(
@@ -286,11 +288,24 @@ def _in_chunks(
     return jnp.where(counted, jnp.zeros(len(order)).at[order].set(of_rows, unique_indices=True), 0)
 
 
+def _scores(states: Float[Array, "n d"], table: Float[Array, "C d"]) -> Float32[Array, "n C"]:
+    """Logits; on CPUs for a part of the vocabulary at a time (`linalg.products.LARGEST`)."""
+    plain = lambda states, table: jnp.einsum("nd,cd->nc", states, table, preferred_element_type=jnp.float32)
+
+    def in_parts(states: jax.Array, table: jax.Array) -> jax.Array:
+        parts = (plain(states, table[i : i + _WORDS]) for i in range(0, len(table), _WORDS))
+        return jnp.concatenate(list(parts), axis=1)
+
+    if len(table) <= _WORDS:
+        return plain(states, table)
+    return jax.lax.platform_dependent(states, table, cpu=in_parts, default=plain)
+
+
 @jax.custom_jvp
 def _log_probs_of(
     states: Float[Array, "c d"], table: Float[Array, "C d"], ids: Int[Array, " c"]
 ) -> Float32[Array, " c"]:
-    scores = jnp.einsum("td,cd->tc", states, table, preferred_element_type=jnp.float32)
+    scores = _scores(states, table)
     return jnp.take_along_axis(scores, ids[:, None], axis=1, mode="clip")[:, 0] - jax.nn.logsumexp(scores, axis=1)
 
 
@@ -303,7 +318,7 @@ def _log_probs_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Arra
     if not isinstance(table_dot, SymbolicZero):
         again = jax.checkpoint(lambda states, table: _log_probs_of.fun(states, table, ids))
         return jax.jvp(again, (states, table), (states_dot, table_dot))
-    scores = jnp.einsum("td,cd->tc", states, table, preferred_element_type=jnp.float32)
+    scores = _scores(states, table)
     normaliser = jax.nn.logsumexp(scores, axis=1)
     shares = jnp.exp(scores - normaliser[:, None]).astype(table.dtype)
     of_ids = jnp.take(table, ids, axis=0, mode="clip").astype(jnp.float32)
