@@ -1,6 +1,6 @@
 """What two large runs take on paper: FLOPs, bytes, chip-hours and money. Prints the tables of README.md.
 
-`step_memory.py` has XLA's own count of the memory of a training step.
+`language_sizing.py` is of language models; `step_memory.py` has XLA's own count of the memory of a training step.
 
     python tpu_scripts/sizing.py                                        # as in README.md
     python tpu_scripts/sizing.py --utilisation 0.35 --price v5e=1.00    # your measurement, your price a chip-hour
@@ -327,14 +327,25 @@ def price(text: str) -> tuple[str, float]:
     return name, float(text.removeprefix(f"{name}="))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the utilisation and the prices."""
     parser.add_argument("--utilisation", type=float, default=0.2, help="share of the peak that is reached (0.2)")
     parser.add_argument("--price", type=price, action="append", default=[], help="money a chip-hour, such as v5e=1.00")
+
+
+def checked_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, or the parser's error."""
     options = parser.parse_args(arguments)
     if not 0 < options.utilisation <= 1:
         parser.error(f"--utilisation: found {options.utilisation}, expected more than 0 and at most 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    options = checked_options(parser, arguments)
     print(tables(options.utilisation, dict(options.price)))
 
 
