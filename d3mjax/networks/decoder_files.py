@@ -49,7 +49,7 @@ def config_of_json(facts: Mapping[str, Any]) -> Config:
     """Config of a ``config.json`` of the hub, of ``model_type`` llama or gpt2.
 
     Raises:
-      ValueError: another ``model_type``, or options that are not computed here, such as scaled rotary positions.
+      ValueError: another ``model_type``, or options that are not computed here, such as biases of attention.
     """
     kind = facts.get("model_type")
     if kind == "gpt2":
@@ -59,17 +59,19 @@ def config_of_json(facts: Mapping[str, Any]) -> Config:
         return Gpt2Config(*sizes, inner=inner, positions=facts["n_positions"], epsilon=facts["layer_norm_epsilon"])
     if kind != "llama":
         raise ValueError(f"model_type: found {kind!r}, expected llama or gpt2")
-    _check(facts, {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None})
+    _check(facts, {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False})
     sizes = tuple(facts[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"))
     _check(facts, {"head_dim": facts["hidden_size"] // facts["num_attention_heads"]})
-    rotary = facts.get("rope_parameters") or facts
-    _check(rotary, {"rope_type": "default"})
+    rotary = {"rope_theta": facts.get("rope_theta", 10_000.0), **(facts.get("rope_scaling") or {})}
+    rotary |= facts.get("rope_parameters") or {}
+    size = facts["hidden_size"] // facts["num_attention_heads"]
     return LlamaConfig(
         *sizes,
         key_heads=facts.get("num_key_value_heads") or facts["num_attention_heads"],
         inner=facts["intermediate_size"],
         positions=facts["max_position_embeddings"],
-        base=float(rotary.get("rope_theta", 10_000.0)),
+        base=float(rotary["rope_theta"]),
+        stretch=_stretch(rotary, size // 2),
         epsilon=facts["rms_norm_eps"],
         tied=facts.get("tie_word_embeddings", False),
     )
@@ -79,7 +81,7 @@ def config_of_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray
     """Config of a GGUF file, of architecture llama or gpt2; ``tensors`` by name, which tell whether words are tied.
 
     Raises:
-      ValueError: another architecture, or options that are not computed here, such as scaled rotary positions.
+      ValueError: another architecture, or options that are not computed here, such as biases of attention.
     """
     kind = metadata.get("general.architecture")
     if kind not in ("llama", "gpt2"):
@@ -90,18 +92,30 @@ def config_of_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray
     if kind == "gpt2":
         epsilon = read("attention.layer_norm_epsilon")
         return Gpt2Config(*sizes, read("feed_forward_length"), read("context_length"), epsilon)
-    scaled = "rope_freqs.weight" if "rope_freqs.weight" in tensors else read("rope.scaling.type", "none")
-    _check({"rotary positions": scaled}, {"rotary positions": "none"})
-    _check(metadata, {"llama.rope.dimension_count": width // heads})
+    _check(metadata, {"llama.rope.scaling.type": "none", "llama.rope.dimension_count": width // heads})
     return LlamaConfig(
         *sizes,
         key_heads=read("attention.head_count_kv", heads),
         inner=read("feed_forward_length"),
         positions=read("context_length"),
         base=float(read("rope.freq_base", 10_000.0)),
+        stretch=tuple(tensors.get("rope_freqs.weight", np.zeros(0)).tolist()),
         epsilon=read("attention.layer_norm_rms_epsilon"),
         tied="output.weight" not in tensors,
     )
+
+
+def _stretch(rotary: Mapping[str, Any], planes: int) -> tuple[float, ...]:
+    """Of Llama 3.1 on: wavelengths beyond the positions of the pretraining grow by a factor, short ones do not."""
+    kind = rotary.get("rope_type", rotary.get("type", "default"))
+    if kind == "default":
+        return ()
+    if kind != "llama3":
+        raise ValueError(f"rope_type: found {kind!r}, expected default or llama3")
+    low, high = rotary["low_freq_factor"], rotary["high_freq_factor"]
+    waves = 2 * np.pi * rotary["rope_theta"] ** (np.arange(planes) / planes)
+    short = np.clip((rotary["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
+    return tuple((1 / ((1 - short) / rotary["factor"] + short)).tolist())
 
 
 def _check(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -125,7 +139,7 @@ def rules(config: Config) -> list[Rule]:
 
 
 def _llama_rules(config: LlamaConfig) -> list[Rule]:
-    made = [Rule(r".*rotary_emb\.inv_freq", None)]
+    made = [Rule(r".*rotary_emb\.inv_freq|rope_freqs\.weight", None)]
     for path, names in _LLAMA_TABLES.items():
         for name in names:
             dropped = config.tied and path == "unembeddings"  # a copy of the words

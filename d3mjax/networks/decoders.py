@@ -43,6 +43,7 @@ class LlamaConfig(NamedTuple):
     positions: int = 8192  # tokens at most
     base: float = 100_000.0  # of the wavelengths of rotary positions
     epsilon: float = 1e-5  # of norms
+    stretch: tuple[float, ...] = ()  # of the wavelengths, by plane; none: 1 for all
     tied: bool = True  # the embeddings of words are the weights of the logits, too
     dtype: Any = jnp.float32  # of the computation; parameters are float32
 
@@ -92,7 +93,7 @@ class _LlamaBlock(linen.Module):
         by_head = lambda name, heads: dense(heads * size, name)(normed).reshape(*x.shape[:2], heads, size)
         query, key = by_head("query", config.heads), by_head("key", config.key_heads)
         value = by_head("value", config.key_heads)
-        attended = _attention(_rotated(query, config.base), _rotated(key, config.base), value)
+        attended = _attention(_rotated(query, config), _rotated(key, config), value)
         x += dense(config.width, "output")(attended.reshape(*x.shape[:2], -1))
         normed = _norm(config, "inner_norm")(x)
         inner = jax.nn.silu(dense(config.inner, "gate")(normed)) * dense(config.inner, "up")(normed)
@@ -169,10 +170,11 @@ def _attention(
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="xla")
 
 
-def _rotated(x: Float[Array, "b T h e"], base: float) -> Float[Array, "b T h e"]:
-    """Number i and number ``i + e/2`` of every head, as a plane, turned by ``t / base^(2 i / e)`` at token t."""
+def _rotated(x: Float[Array, "b T h e"], config: LlamaConfig) -> Float[Array, "b T h e"]:
+    """Numbers i and ``i + e/2`` of every head, as a plane, turned by ``t / (stretch_i base^(2 i / e))`` at token t."""
     half = x.shape[-1] // 2
-    angles = np.arange(x.shape[1])[:, None] / base ** (np.arange(half) / half)
+    slowness = config.base ** (np.arange(half) / half) * np.array(config.stretch or 1.0)
+    angles = np.arange(x.shape[1])[:, None] / slowness
     cos, sin = (jnp.asarray(f(angles)[None, :, None], x.dtype) for f in (np.cos, np.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

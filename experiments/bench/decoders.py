@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,22 @@ class Task:
     config: decoders.Config
     batch: int = 8
     length: int = 24
+    rotary: Mapping[str, Any] = field(default_factory=dict)  # scaling of positions, as config.json has it
     gguf: str = ""
     texts: tuple[str, ...] = ()
 
     @property
     def facts(self) -> dict[str, Any]:
         """What PyTorch's side needs, and the row stores."""
-        sizes = {name: value for name, value in self.config._asdict().items() if name != "dtype"}
+        sizes = {name: value for name, value in self.config._asdict().items() if name not in ("dtype", "stretch")}
         return {**asdict(replace(self, config=None)), "sizes": sizes}  # pyright: ignore[reportArgumentType]
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16, "rope_theta": 100_000.0}
 TASKS = (
     Task("Llama, sizes of SmolLM2", "llama", decoders.SMOLLM2_135M),
-    Task("Llama, untied", "llama", decoders.SMOLLM2_135M._replace(blocks=4, tied=False)),
+    Task("Llama, untied, stretched", "llama", decoders.SMOLLM2_135M._replace(blocks=4, tied=False), rotary=LLAMA3),
     Task("GPT-2", "gpt2", decoders.GPT2),
 )
 

@@ -31,8 +31,10 @@ def network(task):
         config = transformers.GPT2Config(n_inner=sizes["inner"], **{name: sizes[ours] for name, ours in names.items()})
     else:
         names |= {"num_key_value_heads": "key_heads", "intermediate_size": "inner", "rms_norm_eps": "epsilon"}
-        names |= {"rope_theta": "base", "tie_word_embeddings": "tied"}
-        config = transformers.LlamaConfig(**{name: sizes[ours] for name, ours in names.items()})
+        names |= {"tie_word_embeddings": "tied"}
+        rotary = task["rotary"] or {"rope_type": "default", "rope_theta": sizes["base"]}
+        given = {name: sizes[ours] for name, ours in names.items()}
+        config = transformers.LlamaConfig(**given, rope_parameters=rotary)
     net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for tensor in net.state_dict().values():

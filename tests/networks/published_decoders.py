@@ -7,7 +7,7 @@ import numpy as np
 from d3mjax.networks.decoders import Config, Gpt2Config, LlamaConfig
 
 LLAMA = LlamaConfig(vocabulary=11, width=8, blocks=2, heads=4, key_heads=2, inner=10, positions=12, base=100.0)
-UNTIED = LLAMA._replace(tied=False)
+UNTIED = LLAMA._replace(width=16, stretch=(1.0, 3.0), tied=False)
 GPT2 = Gpt2Config(vocabulary=11, width=8, blocks=2, heads=2, inner=10, positions=12)
 
 GGUF = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -97,11 +97,12 @@ def _attended(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarr
     return np.stack(rows)
 
 
-def _turned(x: np.ndarray, base: float) -> np.ndarray:
+def _turned(x: np.ndarray, config: LlamaConfig) -> np.ndarray:
     """Rotary positions as complex numbers: the two halves of a head are real and imaginary parts."""
     half = x.shape[1] // 2
     planes = x[:, :half] + 1j * x[:, half:]
-    wavelengths = np.array([base ** (2 * i / x.shape[1]) for i in range(half)])
+    stretch = config.stretch or half * (1,)
+    wavelengths = np.array([config.base ** (2 * i / x.shape[1]) * stretch[i] for i in range(half)])
     planes = planes * np.exp(1j * np.arange(len(x))[:, None] / wavelengths)
     return np.concatenate([planes.real, planes.imag], axis=1)
 
@@ -117,7 +118,7 @@ def _llama(config: LlamaConfig, t: dict[str, np.ndarray], ids: np.ndarray) -> np
         query, key, value = (dense(f"self_attn.{part}_proj", normed) for part in "qkv")
         for head in range(config.heads):
             own, shared = (slice(h * size, (h + 1) * size) for h in (head, head // group))
-            turned = (_turned(query[:, own], config.base), _turned(key[:, shared], config.base))
+            turned = (_turned(query[:, own], config), _turned(key[:, shared], config))
             heads.append(_attended(*turned, value[:, shared]))
         x = x + dense("self_attn.o_proj", np.concatenate(heads, axis=1))
         normed = norm(f"{name}.post_attention_layernorm", x)

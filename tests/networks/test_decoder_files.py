@@ -38,10 +38,12 @@ def test_both_kinds_of_files_give_the_same_variables(config):
 def test_configs_of_files():
     tensors = {"token_embd.weight": np.zeros((11, 8), np.float32)}
     assert decoder_files.config_of_gguf(METADATA, tensors) == published.LLAMA
-    untied = tensors | {"output.weight": np.zeros((11, 8), np.float32)}
-    assert decoder_files.config_of_gguf(METADATA, untied) == published.UNTIED
+    untied = tensors | {"output.weight": np.zeros((11, 8), np.float32), "rope_freqs.weight": np.float32([1, 3])}
+    wide = METADATA | {"llama.embedding_length": 16}
+    assert decoder_files.config_of_gguf(wide, untied) == published.UNTIED
     assert decoder_files.config_of_json(JSON) == published.LLAMA
-    assert decoder_files.config_of_json(JSON | {"tie_word_embeddings": False}) == published.UNTIED
+    untied = JSON | {"tie_word_embeddings": False, "hidden_size": 16}
+    assert decoder_files.config_of_json(untied) == published.UNTIED._replace(stretch=())
     assert decoder_files.config_of_json(GPT2_JSON) == published.GPT2
     of_gpt2 = {"block_count": 2, "context_length": 12, "embedding_length": 8, "feed_forward_length": 10}
     of_gpt2 |= {"attention.head_count": 2, "attention.layer_norm_epsilon": 1e-5}
@@ -49,11 +51,24 @@ def test_configs_of_files():
     assert decoder_files.config_of_gguf(metadata, tensors) == published.GPT2
 
 
+def test_wavelengths_beyond_the_first_positions_are_stretched():
+    # Two planes of wavelengths 2 pi and 20 pi; 25 positions hold 25 / 2 pi = 3.98 and .398 of them.
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.2, "high_freq_factor": 0.8}
+    scaling |= {"original_max_position_embeddings": 25}
+    config = decoder_files.config_of_json(JSON | {"hidden_size": 16, "rope_scaling": scaling})
+    short = (25 / (20 * np.pi) - 0.2) / 0.6
+    np.testing.assert_allclose(config.stretch, [1, 1 / ((1 - short) / 8 + short)], rtol=1e-12)
+    long = scaling | {"low_freq_factor": 0.4, "rope_theta": 100.0}
+    config = decoder_files.config_of_json(JSON | {"hidden_size": 16, "rope_theta": None, "rope_parameters": long})
+    np.testing.assert_allclose(config.stretch, [1, 8], rtol=1e-12)
+    assert config.base == 100
+
+
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
         ({"model_type": "qwen2"}, "model_type: found 'qwen2', expected llama or gpt2"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: found .*llama3"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_type: found 'linear', expected default or llama3"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type: found 'yarn'"),
         ({"attention_bias": True}, "attention_bias: found True, expected False"),
         ({"head_dim": 64}, "head_dim: found 64, expected 2"),
@@ -68,9 +83,8 @@ def test_gguf_that_is_not_computed_is_refused():
     tensors = {"token_embd.weight": np.zeros((11, 8), np.float32)}
     with pytest.raises(ValueError, match=r"general\.architecture: found 'gemma', expected llama or gpt2"):
         decoder_files.config_of_gguf({"general.architecture": "gemma"}, tensors)
-    scaled = tensors | {"rope_freqs.weight": np.ones(1, np.float32)}
-    with pytest.raises(ValueError, match=r"rotary positions: found 'rope_freqs\.weight', expected 'none'"):
-        decoder_files.config_of_gguf(METADATA, scaled)
+    with pytest.raises(ValueError, match=r"rope\.scaling\.type: found 'yarn', expected 'none'"):
+        decoder_files.config_of_gguf(METADATA | {"llama.rope.scaling.type": "yarn"}, tensors)
 
 
 def test_weights_of_another_size_are_named():
