@@ -23,6 +23,7 @@ WINGS = {
     "experiments.d3m": (
         "d3m",
         "main_table",
+        "d3m_alignment",
         "removal_rules",
         "auto_d3m",
         "case_study",
@@ -35,6 +36,7 @@ WINGS = {
     ),
     "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),
     "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "pretrain"),
+    "experiments.language": ("demix_alignment",),
 }
 
 

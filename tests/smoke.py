@@ -207,10 +207,17 @@ def _arrays(run: Path, unit: str) -> dict[str, np.ndarray]:
     return found[1]
 
 
+def swapped_sides_are_found(methods: Means, run: Path) -> None:
+    """Trees find swapped sides better than flagging everything; the minority is what the rule leaves, errors apart."""
+    assert methods["trees"]["label_f1"] > methods["flag everything"]["label_f1"]
+    assert methods["best single scores, knowing the length bias"]["minority_f1"] > 0.3
+
+
 PATCH = {"tasks": ("patch",)}
 SMOKES = {
     "d3m": Smoke(PATCH, (ours_beat_plain, d3m_keeps_what_it_scores), quick=True),
     "main_table": Smoke({"tasks": ("adult",)}, (controls_remove_as_many,)),
+    "d3m_alignment": Smoke({"tasks": ("kindness",)}, (controls_remove_as_many,)),
     "auto_d3m": Smoke({"tasks": ("patch-none", "patch")}, (refusal_is_plain_training,)),
     "case_study": Smoke({"tasks": ("coat-brightness",)}),
     "removal_rules": Smoke(PATCH, (rules_of_one_size,)),
@@ -241,6 +248,7 @@ SMOKES = {
     "demix_ablate": Smoke(),
     "demix_repair": Smoke({}, (oracle_repair_helps,)),
     "demix_pretrain": Smoke(),
+    "demix_alignment": Smoke({}, (swapped_sides_are_found,)),
 }
 
 

@@ -26,11 +26,12 @@ FLOORS = {
     **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
     **dict.fromkeys(("experiments.cifar_tasks", "experiments.text_tasks", "experiments.photograph_tasks"), 9),
     **dict.fromkeys(("experiments.bias_tasks", "experiments.examples", "experiments.language_models"), 9),
+    "experiments.preference_tasks": 10,
     # Wings: each imports study, tasks and itself, no other wing.
-    **{f"experiments.{wing}": 10 for wing in ("d3m", "datamodels", "bias", "diagnosis", "language", "bench")},
-    "experiments.__main__": 12,
-    "experiments.published": 11,
-    "experiments.overview": 13,
+    **{f"experiments.{wing}": 11 for wing in ("d3m", "datamodels", "bias", "diagnosis", "language", "bench")},
+    "experiments.__main__": 13,
+    "experiments.published": 12,
+    "experiments.overview": 14,
 }
 IMPURE_ROOMS = {
     "d3mjax.runtime",

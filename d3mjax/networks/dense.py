@@ -1,7 +1,8 @@
 """Dense networks: multi-layer perceptrons and linear models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 from flax import linen
 from jaxtyping import Array, Float
 
@@ -17,6 +18,18 @@ class _Mlp(linen.Module):
         for width in self.features[:-1]:
             x = linen.relu(linen.Dense(width)(x))
         return linen.Dense(self.features[-1])(x)
+
+
+class _Difference(linen.Module):
+    features: Sequence[int]
+    num_classes: int
+
+    @linen.compact
+    def __call__(self, x: Mapping[str, AnyArray]) -> Float[Array, "b C"]:
+        sides = jnp.stack([x["first"], x["second"]])
+        for width in self.features:
+            sides = linen.relu(linen.Dense(width)(sides))
+        return linen.Dense(self.num_classes, name="logits")(sides[0] - sides[1])
 
 
 def mlp(hidden: Sequence[int], num_classes: int) -> Model:
@@ -40,3 +53,11 @@ def linear(num_classes: int) -> Model:
     (2, 3)
     """
     return mlp((), num_classes)
+
+
+def difference(hidden: Sequence[int], num_classes: int) -> Model:
+    """Logits of the difference of two encodings by one MLP: ``{"first": [b d], "second": [b d]} -> [b C]``.
+
+    ``hidden`` are its widths, with ReLU; the last layer is "logits". With two classes it tells which side is preferred.
+    """
+    return from_linen(_Difference(tuple(hidden), num_classes))

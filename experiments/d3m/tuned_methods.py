@@ -92,7 +92,7 @@ def recipe(task: Task, sampler: Sampler, objective: Objective, setting: Setting)
 
 def _fit(sampler: Sampler, objective: Objective, task: Task, key, split: Split, weights, setting: Setting):
     trainer = recipe(task, sampler, objective, setting)
-    state, info = trainer.run(trainer.init(key, split.x[:1]), split, weights, task.steps)
+    state, info = trainer.run(trainer.init(key, jax.tree.map(lambda a: a[:1], split.x)), split, weights, task.steps)
     return state.variables, info.loss, {}
 
 
@@ -217,8 +217,13 @@ def _synthetic(task: Task, key, data: Data) -> Split:
     train, num_classes = data.train, len(task.class_names)
     cell = np.asarray(train.group) * num_classes + np.asarray(train.y)  # labels are never interpolated
     seed = int(jax.random.bits(key))
-    x, cell = smote.oversample(train.x, cell, seed, categorical=CATEGORICAL.get(task.name, ()))
+    leaves, tree = jax.tree.flatten(train.x)
+    flat = np.concatenate([np.asarray(a).reshape(len(a), -1) for a in leaves], axis=1)
+    flat, cell = smote.oversample(flat, cell, seed, categorical=CATEGORICAL.get(task.name, ()))
     group, y = np.divmod(cell.astype(np.int32), num_classes)
+    stops = np.cumsum([np.asarray(a)[0].size for a in leaves])[:-1]
+    parts = [a.reshape(-1, *b.shape[1:]) for a, b in zip(np.split(flat, stops, axis=1), leaves, strict=True)]
+    x = jax.tree.unflatten(tree, parts)
     return Split(x, y, group, np.arange(len(y), dtype=np.int32))
 
 

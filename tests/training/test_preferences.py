@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from made_pairs import swapped
 
 from d3mjax.attribution import gradients, outputs, trak
 from d3mjax.networks import decoders, dense
@@ -16,13 +17,6 @@ from d3mjax.types import Model, Split
 
 TINY = decoders.LlamaConfig(vocabulary=13, width=8, blocks=2, heads=2, key_heads=1, inner=12, positions=16)
 LINEAR = from_functions(lambda key, x: jnp.zeros(x.shape[1]), lambda w, x: x @ w)
-
-
-def swapped(split: Split) -> Split:
-    x = {**split.x, "first": split.x["second"], "second": split.x["first"]}
-    if "reference" in x:
-        x["reference"] = x["reference"][:, ::-1]
-    return split._replace(x=x, y=1 - split.y)
 
 
 def vectors(n=6, d=4):

@@ -1,0 +1,369 @@
+"""Which preference pairs are wrong, how, and what repair by kind does to a model that learns from them.
+
+Claim:    trees on influence vectors find swapped sides, damaged responses and pairs against a length bias better than
+          scores that need no flags; exchanging the sides believed wrong recovers most of what wrong labels cost.
+Command:  python -m experiments demix_alignment
+Expected: see docs/results/language.md
+Device:   two CPU cores; any JAX device works.
+
+The pairs are real, the errors are planted (`pair_errors`); diagnosers are taught on other draws.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from d3mjax.attribution import outputs
+from d3mjax.data.planted import pair_errors
+from d3mjax.data.sets import preferences
+from d3mjax.data.sets.preferences import Preferences
+from d3mjax.diagnosis import cells, claims, repair, taught, trees
+from d3mjax.diagnosis.cells import EXTRAS, FEATURES
+from d3mjax.reports import plots
+from d3mjax.reports.page import Section
+from d3mjax.reports.rows import WGA, Kind, row
+from d3mjax.runtime import runs
+from d3mjax.training import ensemble
+from d3mjax.types import Table
+from experiments.language import pair_cells
+from experiments.language.pair_cells import SIGNALS, Learner
+from experiments.preference_tasks import PAIR_TASKS, PairTask, make_features, small, split_of
+from experiments.study import Study
+from experiments.tasks import spread
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    tasks: tuple[str, ...] = ("kindness", "commonsense")
+    cleans: tuple[float, ...] = (0.5, 0.8)
+    share: float = 0.15  # of pairs that prefer the shorter side
+    seeds: int = 5
+    first_seed: int = 10
+    teaching: int = 4  # draws 0 and on that diagnosers are taught on, none of which reports
+    train: int = 2000
+    validation: int = 512
+    rounds: int = 60  # trees of a forest
+    retrains: int = 5  # models behind every number of one draw
+    smoke: bool = False
+
+    def __post_init__(self) -> None:
+        if self.teaching > self.first_seed:
+            raise ValueError(f"first_seed: found {self.first_seed}, expected {self.teaching} or more: others teach")
+
+
+TYPES = ("label", "feature", "minority")
+SHARES = (0.6, 0.15, 0.25)  # of the questions: training, validation, test
+DIRTY, CLEAN = "dirty", "clean"
+RECOMMENDED = "recommended: sides, cautious; equal weights, too, where the guard warns"
+OURS = "trees"
+METHODS = {
+    OURS: np.ones(len(FEATURES), bool),
+    "trees, published channels": np.array([not name.startswith(EXTRAS) for name in FEATURES]),
+    "trees, without influence": np.array([not name.startswith("influence") for name in FEATURES]),
+}
+KINDS = {
+    "flag everything": Kind("control", controls="number"),
+    "best single scores, knowing the length bias": Kind("ceiling"),
+    DIRTY: Kind("plain"),
+    CLEAN: Kind("ceiling"),
+    "oracle, as published": Kind("ceiling"),
+    "oracle, sides exchanged": Kind("ceiling"),
+    "oracle, groups of equal weight": Kind("ceiling"),
+    "drop all detected": Kind("rival"),
+    "drop as many at random": Kind("control", controls="number"),
+}
+"""Kinds of rows; trees, and predicted and recommended repairs, are ours, single scores rivals."""
+
+
+class Drawn(NamedTuple):
+    """A draw of divisions and errors at one clean ratio."""
+
+    train: pair_errors.Errors
+    validation: pair_errors.Errors
+    table: Table  # of the training pairs
+    pairs: tuple[Any, Any]  # train and validation as the model sees them
+    seen: tuple[Any, Any]  # and with features of the sides
+
+
+class Taught(NamedTuple):
+    """What the teaching draws leave: trees by method, and the thresholds of single scores."""
+
+    trees: dict[str, trees.Trees]
+    best: tuple[int, int, int]  # positions in `SIGNALS`, one a type
+    thresholds: np.ndarray  # Float[s]
+
+
+def draw(config: Config, learner: Learner, features: Callable, parts: Sequence[Preferences], clean: float, seed: int):
+    """Errors drawn by ``seed`` in training and validation pairs alike."""
+    key = jax.random.key(seed)
+    sizes = (config.train, config.validation)
+    options = [pair_errors.Options(clean=clean, share=config.share, size=size) for size in sizes]
+    dirty = [
+        pair_errors.inject(jax.random.fold_in(key, i), part, options=option)
+        for i, (part, option) in enumerate(zip(parts[:2], options, strict=True))
+    ]
+    raw = [features(errors.pairs) for errors in dirty]
+    table = pair_cells.table_of(dirty[0].pairs, raw[0])
+    examples = lambda of: tuple(
+        split_of(e.pairs, x, np.full(len(e.pairs.y), -1)) for e, x in zip(dirty, of, strict=True)
+    )
+    pairs = examples([learner.inputs(errors.pairs, dirty[0].pairs) for errors in dirty])
+    return Drawn(*dirty, table, pairs, examples([pair_cells.standardised(x, raw[0]) for x in raw]))
+
+
+class Made(NamedTuple):
+    """What all draws of a task share."""
+
+    pairs: Preferences
+    learner: Learner
+    collect: Callable[[int], tuple[list[Drawn], list[cells.Cell]]]  # (seed) -> draws and cells at all clean ratios
+
+
+def make_task(task: PairTask, config: Config) -> Made:
+    """The pairs of a task, its learner, and the function that makes its cells."""
+    pairs = task.load()
+    features = make_features(task, pairs)
+    learner = pair_cells.rewards(features)
+    train = pair_cells.make_train(learner, config.train, **spread())
+
+    def collect(seed):
+        parts = preferences.divide(pairs, seed, SHARES)
+        drawn = [draw(config, learner, features, parts, clean, seed) for clean in config.cleans]
+        arrays = [d.pairs for d in drawn], [d.seen for d in drawn], [d.table for d in drawn]
+        return drawn, train(jax.random.key(seed), *arrays)
+
+    return Made(pairs, learner, collect)
+
+
+def described(drawn: Drawn, cell: cells.Cell) -> dict[str, np.ndarray]:
+    """Features for trees, flags and signals of a cell; every pair is of label 0, its preferred side being first."""
+    zeros = np.zeros(len(drawn.table.id), np.int32)
+    of_cell = {"features": cells.features(cell, zeros, 1), "flags": drawn.train.flags}
+    shorter = preferences.shorter_preferred(drawn.train.pairs).astype(bool)
+    return of_cell | {"signals": pair_cells.signals(cell, drawn.table, drawn.seen[0]), "shorter": shorter}
+
+
+def teach(task: PairTask, config: Config, results: Any, made: Made | None = None) -> Taught:
+    """Trees and thresholds from the teaching draws, which are made where ``results`` does not have them yet."""
+    names = ("train", "validation", "cleans", "share", "teaching", "smoke")
+    facts = {name: getattr(config, name) for name in names} | {"task": task.name, "cleans": list(config.cleans)}
+    facts |= {"features": list(FEATURES), "signals": list(SIGNALS)}
+    run_dir = runs.open_run(results, "alignment_cells", facts)
+    make = cache(lambda: make_task(task, config) if made is None else made)
+
+    def unit(seed, progress):
+        each = [described(*pair) for pair in zip(*make().collect(seed), strict=True)]
+        progress(1)
+        return {}, {name: np.stack([one[name] for one in each]) for name in each[0]}
+
+    units = runs.run_units(run_dir, task.name, range(config.teaching), unit, models=1)
+    arrays = {name: np.concatenate([a[name] for _, a in units]) for name in units[0][1]}  # [cells n ...]
+    count, rows = arrays["flags"].shape[:2]
+    flat = {name: a.reshape(count * rows, *a.shape[2:]) for name, a in arrays.items()}
+    draws = np.repeat(np.arange(count) // len(config.cleans), rows)
+    options = trees.Options(folds=2, rounds=config.rounds, leaves=15)
+    fitted = {
+        name: trees.fit(flat["features"][:, chosen], flat["flags"], draws, options=options)
+        for name, chosen in METHODS.items()
+    }
+    return Taught(fitted, *best_signals(flat["signals"], flat["flags"]))
+
+
+def best_signals(values: np.ndarray, flags: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """The score of highest F1 for each type, and the threshold of each score, on these pairs."""
+    thresholds, best = np.zeros(len(SIGNALS), np.float32), []
+    for k, letter in enumerate("LFS"):
+        at = [i for i, name in enumerate(SIGNALS) if name[0] == letter]
+        truth = np.repeat(flags[:, k : k + 1], len(at), axis=1)
+        thresholds[at] = np.asarray(claims.best_thresholds(values[:, at], truth))
+        f1 = np.asarray(claims.scores(values[:, at] >= thresholds[None, at], truth).f1)
+        best.append(at[int(np.argmax(f1))])
+    return (best[0], best[1], best[2]), thresholds
+
+
+def diagnoses(of: dict[str, np.ndarray], taught_by: Taught, others: dict[str, trees.Trees]) -> dict[str, tuple]:
+    """Values and claims ``[n e]`` of every method and rival on one cell; ``others``: trees taught on other data."""
+    by_trees = {name: (taught_by.trees[name], chosen) for name, chosen in METHODS.items()}
+    by_trees |= {name: (fitted, METHODS[OURS]) for name, fitted in others.items()}
+    made = {}
+    for name, (fitted, chosen) in by_trees.items():
+        values = np.asarray(trees.predict(fitted, of["features"][:, chosen]))
+        made[name] = values, np.asarray(trees.claim(fitted, values))
+    claimed = of["signals"] >= taught_by.thresholds[None]
+    joined = lambda at: (of["signals"][:, at], claimed[:, at])
+    best = list(taught_by.best)
+    made["best single scores"] = joined(best)
+    for i, name in enumerate(SIGNALS):
+        k = "LFS".index(name[0])
+        made[name] = joined([*best[:k], i, *best[k + 1 :]])
+    shorter = of["shorter"][:, None]
+    known = [np.concatenate([a[:, best[:2]], shorter], 1) for a in (of["signals"], claimed)]
+    made["best single scores, knowing the length bias"] = known[0], known[1].astype(bool)
+    made["flag everything"] = np.ones(of["flags"].shape), np.ones(of["flags"].shape, bool)
+    return made
+
+
+def measured(values: np.ndarray, claimed: np.ndarray, flags: np.ndarray) -> dict[str, float]:
+    """Metrics of the claims about one cell."""
+    f1 = np.asarray(claims.scores(claimed, flags).f1)
+    precision = [float(claims.average_precision(v, f)) for v, f in zip(values.T, flags.T, strict=True)]
+    return {
+        "macro_f1": float(np.nanmean(f1)),
+        **{f"{name}_f1": float(v) for name, v in zip(TYPES, f1, strict=True)},
+        **{f"{name}_auprc": v for name, v in zip(TYPES, precision, strict=True)},
+        "exact_match": float(claims.exact_match(claimed, flags)),
+        "clean_pairs_flagged": float(claims.clean_false_positives(claimed, flags)),
+    }
+
+
+def training_sets(drawn: Drawn, correct: Any, probabilities: Any, claimed: Any, seed: int) -> dict[str, tuple]:
+    """Labels and weights of every training set by name; a label that is changed exchanges the sides."""
+    table, y, truth = drawn.table, drawn.train.pairs.y, drawn.train.flags
+    ones = np.ones(len(y), np.float32)
+    fix = partial(repair.repair, table, y, num_classes=2)
+    only = lambda flags, *types: flags & np.isin(np.arange(3), types)[None]
+    careful = repair.cautious(claimed, probabilities)
+    keep = (~claimed.any(1)).astype(np.float32)
+    recommended, _ = repair.recommended(table, y, only(claimed, 0, 2), probabilities, num_classes=2, correct=correct)
+    sets = {
+        "predicted, as published": fix(claimed),
+        "predicted, sides exchanged": fix(only(claimed, 0)),
+        "predicted, sides exchanged, cautious": fix(only(careful, 0)),
+        "predicted, sides exchanged and groups of equal weight": fix(only(claimed, 0, 2), weigh=repair.equal_groups),
+        "predicted, sides exchanged, broken dropped": fix(only(claimed, 0, 1)),
+        RECOMMENDED: recommended,
+        "oracle, as published": fix(truth),
+        "oracle, sides exchanged": fix(only(truth, 0)),
+        "oracle, groups of equal weight": fix(truth, weigh=repair.equal_groups),
+    }
+    made = {name: (one.labels, one.weights) for name, one in sets.items()}
+    random = np.random.default_rng(seed).permutation(keep)
+    return {DIRTY: (y, ones), **made, "drop all detected": (y, keep), "drop as many at random": (y, random)}
+
+
+def make_evaluate(config: Config, learner: Learner) -> Callable:
+    """``(key, training pairs, y [m n], weights [m n], test) -> margins [m t]``, means over ``retrains`` models."""
+    trainer, model = learner.trainer(config.train), learner.model
+
+    @jax.jit
+    def train(key, split, labels, weights, test):
+        look = lambda variables, test: outputs.hard_margins(model, variables, test, microbatch=512)
+        keys = jax.random.split(key, config.retrains)
+        repeated = lambda a: jnp.repeat(a, config.retrains, axis=0)
+        each = jnp.tile(keys, len(labels))  # the same starts for all: sets differ in their data alone
+        split = split._replace(y=repeated(labels))
+        options = {"look": look, "shared": (test,), **spread()}
+        return ensemble.train_many(trainer, each, split, repeated(weights), learner.steps, **options)
+
+    def evaluate(key, split, labels, weights, test):
+        margins, losses = jax.device_get(train(key, split, labels, weights, test))
+        ensemble.check_losses(losses, np.arange(len(losses)))
+        return margins.reshape(len(labels), config.retrains, -1)
+
+    return evaluate
+
+
+def accuracies(margins: np.ndarray, test: Preferences) -> dict[str, float]:
+    """Preference accuracy on clean pairs, by the length of the preferred side, and the mean reward margin."""
+    right, longer = (margins > 0).mean(0), preferences.longer(test)
+    groups = [right[longer == test.y].mean(), right[longer == 1 - test.y].mean()]
+    of = {"accuracy": right.mean(), "longer_preferred": groups[0], "shorter_preferred": groups[1], WGA: min(groups)}
+    return {name: float(value) for name, value in of.items()} | {"reward_margin": float(margins.mean())}
+
+
+def prepare(task: PairTask, config: Config, results: Any) -> Callable[..., runs.Unit]:
+    """``measure(seed, progress)``: diagnosis and repair of every clean ratio of one draw."""
+    pairs, learner, collect = made = make_task(task, config)
+    taught_by = teach(task, config, results, made)
+    others = [PAIR_TASKS[name] for name in config.tasks if name != task.name]
+    elsewhere = {f"trees taught on {other.name}": teach(other, config, results).trees[OURS] for other in others}
+    elsewhere["trees taught on tables"] = taught.shipped()[0]
+    evaluate = make_evaluate(config, learner)
+
+    def measure(seed, progress):
+        test = preferences.divide(pairs, seed, SHARES)[2]
+        facts: dict[str, Any] = {}
+        for clean, drawn, cell in zip(config.cleans, *collect(seed), strict=True):
+            of = described(drawn, cell)
+            claimed = diagnoses(of, taught_by, elsewhere)
+            found = {name: measured(*pair, of["flags"]) for name, pair in claimed.items()}
+            correct = cell.logits[:, 0] > cell.logits[:, 1]
+            sets = training_sets(drawn, correct, *claimed[OURS], seed)
+            labels, weights = (np.stack(a) for a in zip(*sets.values(), strict=True))
+            of_test = lambda by, test=test: split_of(test, learner.inputs(test, by), np.full(len(test.y), -1))
+            key = jax.random.key(100 + seed)
+            margins = list(evaluate(key, drawn.pairs[0], labels, weights, of_test(drawn.train.pairs)))
+            before = drawn.train.clean
+            split = split_of(before, learner.inputs(before, before), np.full(len(before.y), -1))
+            margins += list(evaluate(key, split, before.y[None], np.ones((1, len(before.y))), of_test(before)))
+            repaired = {n: accuracies(m, test) for n, m in zip([*sets, CLEAN], margins, strict=True)}
+            facts[str(clean)] = {"diagnosis": found, "repair": repaired}
+            progress(1)
+        return facts, {}
+
+    return measure
+
+
+def kind_of(method: str) -> Kind:
+    """The place of a method in the tables."""
+    ours = method.startswith(("predicted", "recommended", "trees"))
+    return KINDS.get(method, Kind("ours") if ours else Kind("rival"))
+
+
+def describe(task: PairTask, config: Config, units: Sequence[runs.Unit]) -> tuple[list[dict], dict[str, Section]]:
+    """One row a method and clean ratio, of diagnosis and of repair; accuracies of every training set as a figure."""
+    draws, rows, sections = [facts for facts, _ in units], [], {}
+    for clean in map(str, config.cleans):
+        for part in ("diagnosis", "repair"):
+            name = f"{task.name}, {part}, clean ratio {clean}"
+            of_part = [
+                row(
+                    name,
+                    method,
+                    {metric: [facts[clean][part][method][metric] for facts in draws] for metric in first},
+                    role=kind_of(method).role,
+                    settings=kind_of(method).settings(),
+                )
+                for method, first in draws[0][clean][part].items()
+            ]
+            rows += of_part
+            if part == "diagnosis":
+                shown = [r for r in of_part if ": " not in r["method"]]
+                bars = {r["method"]: np.transpose([r["metrics"][f"{t}_f1"]["per_seed"] for t in TYPES]) for r in shown}
+                figures = {"F1 by kind of error.": plots.bar_groups(bars, TYPES, ylabel="F1")}
+                text = f"{task.about} {config.train:,} training pairs with planted errors, {config.validation} others."
+            else:
+                points = {
+                    r["method"]: (r["metrics"]["accuracy"]["per_seed"], r["metrics"]["shorter_preferred"]["per_seed"])
+                    for r in of_part
+                }
+                axes = {"xlabel": "preference accuracy", "ylabel": "where the shorter side is preferred"}
+                figures = {"Both accuracies of every training set.": plots.tradeoff(points, **axes)}
+                text = "Clean pairs of other questions. The diagnoser was taught on other draws."
+            sections[name] = Section(text, figures)
+    return rows, sections
+
+
+STUDY = Study(
+    "demix_alignment",
+    claim="In preference pairs, trees on influence vectors find swapped sides, damaged responses and a length bias "
+    "better than scores that need no flags; exchanging sides recovers most of what wrong labels cost.",
+    config=Config(),
+    tasks=PAIR_TASKS,
+    prepare=prepare,
+    describe=describe,
+    minutes=15,
+    headline=("kindness, diagnosis, clean ratio 0.5", OURS, "macro_f1"),
+    smoke=lambda config: replace(
+        config, tasks=("kindness",), seeds=1, first_seed=2, teaching=2, train=60, validation=24, rounds=5, retrains=1
+    ),
+    small=small,
+    models=lambda config: len(config.cleans),
+)
