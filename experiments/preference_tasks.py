@@ -109,9 +109,9 @@ def make_features(task: PairTask, pairs: Preferences) -> Callable[[Preferences],
     return features
 
 
-def split_of(pairs: Preferences, x: dict[str, Any], group: Any) -> Split:
-    """Pairs as examples, their features ``x``."""
-    return Split(x, pairs.y, np.asarray(group, np.int32), pairs.id)
+def split_of(pairs: Preferences, x: dict[str, Any], group: Any = -1) -> Split:
+    """Pairs as examples of features ``x``; their groups, or one for all."""
+    return Split(x, pairs.y, np.broadcast_to(np.asarray(group, np.int32), pairs.y.shape), pairs.id)
 
 
 def standardised(x: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:

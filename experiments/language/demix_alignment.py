@@ -6,7 +6,8 @@ Command:  python -m experiments demix_alignment
 Expected: see docs/results/language.md
 Device:   two CPU cores; any JAX device works.
 
-The pairs are real, the errors are planted (`pair_errors`); diagnosers are taught on other draws.
+The pairs are real, the errors are planted (`pair_errors`); diagnosers are taught on other draws, by cells of rewards on
+frozen features, which train in a second. ``--config.model smollm2`` diagnoses and repairs DPO of a language model.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +32,8 @@ from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from d3mjax.types import Table
 from experiments.language import pair_cells
-from experiments.language.pair_cells import SIGNALS, Learner
-from experiments.preference_tasks import PAIR_TASKS, PairTask, make_features, small, split_of
+from experiments.language.pair_cells import REWARDS, SIGNALS, Learner
+from experiments.preference_tasks import PAIR_TASKS, PairTask, make_features, small, split_of, standardised
 from experiments.study import Study
 from experiments.tasks import spread
 
@@ -51,6 +52,8 @@ class Config:
     validation: int = 512
     rounds: int = 60  # trees of a forest
     retrains: int = 5  # models behind every number of one draw
+    model: str = REWARDS  # "smollm2", or the file or folder of another Llama or GPT-2: DPO of it
+    test: int | None = None  # pairs that report; None: all
     smoke: bool = False
 
     def __post_init__(self) -> None:
@@ -88,8 +91,8 @@ class Drawn(NamedTuple):
     train: pair_errors.Errors
     validation: pair_errors.Errors
     table: Table  # of the training pairs
-    pairs: tuple[Any, Any]  # train and validation as the model sees them
-    seen: tuple[Any, Any]  # and with features of the sides
+    pairs: tuple[Any, ...]  # train and validation as the model sees them
+    seen: tuple[Any, ...]  # and with features of the sides
 
 
 class Taught(NamedTuple):
@@ -105,17 +108,16 @@ def draw(config: Config, learner: Learner, features: Callable, parts: Sequence[P
     key = jax.random.key(seed)
     sizes = (config.train, config.validation)
     options = [pair_errors.Options(clean=clean, share=config.share, size=size) for size in sizes]
-    dirty = [
+    train, validation = (
         pair_errors.inject(jax.random.fold_in(key, i), part, options=option)
         for i, (part, option) in enumerate(zip(parts[:2], options, strict=True))
-    ]
-    raw = [features(errors.pairs) for errors in dirty]
-    table = pair_cells.table_of(dirty[0].pairs, raw[0])
-    examples = lambda of: tuple(
-        split_of(e.pairs, x, np.full(len(e.pairs.y), -1)) for e, x in zip(dirty, of, strict=True)
     )
-    pairs = examples([learner.inputs(errors.pairs, dirty[0].pairs) for errors in dirty])
-    return Drawn(*dirty, table, pairs, examples([pair_cells.standardised(x, raw[0]) for x in raw]))
+    dirty = train.pairs, validation.pairs
+    raw = [features(pairs) for pairs in dirty]
+    table = pair_cells.table_of(train.pairs, raw[0])
+    as_model = tuple(split_of(pairs, learner.inputs(pairs, train.pairs)) for pairs in dirty)
+    seen = tuple(split_of(pairs, standardised(x, raw[0])) for pairs, x in zip(dirty, raw, strict=True))
+    return Drawn(train, validation, table, as_model, seen)
 
 
 class Made(NamedTuple):
@@ -126,20 +128,25 @@ class Made(NamedTuple):
     collect: Callable[[int], tuple[list[Drawn], list[cells.Cell]]]  # (seed) -> draws and cells at all clean ratios
 
 
+def at_once(config: Config) -> dict[str, Any]:
+    """``width`` and ``mesh`` of `ensemble.map_models`; one language model at a time."""
+    return spread() if config.model == REWARDS else {"width": 1, "mesh": None}
+
+
 def make_task(task: PairTask, config: Config) -> Made:
     """The pairs of a task, its learner, and the function that makes its cells."""
     pairs = task.load()
     features = make_features(task, pairs)
-    learner = pair_cells.rewards(features)
-    train = pair_cells.make_train(learner, config.train, **spread())
+    learned = pair_cells.rewards(features) if config.model == REWARDS else pair_cells.dpo(config.model, config.train)
+    train = pair_cells.make_train(learned, config.train, **at_once(config))
 
     def collect(seed):
         parts = preferences.divide(pairs, seed, SHARES)
-        drawn = [draw(config, learner, features, parts, clean, seed) for clean in config.cleans]
+        drawn = [draw(config, learned, features, parts, clean, seed) for clean in config.cleans]
         arrays = [d.pairs for d in drawn], [d.seen for d in drawn], [d.table for d in drawn]
         return drawn, train(jax.random.key(seed), *arrays)
 
-    return Made(pairs, learner, collect)
+    return Made(pairs, learned, collect)
 
 
 def described(drawn: Drawn, cell: cells.Cell) -> dict[str, np.ndarray]:
@@ -250,20 +257,21 @@ def training_sets(drawn: Drawn, correct: Any, probabilities: Any, claimed: Any, 
 
 def make_evaluate(config: Config, learner: Learner) -> Callable:
     """``(key, training pairs, y [m n], weights [m n], test) -> margins [m t]``, means over ``retrains`` models."""
-    trainer, model = learner.trainer(config.train), learner.model
 
     @jax.jit
-    def train(key, split, labels, weights, test):
-        look = lambda variables, test: outputs.hard_margins(model, variables, test, microbatch=512)
+    def train(shared, key, split, labels, weights, test):
+        model = learner.model(shared)
+        trainer = learner.trainer(model, config.train)
+        look = lambda variables, test: outputs.hard_margins(model, variables, test, microbatch=learner.microbatch)
         keys = jax.random.split(key, config.retrains)
         repeated = lambda a: jnp.repeat(a, config.retrains, axis=0)
         each = jnp.tile(keys, len(labels))  # the same starts for all: sets differ in their data alone
         split = split._replace(y=repeated(labels))
-        options = {"look": look, "shared": (test,), **spread()}
+        options = {"look": look, "shared": (test,), **at_once(config)}
         return ensemble.train_many(trainer, each, split, repeated(weights), learner.steps, **options)
 
     def evaluate(key, split, labels, weights, test):
-        margins, losses = jax.device_get(train(key, split, labels, weights, test))
+        margins, losses = jax.device_get(train(learner.shared, key, split, labels, weights, test))
         ensemble.check_losses(losses, np.arange(len(losses)))
         return margins.reshape(len(labels), config.retrains, -1)
 
@@ -281,30 +289,33 @@ def accuracies(margins: np.ndarray, test: Preferences) -> dict[str, float]:
 def prepare(task: PairTask, config: Config, results: Any) -> Callable[..., runs.Unit]:
     """``measure(seed, progress)``: diagnosis and repair of every clean ratio of one draw."""
     pairs, learner, collect = made = make_task(task, config)
-    taught_by = teach(task, config, results, made)
+    fast = replace(config, model=REWARDS)
+    taught_by = teach(task, fast, results, made if config.model == REWARDS else None)
     others = [PAIR_TASKS[name] for name in config.tasks if name != task.name]
-    elsewhere = {f"trees taught on {other.name}": teach(other, config, results).trees[OURS] for other in others}
+    elsewhere = {f"trees taught on {other.name}": teach(other, fast, results).trees[OURS] for other in others}
     elsewhere["trees taught on tables"] = taught.shipped()[0]
     evaluate = make_evaluate(config, learner)
 
     def measure(seed, progress):
         test = preferences.divide(pairs, seed, SHARES)[2]
+        test = preferences.take(test, np.arange(min(config.test or len(test.y), len(test.y))))
         facts: dict[str, Any] = {}
         for clean, drawn, cell in zip(config.cleans, *collect(seed), strict=True):
             of = described(drawn, cell)
             claimed = diagnoses(of, taught_by, elsewhere)
-            found = {name: measured(*pair, of["flags"]) for name, pair in claimed.items()}
+            measures = {name: measured(values, flags, of["flags"]) for name, (values, flags) in claimed.items()}
             correct = cell.logits[:, 0] > cell.logits[:, 1]
-            sets = training_sets(drawn, correct, *claimed[OURS], seed)
-            labels, weights = (np.stack(a) for a in zip(*sets.values(), strict=True))
-            of_test = lambda by, test=test: split_of(test, learner.inputs(test, by), np.full(len(test.y), -1))
+            probabilities, flagged = claimed[OURS]
+            sets = training_sets(drawn, correct, probabilities, flagged, seed)
+            labels, weights = (np.stack([one[i] for one in sets.values()]) for i in (0, 1))
+            of_test = lambda by, test=test: split_of(test, learner.inputs(test, by))
             key = jax.random.key(100 + seed)
             margins = list(evaluate(key, drawn.pairs[0], labels, weights, of_test(drawn.train.pairs)))
             before = drawn.train.clean
-            split = split_of(before, learner.inputs(before, before), np.full(len(before.y), -1))
+            split = split_of(before, learner.inputs(before, before))
             margins += list(evaluate(key, split, before.y[None], np.ones((1, len(before.y))), of_test(before)))
             repaired = {n: accuracies(m, test) for n, m in zip([*sets, CLEAN], margins, strict=True)}
-            facts[str(clean)] = {"diagnosis": found, "repair": repaired}
+            facts[str(clean)] = {"diagnosis": measures, "repair": repaired}
             progress(1)
         return facts, {}
 

@@ -9,7 +9,10 @@ preferred side first, whichever that is. The channels of `vectors` are then
     loss
 """
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +22,16 @@ import optax
 from jaxtyping import Array, Float
 
 from d3mjax.attribution import outputs
+from d3mjax.data import cache, prompts
 from d3mjax.data.sets.preferences import Preferences
 from d3mjax.diagnosis import baseline_scores, oddity, vectors
 from d3mjax.diagnosis.cells import EXTRAS, FOLDS, Cell
-from d3mjax.networks import dense
+from d3mjax.networks import decoders, dense, lora
 from d3mjax.training import ensemble, objectives, sampling
-from d3mjax.training.preferences import bradley_terry
+from d3mjax.training.preferences import bradley_terry, pairwise, with_reference
 from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Model, Split, Table, Trainer
+from experiments import language_models, text_tasks
 from experiments.preference_tasks import standardised
 
 
@@ -34,12 +39,16 @@ class Learner(NamedTuple):
     """A model of preferences, its training, and what it sees of pairs."""
 
     name: str
-    model: Model
-    trainer: Callable[[int], Trainer]  # (number of pairs) -> training on weighted pairs
+    model: Callable[[Any], Model]  # of ``shared``
+    trainer: Callable[[Model, int], Trainer]  # (model, number of pairs) -> training on weighted pairs
     steps: int  # of a training, a multiple of 4
     inputs: Callable[..., Any]  # (pairs, training pairs) -> x of a `Split` for the model
+    shared: Any = ()  # what all models have: an argument of programs, as it may be large
+    microbatch: int = 512
 
 
+REWARDS, SMOLLM2 = "rewards", "smollm2"
+LENGTH = 64  # tokens of a prompt and its response, for language models
 LABEL = ("loss", "margin", "path of margins", "left-out loss", "neighbours", "confident learning", "mean harm", "CNCI")
 FEATURE = ("largest z", "PCID", "surprise", "far", "rare")
 MINORITY = ("JTT error set", "self-influence", "left-out loss", "loss")
@@ -50,14 +59,52 @@ SIGNALS = tuple(
 BINARY = ("S: JTT error set",)
 
 
+def _trainer(batch: int, model: Model, num_pairs: int) -> Trainer:
+    size = min(batch, num_pairs)
+    return make_trainer(model, objectives.cross_entropy(), optax.adam(1e-3), sampling.shuffled(), batch_size=size)
+
+
 def rewards(features: Callable[[Preferences], dict[str, Any]], *, hidden: tuple[int, ...] = (64,)) -> Learner:
     """Bradley-Terry by an MLP on ``features`` of each side, standardised; 120 steps of Adam with 250 pairs."""
-    model = bradley_terry(dense.mlp(hidden, 1))
-    batches = lambda num_pairs: {"batch_size": min(250, num_pairs)}
-    make = lambda num_pairs: make_trainer(
-        model, objectives.cross_entropy(), optax.adam(1e-3), sampling.shuffled(), **batches(num_pairs)
-    )
-    return Learner("rewards", model, make, 120, lambda pairs, by: standardised(features(pairs), features(by)))
+
+    inputs = lambda pairs, by: standardised(features(pairs), features(by))
+    return Learner(REWARDS, lambda _: bradley_terry(dense.mlp(hidden, 1)), partial(_trainer, 250), 120, inputs)
+
+
+def dpo(source: str, num_pairs: int, *, top: int = 2, rank: int = 8, beta: float = 0.1, epochs: int = 3) -> Learner:
+    """DPO of adapters of the ``top`` blocks of a language model, not of its first one, in batches of 16 pairs.
+
+    ``source``: "smollm2", or the file or folder of `language_models.read`. States below these, and
+    log-probabilities before training, are computed once and kept.
+    """
+    if source == SMOLLM2:
+        lm = language_models.smollm2(max_length=LENGTH, template=prompts.CHATML)
+    else:
+        lm = language_models.read(Path(source), max_length=LENGTH)
+    block = max(1, lm.config.blocks - top)
+    below, above = decoders.divided(lm.variables, block)
+    kept = {"directory": text_tasks.MINILM.made, "config": lm.config}
+    states = cache.make_features(decoders.lower(lm.config, block), below, name=f"states-{block}", **kept)
+    log_probs = decoders.log_probs(lm.config, block=block)
+    before = cache.make_features(bradley_terry(log_probs), above, name=f"log-probs-{block}", **kept)
+    adapted = lora.adapted(log_probs, lambda path: "kernel" in path, rank=rank, alpha=2.0 * rank)
+
+    def side(pairs: Preferences, texts: list[str]) -> dict[str, np.ndarray]:
+        tokens, cut = lm.encode(pairs.prompt, texts)
+        if cut:
+            print(f"{cut:,} of {len(texts):,} texts are cut to {LENGTH} tokens", file=sys.stderr)
+        tokens = {name: np.pad(a, ((0, 0), (0, LENGTH - a.shape[1]))) for name, a in tokens.items()}
+        return {**tokens, "states": states(tokens)}
+
+    def inputs(pairs: Preferences, by: Preferences) -> dict[str, Any]:
+        x = {"first": side(pairs, pairs.first), "second": side(pairs, pairs.second)}
+        split = Split(x, pairs.y, np.zeros(len(pairs.y), np.int32), pairs.id)
+        return with_reference(split, before(x)).x
+
+    steps = -(-epochs * num_pairs // min(16, num_pairs) // 4) * 4
+    model = lambda shared: pairwise(lora.with_collections(adapted, shared), beta)
+    shared = {"frozen": above["params"], "lora": {"scale": np.float32(2.0)}}
+    return Learner(f"dpo {source}", model, partial(_trainer, 16), steps, inputs, shared, 8)
 
 
 def oriented(split: Split) -> Split:
@@ -88,17 +135,19 @@ def tensor(
     return jnp.clip(jnp.stack(channels, 1), -largest, largest).astype(jnp.float16), helped.astype(jnp.float16)
 
 
-def make_train(learner: Learner, num_pairs: int, *, microbatch: int = 512, **spread: Any) -> Callable[..., list[Cell]]:
+def make_train(learner: Learner, num_pairs: int, **spread: Any) -> Callable[..., list[Cell]]:
     """``(key, [(train, validation)], [(train, validation)], [table]) -> [Cell]`` as `cells.make_train`.
 
     The pairs as the model sees them, and with features of the sides. Logits are of the preferred side first.
     ``spread``: ``width`` and ``mesh`` of `ensemble.map_models`.
     """
-    model, trainer = learner.model, learner.trainer(num_pairs)
+    microbatch = learner.microbatch
 
-    def one(key, pairs: tuple[Split, Split], seen: tuple[Split, Split]):
-        pairs, seen = (tuple(map(oriented, both)) for both in (pairs, seen))
-        train = pairs[0]
+    def one(shared, key, pairs: tuple[Split, Split], seen: tuple[Split, Split]):
+        model = learner.model(shared)
+        trainer = learner.trainer(model, num_pairs)
+        train, validation = map(oriented, pairs)
+        first, second = map(oriented, seen)
         fold = jax.random.permutation(jax.random.fold_in(key, 1), num_pairs) % FOLDS
         keys = jnp.stack([key, *(jax.random.fold_in(key, 2 + k) for k in range(FOLDS))])
 
@@ -118,17 +167,17 @@ def make_train(learner: Learner, num_pairs: int, *, microbatch: int = 512, **spr
         others = jnp.take_along_axis(each[2][1:], fold[None, :, None], axis=0)[0]
         extras = [vectors.norms(model, variables, train, microbatch=microbatch), margins.mean(0)]
         extras += [objectives.losses(others, train.y), outputs.soft_margin(others, train.y)]
-        channels, helped = tensor(model, variables, pairs, seen, microbatch=microbatch)
+        channels, helped = tensor(model, variables, (train, validation), (first, second), microbatch=microbatch)
         return channels, jnp.stack(extras, 1), logits, others, jnp.stack([helped, -helped], 1)
 
     @jax.jit
-    def compiled(key, numbers, pairs, seen):
+    def compiled(shared, key, numbers, pairs, seen):
         keys = ensemble.model_keys(key, numbers)
-        return ensemble.map_models(one, **spread)(keys, pairs, seen)
+        return ensemble.map_models(one, shared=(shared,), **spread)(keys, pairs, seen)
 
     def train(key, pairs: Sequence[Any], seen: Sequence[Any], tables: Sequence[Table]) -> list[Cell]:
         stacked = [jax.tree.map(lambda *a: np.stack(a), *both) for both in (pairs, seen)]
-        arrays = jax.device_get(compiled(key, np.arange(len(pairs)), *stacked))
+        arrays = jax.device_get(compiled(learner.shared, key, np.arange(len(pairs)), *stacked))
         made = []
         for channels, extras, *more, table in zip(*arrays, tables, strict=True):
             made.append(Cell(channels, np.concatenate([extras, oddity.scores(table)], 1).astype(np.float32), *more))
@@ -156,7 +205,9 @@ def table_of(pairs: Preferences, x: dict[str, Any]) -> Table:
         columns[f"{name}: begins with"] = np.array([text[0].isupper() for text in texts], np.int32)
     columns["likeness"] = (x["first"][:, :width] * x["second"][:, :width]).sum(1).astype(float)
     columns["letters, difference"] = columns["preferred: letters"] - columns["other: letters"]
-    levels = {f"{name}: ends with": ("a letter", "a stop", "other") for name in ("preferred", "other")}
+    levels: dict[str, tuple[str, ...]] = {
+        f"{name}: ends with": ("a letter", "a stop", "other") for name in ("preferred", "other")
+    }
     levels |= {f"{name}: begins with": ("a small letter", "a capital") for name in ("preferred", "other")}
     return Table(columns, levels, pairs.id)
 

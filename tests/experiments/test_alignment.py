@@ -1,6 +1,9 @@
 """Cells of preference pairs do not depend on the sides; tasks of pairs from texts to data of D3M."""
 
+from dataclasses import replace
+
 import jax
+import made_decoder
 import numpy as np
 import pytest
 from made_pairs import swapped
@@ -8,7 +11,8 @@ from made_pairs import swapped
 from d3mjax.data import splits
 from d3mjax.data.sets import preferences
 from d3mjax.diagnosis import cells
-from experiments import preference_tasks
+from d3mjax.networks import decoders
+from experiments import preference_tasks, text_tasks
 from experiments.language import demix_alignment, pair_cells
 from experiments.preference_tasks import KINDNESS, TASKS, make_features, small, split_of, standardised
 
@@ -26,19 +30,19 @@ def drawn():
     return demix_alignment.draw(CONFIG, learner, features, parts, 0.5, 0), learner
 
 
-def cell_of(learner, draw, **options):
-    train = pair_cells.make_train(learner, CONFIG.train, width=1, mesh=None, **options)
+def cell_of(learner, draw):
+    train = pair_cells.make_train(learner, CONFIG.train, width=1, mesh=None)
     return train(jax.random.key(0), [draw.pairs], [draw.seen], [draw.table])[0]
 
 
 def test_a_cell_does_not_depend_on_the_sides_or_the_microbatch(drawn):
     draw, learner = drawn
     other = draw._replace(**{name: tuple(map(swapped, getattr(draw, name))) for name in ("pairs", "seen")})
-    before, after = cell_of(learner, draw), cell_of(learner, other, microbatch=7)
+    before, after = cell_of(learner, draw), cell_of(learner._replace(microbatch=7), other)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(np.float32(a), np.float32(b), atol=2e-3, rtol=1e-3)
-    signals = [pair_cells.signals(before, draw.table, one.seen[0]) for one in (draw, other)]
-    np.testing.assert_allclose(*signals, atol=1e-6)
+    first, second = (pair_cells.signals(before, draw.table, one.seen[0]) for one in (draw, other))
+    np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 def test_channels_are_those_of_the_pairs_as_recorded(drawn):
@@ -139,5 +143,37 @@ def test_first_seeds_that_teach_are_refused():
 
 def test_split_of_has_the_labels_and_ids():
     pairs = TASK.load()
-    split = split_of(pairs, make_features(TASK, pairs)(pairs), np.zeros(len(pairs.y)))
+    split = split_of(pairs, make_features(TASK, pairs)(pairs))
     splits.check_split(split, name="pairs", num_classes=2)
+
+
+@pytest.fixture
+def language_model(tmp_path, monkeypatch):
+    """A folder of the hub with a Llama of three blocks and random weights, and a place for kept states."""
+    config = decoders.LlamaConfig(vocabulary=300, width=16, blocks=3, heads=2, key_heads=1, inner=24, positions=64)
+    made_decoder.folder(tmp_path / "model", config)
+    monkeypatch.setattr(text_tasks, "MINILM", text_tasks.MINILM._replace(made=tmp_path / "made"))
+    return tmp_path / "model"
+
+
+@pytest.mark.slow
+def test_a_language_model_is_diagnosed_and_repaired_like_a_reward(language_model, tmp_path):
+    few = demix_alignment.STUDY.smoke(demix_alignment.Config())
+    config = replace(few, cleans=(0.5,), train=40, validation=16, rounds=3, model=str(language_model), test=10)
+    facts, _ = demix_alignment.prepare(TASK, config, tmp_path)(2, lambda count: None)
+    repaired = facts["0.5"]["repair"]
+    assert {"dirty", "oracle, as published", demix_alignment.RECOMMENDED} <= repaired.keys()
+    assert all(0 <= of["accuracy"] <= 1 and np.isfinite(of["reward_margin"]) for of in repaired.values())
+    assert all(0 <= of["macro_f1"] <= 1 for of in facts["0.5"]["diagnosis"].values())
+
+
+def test_adapters_start_at_the_reference_and_are_all_that_is_trained(language_model):
+    learner = pair_cells.dpo(str(language_model), 40, rank=2)
+    pairs = preferences.take(TASK.load(), np.arange(6))
+    split = split_of(pairs, learner.inputs(pairs, pairs))
+    model = learner.model(learner.shared)
+    variables = model.init(jax.random.key(0), split.x)
+    assert variables.keys() == {"params"}
+    np.testing.assert_allclose(model.apply(variables, split.x)[0], 0, atol=1e-5)
+    # Of two blocks, rank 2: queries and output, keys and values, three matrices between 16 and 24.
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 2 * 2 * (2 * 32 + 2 * 24 + 3 * 40)

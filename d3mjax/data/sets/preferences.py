@@ -190,7 +190,9 @@ def shuffled(
 def take(pairs: Preferences, index: Integer[AnyArray, " k"]) -> Preferences:
     """The pairs at ``index``, in that order; ids are kept."""
     index = np.asarray(index)
-    return Preferences(*([a[i] for i in index] if isinstance(a, list) else a[index] for a in pairs))
+    texts = {name: [getattr(pairs, name)[i] for i in index] for name in ("prompt", "first", "second")}
+    arrays = {name: getattr(pairs, name)[index] for name in ("y", "source", "question", "id")}
+    return pairs._replace(**texts, **arrays)
 
 
 def divide(pairs: Preferences, seed: int, shares: Sequence[float]) -> tuple[Preferences, ...]:
