@@ -284,10 +284,10 @@ def _in_chunks(
 
     def of_chunk(rows: Int[Array, " c"]) -> Float32[Array, " c"]:
         some = lambda: _log_probs_of(states[rows], weights, ids[rows])
-        return jax.lax.cond(counted[rows[0]], some, lambda: jnp.zeros(chunk))
+        return jax.lax.cond(counted[rows[0]], some, lambda: jnp.zeros(chunk, jnp.float32))
 
     of_rows = jax.lax.map(of_chunk, rows).reshape(-1)[: len(order)]
-    return jnp.where(counted, jnp.zeros(len(order)).at[order].set(of_rows, unique_indices=True), 0)
+    return jnp.where(counted, jnp.zeros(len(order), jnp.float32).at[order].set(of_rows, unique_indices=True), 0)
 
 
 def _scores(states: Float[Array, "n d"], table: Float[Array, "C d"]) -> Float32[Array, "n C"]:

@@ -105,5 +105,5 @@ def _drawn(key: Key[Array, ""], path: str, matrix: Any, rank: int) -> Adapter:
             f"choose: found {path} of shape {shape}, expected a matrix with {rank} rows and columns or more"
         )
     rows, columns = matrix.shape
-    draw = jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), (rows, rank))
-    return Adapter(draw / jnp.sqrt(rows), jnp.zeros((rank, columns)))
+    draw = jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), (rows, rank), matrix.dtype)
+    return Adapter(draw / rows**0.5, jnp.zeros((rank, columns), matrix.dtype))

@@ -45,7 +45,7 @@ def test_no_token_reads_later_ones(config):
     tokens, (model, variables) = published.texts(config), _read(decoders.logits, config)
     changed = dict(tokens, ids=np.where(np.arange(6) < 3, tokens["ids"], (tokens["ids"] + 1) % config.vocabulary))
     one, other = (model.apply(variables, x)[0] for x in (tokens, changed))
-    planted.equal(one[:, :3], other[:, :3])
+    planted.close(one[:, :3], other[:, :3], terms=TERMS)
     assert not np.allclose(one[:, 3:], other[:, 3:])
 
 
@@ -72,7 +72,7 @@ def test_the_first_token_of_a_text_never_counts():
     tokens = published.texts(published.LLAMA)
     every = dict(tokens, response=tokens["mask"])
     but_first = dict(tokens, response=tokens["mask"] & (np.arange(6) > 0))
-    planted.equal(_scores(published.LLAMA, every), _scores(published.LLAMA, but_first))
+    planted.close(_scores(published.LLAMA, every), _scores(published.LLAMA, but_first), terms=TERMS)
 
 
 def _is_table(path):
@@ -89,6 +89,7 @@ def _is_table(path):
     ids=["all", "tables", "all but tables"],
 )
 def test_gradients_are_those_of_the_logits_whatever_the_chunk(config, keep):
+    config = config._replace(blocks=1)
     tokens, every = published.texts(config), decoders.logits(config)
     by_chunks = decoders.log_probs(config, chunk=4)
     _, variables = _read(decoders.logits, config)
@@ -125,7 +126,7 @@ def test_the_rest_on_the_states_of_the_lower_blocks_is_the_whole(config, block):
     if block:
         x = dict(tokens, states=decoders.lower(config, block).apply(below, tokens)[0])
     model = decoders.log_probs(config, block=block)
-    planted.equal(jax.jit(model.apply)(above, x)[0], _scores(config, tokens))
+    planted.close(jax.jit(model.apply)(above, x)[0], _scores(config, tokens), terms=TERMS)
     drawn = model.init(jax.random.key(0), x)["params"]
     assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, above["params"])
 

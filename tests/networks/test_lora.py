@@ -96,34 +96,38 @@ def test_training_moves_adapters_alone_and_keeps_state():
 
 
 def test_a_decoder_is_attributed_by_its_adapters_alone():
-    config = published.LLAMA
+    config = published.LLAMA._replace(blocks=1)
     network, split = _two_sides(config), _pairs(config, 6)
     pretrained = decoder_files.from_published(decoders.log_probs(config), published.tensors(config), config)
     started = adapt.starting_from(network, pretrained)
-    model = lora.adapted(started, lambda path: "['block_1']['output']['kernel']" in path, rank=2)
+    model = lora.adapted(started, lambda path: "['block_0']['output']['kernel']" in path, rank=2)
     variables = _moved(model.init(jax.random.key(0), split.x))
     planted.equal(variables["frozen"], pretrained["params"])
 
-    adapter, matrix = variables["params"]["block_1"]["output"]["kernel"], pretrained["params"]["block_1"]["output"]
+    adapter, matrix = variables["params"]["block_0"]["output"]["kernel"], pretrained["params"]["block_0"]["output"]
     rest = {"lora": variables["lora"], "frozen": variables["frozen"]}
 
     def explicit(params, x):  # the same function of A and B, written out
-        block = dict(pretrained["params"]["block_1"])
+        block = dict(pretrained["params"]["block_0"])
         block["output"] = dict(matrix, kernel=matrix["kernel"] + 8 * params[0] @ params[1])
-        return network.apply({"params": dict(pretrained["params"], block_1=block)}, x)[0]
+        return network.apply({"params": dict(pretrained["params"], block_0=block)}, x)[0]
 
     written_out = adapt.from_functions(lambda key, x: tuple(adapter), explicit)
+    closed, of_adapters = lora.with_collections(model, rest), {"params": variables["params"]}
+    of_tuple = {"params": tuple(adapter)}
     by_trak = partial(trak.scores, options=trak.Options(projection=projections.identity()))
     by_influence = partial(influence.scores, options=influence.Options(damping=0.1))
-    for scores in (by_trak, by_influence):
-        tau_of = lambda model, variables, scores=scores: jax.jit(
-            lambda checkpoints: scores(jax.random.key(1), model, checkpoints, split, split).tau
-        )(jax.tree.map(lambda a: jnp.asarray(a)[None], variables))
-        tau = tau_of(model, variables)
-        assert np.abs(tau).max() > 0
-        ways = ((written_out, tuple(adapter)), (lora.with_collections(model, rest), variables["params"]))
-        for other, params in ways:
-            planted.close(tau, tau_of(other, {"params": params}), terms=1000)  # the condition of the solve is about 10
+
+    def tau(scores, model, variables):
+        run = lambda checkpoints: scores(jax.random.key(1), model, checkpoints, split, split).tau
+        return jax.jit(run)(jax.tree.map(lambda a: jnp.asarray(a)[None], variables))
+
+    expected = tau(by_trak, written_out, of_tuple)
+    assert np.abs(expected).max() > 0
+    planted.close(tau(by_trak, model, variables), expected, terms=1000)  # the condition of the solve is about 10
+    planted.close(tau(by_trak, closed, of_adapters), expected, terms=1000)
+    expected = tau(by_influence, written_out, of_tuple)
+    planted.close(tau(by_influence, closed, of_adapters), expected, terms=1000)
 
 
 def test_the_upper_blocks_are_adapted_on_states_of_the_lower():
