@@ -141,12 +141,12 @@ def _load(
 ) -> Data:
     """Training pairs of which ``share`` prefer the shorter side; targets, selection and test as the pairs are."""
     task = small(task) if smoke else task
-    pairs = task.load()
-    pairs = preferences.take(pairs, np.flatnonzero(preferences.longer(pairs) >= 0))
+    whole = task.load()
+    pairs = preferences.take(whole, np.flatnonzero(preferences.longer(whole) >= 0))
     train, *others = preferences.divide(pairs, seed, SHARES)
     options = pair_errors.Options(clean=1.0, share=share, size=200 if smoke else 2000)
     parts = [pair_errors.inject(jax.random.key(seed), train, options=options).pairs, *others]
-    features = make_features(task, pairs)
+    features = make_features(task, whole)
     x = [features(part) for part in parts]
     return Data(*(split_of(part, standardised(of, x[0]), group(part)) for part, of in zip(parts, x, strict=True)))
 
