@@ -56,7 +56,6 @@ SIGNALS = tuple(
     f"{letter}: {name}" for letter, names in zip("LFS", (LABEL, FEATURE, MINORITY), strict=True) for name in names
 )
 """Scores that need no flags, for swapped sides (L), damaged responses (F), and preference of the shorter side (S)."""
-BINARY = ("S: JTT error set",)
 
 
 def _trainer(batch: int, model: Model, num_pairs: int) -> Trainer:
@@ -66,7 +65,6 @@ def _trainer(batch: int, model: Model, num_pairs: int) -> Trainer:
 
 def rewards(features: Callable[[Preferences], dict[str, Any]], *, hidden: tuple[int, ...] = (64,)) -> Learner:
     """Bradley-Terry by an MLP on ``features`` of each side, standardised; 120 steps of Adam with 250 pairs."""
-
     inputs = lambda pairs, by: standardised(features(pairs), features(by))
     return Learner(REWARDS, lambda _: bradley_terry(dense.mlp(hidden, 1)), partial(_trainer, 250), 120, inputs)
 
