@@ -32,8 +32,8 @@ class Decoder(NamedTuple):
         """Inputs and outputs of the dense layers of a block: query, key, value, output, gate, up, down."""
         keys = self.width // self.heads * self.key_heads
         square, narrow = (self.width, self.width), (self.width, keys)
-        wide = (self.width, self.inner)
-        return (square, narrow, narrow, square, wide, wide, wide[::-1])
+        wide, back = (self.width, self.inner), (self.inner, self.width)
+        return (square, narrow, narrow, square, wide, wide, back)
 
 
 DECODERS = (

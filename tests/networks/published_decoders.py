@@ -71,8 +71,7 @@ def in_gguf(config: Config, tensors: dict[str, np.ndarray]) -> dict[str, np.ndar
 def logits(config: Config, tensors: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray:
     """Logits ``[T C]`` of one text ``[T]`` in float64, one head and one token at a time."""
     t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    one = _llama if isinstance(config, LlamaConfig) else _gpt2
-    return one(config, t, ids)
+    return _llama(config, t, ids) if isinstance(config, LlamaConfig) else _gpt2(config, t, ids)
 
 
 def log_prob(logits: np.ndarray, ids: np.ndarray, counted: np.ndarray) -> float:

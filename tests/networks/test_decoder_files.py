@@ -19,10 +19,23 @@ METADATA = {
     **{"llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 100.0},
     "llama.attention.layer_norm_rms_epsilon": 1e-5,
 }
-JSON = {"model_type": "llama", "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4}
+JSON: dict[str, object] = {
+    "model_type": "llama",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 JSON |= {"num_key_value_heads": 2, "intermediate_size": 10, "max_position_embeddings": 12, "rope_theta": 100}
 JSON |= {"rms_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu", "rope_scaling": None}
-GPT2_JSON = {"model_type": "gpt2", "vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_inner": 10}
+GPT2_JSON: dict[str, object] = {
+    "model_type": "gpt2",
+    "vocab_size": 11,
+    "n_embd": 8,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_inner": 10,
+}
 GPT2_JSON |= {"n_positions": 12, "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new"}
 
 
@@ -38,7 +51,10 @@ def test_both_kinds_of_files_give_the_same_variables(config):
 def test_configs_of_files():
     tensors = {"token_embd.weight": np.zeros((11, 8), np.float32)}
     assert decoder_files.config_of_gguf(METADATA, tensors) == published.LLAMA
-    untied = tensors | {"output.weight": np.zeros((11, 8), np.float32), "rope_freqs.weight": np.float32([1, 3])}
+    untied = tensors | {
+        "output.weight": np.zeros((11, 8), np.float32),
+        "rope_freqs.weight": np.array([1, 3], np.float32),
+    }
     wide = METADATA | {"llama.embedding_length": 16}
     assert decoder_files.config_of_gguf(wide, untied) == published.UNTIED
     assert decoder_files.config_of_json(JSON) == published.LLAMA
@@ -56,10 +72,12 @@ def test_wavelengths_beyond_the_first_positions_are_stretched():
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.2, "high_freq_factor": 0.8}
     scaling |= {"original_max_position_embeddings": 25}
     config = decoder_files.config_of_json(JSON | {"hidden_size": 16, "rope_scaling": scaling})
+    assert isinstance(config, decoders.LlamaConfig)
     short = (25 / (20 * np.pi) - 0.2) / 0.6
     np.testing.assert_allclose(config.stretch, [1, 1 / ((1 - short) / 8 + short)], rtol=1e-12)
     long = scaling | {"low_freq_factor": 0.4, "rope_theta": 100.0}
     config = decoder_files.config_of_json(JSON | {"hidden_size": 16, "rope_theta": None, "rope_parameters": long})
+    assert isinstance(config, decoders.LlamaConfig)
     np.testing.assert_allclose(config.stretch, [1, 8], rtol=1e-12)
     assert config.base == 100
 
