@@ -218,9 +218,9 @@ def divided(variables: Mapping[str, Any], block: int) -> tuple[dict[str, Any], d
     """
     params = variables["params"]
     below = {"words", "positions", *(f"block_{i}" for i in range(block))} if block else set()
-    above = params.keys() - below | ({"words"} - {"words" for name in params if name == "unembeddings"})
+    only_below = below if "unembeddings" in params else below - {"words"}
     lower = {name: value for name, value in params.items() if name in below}
-    return {"params": lower}, {"params": {name: value for name, value in params.items() if name in above}}
+    return {"params": lower}, {"params": {name: value for name, value in params.items() if name not in only_below}}
 
 
 def partition(mesh: Mesh, *, axis: str = "model") -> Callable[[str, Any], PartitionSpec]:
