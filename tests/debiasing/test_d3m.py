@@ -200,7 +200,7 @@ def test_each_weighting_is_retrained_from_the_same_keys():
     def fit(keys, weights):
         seen.append((keys, weights))
         first = weights[:, 0]
-        return d3m.Evaluation(*[weights, weights, weights, first] * 2, weights > 0, weights > 0)
+        return d3m.Evaluation._make([*[weights, weights, weights, first] * 2, weights > 0, weights > 0])
 
     keys = d3mjax.model_keys(KEY, np.arange(2))
     both = d3m.retrain_each(fit, keys, {"one": np.array([True, False]), "each": np.array([[0.5, 1], [2, 3]])})

@@ -1,6 +1,7 @@
 """Scores of stereotypes against values by hand, and their bootstrap."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def test_terms_count_the_same_whatever_their_rows():
 
 @pytest.mark.parametrize(("ss", "icat"), [(50, 100), (0, 0), (100, 0), (60, 80), (40, 80)])
 def test_icat_is_best_at_half(ss, icat):
-    np.testing.assert_allclose(stereotypes.Scores(np.float32(ss), np.float32(100)).icat, icat)
+    np.testing.assert_allclose(stereotypes.Scores(jnp.float32(ss), jnp.float32(100)).icat, icat)
 
 
 def test_sides_swapped_mirror_the_score():
@@ -72,7 +73,7 @@ def test_bootstrap_has_the_deviation_of_a_mean():
 def test_bootstrap_of_two_models_is_paired():
     """A model that is worse by 3 in every term is worse by 3 in every draw."""
     ss = np.linspace(40, 80, 9, dtype=np.float32)
-    key, lms = jax.random.key(1), np.full(9, 90, np.float32)
-    one, other = (stereotypes.resampled(key, stereotypes.Scores(a, lms), 50) for a in (ss, ss + 3))
+    key, lms = jax.random.key(1), jnp.full(9, 90.0)
+    one, other = (stereotypes.resampled(key, stereotypes.Scores(jnp.asarray(a), lms), 50) for a in (ss, ss + 3))
     np.testing.assert_allclose(other.ss - one.ss, 3, rtol=1e-5)
     assert float(one.ss.std()) > 1
