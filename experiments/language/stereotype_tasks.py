@@ -1,0 +1,157 @@
+"""Rows of stereotypes as tokens of a decoder, with the states below its last block, and their exact log-probabilities.
+
+The sides of a row begin alike. What they share is one text, the rest of each side another, so that a network computes
+the logits of shared tokens once. The states below the last block are computed once and kept on disk.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from d3mjax.attribution import tangents
+from d3mjax.attribution.dense_gradients import Factors
+from d3mjax.data import cache, tokens
+from d3mjax.networks import decoders
+from d3mjax.types import Model
+from experiments.language_models import LanguageModel
+
+BEGINNINGS = ("<|endoftext|>", "<|begin_of_text|>", "<s>")
+"""What stands in front of a text, the first of them that is in the vocabulary."""
+
+
+class Sided(NamedTuple):
+    """Texts of n rows with k sides: what their sides share, then the rest of each side; row after row within each."""
+
+    tokens: dict[str, np.ndarray]  # of the (k + 1) n texts
+    states: Float[np.ndarray, "kn T d"]  # below the last block, of the k n sides
+    source: Int[np.ndarray, " texts"]  # the side whose states a text has
+    counts: Int[np.ndarray, "n k"]  # tokens of each side
+
+
+class Network(NamedTuple):
+    """The last block of a decoder and what is above: all that an edit changes, and all that it is measured with."""
+
+    config: decoders.Config
+    variables: PyTree[Array]
+    path: tangents.Path  # of the kernel that is edited
+    log_probs: Model
+    apply: Callable[..., Array]  # (variables, x) -> log-probabilities [b], compiled
+    factors: Callable[..., tuple[Array, Factors]]  # (variables, x), compiled
+
+
+def network_of(language: LanguageModel) -> Network:
+    """The network above the states of `sided`; the kernel is that of the last dense layer of the last block."""
+    config = language.config
+    last = config.blocks - 1
+    model, path = decoders.log_probs(config, block=last), (f"block_{last}", "down")
+    variables = jax.device_put(decoders.divided(language.variables, last)[1])
+    apply = jax.jit(lambda variables, x: model.apply(variables, x)[0])
+    return Network(config, variables, path, model, apply, jax.jit(partial(tangents.of_layer, model, path=path)))
+
+
+def sided(language: LanguageModel, sides: Sequence[Sequence[str]], directory: Path) -> Sided:
+    """Tokens and states of ``sides``, k lists of n texts; states are kept in ``directory``.
+
+    Raises:
+      ValueError: no token that begins a text; a text that is longer than the model takes.
+    """
+    begin = next((token for token in BEGINNINGS if language.tokenizer.token_to_id(token) is not None), None)
+    if begin is None:
+        raise ValueError(f"tokenizer: found none of {', '.join(BEGINNINGS)}, expected one that begins a text")
+    texts = [text for side in sides for text in side]
+    whole, cut = language.encode([begin] * len(texts), texts)
+    if cut:
+        raise ValueError(f"sides: found {cut} texts that are longer than the model takes, expected shorter ones")
+    config, n = language.config, len(sides[0])
+    last, length = config.blocks - 1, whole["ids"].shape[1]
+    lower = decoders.lower(config, last)
+    padded = Model(lower.init, lambda variables, x: (_to_length(lower.apply(variables, x)[0], length), variables))
+    options = {"name": "states", "config": (config, last), "batches": tokens.by_length}
+    variables = decoders.divided(language.variables, last)[0]
+    states = cache.make_features(padded, variables, directory, **options)(whole)
+    ids, ends = whole["ids"].reshape(len(sides), n, length), whole["mask"].sum(1).reshape(len(sides), n)
+    same = (ids == ids[:1]).all(0) & (np.arange(length) < ends.min(0)[:, None])
+    shared = np.where(same.all(1), length, same.argmin(1))  # where the sides differ first
+    at = np.arange(length)[None]
+    parts = [(at > 0) & (at < shared[:, None]), *((at >= shared[:, None]) & (at < end[:, None]) for end in ends)]
+    source = np.concatenate([np.arange(n), np.arange(len(texts))])
+    of_texts = {"ids": whole["ids"][source], "mask": whole["mask"][source], "response": np.concatenate(parts)}
+    return Sided(of_texts, states, source, ends.T - 1)
+
+
+def _to_length(states: Float[Array, "b T d"], length: int) -> Float[Array, "b L d"]:
+    return jnp.pad(states, ((0, 0), (0, length - states.shape[1]), (0, 0)))
+
+
+def in_batches(texts: Sided, rows: Int[np.ndarray, " r"]) -> Iterator[tuple[Int[np.ndarray, " b"], dict[str, Any]]]:
+    """Batches of the texts ``rows``: positions in ``rows``, and what the network reads, of one size each."""
+    of_rows = {name: a[rows] for name, a in texts.tokens.items()}
+    for index, x in tokens.by_length(of_rows):
+        padded = np.concatenate([index, np.repeat(index[-1:], len(x["ids"]) - len(index))])
+        states = texts.states[texts.source[rows[padded]], : x["ids"].shape[1]]
+        yield index, {**x, "states": states}
+
+
+def log_probs(network: Network, variables: PyTree, texts: Sided) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities ``[n k]`` of the sides in nats: of what differs, and means a token of the whole texts."""
+    n, k = texts.counts.shape
+    sums = np.zeros(len(texts.source))
+    for index, x in in_batches(texts, np.arange(len(sums))):
+        sums[index] = np.asarray(network.apply(variables, x))[: len(index)]
+    if not np.isfinite(sums).all():
+        rows = np.unique(np.flatnonzero(~np.isfinite(sums)) % n)[:5].tolist()
+        raise FloatingPointError(f"log_probs: found values that are not finite in rows {rows}")
+    shared, rest = sums[:n], sums[n:].reshape(k, n).T
+    return rest, (shared[:, None] + rest) / texts.counts
+
+
+def tangent_sides(network: Network, texts: Sided, rows: Int[np.ndarray, " r"]) -> list[dict[str, np.ndarray]]:
+    """For each side of the rows, inputs of `tangents.tangent`: what differs between the sides of a row."""
+    n, k = texts.counts.shape
+    index = n + np.concatenate([rows + side * n for side in range(k)])
+    before = np.roll(texts.tokens["response"][index], -1, axis=1)  # a state tells the token behind it
+    made = of_texts(network, texts, index, before, int(before.sum(1).max()))
+    return [{name: a[side * len(rows) : (side + 1) * len(rows)] for name, a in made.items()} for side in range(k)]
+
+
+def of_texts(
+    network: Network, texts: Sided, index: Int[np.ndarray, " r"], positions: np.ndarray, length: int
+) -> dict[str, np.ndarray]:
+    """Inputs of `tangents.tangent` of the texts ``index`` at these positions, batch by batch."""
+    parts: dict[int, dict[str, np.ndarray]] = {}
+    for at, x in in_batches(texts, index):
+        values, factors = network.factors(network.variables, x=x)
+        width = x["ids"].shape[1]
+        kept = Factors(*(np.asarray(a)[: len(at)] for a in factors))
+        made = tangents.as_rows(np.asarray(values)[: len(at)], kept, positions[at][:, :width], length)
+        parts |= {row: {name: a[j] for name, a in made.items()} for j, row in enumerate(at.tolist())}
+    return {name: np.stack([parts[row][name] for row in range(len(index))]) for name in parts[0]}
+
+
+def fisher(key: Key[Array, ""], network: Network, texts: Sided, index: Int[np.ndarray, " r"]) -> Callable[..., Any]:
+    """K-FAC of the edited kernel for the next token, over all tokens of the texts ``index``, as an inverse.
+
+    Labels are drawn from the model: the next tokens after the same text, one draw each.
+    """
+    logits = decoders.logits(network.config, block=network.config.blocks - 1)
+
+    @jax.jit
+    def factors(key, x: Mapping[str, Array]):
+        drawn = jax.random.categorical(key, logits.apply(network.variables, x)[0])
+        ids = jnp.concatenate([x["ids"][:, :1], drawn[:, :-1]], axis=1)
+        response = x["mask"] & (jnp.arange(ids.shape[1]) > 0)
+        return tangents.of_layer(
+            network.log_probs, network.variables, network.path, {**x, "ids": ids, "response": response}
+        )
+
+    made = []
+    for batch, (at, x) in enumerate(in_batches(texts, index)):
+        _, found = factors(jax.random.fold_in(key, batch), x)
+        made.append([np.asarray(a)[: len(at)].reshape(-1, a.shape[-1]) for a in found])
+    return tangents.kronecker(Factors(*(np.concatenate(a) for a in zip(*made, strict=True))))
