@@ -11,8 +11,8 @@ gradient.
     model = tangent(inputs, outputs)           # parameters {"kernel": K}, zero at first; x is `as_rows(...)`
     edited = with_change(variables, path, K)   # the network itself at kernel + K
 
-`kronecker` is K-FAC's curvature of such a layer as an inverse for edits. Sources: Jacot et al., "Neural tangent
-kernel", NeurIPS 2018; Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature".
+`kronecker` is K-FAC's curvature of such a layer, `by_fisher` its inverse for edits. Sources: Jacot et al., "Neural
+tangent kernel", 2018; Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature".
 """
 
 from collections.abc import Mapping
@@ -103,10 +103,8 @@ def with_change(variables: Mapping[str, Any], path: Path, change: Float[AnyArray
     return {**variables, "params": _put(variables["params"], (*path, "kernel"), kernel)}
 
 
-def kronecker(factors: Factors) -> Inverse:
-    """K-FAC of one kernel: ``A = mean a a'`` of inputs and ``S = mean d d'`` of deltas, over positions, as an inverse.
-
-        (W A (x) S + damping)^-1 v          W: the sum of weights of the problem that it is used for
+def kronecker(factors: Factors) -> ekfac.Fisher:
+    """K-FAC of one kernel: eigenbases of ``A = mean a a'`` of inputs and ``S = mean d d'`` of deltas over positions.
 
     Deltas are those of ``log p(y)`` with y drawn from the model (Fisher) or as observed (empirical Fisher); positions
     whose deltas are all 0, such as padding, do not count.
@@ -116,8 +114,12 @@ def kronecker(factors: Factors) -> Inverse:
     a, d = a[real], d[real]
     eigen = [np.linalg.eigh(part.T @ part / len(part)) for part in (a, d)]
     (of_inputs, inputs), (of_outputs, outputs) = ((np.maximum(e.eigenvalues, 0), e.eigenvectors) for e in eigen)
-    arrays = (jnp.asarray(m, jnp.float32) for m in (inputs, outputs, np.outer(of_inputs, of_outputs)))
-    fisher = ekfac.Fisher({(): ekfac.Layer(*arrays)}, {})
+    arrays = (m.astype(np.float32) for m in (inputs, outputs, np.outer(of_inputs, of_outputs)))
+    return ekfac.Fisher({(): ekfac.Layer(*arrays)}, {})
+
+
+def by_fisher(fisher: ekfac.Fisher) -> Inverse:
+    """``(W A (x) S + damping)^-1 v`` for the parameters of `tangent`, W being the sum of weights of the problem."""
 
     def inverse(problem: Problem):
         _, unravel = ravel_pytree(problem.params)

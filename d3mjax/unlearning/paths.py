@@ -43,13 +43,20 @@ def one_shot(
 
 
 def in_rounds(
-    editable: Editable, pairs: Pairs, *, etas: Float[AnyArray, "k"] | tuple[float, ...], aligned: Any = 1.0
+    editable: Editable,
+    pairs: Pairs,
+    *,
+    etas: Float[AnyArray, "k"] | tuple[float, ...],
+    sign: Any = 1.0,
+    aligned: Any = 1.0,
+    keep: Any = 0.0,
 ) -> PyTree:
-    """FMD's steps one after the other, curvature and gradients anew for each; ``aligned`` as in `edits.from_pairs`."""
+    """FMD's steps one after the other, curvature and gradients anew for each; options as in `edits.from_pairs`."""
+    options = {"sign": sign, "aligned": aligned, "keep": keep}
 
     def step(params, eta):
         current = editable.problem._replace(params=params)
-        after = edits.from_pairs(current, editable.inverse, pairs, eta=eta, aligned=aligned).params
+        after = edits.from_pairs(current, editable.inverse, pairs, eta=eta, **options).params
         return after, after
 
     return jax.lax.scan(step, editable.problem.params, jnp.asarray(etas))[1]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.attribution import tangents
+from d3mjax.attribution import ekfac, tangents
 from d3mjax.attribution.dense_gradients import Factors
 from d3mjax.data import cache, tokens
 from d3mjax.networks import decoders
@@ -89,6 +89,14 @@ def _to_length(states: Float[Array, "b T d"], length: int) -> Float[Array, "b L 
     return jnp.pad(states, ((0, 0), (0, length - states.shape[1]), (0, 0)))
 
 
+def part(texts: Sided, rows: Int[np.ndarray, " r"]) -> Sided:
+    """The texts of some rows."""
+    n, k = texts.counts.shape
+    index = np.concatenate([rows + side * n for side in range(k + 1)])
+    of_rows = {name: a[index] for name, a in texts.tokens.items()}
+    return Sided(of_rows, texts.states, texts.source[index], texts.counts[rows])
+
+
 def in_batches(texts: Sided, rows: Int[np.ndarray, " r"]) -> Iterator[tuple[Int[np.ndarray, " b"], dict[str, Any]]]:
     """Batches of the texts ``rows``: positions in ``rows``, and what the network reads, of one size each."""
     of_rows = {name: a[rows] for name, a in texts.tokens.items()}
@@ -116,7 +124,8 @@ def tangent_sides(network: Network, texts: Sided, rows: Int[np.ndarray, " r"]) -
     n, k = texts.counts.shape
     index = n + np.concatenate([rows + side * n for side in range(k)])
     before = np.roll(texts.tokens["response"][index], -1, axis=1)  # a state tells the token behind it
-    made = of_texts(network, texts, index, before, int(before.sum(1).max()))
+    longest = int(texts.tokens["response"][n:].sum(1).max())  # of all rows: programs are compiled once
+    made = of_texts(network, texts, index, before, longest)
     return [{name: a[side * len(rows) : (side + 1) * len(rows)] for name, a in made.items()} for side in range(k)]
 
 
@@ -134,8 +143,8 @@ def of_texts(
     return {name: np.stack([parts[row][name] for row in range(len(index))]) for name in parts[0]}
 
 
-def fisher(key: Key[Array, ""], network: Network, texts: Sided, index: Int[np.ndarray, " r"]) -> Callable[..., Any]:
-    """K-FAC of the edited kernel for the next token, over all tokens of the texts ``index``, as an inverse.
+def fisher(key: Key[Array, ""], network: Network, texts: Sided, index: Int[np.ndarray, " r"]) -> ekfac.Fisher:
+    """K-FAC of the edited kernel for the next token, over all tokens of the texts ``index``.
 
     Labels are drawn from the model: the next tokens after the same text, one draw each.
     """

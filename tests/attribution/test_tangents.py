@@ -92,5 +92,5 @@ def test_kronecker_is_the_inverse_of_its_matrix():
     examples = Split(rows, np.zeros(5, int), np.zeros(5, int), np.arange(5))
     problem = influence.problem_of(model, variables, examples, options=influence.Options(damping=0.1, microbatch=5))
     vector = RNG.normal(size=12).astype(np.float32)
-    solved = tangents.kronecker(factors)(problem)(vector).value
+    solved = tangents.by_fisher(tangents.kronecker(factors))(problem)(vector).value
     np.testing.assert_allclose(solved, np.linalg.solve(5 * matrix + 0.5 * np.eye(12), vector), rtol=1e-4, atol=1e-5)

@@ -59,6 +59,17 @@ def test_a_step_from_pairs_lowers_the_bias_of_other_pairs_and_its_negative_raise
     np.testing.assert_array_equal(flat(step(SAME, eta=5.0)), start)
 
 
+def test_a_step_that_keeps_the_objective_is_newton_on_it_where_pairs_say_nothing():
+    """Damped Newton steps with pairs of equal sides reach the minimum; without ``keep`` they stay."""
+    start = problem_at()
+    off = start._replace(params=jax.tree.map(lambda a: 1.1 * a, start.params))
+    stepped = off
+    for _ in range(8):
+        stepped = edits.from_pairs(stepped, EXACT, SAME, keep=1.0)
+    close(flat(stepped), flat(start), atol=1e-8)
+    close(flat(edits.from_pairs(off, EXACT, SAME)), flat(off), rtol=0, atol=0)
+
+
 def test_newton_on_the_bias_goes_down_its_gradient():
     problem = problem_at()
     variables = {"params": problem.params}

