@@ -124,8 +124,9 @@ class Config:
     model: str = ""  # a GGUF file or a folder of the hub; SmolLM2-135M-Instruct
     rows: int = 256  # of every kind of StereoSet at most, one draw for all seeds
     reference: int = 400  # rows at most
-    selection: int = 200
-    wino: int = 250
+    selection: int = 120
+    curved: int = 150  # texts of reference rows behind the curvature
+    wino: int = 150
     etas: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     round_etas: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008)
     damping: float = 1e-4
@@ -201,9 +202,10 @@ class Effects(NamedTuple):
 def effects(network: Network, variables: PyTree, bench: Bench, rows: Rows) -> Effects:
     """Scores of some rows of a benchmark, which all have unrelated sides or none; terms of CrowS-Pairs are one."""
     texts = stereotype_tasks.part(bench.texts, rows)
-    rest, means = stereotype_tasks.log_probs(network, variables, texts)
     if texts.counts.shape[1] == 2:
-        return Effects(float(stereotypes.crows(rest)), float("nan"), float("nan"))
+        share = stereotypes.crows(stereotype_tasks.of_differences(network, variables, texts))
+        return Effects(float(share), float("nan"), float("nan"))
+    _, means = stereotype_tasks.log_probs(network, variables, texts)
     names = np.array(bench.rows.term)[rows]
     unique, term = np.unique(names, return_inverse=True)
     terms = stereotypes.of_terms(means.astype(np.float32), term.astype(np.int32), len(unique))
@@ -212,18 +214,16 @@ def effects(network: Network, variables: PyTree, bench: Bench, rows: Rows) -> Ef
     return Effects(float(scores.ss), float(scores.lms), float(spread))
 
 
-def report(loaded: Loaded, variables: PyTree, rows: Rows, *, crows: bool) -> dict[str, float]:
-    """Metrics of a network on ``rows`` of StereoSet by kind, on gender of CrowS-Pairs if told, and on Wino-test."""
+def report(loaded: Loaded, variables: PyTree, rows: Rows) -> dict[str, float]:
+    """Metrics of a network on ``rows`` of StereoSet by kind, and on Wino-test."""
     of = partial(effects, loaded.network, variables)
-    stereoset, pairs, wino = (loaded.benches[name] for name in ("stereoset", "crows", "wino"))
+    stereoset, wino = loaded.benches["stereoset"], loaded.benches["wino"]
     kind, values = np.array(stereoset.rows.kind)[rows], {}
     for name in np.unique(kind).tolist():
         scores = of(stereoset, rows[kind == name])
         icat = scores.lms * min(scores.ss, 100 - scores.ss) / 50
         values |= {f"ss {name}": scores.ss, f"lms {name}": scores.lms, f"icat {name}": icat}
         values |= {"bootstrap deviation of ss gender": scores.deviation} if name == "gender" else {}
-    if crows:
-        values["crows gender"] = of(pairs, np.flatnonzero(np.array(pairs.rows.kind) == "gender")).ss
     return values | {"wino": of(wino, np.arange(len(wino.rows.id))).ss}
 
 
@@ -234,11 +234,11 @@ def measure(task: Task, config: Config, loaded: Loaded, compiled: dict, seed: in
     reference, selection = np.sort(drawn.reference[: config.reference]), np.sort(drawn.selection[: config.selection])
     begin = time.perf_counter()
     sides = stereotype_tasks.tangent_sides(network, bench.texts, reference)
-    fisher = stereotype_tasks.fisher(key, network, bench.texts, len(bench.rows.id) + reference)
+    fisher = stereotype_tasks.fisher(key, network, bench.texts, len(bench.rows.id) + reference[: config.curved])
     prepared = time.perf_counter() - begin
     edited = lambda change: tangents.with_change(network.variables, network.path, change)
     on_selection = lambda variables: effects(network, variables, bench, selection)
-    measured = lambda variables: report(loaded, variables, drawn.report, crows=task.benchmark != "crows")
+    measured = lambda variables: report(loaded, variables, drawn.report)
     start = on_selection(network.variables)
     facts: dict[str, Any] = {"no edit": measured(network.variables) | _of_selection(start)}
     steps: dict[str, int] = {}

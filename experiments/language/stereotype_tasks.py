@@ -109,14 +109,25 @@ def in_batches(texts: Sided, rows: Int[np.ndarray, " r"]) -> Iterator[tuple[Int[
 def log_probs(network: Network, variables: PyTree, texts: Sided) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities ``[n k]`` of the sides in nats: of what differs, and means a token of the whole texts."""
     n, k = texts.counts.shape
-    sums = np.zeros(len(texts.source))
-    for index, x in in_batches(texts, np.arange(len(sums))):
-        sums[index] = np.asarray(network.apply(variables, x))[: len(index)]
-    if not np.isfinite(sums).all():
-        rows = np.unique(np.flatnonzero(~np.isfinite(sums)) % n)[:5].tolist()
-        raise FloatingPointError(f"log_probs: found values that are not finite in rows {rows}")
+    sums = _sums(network, variables, texts, np.arange((k + 1) * n))
     shared, rest = sums[:n], sums[n:].reshape(k, n).T
     return rest, (shared[:, None] + rest) / texts.counts
+
+
+def of_differences(network: Network, variables: PyTree, texts: Sided) -> np.ndarray:
+    """The first of `log_probs`, without the cost of what sides share."""
+    n, k = texts.counts.shape
+    return _sums(network, variables, texts, np.arange(n, (k + 1) * n)).reshape(k, n).T
+
+
+def _sums(network: Network, variables: PyTree, texts: Sided, rows: Int[np.ndarray, " r"]) -> np.ndarray:
+    sums = np.zeros(len(rows))
+    for index, x in in_batches(texts, rows):
+        sums[index] = np.asarray(network.apply(variables, x))[: len(index)]
+    if not np.isfinite(sums).all():
+        named = np.unique(rows[~np.isfinite(sums)] % len(texts.counts))[:5].tolist()
+        raise FloatingPointError(f"log_probs: found values that are not finite in rows {named}")
+    return sums
 
 
 def tangent_sides(network: Network, texts: Sided, rows: Int[np.ndarray, " r"]) -> list[dict[str, np.ndarray]]:
