@@ -127,8 +127,8 @@ class Config:
     selection: int = 120
     curved: int = 150  # texts of reference rows behind the curvature
     wino: int = 150
-    etas: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    round_etas: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008)
+    etas: tuple[float, ...] = (0.0003, 0.001, 0.003)
+    round_etas: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004)
     damping: float = 1e-4
     least: float = 0.99  # LMS on the selection rows, of that before
     smoke: bool = False
