@@ -35,9 +35,8 @@ WINGS = {
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
     ),
     "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),
-    "experiments.language": ("fmd_language",),
     "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "pretrain"),
-    "experiments.language": ("demix_alignment",),
+    "experiments.language": ("demix_alignment", "fmd_language"),
 }
 
 

@@ -196,6 +196,18 @@ def flagging_everything_has_a_known_f1(methods: Means, run: Path) -> None:
     assert methods["trees"]["label_f1"] > methods["flag everything"]["label_f1"]
 
 
+def controls_take_the_step(methods: Means, run: Path) -> None:
+    """Controls of the sign take the step of the edit; no row that steers or chooses is measured."""
+    edit = methods["FMD, related kept"]
+    assert edit["settings"]["steps"][0] >= 0
+    for control in ("sign flipped", "random signs"):
+        assert methods[f"FMD, related kept, {control}"]["settings"]["steps"] == edit["settings"]["steps"]
+    assert methods["no edit"]["share of the way"] == 0
+    arrays = _arrays(run, "terms-10")
+    used = [set(arrays[name].tolist()) for name in ("reference", "selection", "report")]
+    assert len(set.union(*used)) == sum(map(len, used))
+
+
 def oracle_repair_helps(methods: Means, run: Path) -> None:
     """With the true errors repaired accuracy rises."""
     assert methods["oracle, labels and features"]["average_accuracy"] > methods["dirty"]["average_accuracy"]
@@ -243,6 +255,7 @@ SMOKES = {
     "fmd_mnist": Smoke({"tasks": ("mnist-0.95",)}, (bias_falls,)),
     "fmd_against_d3m": Smoke(PATCH),
     "influence_on_bias": Smoke({"tasks": ("adult-sex",)}, (removal_beside_its_prediction,)),
+    "fmd_language": Smoke({"tasks": ("terms", "crows")}, (controls_take_the_step,)),
     "demix_diagnose": Smoke({}, (flagging_everything_has_a_known_f1,)),
     "demix_networks": Smoke(),
     "demix_ablate": Smoke(),

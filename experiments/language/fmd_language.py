@@ -332,6 +332,6 @@ STUDY = Study(
     describe=describe,
     minutes=60,
     headline=("terms", "FMD" + KEPT, "ss gender"),
-    smoke=partial(replace, seeds=1, rows=12, reference=10, selection=8, wino=6, etas=(0.1, 1.0), round_etas=(0.1, 0.1)),
+    smoke=partial(replace, seeds=1, rows=12, reference=10, selection=8, wino=6, etas=(0.003, 0.01), round_etas=(0.003, 0.01)),
     models=lambda config: 7,
 )
