@@ -249,8 +249,8 @@ def measure(task: Task, config: Config, loaded: Loaded, compiled: dict, seed: in
         changes = np.asarray(compiled[name](key, sides, fisher))
         seconds = prepared + time.perf_counter() - begin
         if (controlled := name.rpartition(", ")[0]) in steps:  # a control takes the step of what it controls
-            steps[name] = steps[controlled]
-            tried = {steps[name]: on_selection(edited(changes[steps[name]]))}
+            steps[name] = step = steps[controlled]
+            tried = {} if step < 0 else {step: on_selection(edited(changes[step]))}
         else:
             tried = {k: on_selection(edited(change)) for k, change in enumerate(changes)}
             steps[name] = nearest(start, tried, least=config.least)
@@ -332,6 +332,6 @@ STUDY = Study(
     describe=describe,
     minutes=60,
     headline=("terms", "FMD" + KEPT, "ss gender"),
-    smoke=partial(replace, seeds=1, rows=12, reference=10, selection=8, wino=6, etas=(0.003, 0.01), round_etas=(0.003, 0.01)),
+    smoke=partial(replace, seeds=1, reference=10, selection=8, wino=6, etas=(0.003, 0.01), round_etas=(0.003, 0.01)),
     models=lambda config: 7,
 )
