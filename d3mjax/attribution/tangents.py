@@ -114,7 +114,7 @@ def kronecker(factors: Factors) -> ekfac.Fisher:
     a, d = a[real], d[real]
     eigen = [np.linalg.eigh(part.T @ part / len(part)) for part in (a, d)]
     (of_inputs, inputs), (of_outputs, outputs) = ((np.maximum(e.eigenvalues, 0), e.eigenvectors) for e in eigen)
-    arrays = (m.astype(np.float32) for m in (inputs, outputs, np.outer(of_inputs, of_outputs)))
+    arrays = (jnp.asarray(m, jnp.float32) for m in (inputs, outputs, np.outer(of_inputs, of_outputs)))
     return ekfac.Fisher({(): ekfac.Layer(*arrays)}, {})
 
 

@@ -57,7 +57,7 @@ class Parts(NamedTuple):
 def halves_of_crows(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
     """Halves of CrowS-Pairs; all of StereoSet is measured."""
     order = rng.permutation(len(crows.id))
-    return Parts(*np.array_split(order, 2), np.arange(len(stereoset.id)))
+    return Parts._make([*np.array_split(order, 2), np.arange(len(stereoset.id))])
 
 
 def unseen_terms(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
@@ -77,7 +77,7 @@ def unseen_kind(stereoset: Sentences, crows: Sentences, rng: np.random.Generator
     kind, term = np.array(stereoset.kind), np.array(stereoset.term)
     terms = rng.permutation(np.unique(term[kind != "gender"]))
     halves = (np.flatnonzero(np.isin(term, half)) for half in np.array_split(terms, 2))
-    return Parts(*map(rng.permutation, halves), np.flatnonzero(kind == "gender"))
+    return Parts._make([*map(rng.permutation, halves), np.flatnonzero(kind == "gender")])
 
 
 class Task(NamedTuple):
@@ -146,7 +146,7 @@ class Loaded(NamedTuple):
 
     network: Network
     benches: dict[str, Bench]
-    paths: dict[str, Callable]
+    paths: dict[str, Any]
 
 
 def load(config: Config, directory: Path) -> Loaded:
@@ -325,7 +325,8 @@ def prepare(task: Task, config: Config, results: Path) -> Callable:
 
 STUDY = Study(
     "fmd_language",
-    claim="",
+    claim="Steps on pairs of some terms of StereoSet lower the stereotype score of terms that they have not seen, if a term "
+    "of the step keeps related words likelier than unrelated ones; random signs show how much of that is noise.",
     config=Config(),
     tasks=TASKS,
     prepare=prepare,

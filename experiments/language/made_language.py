@@ -1,6 +1,7 @@
 """A decoder of random weights and benchmarks of made sentences, for smoke runs: of no use but to run everything."""
 
 from itertools import product
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,14 @@ def language() -> LanguageModel:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=BEGIN))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([BEGIN])
-    sizes = {"vocabulary": len(vocabulary), "width": 16, "blocks": 2, "heads": 4, "key_heads": 2, "inner": 24}
+    sizes: dict[str, Any] = {
+        "vocabulary": len(vocabulary),
+        "width": 16,
+        "blocks": 2,
+        "heads": 4,
+        "key_heads": 2,
+        "inner": 24,
+    }
     config = decoders.LlamaConfig(**sizes, positions=32)
     model, one = decoders.log_probs(config), {"ids": np.zeros((1, 8), np.int32)}
     x = one | {name: np.ones((1, 8), bool) for name in ("mask", "response")}
@@ -47,11 +55,15 @@ def benchmarks() -> dict[str, Sentences]:
     sides = [tuple(f"the {term} is {w[k]} today" for (term, _), k in cells) for w in (STEREOTYPES, OTHERS, UNRELATED)]
     terms, kinds = zip(*(person for person, _ in cells), strict=True)
     ids = lambda rows: np.arange(len(rows), dtype=np.int32)
-    stereoset = Sentences(*sides, terms, kinds, ids(terms))
+    stereoset = Sentences._make([*sides, terms, kinds, ids(terms)])
     swaps = [(a, b, kind) for (a, kind), (b, other) in product(people, people) if kind == other and a < b]
     said = [(f"my {a} is {w} again", f"my {b} is {w} again", kind) for (a, b, kind) in swaps for w in STEREOTYPES]
     first, second, kinds = zip(*said, strict=True)
     crows = Sentences(first, second, (), kinds, kinds, ids(kinds))
     pronouns = [tuple(f"the {term} left because {p} is late" for term, _ in people) for p in ("he", "she")]
     gender = ("gender",) * len(people)
-    return {"stereoset": stereoset, "crows": crows, "wino": Sentences(*pronouns, (), gender, gender, ids(gender))}
+    return {
+        "stereoset": stereoset,
+        "crows": crows,
+        "wino": Sentences._make([*pronouns, (), gender, gender, ids(gender)]),
+    }

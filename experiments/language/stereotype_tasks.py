@@ -148,7 +148,7 @@ def of_texts(
     for at, x in in_batches(texts, index):
         values, factors = network.factors(network.variables, x=x)
         width = x["ids"].shape[1]
-        kept = Factors(*(np.asarray(a)[: len(at)] for a in factors))
+        kept = jax.tree.map(lambda a, count=len(at): a[:count], factors)
         made = tangents.as_rows(np.asarray(values)[: len(at)], kept, positions[at][:, :width], length)
         parts |= {row: {name: a[j] for name, a in made.items()} for j, row in enumerate(at.tolist())}
     return {name: np.stack([parts[row][name] for row in range(len(index))]) for name in parts[0]}
@@ -165,7 +165,7 @@ def fisher(key: Key[Array, ""], network: Network, texts: Sided, index: Int[np.nd
     def factors(key, x: Mapping[str, Array]):
         drawn = jax.random.categorical(key, logits.apply(network.variables, x)[0])
         ids = jnp.concatenate([x["ids"][:, :1], drawn[:, :-1]], axis=1)
-        response = x["mask"] & (jnp.arange(ids.shape[1]) > 0)
+        response = x["mask"].at[:, 0].set(False)
         return tangents.of_layer(
             network.log_probs, network.variables, network.path, {**x, "ids": ids, "response": response}
         )
@@ -173,5 +173,5 @@ def fisher(key: Key[Array, ""], network: Network, texts: Sided, index: Int[np.nd
     made = []
     for batch, (at, x) in enumerate(in_batches(texts, index)):
         _, found = factors(jax.random.fold_in(key, batch), x)
-        made.append([np.asarray(a)[: len(at)].reshape(-1, a.shape[-1]) for a in found])
-    return tangents.kronecker(Factors(*(np.concatenate(a) for a in zip(*made, strict=True))))
+        made.append(jax.tree.map(lambda a, count=len(at): a[:count].reshape(-1, a.shape[-1]), found))
+    return tangents.kronecker(jax.tree.map(lambda *a: jnp.concatenate(a), *made))

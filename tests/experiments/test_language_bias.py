@@ -87,7 +87,7 @@ def sides():
     return [make() for _ in range(3)]
 
 
-IDENTITY = ekfac.Fisher({(): ekfac.Layer(np.eye(4), np.eye(2), np.zeros((4, 2)))}, {})
+IDENTITY = ekfac.Fisher({(): ekfac.Layer(jnp.eye(4), jnp.eye(2), jnp.zeros((4, 2)))}, {})
 STEPS = language_edits.Steps(etas=(0.5, 1.0), round_etas=(0.01, 0.01))
 
 

@@ -40,8 +40,8 @@ class Sentences(NamedTuple):
 
 def take(rows: Sentences, index: Int[np.ndarray, " k"]) -> Sentences:
     """The rows at ``index``."""
-    chosen = (tuple(column[i] for i in index) if len(column) else () for column in rows[:-1])
-    return Sentences(*chosen, rows.id[np.asarray(index, int)])
+    chosen = [tuple(column[i] for i in index) if len(column) else () for column in rows[:-1]]
+    return Sentences._make([*chosen, rows.id[np.asarray(index, int)]])
 
 
 def read_stereoset(wheel: str | Path) -> Sentences:
