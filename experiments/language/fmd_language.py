@@ -325,7 +325,7 @@ def prepare(task: Task, config: Config, results: Path) -> Callable:
 
 STUDY = Study(
     "fmd_language",
-    claim="Steps on pairs of some terms of StereoSet lower the stereotype score of terms that they have not seen, if a term "
+    claim="Steps on pairs of some terms of StereoSet lower the stereotype score of terms they have not seen, if a term "
     "of the step keeps related words likelier than unrelated ones; random signs show how much of that is noise.",
     config=Config(),
     tasks=TASKS,
