@@ -15,9 +15,8 @@ CONFIG = decoders.LlamaConfig(
     vocabulary=11, width=8, blocks=2, heads=4, key_heads=2, inner=10, positions=12, base=100.0
 )
 PATH = ("block_1", "down")
-RNG = np.random.default_rng(0)
 TOKENS = {
-    "ids": RNG.integers(11, size=(3, 6)).astype(np.int32),
+    "ids": np.random.default_rng(0).integers(11, size=(3, 6)).astype(np.int32),
     "mask": np.arange(6)[None] < np.array([[6], [4], [3]]),
 }
 TOKENS["response"] = TOKENS["mask"] & (np.arange(6)[None] >= np.array([[1], [2], [1]]))
@@ -64,7 +63,7 @@ def test_tangent_touches_the_network(network):
     linear = tangents.tangent(10, 8)
     start = linear.init(jax.random.key(0), rows)
     np.testing.assert_allclose(linear.apply(start, rows)[0], values)
-    change = jnp.asarray(RNG.normal(size=(10, 8)), jnp.float32)
+    change = jnp.asarray(np.random.default_rng(1).normal(size=(10, 8)), jnp.float32)
 
     def error(scale):
         exact = model.apply(tangents.with_change(variables, PATH, scale * change), TOKENS)[0]
@@ -81,7 +80,8 @@ def test_a_layer_that_is_not_there(network):
 
 
 def test_kronecker_is_the_inverse_of_its_matrix():
-    factors = Factors(RNG.normal(size=(2, 7, 4)), RNG.normal(size=(2, 7, 3)))
+    rng = np.random.default_rng(2)
+    factors = Factors(rng.normal(size=(2, 7, 4)), rng.normal(size=(2, 7, 3)))
     factors.deltas[0, 5:] = 0  # padding
     a, d = (part.reshape(14, -1)[[*range(5), *range(7, 14)]] for part in factors)
     matrix = np.kron(a.T @ a / 12, d.T @ d / 12)
@@ -91,6 +91,6 @@ def test_kronecker_is_the_inverse_of_its_matrix():
     variables = model.init(jax.random.key(0), rows)
     examples = Split(rows, np.zeros(5, int), np.zeros(5, int), np.arange(5))
     problem = influence.problem_of(model, variables, examples, options=influence.Options(damping=0.1, microbatch=5))
-    vector = RNG.normal(size=12).astype(np.float32)
+    vector = rng.normal(size=12).astype(np.float32)
     solved = tangents.by_fisher(tangents.kronecker(factors))(problem)(vector).value
     np.testing.assert_allclose(solved, np.linalg.solve(5 * matrix + 0.5 * np.eye(12), vector), rtol=1e-4, atol=1e-5)
