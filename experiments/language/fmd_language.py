@@ -124,11 +124,11 @@ class Config:
     model: str = ""  # a GGUF file or a folder of the hub; SmolLM2-135M-Instruct
     rows: int = 256  # of every kind of StereoSet at most, one draw for all seeds
     reference: int = 400  # rows at most
-    selection: int = 120
+    selection: int = 200
     curved: int = 150  # texts of reference rows behind the curvature
     wino: int = 150
-    etas: tuple[float, ...] = (0.0003, 0.001, 0.003)
-    round_etas: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004)
+    etas: tuple[float, ...] = (0.003, 0.01, 0.03)
+    round_etas: tuple[float, ...] = (0.002, 0.004, 0.008, 0.016)
     damping: float = 1e-4
     least: float = 0.99  # LMS on the selection rows, of that before
     smoke: bool = False

@@ -33,8 +33,8 @@ Sides = list[dict[str, np.ndarray]]
 class Steps(NamedTuple):
     """Sizes of steps, the points of a path that selection chooses among."""
 
-    etas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)  # of one step
-    round_etas: tuple[float, ...] = (0.02,) * 6  # of steps one after the other
+    etas: tuple[float, ...]  # of one step
+    round_etas: tuple[float, ...]  # of steps one after the other
     beta: float = 0.1  # of DPO, per nat
 
 
