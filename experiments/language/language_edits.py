@@ -25,7 +25,8 @@ from d3mjax.types import AnyArray, Pairs, Split
 from d3mjax.unlearning import paths
 from d3mjax.unlearning.paths import Editable
 
-KEPT = ", related kept"
+KEPT = ", related kept"  # in names of edits
+
 Sides = list[dict[str, np.ndarray]]
 """The stereotype, the anti-stereotype, and the unrelated side of each row, as inputs of `tangents.tangent`."""
 
