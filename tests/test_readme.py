@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import made_decoders
 import made_text
 import numpy as np
 import optax
@@ -18,7 +19,7 @@ from d3mjax.training import masks
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text()
 BENCHMARKS = Path(__file__).parents[1].joinpath("docs", "benchmarks.md").read_text()
-EXAMPLES, (ENCODED,) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in (README, BENCHMARKS))
+EXAMPLES, (ENCODED, DECODED) = (re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in (README, BENCHMARKS))
 
 
 def run(code, **names):
@@ -66,6 +67,16 @@ def test_sentences_become_unit_vectors_by_published_files(tmp_path):
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     np.testing.assert_allclose(names["vectors"], expected, atol=1e-4)
     assert names["cut"] == 0
+
+
+def test_a_language_model_prefers_a_response_and_gets_adapters(tmp_path):
+    path = made_decoders.write_gguf(tmp_path / "model.gguf")
+    names = run(DECODED.replace("SmolLM2-135M-Instruct.Q4_1.gguf", str(path)).replace("rank=8", "rank=2"))
+    assert names["nats"].shape == (2,)
+    assert np.all(np.asarray(names["nats"]) < 0)
+    assert names["cut"] == 0
+    shapes = {leaf.shape for leaf in jax.tree.leaves(names["adapters"])}
+    assert shapes == {(8, 2), (2, 8)}  # of the queries of both blocks
 
 
 def test_the_sources_of_attribution_have_the_shapes_that_the_readme_gives(planted):
