@@ -127,8 +127,8 @@ class Config:
     selection: int = 200
     curved: int = 150  # texts of reference rows behind the curvature
     wino: int = 150
-    etas: tuple[float, ...] = (0.003, 0.01, 0.03)
-    round_etas: tuple[float, ...] = (0.002, 0.004, 0.008, 0.016)
+    etas: tuple[float, ...] = (0.003, 0.006, 0.012)
+    round_etas: tuple[float, ...] = (0.004, 0.008, 0.016, 0.032)
     damping: float = 1e-4
     least: float = 0.99  # LMS on the selection rows, of that before
     smoke: bool = False
