@@ -49,7 +49,7 @@ def test_positions_before_responses_are_enough(network):
     before = np.roll(TOKENS["response"], -1, axis=1)
     rows = tangents.as_rows(values, factors, before, 5)
     assert rows["inputs"].shape == (3, 5, 10)
-    compact = Factors(rows["inputs"], rows["deltas"])
+    compact = Factors(jnp.asarray(rows["inputs"]), jnp.asarray(rows["deltas"]))
     np.testing.assert_allclose(compact.matrix(), factors.matrix(), atol=1e-6)
     with pytest.raises(ValueError, match="found 5 in a row, expected at most 4"):
         tangents.as_rows(values, factors, before, 4)
@@ -81,9 +81,10 @@ def test_a_layer_that_is_not_there(network):
 
 def test_kronecker_is_the_inverse_of_its_matrix():
     rng = np.random.default_rng(2)
-    factors = Factors(rng.normal(size=(2, 7, 4)), rng.normal(size=(2, 7, 3)))
-    factors.deltas[0, 5:] = 0  # padding
-    a, d = (part.reshape(14, -1)[[*range(5), *range(7, 14)]] for part in factors)
+    inputs, deltas = rng.normal(size=(2, 7, 4)), rng.normal(size=(2, 7, 3))
+    deltas[0, 5:] = 0  # padding
+    factors = Factors(jnp.asarray(inputs), jnp.asarray(deltas))
+    a, d = (part.reshape(14, -1)[[*range(5), *range(7, 14)]] for part in (inputs, deltas))
     matrix = np.kron(a.T @ a / 12, d.T @ d / 12)
     model = preferences.bradley_terry(tangents.tangent(4, 3))
     side = {"values": np.zeros(5), "inputs": np.zeros((5, 1, 4)), "deltas": np.zeros((5, 1, 3))}
@@ -92,5 +93,5 @@ def test_kronecker_is_the_inverse_of_its_matrix():
     examples = Split(rows, np.zeros(5, int), np.zeros(5, int), np.arange(5))
     problem = influence.problem_of(model, variables, examples, options=influence.Options(damping=0.1, microbatch=5))
     vector = rng.normal(size=12).astype(np.float32)
-    solved = tangents.by_fisher(tangents.kronecker(factors))(problem)(vector).value
+    solved = tangents.by_fisher(tangents.kronecker(factors))(problem)(jnp.asarray(vector)).value
     np.testing.assert_allclose(solved, np.linalg.solve(5 * matrix + 0.5 * np.eye(12), vector), rtol=1e-4, atol=1e-5)
