@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from d3mjax.attribution import outputs
 from d3mjax.data import tables
 from d3mjax.diagnosis import oddity, row_features, vectors
+from d3mjax.linalg.products import LARGEST
 from d3mjax.networks import dense, ft_transformer
 from d3mjax.training import ensemble, objectives, sampling
 from d3mjax.training.trainer import make_trainer
@@ -71,6 +72,37 @@ def trainer_of(model: Model, network: Network, num_rows: int) -> Trainer:
     return make_trainer(model, objectives.cross_entropy(), network.tx, sampling.shuffled(), batch_size=batch)
 
 
+def trained_by_folds(
+    key: Key[Array, ""], model: Model, trainer: Trainer, train: Split, steps: int, *, microbatch: int = LARGEST
+) -> tuple[PyTree, Float[Array, "n 4"], Float[Array, "n C"], Float[Array, "n C"]]:
+    """A training on all rows and one without each of `FOLDS` random folds; ``steps`` is a multiple of 4.
+
+    Returns the variables of the first; the norm of each gradient, the mean margin over quarters of the training, and
+    the loss and margin by the training without the row; logits; and logits without the row.
+    """
+    num_rows = len(train.y)
+    fold = jax.random.permutation(jax.random.fold_in(key, 1), num_rows) % FOLDS
+    keys = jnp.stack([key, *(jax.random.fold_in(key, 2 + k) for k in range(FOLDS))])
+
+    def fit(start, without):  # the fold that is left out; -1 is none
+        weights = (fold != without).astype(jnp.float32)
+
+        def quarter(state, _):
+            state, _ = trainer.run(state, train, weights, steps // 4)
+            return state, outputs.soft_margins(model, state.variables, train, microbatch=microbatch)
+
+        state = trainer.init(start, jax.tree.map(lambda a: a[:1], train.x))
+        state, margins = jax.lax.scan(quarter, state, length=4)
+        return state.variables, margins, outputs.logits(model, state.variables, train.x, microbatch=microbatch)
+
+    each = jax.lax.map(lambda one: fit(*one), (keys, jnp.arange(-1, FOLDS)))  # one compilation for all
+    variables, margins, logits = jax.tree.map(lambda a: a[0], each)
+    others = jnp.take_along_axis(each[2][1:], fold[None, :, None], axis=0)[0]
+    extras = [vectors.norms(model, variables, train, microbatch=microbatch), margins.mean(0)]
+    extras += [objectives.losses(others, train.y), outputs.soft_margin(others, train.y)]
+    return variables, jnp.stack(extras, 1), logits, others
+
+
 def make_train(
     network: Network, columns: Sequence[slice], num_classes: int, num_rows: int, *, width: int = 1, mesh: Mesh | None
 ) -> Callable[..., list[Cell]]:
@@ -82,29 +114,12 @@ def make_train(
     trainer = trainer_of(model, network, num_rows)
 
     def one(key, train: Split, validation: Split):
-        fold = jax.random.permutation(jax.random.fold_in(key, 1), num_rows) % FOLDS
-        keys = jnp.stack([key, *(jax.random.fold_in(key, 2 + k) for k in range(FOLDS))])
-
-        def fit(start, without):  # the fold that is left out; -1 is none
-            weights = (fold != without).astype(jnp.float32)
-
-            def quarter(state, _):
-                state, _ = trainer.run(state, train, weights, network.steps // 4)
-                return state, outputs.soft_margins(model, state.variables, train)
-
-            state, margins = jax.lax.scan(quarter, trainer.init(start, train.x[:1]), length=4)
-            return state.variables, margins, outputs.logits(model, state.variables, train.x)
-
-        each = jax.lax.map(lambda one: fit(*one), (keys, jnp.arange(-1, FOLDS)))  # one compilation for all
-        variables, margins, logits = jax.tree.map(lambda a: a[0], each)
-        others = jnp.take_along_axis(each[2][1:], fold[None, :, None], axis=0)[0]
-        extras = [vectors.norms(model, variables, train), margins.mean(0)]
-        extras += [objectives.losses(others, train.y), outputs.soft_margin(others, train.y)]
+        variables, extras, logits, others = trained_by_folds(key, model, trainer, train, network.steps)
         tensor = vectors.tensor(model, variables, train, validation)
         labelled_as = lambda c: train._replace(y=jnp.full_like(train.y, c))
         product = lambda c: vectors.gram(model, variables, labelled_as(c), validation).astype(jnp.float16)
         by_class = jax.lax.map(product, jnp.arange(num_classes)).swapaxes(0, 1)
-        return tensor, jnp.stack(extras, 1), logits, others, by_class
+        return tensor, extras, logits, others, by_class
 
     @jax.jit
     def compiled(key, numbers, trains, validations):

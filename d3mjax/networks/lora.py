@@ -42,7 +42,8 @@ def adapted(model: Model, choose: Callable[[str], bool], *, rank: int = 8, alpha
     Adapter(A=(3, 2), B=(2, 4))
 
     Raises:
-      ValueError: in ``init``: no path is accepted, a chosen parameter is no matrix, or a side of one is below the rank.
+      ValueError: in ``init``: ``choose`` accepts no path, or a parameter that is not a matrix of ``rank`` rows and
+        columns or more.
     """
     if rank < 1:
         raise ValueError(f"rank: found {rank}, expected at least 1")

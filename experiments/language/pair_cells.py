@@ -25,7 +25,7 @@ from d3mjax.attribution import outputs
 from d3mjax.data import cache, prompts
 from d3mjax.data.sets.preferences import Preferences
 from d3mjax.diagnosis import baseline_scores, oddity, vectors
-from d3mjax.diagnosis.cells import EXTRAS, FOLDS, Cell
+from d3mjax.diagnosis.cells import EXTRAS, Cell, trained_by_folds
 from d3mjax.networks import decoders, dense, lora
 from d3mjax.training import ensemble, objectives, sampling
 from d3mjax.training.preferences import bradley_terry, pairwise, with_reference
@@ -146,27 +146,11 @@ def make_train(learner: Learner, num_pairs: int, **spread: Any) -> Callable[...,
         trainer = learner.trainer(model, num_pairs)
         train, validation = map(oriented, pairs)
         first, second = map(oriented, seen)
-        fold = jax.random.permutation(jax.random.fold_in(key, 1), num_pairs) % FOLDS
-        keys = jnp.stack([key, *(jax.random.fold_in(key, 2 + k) for k in range(FOLDS))])
-
-        def fit(start, without):  # the fold that is left out; -1 is none
-            weights = (fold != without).astype(jnp.float32)
-
-            def quarter(state, _):
-                state, _ = trainer.run(state, train, weights, learner.steps // 4)
-                return state, outputs.soft_margins(model, state.variables, train, microbatch=microbatch)
-
-            state = trainer.init(start, jax.tree.map(lambda a: a[:1], train.x))
-            state, margins = jax.lax.scan(quarter, state, length=4)
-            return state.variables, margins, outputs.logits(model, state.variables, train.x, microbatch=microbatch)
-
-        each = jax.lax.map(lambda one: fit(*one), (keys, jnp.arange(-1, FOLDS)))
-        variables, margins, logits = jax.tree.map(lambda a: a[0], each)
-        others = jnp.take_along_axis(each[2][1:], fold[None, :, None], axis=0)[0]
-        extras = [vectors.norms(model, variables, train, microbatch=microbatch), margins.mean(0)]
-        extras += [objectives.losses(others, train.y), outputs.soft_margin(others, train.y)]
+        variables, extras, logits, others = trained_by_folds(
+            key, model, trainer, train, learner.steps, microbatch=microbatch
+        )
         channels, helped = tensor(model, variables, (train, validation), (first, second), microbatch=microbatch)
-        return channels, jnp.stack(extras, 1), logits, others, jnp.stack([helped, -helped], 1)
+        return channels, extras, logits, others, jnp.stack([helped, -helped], 1)
 
     @jax.jit
     def compiled(shared, key, numbers, pairs, seen):

@@ -100,7 +100,7 @@ LIMIT, BETWEEN = ((SPREAD**2 + 4 * square) ** 0.5 for square in (0.05**2, 2 * 0.
         # a gain counts beyond the spread and the error of the reporting examples
         (table(0.5 + LIMIT + 1e-6), {"ours": OURS}, DROP),
         (table(0.5 + LIMIT - 1e-6), {"ours": OURS}, LEAVE),
-        # paired: what rows share is no error
+        # paired: equal influences of both rows cancel
         (table(0.5 + SPREAD + 1e-6), dict.fromkeys(("plain", "ours", "matched", "random"), OURS), DROP),
         # it must be beyond that of class-matched random removal as well
         (table(0.5 + LIMIT + 1e-6), {"ours": OURS, "matched": OTHER}, LEAVE),
