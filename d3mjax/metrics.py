@@ -53,7 +53,7 @@ def worst_group_influence(
     """
     member = jax.nn.one_hot(group, num_groups)  # [t G]
     sizes = member.sum(0)
-    accuracies = jnp.matmul(jnp.asarray(right, member.dtype), member, precision="highest") / sizes[None]  # [m G]
+    accuracies = dot(jnp.asarray(right, member.dtype), member) / sizes[None]  # [m G]
     worst = jnp.nanargmin(accuracies, axis=-1)
     inside = (jnp.asarray(group)[None] == worst[:, None]) / sizes[worst][:, None]
     return ((right - jnp.nanmin(accuracies, axis=-1, keepdims=True)) * inside).mean(0)

@@ -1,12 +1,4 @@
-"""Language models from files: SmolLM2 as `make data` brings it, and any Llama or GPT-2 of the user's.
-
-Training the last blocks takes the states of the others once:
-
-    language = smollm2(max_length=64)
-    tokens, cut = language.encode(prompts, responses)
-    x = with_states(language, 26, tokens)
-    model = lora.adapted(upper(language, 26), lambda path: "['query']" in path)  # from x to log-probabilities
-"""
+"""Language models from files: SmolLM2 as `make data` brings it, and any Llama or GPT-2 of the user's."""
 
 import json
 from collections.abc import Callable
@@ -16,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from d3mjax.data import cache, gguf, prompts, weight_files
-from d3mjax.data.tokens import Encoded, Tokens
-from d3mjax.networks import adapt, decoder_files, decoders
+from d3mjax.data import gguf, prompts, weight_files
+from d3mjax.data.tokens import Encoded
+from d3mjax.networks import decoder_files, decoders
 from d3mjax.types import Model
 from experiments import local_data
 
@@ -64,31 +56,14 @@ def read(path: Path, *, max_length: int = 256, template: prompts.Template = prom
     return LanguageModel(config, model, variables, encode, tokenizer)
 
 
-def upper(language: LanguageModel, block: int, *, longest: int | None = None) -> Model:
-    """`decoders.log_probs` from ``block`` on, which every training starts at the published weights."""
-    model = decoders.log_probs(language.config, block=block, longest=longest)
-    return adapt.starting_from(model, decoders.divided(language.variables, block)[1])
-
-
-def with_states(
-    language: LanguageModel, block: int, tokens: Tokens, *, made: Path = local_data.FILLED / "made" / "features"
-) -> dict[str, np.ndarray]:
-    """Tokens with the ``"states"`` ``[n T d]`` after ``block`` blocks, which are kept on disk.
-
-    Raises:
-      ValueError: less memory than twice the states take.
-    """
-    count, length = tokens["ids"].shape
-    needed = 2 * 4 * count * length * language.config.width
+def check_memory(count: int, length: int, width: int) -> None:
+    """Raise ``ValueError`` where twice the float32 states of ``count`` texts are more than the free memory."""
+    needed = 2 * 4 * count * length * width
     if (free := free_memory()) is not None and needed > free:
         raise ValueError(
             f"states: found {free / 1e9:.1f} GB of free memory, expected {needed / 1e9:.1f} GB for {count:,} texts of "
             f"{length} tokens; take fewer or shorter texts"
         )
-    weights = decoders.divided(language.variables, block)[0]
-    model, name = decoders.lower(language.config, block), f"decoder-{block}"
-    states = cache.make_features(model, weights, made, name=name, config=language.config)
-    return {**tokens, "states": states({"ids": tokens["ids"]})}
 
 
 def free_memory() -> int | None:

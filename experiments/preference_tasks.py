@@ -128,10 +128,6 @@ def standardised(x: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
     return {name: ((side - mean) / scale).astype(np.float32) for name, side in x.items()}
 
 
-def _by_length(pairs: Preferences) -> np.ndarray:
-    return preferences.shorter_preferred(pairs)
-
-
 def _by_source_and_length(pairs: Preferences) -> np.ndarray:
     return 2 * pairs.source + preferences.shorter_preferred(pairs)
 
@@ -158,7 +154,7 @@ _BIASED = "Of the 2,000 training pairs 90 % prefer the longer side, of all other
 KINDER = Task(
     name="kindness",
     about=f"{KINDNESS.about} A small network on features of frozen MiniLM. {_BIASED}",
-    load=partial(_load, task=KINDNESS, group=_by_length, share=0.1),
+    load=partial(_load, task=KINDNESS, group=preferences.shorter_preferred, share=0.1),
     class_names=("first", "second"),
     group_names=LENGTHS,
     make_model=partial(dense.difference, (64,), 2),
@@ -173,7 +169,7 @@ RIGHT = replace(
     KINDER,
     name="commonsense",
     about=f"{COMMONSENSE.about} A small network on features of frozen MiniLM. {_BIASED}",
-    load=partial(_load, task=COMMONSENSE, group=_by_length, share=0.1),
+    load=partial(_load, task=COMMONSENSE, group=preferences.shorter_preferred, share=0.1),
 )
 RIGHT_BY_SOURCE = replace(
     RIGHT,

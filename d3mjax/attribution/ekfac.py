@@ -11,6 +11,7 @@ are not drawn but weighed: one backward pass a class. Source: George et al., 201
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -48,9 +49,14 @@ def by_ekfac(*, corrected: bool = True) -> Inverse:
 
     It fits the parameters of whole layers: `Options.keep` must not part a kernel from its bias.
     """
+    return by_fisher(partial(fit, corrected=corrected))
+
+
+def by_fisher(fisher_of: Callable[[Problem], Fisher]) -> Inverse:
+    """`by_ekfac` with the Fisher of a function of the problem."""
 
     def inverse(problem: Problem):
-        fisher = fit(problem, corrected=corrected)
+        fisher = fisher_of(problem)
         matvec, (_, unravel) = problem.curvature(problem), ravel_pytree(problem.params)
 
         def solve(vector) -> Solve:

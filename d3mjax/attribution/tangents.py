@@ -11,8 +11,9 @@ gradient.
     model = tangent(inputs, outputs)           # parameters {"kernel": K}, zero at first; x is `as_rows(...)`
     edited = with_change(variables, path, K)   # the network itself at kernel + K
 
-`kronecker` is K-FAC's curvature of such a layer, `by_fisher` its inverse for edits. Sources: Jacot et al., "Neural
-tangent kernel", 2018; Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature".
+`kronecker` is K-FAC's curvature of such a layer, `ekfac.by_fisher` its inverse for edits. Sources: Jacot et al.,
+"Neural tangent kernel", 2018; Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate
+curvature".
 """
 
 from collections.abc import Mapping
@@ -23,13 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from d3mjax.attribution import ekfac
-from d3mjax.attribution.curvatures import Inverse, Problem
 from d3mjax.attribution.dense_gradients import Factors
-from d3mjax.types import AnyArray, Model, Solve
+from d3mjax.types import AnyArray, Model
 
 Path = tuple[str, ...]
 """Of a dense layer in ``params``, such as ``("block_29", "down")``."""
@@ -116,21 +115,6 @@ def kronecker(factors: Factors) -> ekfac.Fisher:
     (of_inputs, inputs), (of_outputs, outputs) = ((np.maximum(e.eigenvalues, 0), e.eigenvectors) for e in eigen)
     arrays = (jnp.asarray(m, jnp.float32) for m in (inputs, outputs, np.outer(of_inputs, of_outputs)))
     return ekfac.Fisher({(): ekfac.Layer(*arrays)}, {})
-
-
-def by_fisher(fisher: ekfac.Fisher) -> Inverse:
-    """``(W A (x) S + damping)^-1 v`` for the parameters of `tangent`, W being the sum of weights of the problem."""
-
-    def inverse(problem: Problem):
-        _, unravel = ravel_pytree(problem.params)
-
-        def solve(vector):
-            x = ravel_pytree(ekfac.apply(fisher, problem, unravel(vector)))[0]
-            return Solve(x, jnp.zeros(()), jnp.int32(0))
-
-        return solve
-
-    return inverse
 
 
 def _put(tree: Mapping[str, Any], path: Path, leaf: Any) -> dict[str, Any]:

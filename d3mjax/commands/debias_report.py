@@ -107,9 +107,8 @@ def rows_of(task: str, units: Sequence[Unit]) -> list[dict[str, Any]]:
     """
     splits = debias_auto.of_seeds(units)
     rows = []
-    for method, kind in METHODS.items():
-        if not any(f"test/{method}" in arrays for _, arrays in units):
-            continue
+    for method in _measured(units):
+        kind = METHODS[method]
         names = [_stored(unit, method) for unit in units]
         values = {
             WGA: [_worst(unit, method) for unit in units],
@@ -129,6 +128,11 @@ def rows_of(task: str, units: Sequence[Unit]) -> list[dict[str, Any]]:
     return rows
 
 
+def _measured(units: Sequence[Unit]) -> list[str]:
+    """Methods that some seed measured."""
+    return [method for method in METHODS if any(f"test/{method}" in arrays for _, arrays in units)]
+
+
 def _stored(unit: Unit, method: str) -> str:
     """The method under whose name a seed stored its numbers: plain training where it refused to remove anything."""
     return method if f"test/{method}" in unit[1] else PLAIN
@@ -141,9 +145,8 @@ def _worst(unit: Unit, method: str) -> float:
 
 def influences_of(units: Sequence[Unit]) -> verdict.Influences:
     """Influences of all that reports on the worst-group accuracy of every method of the table, mean over seeds."""
-    methods = [method for method in METHODS if any(f"test/{method}" in arrays for _, arrays in units)]
     of_seeds = lambda method: [unit[1][f"influence/{_stored(unit, method)}"] for unit in units]
-    return {method: np.mean(of_seeds(method), axis=0) for method in methods}
+    return {method: np.mean(of_seeds(method), axis=0) for method in _measured(units)}
 
 
 def decide(rows: Sequence[Row], units: Sequence[Unit], group_names: Sequence[str], max_loss: float) -> Verdict:
@@ -265,8 +268,9 @@ def section(
         [about, *data.card.get("notes", ()), NOTE, *(debias_auto.details(splits, data.group_names) if splits else [])]
     )
     average = lambda unit, method: float(unit[1][f"average/{_stored(unit, method)}"].mean())
-    measured = [method for method in METHODS if any(f"test/{method}" in arrays for _, arrays in units)]
-    of_method = {m: ([average(unit, m) for unit in units], [_worst(unit, m) for unit in units]) for m in measured}
+    of_method = {
+        m: ([average(unit, m) for unit in units], [_worst(unit, m) for unit in units]) for m in _measured(units)
+    }
     removing = [arrays for _, arrays in units if "curve" in arrays]
     tried = [(a["candidate_average"], a["candidate_test"].min(-1)) for a in removing if "candidate_average" in a]
     figures = {

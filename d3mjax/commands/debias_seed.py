@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from d3mjax import keys, metrics
 from d3mjax.commands import debias_auto, debias_data
@@ -33,7 +33,7 @@ from d3mjax.debiasing import baselines, d3m, group_weighting, selection
 from d3mjax.debiasing.d3m import Evaluation
 from d3mjax.runtime import hosts, runs
 from d3mjax.runtime.progress import Progress
-from d3mjax.types import AnyArray, Data, Split
+from d3mjax.types import AnyArray, Data
 
 TARGETS_ALONE, OFFSETS, WEIGHTS = "RWG on the targets alone", "ERM, class offsets", "class weights, by selection"
 RANDOM, MATCHED = "random removal", "class-matched random removal"
@@ -131,7 +131,7 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     arrays |= {"columns": columns, "group_losses": losses, "suspect": suspect} | compared.arrays
     arrays |= {f"test/{name}": evaluation.test for name, evaluation in tested.items()}
     arrays |= {f"average/{name}": evaluation.average for name, evaluation in tested.items()}
-    reporting = places(recipe, parts.test)
+    reporting = splits.rows_of(parts.test.id, recipe.pool.id)
     for name, evaluation in tested.items():
         influence = np.zeros(len(recipe.pool.id), np.float32)
         influence[reporting] = metrics.worst_group_influence(evaluation.right, parts.test.group, num_groups)
@@ -140,16 +140,9 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def places(recipe: Recipe, part: Split) -> Int[np.ndarray, " t"]:
-    """Positions of the examples of a part in the pool."""
-    ids = np.asarray(recipe.pool.id)
-    order = np.argsort(ids)
-    return order[np.searchsorted(ids[order], part.id)]
-
-
 def evaluate(recipe: Recipe, data: Data, logits: Float[AnyArray, "m t C"]) -> Evaluation:
     """Evaluations of m models on a division, from their logits on the pool."""
-    at = [places(recipe, part) for part in data[1:]]
+    at = [splits.rows_of(part.id, recipe.pool.id) for part in data[1:]]
     parts = [part._replace(x=np.zeros((len(part.y), 0), np.float32)) for part in data[1:]]
     one = lambda logits: _judged(*(logits[i] for i in at), *parts, num_groups=recipe.num_groups)
     several = [jax.device_get(one(of_model)) for of_model in np.asarray(logits)]

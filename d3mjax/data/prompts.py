@@ -80,6 +80,7 @@ def tokenizer_of_gguf(metadata: Mapping[str, Any]) -> Any:
             "type": "BPE",
             "vocab": {word: i for i, word in enumerate(words)},
             "merges": metadata["tokenizer.ggml.merges"],
+            "ignore_merges": split == "llama-bpe",  # whole words of the vocabulary come first, as in Llama 3
         },
     }
     return _library().Tokenizer.from_str(json.dumps(facts))

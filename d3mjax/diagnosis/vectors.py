@@ -157,17 +157,17 @@ def _products(a, b) -> Float[Array, "b t"]:
     flat = lambda g: g.reshape(len(g), -1)
     if not isinstance(a, dense_gradients.Factors):
         return product(flat(a), flat(b))
-    if _by_positions(a):
-        pairs = [(i, j) for i in range(a.inputs.shape[1]) for j in range(b.inputs.shape[1])]
+    pairs = [(i, j) for i in range(a.inputs.shape[1]) for j in range(b.inputs.shape[1])]
+    if _by_positions(a, b) and len(pairs) <= 16:  # each is a part of the program
         at = lambda i, j: product(a.inputs[:, i], b.inputs[:, j]) * product(a.deltas[:, i], b.deltas[:, j])
         return sum((at(*pair) for pair in pairs[1:]), at(*pairs[0]))
     return product(flat(a.matrix()), flat(b.matrix()))
 
 
-def _by_positions(factors: dense_gradients.Factors) -> bool:
-    """With s positions the Gram needs s^2 products of i + o numbers, the gradients themselves one of i o."""
-    (_, s, i), o = factors.inputs.shape, factors.deltas.shape[2]
-    return s * s * (i + o) <= i * o or s == 1
+def _by_positions(a: dense_gradients.Factors, b: dense_gradients.Factors) -> bool:
+    """With s and r positions the Gram needs s r products of i + o numbers, the gradients themselves one of i o."""
+    (_, s, i), r, o = a.inputs.shape, b.inputs.shape[1], a.deltas.shape[2]
+    return s * r * (i + o) <= i * o or s * r == 1
 
 
 def _squares(grads: PyTree) -> Float[Array, "b"]:
@@ -176,7 +176,7 @@ def _squares(grads: PyTree) -> Float[Array, "b"]:
     def one(g):
         if not isinstance(g, dense_gradients.Factors):
             return (g.reshape(len(g), -1) ** 2).sum(1)
-        if _by_positions(g):
+        if _by_positions(g, g):
             of = lambda a: (a[:, :, None] * a[:, None]).sum(3)
             return (of(g.inputs) * of(g.deltas)).sum((1, 2))
         return (g.matrix() ** 2).sum((1, 2))

@@ -20,16 +20,20 @@ of terms. Smaller products are right. `dot`, evaluation and microbatches of grad
 def dot(a: Shaped[AnyArray, "..."], b: Shaped[AnyArray, "..."]) -> Shaped[Array, "..."]:
     """``jnp.matmul(a, b, precision="highest")``: float32 products, which TPUs and some GPUs round otherwise.
 
-    On CPUs two matrices are multiplied in blocks of `LARGEST` rows and columns, which changes nothing.
+    On CPUs in blocks of `LARGEST` rows of ``a`` and columns of ``b``, which changes nothing. A matrix beside a vector
+    is divided, too: `jax.vmap` makes two matrices of them.
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
     plain = lambda a, b: jnp.matmul(a, b, precision="highest")
-    if a.ndim != 2 or b.ndim != 2 or max(a.shape[0], b.shape[1]) <= LARGEST:
+    rows, columns = a.shape[0] if a.ndim == 2 else 1, b.shape[1] if b.ndim == 2 else 1
+    if max(a.ndim, b.ndim) > 2 or max(rows, columns) <= LARGEST:
         return plain(a, b)
-    rows, columns = (range(0, size, LARGEST) for size in (a.shape[0], b.shape[1]))
 
     def blocked(a, b):
-        return jnp.block([[plain(a[i : i + LARGEST], b[:, j : j + LARGEST]) for j in columns] for i in rows])
+        lefts = [a[i : i + LARGEST] for i in range(0, rows, LARGEST)] if a.ndim == 2 else [a]
+        rights = [b[:, j : j + LARGEST] for j in range(0, columns, LARGEST)] if b.ndim == 2 else [b]
+        bands = [jnp.concatenate([plain(x, y) for y in rights], -1) if b.ndim == 2 else plain(x, b) for x in lefts]
+        return jnp.concatenate(bands) if a.ndim == 2 else bands[0]
 
     return jax.lax.platform_dependent(a, b, cpu=blocked, default=plain)
 

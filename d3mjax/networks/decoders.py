@@ -277,6 +277,8 @@ def _in_chunks(
     chunk: int,
 ) -> Float32[Array, " n"]:
     """Log-probabilities of counted ids, 0 of others; chunks without any cost nothing, for counted ones come first."""
+    if not len(ids):  # no text, or none of two tokens
+        return jnp.zeros(0, jnp.float32)
     order = jnp.argsort(~counted, stable=True)
     chunk = min(chunk, len(order))
     rows = jnp.pad(order, (0, -len(order) % chunk), mode="edge").reshape(-1, chunk)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr
 from jaxtyping import Array, Float, Key, PyTree
 
+from d3mjax.linalg.products import dot
 from d3mjax.types import AnyArray, Model
 
 
@@ -74,7 +75,7 @@ def merged(variables: Mapping[str, Any]) -> dict[str, Any]:
     def of_leaf(adapter: Adapter | None, matrix: Any) -> Any:
         if adapter is None:
             return matrix
-        return matrix + scale * jnp.matmul(adapter.A, adapter.B, precision="highest")
+        return matrix + scale * dot(adapter.A, adapter.B)
 
     is_leaf = lambda a: a is None or isinstance(a, Adapter)
     params = jax.tree.map(of_leaf, variables["params"], variables["frozen"], is_leaf=is_leaf)

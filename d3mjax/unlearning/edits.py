@@ -108,20 +108,22 @@ def from_pairs(
     eta: Any = 1.0,
     sign: Any = 1.0,
     aligned: Any = 1.0,
-    keep: Any = 0.0,
+    keep: Any = None,
 ) -> Problem:
-    """The step without train data: ``pairs.x`` are aligned with the bias, ``pairs.flipped`` in conflict with it.
+    """The step along pairs: ``pairs.x`` are aligned with the bias, ``pairs.flipped`` in conflict with it.
 
     ``aligned``: weight of the aligned term; with 0 the step only learns the conflicting side. ``sign`` (one number, or
     one a pair) is for controls: -1 must raise the bias, random signs change it little on average. ``keep``: weight of a
-    step down the problem's own objective, for models that are not at its minimum and are edited in rounds.
+    step down the problem's own objective, for models that are not at its minimum and are edited in rounds; None
+    takes no such step, and no train data.
     """
     count = len(pairs.y)
     sign = jnp.broadcast_to(jnp.asarray(sign, problem.weights.dtype), (count,))
     unknown = jnp.full(count, -1)
     one, other = (Split(x, jnp.asarray(pairs.y), unknown, unknown) for x in (pairs.x, pairs.flipped))
     gradient = loss_gradient(problem, one, aligned * sign) - loss_gradient(problem, other, sign)
-    gradient -= keep * objective_gradient(problem)
+    if keep is not None:
+        gradient -= keep * objective_gradient(problem)
     return _stepped(problem, inverse(problem), gradient, eta=eta)
 
 

@@ -49,7 +49,7 @@ def in_rounds(
     etas: Float[AnyArray, "k"] | tuple[float, ...],
     sign: Any = 1.0,
     aligned: Any = 1.0,
-    keep: Any = 0.0,
+    keep: Any = None,
 ) -> PyTree:
     """FMD's steps one after the other, curvature and gradients anew for each; options as in `edits.from_pairs`."""
     options = {"sign": sign, "aligned": aligned, "keep": keep}

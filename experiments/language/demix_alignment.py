@@ -1,7 +1,8 @@
 """Which preference pairs are wrong, how, and what repair by kind does to a model that learns from them.
 
-Claim:    trees on influence vectors find swapped sides, damaged responses and pairs against a length bias better than
-          scores that need no flags; exchanging the sides believed wrong recovers most of what wrong labels cost.
+Claim:    trees on influence vectors find swapped sides and damaged responses better than single scores; a comparison
+          of lengths is better for pairs against a length bias; exchanging the sides believed wrong recovers most of
+          what wrong labels cost.
 Command:  python -m experiments demix_alignment
 Expected: see docs/results/language.md
 Device:   two CPU cores; any JAX device works.
@@ -364,8 +365,9 @@ def describe(task: PairTask, config: Config, units: Sequence[runs.Unit]) -> tupl
 
 STUDY = Study(
     "demix_alignment",
-    claim="In preference pairs, trees on influence vectors find swapped sides, damaged responses and a length bias "
-    "better than scores that need no flags; exchanging sides recovers most of what wrong labels cost.",
+    claim="In preference pairs, trees on influence vectors find swapped sides and damaged responses better than "
+    "single scores; for a length bias, comparing lengths is better. Exchanging sides recovers most of what wrong "
+    "labels cost.",
     config=Config(),
     tasks=PAIR_TASKS,
     prepare=prepare,

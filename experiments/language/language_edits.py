@@ -76,7 +76,8 @@ def paths_of(steps: Steps, *, damping: float) -> dict[str, Callable]:
     def of(edit: Callable) -> Callable:
         def path(key: Key[Array, ""], sides: Sides, fisher: ekfac.Fisher) -> Float[Array, "k i o"]:
             signs = jax.random.rademacher(jax.random.fold_in(key, Fmd.SIGNS), (count(sides),), jnp.float32)
-            return edit(editable(sides, tangents.by_fisher(fisher), damping=damping), pairs_of(sides), signs)["kernel"]
+            layer = editable(sides, ekfac.by_fisher(lambda _: fisher), damping=damping)
+            return edit(layer, pairs_of(sides), signs)["kernel"]
 
         return jax.jit(path)
 

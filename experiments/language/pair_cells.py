@@ -92,6 +92,7 @@ def dpo(source: str, num_pairs: int, *, top: int = 2, rank: int = 8, beta: float
         if cut:
             print(f"{cut:,} of {len(texts):,} texts are cut to {LENGTH} tokens", file=sys.stderr)
         tokens = {name: np.pad(a, ((0, 0), (0, LENGTH - a.shape[1]))) for name, a in tokens.items()}
+        language_models.check_memory(2 * len(texts), LENGTH, lm.config.width)
         return {**tokens, "states": states(tokens)}
 
     def inputs(pairs: Preferences, by: Preferences) -> dict[str, Any]:

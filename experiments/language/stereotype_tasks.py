@@ -4,7 +4,7 @@ The sides of a row begin alike. What they share is one text, the rest of each si
 the logits of shared tokens once. The states below the last block are computed once and kept on disk.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from d3mjax.attribution.dense_gradients import Factors
 from d3mjax.data import cache, tokens
 from d3mjax.networks import decoders
 from d3mjax.types import Model
-from experiments.language_models import LanguageModel
+from experiments.language_models import LanguageModel, check_memory
 
 BEGINNINGS = ("<|endoftext|>", "<|begin_of_text|>", "<s>")
 """What stands in front of a text, the first of them that is in the vocabulary."""
@@ -43,6 +43,7 @@ class Network(NamedTuple):
     log_probs: Model
     apply: Callable[..., Array]  # (variables, x) -> log-probabilities [b], compiled
     factors: Callable[..., tuple[Array, Factors]]  # (variables, x), compiled
+    drawn: Callable[..., dict[str, Array]]  # (key, variables, x) -> x with next tokens drawn by the network, compiled
 
 
 def network_of(language: LanguageModel) -> Network:
@@ -52,7 +53,15 @@ def network_of(language: LanguageModel) -> Network:
     model, path = decoders.log_probs(config, block=last), (f"block_{last}", "down")
     variables = jax.device_put(decoders.divided(language.variables, last)[1])
     apply = jax.jit(lambda variables, x: model.apply(variables, x)[0])
-    return Network(config, variables, path, model, apply, jax.jit(partial(tangents.of_layer, model, path=path)))
+    logits = decoders.logits(config, block=last)
+
+    @jax.jit
+    def drawn(key, variables, x):
+        following = jax.random.categorical(key, logits.apply(variables, x)[0])
+        ids = jnp.concatenate([x["ids"][:, :1], following[:, :-1]], axis=1)
+        return {**x, "ids": ids, "response": x["mask"].at[:, 0].set(False)}
+
+    return Network(config, variables, path, model, apply, jax.jit(partial(tangents.of_layer, model, path=path)), drawn)
 
 
 def sided(language: LanguageModel, sides: Sequence[Sequence[str]], directory: Path) -> Sided:
@@ -70,6 +79,7 @@ def sided(language: LanguageModel, sides: Sequence[Sequence[str]], directory: Pa
         raise ValueError(f"sides: found {cut} texts that are longer than the model takes, expected shorter ones")
     config, n = language.config, len(sides[0])
     last, length = config.blocks - 1, whole["ids"].shape[1]
+    check_memory(len(texts), length, config.width)
     lower = decoders.lower(config, last)
     padded = Model(lower.init, lambda variables, x: (_to_length(lower.apply(variables, x)[0], length), variables))
     options = {"name": "states", "config": (config, last), "batches": tokens.by_length}
@@ -159,19 +169,9 @@ def fisher(key: Key[Array, ""], network: Network, texts: Sided, index: Int[np.nd
 
     Labels are drawn from the model: the next tokens after the same text, one draw each.
     """
-    logits = decoders.logits(network.config, block=network.config.blocks - 1)
-
-    @jax.jit
-    def factors(key, x: Mapping[str, Array]):
-        drawn = jax.random.categorical(key, logits.apply(network.variables, x)[0])
-        ids = jnp.concatenate([x["ids"][:, :1], drawn[:, :-1]], axis=1)
-        response = x["mask"].at[:, 0].set(False)
-        return tangents.of_layer(
-            network.log_probs, network.variables, network.path, {**x, "ids": ids, "response": response}
-        )
-
     made = []
     for batch, (at, x) in enumerate(in_batches(texts, index)):
-        _, found = factors(jax.random.fold_in(key, batch), x)
+        x = network.drawn(jax.random.fold_in(key, batch), network.variables, x)
+        _, found = network.factors(network.variables, x=x)
         made.append(jax.tree.map(lambda a, count=len(at): a[:count].reshape(-1, a.shape[-1]), found))
     return tangents.kronecker(jax.tree.map(lambda *a: jnp.concatenate(a), *made))

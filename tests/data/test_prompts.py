@@ -65,10 +65,19 @@ def test_a_tokenizer_file_gives_the_same_tokens(tokenizer, tmp_path):
     planted.equal(*encoded)
 
 
-@pytest.mark.parametrize(("split", "expected"), [("gpt-2", [[7, 8], [4, 7]]), ("llama-bpe", [[7, 8], [4, 7]])])
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("smollm", [[7, 8], [4, 7], [3, 1]]),  # single digits
+        ("gpt-2", [[10], [11], [3, 1]]),  # numbers, with the space before
+        ("llama-bpe", [[10], [4, 7], [12]]),  # numbers, and whole words without merges
+    ],
+)
 def test_other_ways_to_cut_texts_into_words(split, expected):
-    tokenizer = prompts.tokenizer_of_gguf(GGUF | {"tokenizer.ggml.pre": split})
-    assert [tokenizer.encode(text).ids for text in ("12", " 1")] == expected
+    words = {"tokens": [*WORDS, "12", "Ġ1", "ca"], "token_type": [3, *[1] * 12], "merges": [*MERGES, "1 2", "Ġ 1"]}
+    metadata = GGUF | {f"tokenizer.ggml.{name}": value for name, value in (words | {"pre": split}).items()}
+    tokenizer = prompts.tokenizer_of_gguf(metadata)
+    assert [tokenizer.encode(text).ids for text in ("12", " 1", "ca")] == expected
 
 
 def test_bad_input_names_what_was_found(tokenizer, tmp_path):

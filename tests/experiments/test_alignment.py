@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import jax
-import made_decoder
+import made_decoders
 import numpy as np
 import pytest
 from made_pairs import swapped
@@ -152,7 +152,7 @@ def test_split_of_has_the_labels_and_ids():
 def language_model(tmp_path, monkeypatch):
     """A folder of the hub with a Llama of three blocks and random weights, and a place for kept states."""
     config = decoders.LlamaConfig(vocabulary=300, width=16, blocks=3, heads=2, key_heads=1, inner=24, positions=64)
-    made_decoder.folder(tmp_path / "model", config)
+    made_decoders.write_folder(tmp_path / "model", config)
     monkeypatch.setattr(text_tasks, "MINILM", text_tasks.MINILM._replace(made=tmp_path / "made"))
     return tmp_path / "model"
 

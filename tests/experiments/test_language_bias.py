@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from d3mjax.attribution import ekfac, tangents
-from d3mjax.data.sets.stereotypes import Sentences
 from experiments.language import fmd_language, language_edits, made_language, stereotype_tasks
 from experiments.language.fmd_language import TASKS, Effects
 
@@ -174,4 +173,3 @@ def test_a_tokenizer_without_a_beginning(language, tmp_path, monkeypatch):
     monkeypatch.setattr(stereotype_tasks, "BEGINNINGS", ("<s>",))
     with pytest.raises(ValueError, match="found none of <s>, expected one that begins a text"):
         stereotype_tasks.sided(language, SIDES, tmp_path)
-    assert isinstance(made_language.benchmarks()["wino"], Sentences)

@@ -1,4 +1,4 @@
-"""Language models from files made here: GGUF and folders of the hub give the same; divided at a block; bad input."""
+"""Language models from files made here: GGUF and folders of the hub give the same; bad input."""
 
 import jax
 import made_decoders
@@ -7,7 +7,6 @@ import planted
 import pytest
 
 from d3mjax.data import prompts
-from d3mjax.networks import lora
 from experiments import language_models, local_data
 
 PROMPTS, RESPONSES = ["the cat", "a dog", ""], [" in a house", " is in", "the end"]
@@ -46,31 +45,14 @@ def test_smollm2_is_the_file_of_the_package(tmp_path, monkeypatch):
     assert (tokens["ids"].shape[1], cut) == (16, 2)
 
 
-def test_the_upper_part_on_kept_states_is_the_whole_and_takes_adapters(language, tmp_path):
-    tokens, cut = language.encode(PROMPTS, RESPONSES)
-    assert cut == 0
-    whole = score(language, tokens)
-    x = language_models.with_states(language, 1, tokens, made=tmp_path)
-    again = language_models.with_states(language, 1, tokens, made=tmp_path)
-    planted.equal(again, x)
-    model = language_models.upper(language, 1, longest=int(tokens["response"].sum(1).max()))
-    variables = jax.jit(model.init)(jax.random.key(0), x)
-    planted.close(model.apply(variables, x)[0], whole, terms=1000)
-    adapted = lora.adapted(model, lambda path: "['query']['kernel']" in path, rank=1)
-    drawn = jax.jit(adapted.init)(jax.random.key(0), x)
-    assert [leaf.shape for leaf in jax.tree.leaves(drawn["params"])] == [(8, 1), (1, 8)]
-    planted.close(adapted.apply(drawn, x)[0], whole, terms=1000)
-
-
-def test_states_that_do_not_fit_into_memory_are_refused(language, tmp_path, monkeypatch):
-    tokens, _ = language.encode(PROMPTS, RESPONSES)
+def test_states_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
     memory = tmp_path / "meminfo"
     monkeypatch.setattr(language_models, "MEMORY", memory)
     assert language_models.free_memory() is None
     memory.write_text("MemTotal: 4 kB\nMemAvailable:       2 kB\n", encoding="ascii")
     assert language_models.free_memory() == 2048
     with pytest.raises(ValueError, match=r"states: found 0\.0 GB of free memory, expected .* for 3 texts"):
-        language_models.with_states(language, 1, tokens, made=tmp_path)
+        language_models.check_memory(3, 16, 8)
 
 
 def test_folders_that_are_no_models_are_named(tmp_path):

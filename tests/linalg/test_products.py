@@ -25,13 +25,15 @@ def draw(key, rows):
 
 def one(keys):
     x, b = (draw(key, rows) for key, rows in zip(jax.random.split(keys[0]), (10_000, 100)))
-    results = dot(x, b.T), layer(x[None], b)[0], outputs.logits(model, variables, x)
+    by_columns = jax.vmap(lambda column: dot(x, column), out_axes=1)(b)
+    results = dot(x, b.T), by_columns, layer(x[None], b)[0], outputs.logits(model, variables, x)
     return jax.tree.map(lambda a: a[None], (x, b, *results))
 
 mesh, spec = Mesh(np.array(jax.devices()), "model"), PartitionSpec("model")
 mapped = jax.jit(jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
-for x, b, product, in_layer, logits in zip(*jax.device_get(mapped(jax.random.split(jax.random.key(0))))):
+for x, b, product, by_columns, in_layer, logits in zip(*jax.device_get(mapped(jax.random.split(jax.random.key(0))))):
     np.testing.assert_allclose(product, x @ b.T, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(by_columns, x @ b.T, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(in_layer, x @ b.T, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(logits, np.maximum(x @ first, 0) @ last, rtol=1e-5, atol=1e-3)  # biases are 0
 """

@@ -116,10 +116,11 @@ def _damaged(key, pairs: Preferences, flags, side, damages: tuple[Damage, ...]) 
     sides = [list(pairs.first), list(pairs.second)]
     seeds = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), (4,)))(pairs.id)
     prompts, seeds = np.array(pairs.prompt, object), np.asarray(seeds)
+    by_id = np.argsort(pairs.id)
     for i in np.flatnonzero(flags):
         rng = np.random.default_rng(seeds[i])
         response, opposite = sides[side[i]][i], sides[1 - side[i]][i]
-        elsewhere = np.flatnonzero(prompts != prompts[i])
+        elsewhere = by_id[prompts[by_id] != prompts[i]]
         other = (pairs.first, pairs.second)[rng.integers(2)][rng.choice(elsewhere)] if len(elsewhere) else response
         start = int(rng.integers(len(damages)))
         tried = [damages[(start + k) % len(damages)](rng, response, other) for k in range(len(damages))]

@@ -72,7 +72,7 @@ def test_errors_belong_to_ids():
     before = made()
     order = np.random.default_rng(3).permutation(400)
     some = [
-        pair_errors.inject(jax.random.key(2), pairs, options=Options(share=None, damages=(pair_errors.drop_words,)))
+        pair_errors.inject(jax.random.key(2), pairs, options=Options(share=None))
         for pairs in (before, preferences.take(before, order))
     ]
     flags = [dict(zip(e.pairs.id.tolist(), e.flags.tolist(), strict=True)) for e in some]
