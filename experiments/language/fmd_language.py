@@ -11,7 +11,7 @@ Device:   two CPU cores; see `STUDY.minutes`.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,8 +24,8 @@ from jaxtyping import Int, PyTree
 from d3mjax.attribution import tangents
 from d3mjax.data.sets import stereotypes as sets
 from d3mjax.data.sets.stereotypes import Sentences
-from d3mjax.reports import page, plots
-from d3mjax.reports.rows import Kind, row
+from d3mjax.reports import page, plots, tables
+from d3mjax.reports.rows import Kind, Row, row
 from d3mjax.unlearning import stereotypes
 from experiments import language_models, local_data, study
 from experiments.language import language_edits, made_language, stereotype_tasks
@@ -317,7 +317,16 @@ def describe(task: Task, config: Config, units: list[study.Unit]) -> tuple[list[
         "a temperature leaves SS as it is; temperature 2 divides the logits of tokens."
     )
     figure = plots.tradeoff(points, xlabel="SS, gender", ylabel="LMS, gender")
-    return rows, page.Section(text, {"LMS against SS.": figure})
+    return rows, page.Section(text, {"LMS against SS.": figure}, findings(rows))
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """What the steps change for gender: that with related sides kept, its control, and plain FMD."""
+    of = {row["method"]: row["metrics"] for row in rows}
+    shown = lambda name, metric: tables.rounded(of[name][f"{metric} gender"])
+    changes = lambda name: ", ".join(f"{m.upper()} {shown('no edit', m)} to {shown(name, m)}" for m in ("ss", "lms"))
+    names = f"FMD{KEPT}", f"FMD{KEPT}, random signs", "FMD"
+    return [f"Gender, {name}: {changes(name)}; SS 50 is ideal." for name in names]
 
 
 def prepare(task: Task, config: Config, results: Path) -> Callable:
