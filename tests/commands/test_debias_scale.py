@@ -164,9 +164,11 @@ def test_two_processes_share_the_units_and_end_with_the_rows_of_one(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_during_the_work_ends_without_a_traceback(tmp_path):
     line, env = command_line(make_files(tmp_path), tmp_path), os.environ | {"PYTHONUNBUFFERED": "1"}
-    # Where the suite runs in the background, its shell has told it to ignore Ctrl-C.
-    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=listen) as process:
+    # Where the suite runs in the background, its shell has told it to ignore Ctrl-C. A process of its own unlearns
+    # that: a `preexec_fn` would fork this one, which runs the threads of JAX.
+    listen = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    line = [sys.executable, "-c", listen, *line]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr is not None
         for text in process.stderr:
             if "compiling" in text:
