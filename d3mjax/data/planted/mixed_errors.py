@@ -75,26 +75,25 @@ def subset(
     Raises:
       ValueError: if the rule has no row of a kind it needs, or there are fewer rows than ``size``.
     """
-    condition, label = np.asarray(rule.condition(table)), np.asarray(rule.label(np.asarray(labels)))
-    rare = condition != label
-    cells = [(rare == r) & (label == y) for r in (False, True) for y in (False, True)]
-    if not rule.balanced:
-        cells = [~rare, rare]
-    weights = np.repeat([1 - share, share], 2) / 2 if rule.balanced else np.array([1 - share, share])
+    cells, weights, most = _support(table, labels, rule, share)
     have = np.array([cell.sum() for cell in cells])
     if not have.all():
         raise ValueError(f"rule: found {have.tolist()} rows for and against {rule.name!r}, expected some of each")
-    most = int(min(have / weights))
     if size is not None and size > most:
-        raise ValueError(f"size: found {size} for rule {rule.name!r}, expected at most {most} of {len(rare)} rows")
+        raise ValueError(f"size: found {size} for rule {rule.name!r}, expected at most {most} of {len(labels)} rows")
     size = most if size is None else size
     wanted = np.floor(size * weights).astype(int)
     wanted[0] += size - wanted.sum()
     wanted = np.minimum(wanted, have)
-    chosen = np.zeros(len(rare), bool)
+    chosen = np.zeros(len(labels), bool)
     for i, (cell, count) in enumerate(zip(cells, wanted, strict=True)):
         chosen |= corruptions.choose(jax.random.fold_in(key, i), table.id, int(count), among=cell)
     return np.flatnonzero(chosen)
+
+
+def most_rows(table: Table, labels: Shaped[AnyArray, "n"], rule: Rule, *, share: float = 0.15) -> int:
+    """The number of rows that `subset` can keep, to within four; 0 if the rule has no row of a kind it needs."""
+    return _support(table, labels, rule, share)[2]
 
 
 def inject(
@@ -137,6 +136,17 @@ def inject(
         dirty = corruptions.flip_labels(part[3], table.id, labels, wrong, num_classes=num_classes)
     spoiled = corruptions.break_features(part[4], table, broken, kinds=kinds, per_row=per_row)
     return Errors(spoiled, dirty, np.stack([wrong, broken, rare], 1), labels, table)
+
+
+def _support(table, labels, rule: Rule, share: float):
+    """The rows of each kind that a rule needs, the share of each, and the number of rows that there can be."""
+    condition, label = np.asarray(rule.condition(table)), np.asarray(rule.label(np.asarray(labels)))
+    rare = condition != label
+    cells = [(rare == r) & (label == y) for r in (False, True) for y in (False, True)]
+    if not rule.balanced:
+        cells = [~rare, rare]
+    weights = np.repeat([1 - share, share], 2) / 2 if rule.balanced else np.array([1 - share, share])
+    return cells, weights, int(min(np.array([cell.sum() for cell in cells]) / weights))
 
 
 def _wrong_labels(key, table, labels, num, class_rates):

@@ -31,6 +31,7 @@ class TableTask(NamedTuple):
     num_classes: int = 2
     train: int = 4000
     validation: int = 512
+    cuts: tuple[float, float] = (0.5, 0.7)  # shares of all rows up to which they train, and validate
 
     def read(self, seed: int) -> Labelled:
         """All rows, the same for every seed."""
@@ -53,11 +54,11 @@ def small(task: TableTask) -> TableTask:
 
 
 def divide(task: TableTask) -> Parts:
-    """Half of the rows to train on, a fifth to validate on, three tenths to test on."""
+    """Rows to train on, to validate on and to test on, by default a half, a fifth and three tenths of all."""
     table, y = task.load()
     order = np.random.default_rng(0).permutation(len(y))
-    cuts = np.split(order, [len(y) // 2, len(y) * 7 // 10])
-    return Parts(*((tables.take(table, np.sort(part)), y[np.sort(part)]) for part in cuts))
+    divided = np.split(order, [int(cut * len(y) + 1e-9) for cut in task.cuts])
+    return Parts(*((tables.take(table, np.sort(part)), y[np.sort(part)]) for part in divided))
 
 
 def select_rules(task: TableTask, numbers: Sequence[int]) -> list[int]:

@@ -25,6 +25,8 @@ from d3mjax.types import Table
 
 COUNTS = {
     "bank": (39_922, 5_289),
+    "bank-additional": (3_668, 451),
+    "bank-additional-full": (36_548, 4_640),
     "credit": (23_364, 6_636),
     "covertype": (211_840, 283_301, 35_754, 2_747, 9_493, 17_367, 20_510),
 }
@@ -33,6 +35,11 @@ NUM_BIKE, NUM_AIR_QUALITY = 17_379, 8_991  # the latter without the 366 rows tha
 BANK = (
     *("age", "job", "marital", "education", "default", "balance", "housing", "loan", "contact", "day", "month"),
     *("duration", "campaign", "pdays", "previous", "poutcome"),
+)
+BANK_ADDITIONAL = (
+    *("age", "job", "marital", "education", "default", "housing", "loan", "contact", "month", "day_of_week"),
+    *("duration", "campaign", "pdays", "previous", "poutcome"),
+    *("emp.var.rate", "cons.price.idx", "cons.conf.idx", "euribor3m", "nr.employed"),
 )
 CREDIT = (
     *("LIMIT_BAL", "SEX", "EDUCATION", "MARRIAGE", "AGE", "PAY_0", *(f"PAY_{i}" for i in range(2, 7))),
@@ -65,6 +72,25 @@ def load_bank(
     return _counted(path, tables.from_columns(found), y, counts)
 
 
+def load_bank_additional(
+    path: str | Path, *, counts: Sequence[int] | None = COUNTS["bank-additional"]
+) -> tuple[Table, Int[np.ndarray, " n"]]:
+    """`load_bank` with five indices of the economy: ``bank-additional.csv``, or ``-full.csv`` with its own ``counts``.
+
+    Fields are separated by semicolons, as published, or by commas. ``pdays`` of 999, never called before, is NaN.
+    """
+    try:
+        first = Path(path).read_text(encoding="utf-8-sig").partition("\n")[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"path: {path} is missing or not text, expected a csv file ({error})") from error
+    header, *rows = _lines(path, ";" if ";" in first else ",")
+    columns = _have(path, _columns(path, header, rows), (*BANK_ADDITIONAL, "y"))
+    y = _classes(path, columns["y"], ("no", "yes"))
+    values = {name: _numbers_or_text(columns[name]) for name in BANK_ADDITIONAL}
+    values["pdays"] = _without(values["pdays"], 999)
+    return _counted(path, tables.from_columns(values), y, counts)
+
+
 def load_credit(
     path: str | Path, *, counts: Sequence[int] | None = COUNTS["credit"]
 ) -> tuple[Table, Int[np.ndarray, " n"]]:
@@ -77,7 +103,7 @@ def load_credit(
     rows = rows[1:] if rows and _numbers_or_text(np.array(rows[0][-1:])).dtype.kind == "U" else rows
     short = [f"X{i + 1}" for i in range(len(CREDIT))]
     known = dict(zip(CREDIT, short, strict=True)) | {"PAY_1": "X6"}
-    known |= dict.fromkeys(("default payment next month", "default.payment.next.month", "default"), "Y")
+    known |= dict.fromkeys(("default payment next month", "default.payment.next.month", "default", "Default"), "Y")
     columns = _have(path, _columns(path, [known.get(name, name) for name in header], rows), (*short, "Y"))
     found = {name: _floats(path, name, columns[name]) for name in short}
     found |= {name: found[name].astype(np.int64).astype(str) for name in ("X2", "X3", "X4")}

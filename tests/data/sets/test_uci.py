@@ -45,13 +45,35 @@ def test_bank(tmp_path):
         uci.load_bank(path, counts=None)
 
 
-@pytest.mark.parametrize("names", ["short", "both", "kaggle"])
+@pytest.mark.parametrize("delimiter", [";", ","])
+def test_bank_with_indices_by_either_delimiter(tmp_path, delimiter):
+    path = tmp_path / "bank-additional.csv"
+    texts = {"job": "clerk", "month": "may", "day_of_week": "fri", "poutcome": "failure"}
+    values = [
+        [texts.get(name, "999" if name == "pdays" and i % 2 else str(i)) for name in uci.BANK_ADDITIONAL]
+        for i in range(6)
+    ]
+    lines = [[*uci.BANK_ADDITIONAL, "y"], *([*row, ("no", "yes")[i % 3 == 0]] for i, row in enumerate(values))]
+    path.write_text("\n".join(delimiter.join(f'"{field}"' for field in line) for line in lines))
+    table, y = uci.load_bank_additional(path, counts=(4, 2))
+    assert tuple(table.columns) == uci.BANK_ADDITIONAL
+    assert set(table.levels) == set(texts)
+    assert y.tolist() == [1, 0, 0] * 2
+    np.testing.assert_array_equal(table.columns["pdays"], [0, np.nan, 2, np.nan, 4, np.nan])
+    with pytest.raises(ValueError, match=r"expected the published \[3668, 451\]; counts=None"):
+        uci.load_bank_additional(path)
+    with pytest.raises(ValueError, match=r"path: .*none\.csv is missing or not text"):
+        uci.load_bank_additional(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("names", ["short", "both", "kaggle", "short name"])
 def test_credit_by_either_names(tmp_path, names):
     short, long = ["ID", *(f"X{i}" for i in range(1, 24)), "Y"], ["ID", *uci.CREDIT, "default.payment.next.month"]
     header = {
         "short": [short],
         "both": [["", *short[1:]], [*long[:-1], "default payment next month"]],
         "kaggle": [long],
+        "short name": [[*long[:-1], "Default"]],
     }
     rng = np.random.default_rng(0)
     values = rng.integers(0, 900, (8, 25))
