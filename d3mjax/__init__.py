@@ -27,7 +27,7 @@ from d3mjax.networks.dense import linear, mlp
 from d3mjax.runtime.encoders import encode_images, encode_texts
 from d3mjax.training import masks
 from d3mjax.training.ensemble import check_losses, map_models, model_keys, train_many
-from d3mjax.training.objectives import cross_entropy, group_dro
+from d3mjax.training.objectives import cross_entropy, group_dro, huber, squared_error
 from d3mjax.training.sampling import resampled, shuffled
 from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Data, Linear, Model, Objective, Pairs, Sampler, Split, Table, Trainer
@@ -62,6 +62,7 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "group_dro",
+    "huber",
     "influence",
     "keys",
     "linalg",
@@ -81,6 +82,7 @@ __all__ = [
     "runtime",
     "selection",
     "shuffled",
+    "squared_error",
     "train_many",
     "training",
     "trak",

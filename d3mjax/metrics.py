@@ -1,4 +1,4 @@
-"""Metrics of reports: group accuracies, rank correlation, LDS, and intervals over seeds and masks.
+"""Metrics of reports: group accuracies and errors, rank correlation, LDS, and intervals over seeds and masks.
 
 All functions are pure JAX and take batches as leading axes or through `vmap`. Accuracies and shares
 are fractions in [0, 1]. The value of an empty group or a constant column is NaN, never 0.
@@ -34,6 +34,31 @@ def group_means(
 def worst_group_accuracy(accuracies: Float[AnyArray, "*b G"]) -> Float[Array, "*b"]:
     """Smallest group accuracy; NaN if any group has none, because an empty group must not count as good."""
     return jnp.min(accuracies, axis=-1)
+
+
+def group_absolute_errors(
+    residuals: Float[AnyArray, " t"], group: Int[AnyArray, " t"], num_groups: int
+) -> Float[Array, " {num_groups}"]:
+    """Mean absolute residual of each group, in the label's unit; NaN for an empty group."""
+    return group_means(jnp.abs(jnp.asarray(residuals)), group, num_groups)
+
+
+def group_rms_errors(
+    residuals: Float[AnyArray, " t"], group: Int[AnyArray, " t"], num_groups: int
+) -> Float[Array, " {num_groups}"]:
+    """Root mean square residual of each group, in the label's unit; NaN for an empty group.
+
+    >>> import numpy as np
+    >>> from d3mjax import metrics
+    >>> metrics.group_rms_errors(np.array([3.0, -3.0, 1.0]), np.array([0, 0, 1]), 2).tolist()
+    [3.0, 1.0]
+    """
+    return jnp.sqrt(group_means(jnp.asarray(residuals) ** 2, group, num_groups))
+
+
+def worst_group_error(errors: Float[AnyArray, "*b G"]) -> Float[Array, "*b"]:
+    """Largest group error; NaN if any group has none, because an empty group must not count as good."""
+    return jnp.max(errors, axis=-1)
 
 
 def worst_group_influence(

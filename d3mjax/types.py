@@ -49,9 +49,19 @@ class Split(NamedTuple):
     """Examples in memory: ``x`` is any pytree of arrays with leading axis ``n``; ``id`` is stable across runs."""
 
     x: PyTree[AnyArray]  # [n, ...]
-    y: AnyArray  # Int[n], classes 0..C-1
+    y: AnyArray  # Int[n], classes 0..C-1; or Float[n], the numbers of a regression
     group: AnyArray  # Int[n], groups 0..G-1; -1 where unknown
     id: AnyArray  # Int[n], unique
+
+
+def is_regression(y: AnyArray) -> bool:
+    """Whether labels are numbers to predict, floats, rather than classes, which are integers."""
+    return np.issubdtype(np.result_type(y), np.floating)
+
+
+def classes_of(y: AnyArray) -> AnyArray:
+    """Classes as they are, and one class for all examples of a regression: it has no classes to balance or to keep."""
+    return np.zeros(y.shape, np.int32) if is_regression(y) else y
 
 
 class Data(NamedTuple):

@@ -153,3 +153,12 @@ def test_lds_interval_resamples_masks_not_only_targets():
     np.testing.assert_allclose(one, many, atol=1e-5)
     dead = jnp.concatenate([x, jnp.zeros_like(x)], 1)  # a constant prediction has no LDS and is left out
     assert jnp.isfinite(metrics.lds_interval(jax.random.key(8), dead, jnp.tile(x + noise, (1, 2)), level=0.5)).all()
+
+
+def test_group_errors_by_hand():
+    residuals, group = jnp.array([3.0, -4.0, 1.0, -2.0, 7.0]), jnp.array([0, 0, 2, 2, -1])
+    rms, absolute = (fn(residuals, group, 3) for fn in (metrics.group_rms_errors, metrics.group_absolute_errors))
+    np.testing.assert_allclose(rms, [np.sqrt(12.5), np.nan, np.sqrt(2.5)], rtol=1e-6)
+    np.testing.assert_allclose(absolute, [3.5, np.nan, 1.5], rtol=1e-6)
+    assert jnp.isnan(metrics.worst_group_error(rms))
+    np.testing.assert_allclose(metrics.worst_group_error(rms[jnp.array([0, 2])]), np.sqrt(12.5), rtol=1e-6)

@@ -123,9 +123,15 @@ def binary_margin_output(model: Model, variables: PyTree) -> Output:
 
 
 def prediction_output(model: Model, variables: PyTree) -> Output:
-    """Prediction of a regression with one output; pair it with `residual_factor`."""
+    """Prediction of a regression with one output; pair it with `residual_factor`, which may be negative."""
     logits = logits_of(model, variables)
     return lambda params, example: logits(params, example).reshape(())
+
+
+def negative_squared_error_output(model: Model, variables: PyTree) -> Output:
+    """Minus half the squared error of a regression; its gradient is the residual times that of the prediction."""
+    prediction = prediction_output(model, variables)
+    return lambda params, example: -((prediction(params, example) - example.y) ** 2) / 2
 
 
 def token_margin_output(model: Model, variables: PyTree) -> Output:

@@ -1,4 +1,7 @@
-"""Model outputs: one number per example, for attribution. Margins grow as the model does better."""
+"""Model outputs: one number per example, for attribution. Margins grow as the model does better.
+
+Of a regression, whose models have one output, the residual ``y - prediction`` and minus half its square.
+"""
 
 from typing import Any
 
@@ -30,6 +33,16 @@ def soft_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[A
     return of_label - jax.nn.logsumexp(others, axis=-1)
 
 
+def residual(logits: Float[Array, "*t 1"], y: Float[AnyArray, "*t"]) -> Float[Array, "*t"]:
+    """Residual ``y - prediction`` of a regression, in the label's unit: positive where the prediction is too low."""
+    return y - logits[..., 0].astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def negative_squared_error(logits: Float[Array, "*t 1"], y: Float[AnyArray, "*t"]) -> Float[Array, "*t"]:
+    """Minus half the squared residual of a regression: at most 0, larger is better."""
+    return -(residual(logits, y) ** 2) / 2
+
+
 def hard_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
     """`hard_margin` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
     return hard_margin(logits(model, variables, split.x, microbatch=microbatch), split.y)
@@ -38,6 +51,18 @@ def hard_margins(model: Model, variables: Any, split: Split, *, microbatch: int 
 def soft_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
     """`soft_margin` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
     return soft_margin(logits(model, variables, split.x, microbatch=microbatch), split.y)
+
+
+def residuals(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
+    """`residual` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
+    return residual(logits(model, variables, split.x, microbatch=microbatch), split.y)
+
+
+def negative_squared_errors(
+    model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST
+) -> Float[Array, "t"]:
+    """`negative_squared_error` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
+    return negative_squared_error(logits(model, variables, split.x, microbatch=microbatch), split.y)
 
 
 def losses(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:

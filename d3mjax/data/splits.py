@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Integer
 
-from d3mjax.types import AnyArray, Data, Pairs, Split
+from d3mjax.types import AnyArray, Data, Pairs, Split, is_regression
 
 _INT32_MAX = np.iinfo(np.int32).max
 
@@ -73,7 +73,10 @@ def check_counts(group: Integer[AnyArray, " n"], counts: Sequence[int], *, name:
 
 
 def check_split(split: Split, *, name: str, num_classes: int | None = None) -> None:
-    """Equal lengths, finite features, labels in ``0..C-1`` (non-negative where C is not given), unique int32 ids."""
+    """Equal lengths, finite features, labels in ``0..C-1`` (non-negative where C is not given), unique int32 ids.
+
+    Labels may be finite floats, those of a regression, where C is not given.
+    """
     y, group, ids = (np.asarray(a) for a in (split.y, split.group, split.id))
     leaves = {f"x{jax.tree_util.keystr(path)}": np.asarray(a) for path, a in _leaves(split.x)}
     lengths = {key: len(a) for key, a in {**leaves, "y": y, "group": group, "id": ids}.items()}
@@ -83,10 +86,17 @@ def check_split(split: Split, *, name: str, num_classes: int | None = None) -> N
         if np.issubdtype(a.dtype, np.inexact) and not np.isfinite(a).all():
             row = int(np.argwhere(~np.isfinite(a))[0, 0])
             raise ValueError(f"{name}.{key}: found NaN or infinity, first in row {row}, expected finite features")
-    for key, a in {"y": y, "group": group, "id": ids}.items():
+    numbers = num_classes is None and is_regression(y)
+    if numbers and (y.ndim != 1 or not np.isfinite(y).all()):
+        raise ValueError(
+            f"{name}.y: found {y.dtype}{list(y.shape)} with {(~np.isfinite(y)).sum()} NaN or infinite "
+            "labels, expected finite numbers of shape [n]"
+        )
+    integers = {"group": group, "id": ids} | ({} if numbers else {"y": y})
+    for key, a in integers.items():
         if a.ndim != 1 or not np.issubdtype(a.dtype, np.integer):
             raise ValueError(f"{name}.{key}: found {a.dtype}{list(a.shape)}, expected integers of shape [n]")
-    if y.min() < 0 or (num_classes is not None and y.max() >= num_classes):
+    if not numbers and (y.min() < 0 or (num_classes is not None and y.max() >= num_classes)):
         expected = "0 and more" if num_classes is None else f"0..{num_classes - 1}"
         raise ValueError(f"{name}.y: found labels {y.min()}..{y.max()}, expected {expected}")
     if ids.min() < -_INT32_MAX - 1 or ids.max() > _INT32_MAX:
@@ -108,17 +118,32 @@ def check_groups(split: Split, num_groups: int, *, name: str) -> None:
         raise ValueError(f"{name}.group: found no example of groups {missing}, {expected}")
 
 
-def check_data(data: Data, num_classes: int, num_groups: int) -> None:
+def check_numbers(y: AnyArray, *, name: str) -> None:
+    """Labels of a regression: floats of three values or more."""
+    values = np.unique(np.asarray(y))
+    if not is_regression(y):
+        raise ValueError(f"{name}: found {values.dtype} labels, expected floats of a regression")
+    if len(values) < 3:
+        raise ValueError(
+            f"{name}: found {len(values)} different labels {values.tolist()}, expected numbers to predict; use "
+            "classification, with integers as labels"
+        )
+
+
+def check_data(data: Data, num_classes: int | None, num_groups: int) -> None:
     """Each split is sound, features agree in shape, ids are disjoint, and groups are known outside training.
 
-    Training needs every class. Training groups may be unknown (-1), because only oracle methods read them.
+    ``num_classes`` None: a regression, whose labels are finite floats of more than two values. Training needs every
+    class. Training groups may be unknown (-1), because only oracle methods read them.
     Target, selection and test need every group: their group means steer the choice and the report.
     """
     for name, split in data._asdict().items():
         check_split(split, name=name, num_classes=num_classes)
         if name != "train":
             check_groups(split, num_groups, name=name)
-    if missing := sorted(set(range(num_classes)) - set(np.unique(data.train.y).tolist())):
+    if num_classes is None:
+        check_numbers(data.train.y, name="train.y")
+    elif missing := sorted(set(range(num_classes)) - set(np.unique(data.train.y).tolist())):
         raise ValueError(
             f"train.y: found no example of classes {missing}, expected every class of 0..{num_classes - 1}"
         )

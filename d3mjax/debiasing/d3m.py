@@ -5,7 +5,8 @@
 `debias` is the method. Studies and commands call the parts: `sources` makes the columns, `score` the alignment of each
 example with the groups that do badly, `candidates` and `soft_candidate` the weights that selection tries,
 `retrain_each` the evaluations, without and with class offsets, and `choose` the decision between all of them. Groups
-are needed on the target and selection splits alone.
+are needed on the target and selection splits alone. Where labels are numbers, `regression.Errors` take the place of
+`Evaluation`, and nothing has class offsets.
 Source: Jain, Hamidieh, Georgiev, Ilyas, Ghassemi, Madry, "Improving Subgroup Robustness via Data Selection", 2024.
 """
 
@@ -17,16 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, Real
+from jaxtyping import Array, Bool, Float, Int, Key, Real, Shaped
 
 from d3mjax import keys, metrics
 from d3mjax.attribution import outputs, projections, trak
 from d3mjax.data import splits
-from d3mjax.debiasing import group_weighting, offsets, selection, sources
+from d3mjax.debiasing import group_weighting, offsets, regression, selection, sources
+from d3mjax.debiasing.regression import Errors, trak_options
 from d3mjax.debiasing.sources import Attribution
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.training import ensemble, masks, objectives
-from d3mjax.types import AnyArray, Data, Model, Split, Trainer, checked_names
+from d3mjax.types import AnyArray, Data, Model, Split, Trainer, checked_names, classes_of, is_regression
 
 SHARES = (0.1, 0.2, 0.3)  # of the training set, removed by candidates
 DAMPINGS = (0.01, 10.0)  # where n is small for the projected dimension, little is left of the Gram
@@ -81,23 +83,32 @@ class Options(NamedTuple):
 
 
 class Debiased(NamedTuple):
-    """What `debias` returns. Scores and columns follow the sign law: positive helps the target."""
+    """What `debias` returns. Scores and columns follow the sign law: positive helps the target.
+
+    Of a regression evaluations are `regression.Errors`, and ``offsets`` and ``control`` are None: numbers have no class
+    offsets.
+    """
 
     weights: Float[np.ndarray, "n"]  # to train on; 0 for what is removed
     scores: Float[np.ndarray, "n"]  # at the chosen reading
     columns: Float[np.ndarray, "n G"]  # at the chosen reading
-    group_losses: Float[np.ndarray, "G"]  # of plain training on the targets, nats
-    offsets: Float[np.ndarray, "m C"]  # to be added to the logits of the models of ``after``; 0 unless chosen
-    tried: dict[str, Evaluation]  # candidates by name; only their selection accuracies may decide anything
+    group_losses: Float[np.ndarray, "G"]  # of plain training on the targets, nats; as in `Errors.losses`
+    offsets: Float[np.ndarray, "m C"] | None  # to be added to the logits of the models of ``after``; 0 unless chosen
+    tried: dict[str, Any]  # candidates by name; only their selection accuracies may decide anything
     chosen: Choice
-    before: Evaluation  # plain training, models that took no part in any choice
-    control: Evaluation  # the models of ``before`` with class offsets: what costs no training
-    after: Evaluation  # training on ``weights``, with ``offsets``, from the same keys as ``before``
+    before: Any  # `Evaluation` of plain training, models that took no part in any choice
+    control: Evaluation | None  # the models of ``before`` with class offsets: what costs no training
+    after: Any  # training on ``weights``, with ``offsets``, from the same keys as ``before``
     info: dict[str, Any]  # residuals of the solves, and `selection.GuardInfo`
 
 
-def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Evaluation:
-    """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group."""
+def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Evaluation | Errors:
+    """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group.
+
+    Of a regression `regression.Errors`.
+    """
+    if is_regression(data.test.y):
+        return regression.evaluate(model, variables, data, num_groups)
     target = outputs.logits(model, variables, data.target.x)
     selected, test = (
         outputs.logits(model, variables, split.x, microbatch=4096) for split in (data.selection, data.test)
@@ -161,11 +172,13 @@ def retrain(
     *,
     width: int = 1,
     mesh: Mesh | None = None,
-) -> Evaluation:
+) -> Any:
     """Train a model on ``split`` under each row of ``weights`` and evaluate it on ``data``; leading axis m.
 
     ``split`` is the training set, or another pool of examples. Compiled once for one ``model`` and ``trainer`` and
     shape; arrays that lie on the devices of ``mesh`` already are not copied again.
+
+    Returns what `evaluate` does.
 
     Raises:
       ValueError: weights that are negative or not finite, or leave a class without examples.
@@ -189,10 +202,10 @@ def _retrained(split, data, model_keys, weights, model, trainer, *, num_groups, 
 
 
 def retrain_each(
-    fit: Callable[..., Evaluation],
+    fit: Callable[..., Any],
     model_keys: Key[Array, "r"],
     weights: Mapping[str, Real[AnyArray, "*r n"] | Bool[AnyArray, "*r n"]],
-) -> dict[str, Evaluation]:
+) -> dict[str, Any]:
     """``fit(keys [k r], weights [k r n])`` of k weightings, in one call: r models each, from the same keys.
 
     A weighting ``[n]`` serves all r models; ``[r n]`` has a row for each.
@@ -222,16 +235,18 @@ def score(columns: Float[AnyArray, "r n G"], group_losses: Float[AnyArray, "G"],
 
 def candidates(
     scores: Float[AnyArray, "n"],
-    y: Int[AnyArray, "n"],
-    num_classes: int,
+    y: Shaped[AnyArray, "n"],
+    num_classes: int | None,
     *,
     name: str = "D3M",
     shares: tuple[float, ...] = SHARES,
 ) -> dict[str, Bool[Array, "n"]]:
     """Keep masks that selection chooses among, by name: without the lowest ``shares``, and without what is negative.
 
-    Every class keeps its best example, and the rule at zero removes at most half of the examples.
+    Every class keeps its best example, and the rule at zero removes at most half of the examples. A regression, of
+    ``num_classes`` None, is one class.
     """
+    y, num_classes = classes_of(y), 1 if num_classes is None else num_classes
     few = lambda keep: selection.guard(scores, keep, y, num_classes, max_drop=1.0)[0]
     lowest = {f"{name}/{share}": few(selection.drop_lowest(scores, int(share * len(y)))) for share in shares}
     rule, _ = selection.guard(scores, selection.drop_negative(scores), y, num_classes)
@@ -244,13 +259,17 @@ def soft_candidate(scores: Float[AnyArray, "n"]) -> Float[Array, "n"]:
 
 
 def choose(
-    tried: Mapping[str, Evaluation], group: Int[AnyArray, "t"], *, tolerance: float = 0.02, offsets: bool = True
+    tried: Mapping[str, Any], group: Int[AnyArray, "t"], *, tolerance: float = 0.02, offsets: bool = True
 ) -> Choice:
     """The candidate that `selection.choose` takes, with or without class offsets; ``group``: of the selection split.
+
+    ``tried``: evaluations by name, or the errors of a regression, among which `regression.choose` chooses.
 
     Accuracies are means over the retrained models; the average weighs groups by their size in the selection split.
     Without ``offsets`` no candidate gets any.
     """
+    if any(isinstance(each, Errors) for each in tried.values()):
+        return Choice(regression.choose(tried, group, tolerance=tolerance), False)
     choices = {Choice(name, False): evaluation for name, evaluation in tried.items()}
     if offsets:
         choices |= {Choice(name, True): with_offsets(evaluation) for name, evaluation in tried.items()}
@@ -281,9 +300,11 @@ def debias(
     the best, each without and with class offsets. ``before``, its ``control`` with class offsets and ``after`` are
     retrained from keys of their own and evaluated on ``data.test``.
 
-    ``data``: four disjoint splits; groups of ``data.train`` are not used. ``num_steps``: of one training. ``width``
-    models are trained side by side on each device of ``mesh`` (None: all local devices); results do not depend on
-    them. Pass the same ``model`` and ``trainer`` again, say for another key, and nothing is compiled again.
+    ``data``: four disjoint splits; groups of ``data.train`` are not used. Labels that are floats make it a regression:
+    give a model of one output, `objectives.squared_error`, and labels standardised by those of training. ``num_steps``:
+    of one training. ``width`` models are trained side by side on each device of ``mesh`` (None: all local devices);
+    results do not depend on them. Pass the same ``model`` and ``trainer`` again, say for another key, and nothing is
+    compiled again.
 
     >>> import jax, numpy as np, optax, d3mjax
     >>> data = d3mjax.planted_shortcut(seed=0, train=400, target=200, selection=200, test=400)
@@ -299,10 +320,11 @@ def debias(
       ValueError: splits that overlap or do not fit, named by `data.splits.check_data`.
       FloatingPointError: a training diverged, or an attribution is not finite; names models, steps and examples.
     """
-    splits.check_data(data, num_classes := int(np.max(data.train.y)) + 1, num_groups)
+    num_classes = None if is_regression(data.train.y) else int(np.max(data.train.y)) + 1
+    splits.check_data(data, num_classes, num_groups)
     mesh = mesh or local_mesh()
     data_on_device, runs = place(data, mesh), options.retrains
-    attribution = options.attribution or default_attribution(len(data.train.y))
+    attribution = options.attribution or default_attribution(len(data.train.y), regression=num_classes is None)
 
     def fit(model_keys, weights):
         arguments = (model, trainer, data_on_device.train, data_on_device, weights, num_groups, num_steps)
@@ -330,19 +352,22 @@ def debias(
     before, after = retrain_each(fit, keys.members(key, keys.D3M.REPORT, runs), final).values()
     kept, at = np.asarray(weights[chosen.name], np.float32), readings[chosen.name]
     arrays = (kept, np.asarray(scored.scores[at]), source.columns[at], np.asarray(group_losses))
+    if num_classes is None:
+        return Debiased(*arrays, None, tried, chosen, before, None, after, source.facts)
     added = np.asarray(after.offsets) * chosen.offsets
     after = with_offsets(after) if chosen.offsets else after
     return Debiased(*arrays, added, tried, chosen, before, with_offsets(before), after, source.facts)
 
 
 @lru_cache
-def default_options(num_examples: int) -> trak.Options:
+def default_options(num_examples: int, *, regression: bool = False) -> trak.Options:
     """TRAK projected to 256 dimensions, or fewer: p beyond an eighth of the examples would no longer regularise."""
     size = min(256, projections.default_size(2 * num_examples))
-    return trak.Options(projection=projections.sjlt(size), damping=DAMPINGS[0], microbatch=20)
+    options = trak.Options(projection=projections.sjlt(size), damping=DAMPINGS[0], microbatch=20)
+    return trak_options(options) if regression else options
 
 
 @lru_cache
-def default_attribution(num_examples: int) -> Attribution:
+def default_attribution(num_examples: int, *, regression: bool = False) -> Attribution:
     """`default_options` at every one of `DAMPINGS`."""
-    return sources.by_trak(default_options(num_examples), dampings=DAMPINGS[1:])
+    return sources.by_trak(default_options(num_examples, regression=regression), dampings=DAMPINGS[1:])

@@ -20,7 +20,7 @@ from d3mjax.linalg import iterative, lasso
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.runtime.sweep import sweep
 from d3mjax.training import ensemble, masks
-from d3mjax.types import AnyArray, Data, Model, Trainer
+from d3mjax.types import AnyArray, Data, Model, Trainer, is_regression
 
 
 class Attribution(NamedTuple):
@@ -42,7 +42,7 @@ class Columns(NamedTuple):
 
     columns: Float[np.ndarray, "r n G"]  # B: positive where including the example raises the group's output
     kernel: Float[np.ndarray, "c n G"] | None  # per checkpoint, before averaging
-    right: Bool[np.ndarray, "c n"] | None  # whether the checkpoint classifies the example as its label says
+    right: Bool[np.ndarray, "c n"] | None  # whether the checkpoint predicts the class of the label; None for numbers
     facts: dict[str, Any]  # residuals and the like
 
 
@@ -158,6 +158,8 @@ def _attributed(data: Data, keys, *, model, trainer, num_groups, num_steps, attr
 
     def look(variables, data, key):
         columns = attribution.attribute(key, model, variables, data, num_groups)
+        if is_regression(data.train.y):
+            return columns, None
         return columns, outputs.hard_margins(model, variables, data.train, microbatch=4096) > 0
 
     return ensemble.train_many(
@@ -186,9 +188,10 @@ def from_datamodels(
     mesh: Mesh | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Columns:
-    """Datamodels of the mean soft margin of every target group, fitted to ``bank.models`` trainings on random subsets.
+    """Datamodels of the mean output of every target group, fitted to ``bank.models`` trainings on random subsets.
 
-    ``trainer`` is meant for ``bank.steps`` steps. Models see subsets alone, so the result has no checkpoints.
+    The output is the soft margin, of a regression minus half the squared error. ``trainer`` is meant for ``bank.steps``
+    steps. Models see subsets alone, so the result has no checkpoints.
     Source: Ilyas et al., 2022; `attribution.datamodels`.
     """
     mesh, num_examples = mesh or local_mesh(), len(data.train.y)
@@ -212,7 +215,8 @@ def _subsets(key, ids: Int[Array, "m"], bank: Bank, num_examples: int):
 @partial(jax.jit, static_argnames=("model", "trainer", "num_groups", "bank", "width", "mesh"))
 def _margins_of(data: Data, key, ids, *, model, trainer, num_groups, bank, width, mesh):
     def look(variables, target):
-        margins = outputs.soft_margins(model, variables, target)
+        of = outputs.negative_squared_errors if is_regression(target.y) else outputs.soft_margins
+        margins = of(model, variables, target)
         return metrics.group_means(margins, target.group, num_groups)
 
     keys = ensemble.model_keys(jax.random.fold_in(key, 1), ids)

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from d3mjax.training.sampling import permute
-from d3mjax.types import AnyArray
+from d3mjax.types import AnyArray, classes_of
 
 
 def _rows(key, ids, row):
@@ -64,8 +64,8 @@ def bernoulli(key: Key[Array, ""], ids: Int[AnyArray, "m"], num_examples: int, s
     return _rows(key, ids, lambda k: jax.random.bernoulli(k, share, (num_examples,)))
 
 
-def check_weights(weights: Float[AnyArray, "*m n"] | Bool[AnyArray, "*m n"], y: Int[AnyArray, "n"]) -> None:
-    """Check training weights ``[n]`` or ``[m n]`` on the host before any training.
+def check_weights(weights: Float[AnyArray, "*m n"] | Bool[AnyArray, "*m n"], y: Shaped[AnyArray, "n"]) -> None:
+    """Check training weights ``[n]`` or ``[m n]`` on the host before any training; numbers as labels have no classes.
 
     Raises:
       ValueError: if a weight is negative or not finite, if the length differs from that of ``y``, if a row has no
@@ -81,7 +81,7 @@ def check_weights(weights: Float[AnyArray, "*m n"] | Bool[AnyArray, "*m n"], y: 
         raise ValueError(
             f"weights: found {rows[row, column]} for example {column} of row {row}, expected finite numbers >= 0"
         )
-    for label in np.unique(y):
+    for label in np.unique(y := np.asarray(classes_of(y))):
         empty = ~(rows[:, y == label] > 0).any(axis=1)
         if empty.any():
             where = f"row {np.flatnonzero(empty)[0]}"

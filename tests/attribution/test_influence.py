@@ -223,3 +223,27 @@ def test_checkpoints_are_averaged_and_groups_are_means():
     close(result.columns, np.stack([tau[TARGET.group == g].mean(0) for g in range(2)], 1), atol=1e-10)
     with pytest.raises(ValueError, match="expected 0 to 0"):
         influence.group_scores(*args, 1)
+
+
+def test_least_squares_is_exact_leave_one_out_times_one_minus_leverage():
+    """The Gauss-Newton matrix is ``X' X``, so the hat matrix gives every refit."""
+    rng = np.random.default_rng(5)
+    x, xt = (np.c_[rng.normal(size=(n, 3)), np.ones(n)] for n in (25, 6))
+    y = x @ [1.0, -2.0, 0.5, 3.0] + rng.normal(size=25)
+    inverse = np.linalg.inv(x.T @ x)
+    theta = inverse @ x.T @ y
+    model = dense.linear(1)
+    params = {"Dense_0": {"kernel": jnp.asarray(theta[:3, None]), "bias": jnp.asarray(theta[3:])}}
+    train = Split(x[:, :3], y, np.zeros(25, int), np.arange(25))
+    target = Split(xt[:, :3], np.zeros(6), np.zeros(6, int), np.arange(6))
+    fields = {"damping": 0.0, "loss": curvatures.squared_error}
+    of = lambda output: attribute(
+        model, {"params": params}, train, target, weights=None, target_output=output, **fields
+    )[0]
+    hat, residuals = x @ inverse @ x.T, y - x @ theta
+    without = [np.linalg.lstsq(np.delete(x, i, 0), np.delete(y, i))[0] for i in range(25)]
+    change = np.stack([xt @ (theta - each) for each in without], axis=1)
+    close(change * (1 - np.diag(hat))[None], xt @ inverse @ x.T * residuals[None], atol=1e-10)
+    predictions = of(gradients.prediction_output)
+    close(predictions, change * (1 - np.diag(hat))[None], atol=1e-10)
+    close(of(gradients.negative_squared_error_output), -(xt @ theta)[:, None] * predictions, atol=1e-10)

@@ -85,3 +85,13 @@ def test_outputs_do_not_depend_on_the_microbatch(variables, name, microbatch):
 def test_microbatch_below_one_is_refused(variables):
     with pytest.raises(ValueError, match="microbatch: found 0"):
         outputs.losses(MODEL, variables, SPLIT, microbatch=0)
+
+
+@pytest.mark.parametrize("microbatch", [3, None])
+def test_residuals_of_a_regression_by_hand(microbatch):
+    model, y = dense.linear(1), np.linspace(-1, 1, 7, dtype=np.float32)
+    fitted = model.init(jax.random.key(1), jnp.asarray(X))
+    split = SPLIT._replace(y=y)
+    expected = y - np.asarray(model.apply(fitted, jnp.asarray(X))[0], float)[:, 0]
+    close(outputs.residuals(model, fitted, split, microbatch=microbatch), expected)
+    close(outputs.negative_squared_errors(model, fitted, split, microbatch=microbatch), -(expected**2) / 2)

@@ -77,6 +77,11 @@ def test_linear_regression_is_exact_leave_one_out_times_one_minus_leverage():
         np.testing.assert_allclose(got.tau, change * (1 - leverage)[None, :], rtol=1e-8)
         assert float(got.info.residual[0]) < 1e-12
 
+        # The output -(y - f)^2 / 2 has the gradient (y - f) grad f: residuals of the targets times the change of f.
+        loss = options._replace(target_output=gradients.negative_squared_error_output)
+        of_loss = trak.scores(KEY, LINEAR, {"params": jnp.asarray(theta)[None]}, train, target, options=loss)
+        np.testing.assert_allclose(of_loss.tau, (0 - xt @ theta)[:, None] * got.tau, rtol=1e-8)
+
 
 def test_logistic_regression_is_the_formula_and_ranks_like_leave_one_out():
     with jax.enable_x64(True):

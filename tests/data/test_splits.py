@@ -137,3 +137,21 @@ def test_from_published_halves_the_validation_split():
 
 def test_group_sizes_skips_the_unknown():
     assert group_sizes(make(5, group=np.array([0, 2, 2, -1, 0])), 4).tolist() == [2, 0, 2, 0]
+
+
+def test_labels_of_a_regression_are_finite_numbers_of_many_values():
+    numbers = lambda n, first: make(n, first, y=np.linspace(0, 1, n), group=np.arange(n) % 4)
+    data = Data(*(numbers(8, 8 * i) for i in range(4)))
+    check_data(data, None, 4)
+    with pytest.raises(ValueError, match=r"train\.y: found float64\[8\], expected integers"):
+        check_data(data, 2, 4)
+    for bad, message in (
+        (np.r_[np.nan, np.arange(6.0), np.inf], r"target\.y: found float64\[8\] with 2 NaN or infinite labels"),
+        (np.arange(8.0)[:, None], r"target\.y: found float64\[8, 1\] with 0 NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_data(data._replace(target=data.target._replace(y=bad)), None, 4)
+    with pytest.raises(ValueError, match=r"train\.y: found 2 different labels \[0\.0, 1\.0\].*use classification"):
+        check_data(data._replace(train=data.train._replace(y=np.arange(8) % 2 * 1.0)), None, 4)
+    with pytest.raises(ValueError, match=r"train\.y: found int64 labels, expected floats"):
+        check_data(data._replace(train=make(8)), None, 4)

@@ -53,3 +53,22 @@ def test_smoothing_spreads_the_target_over_all_classes():
     planted.close(value, expected.mean(), scale=20)
     with pytest.raises(ValueError, match=r"smoothing: found 1\.5"):
         objectives.cross_entropy(smoothing=1.5)
+
+
+def test_squared_error_and_huber_are_those_of_optax():
+    predictions, y = LOGITS[:, :1], planted.normal(1, 9)
+    weight = jnp.array([0.0, 0, 3, 1, 0, 0, 0, 0, 0.5], jnp.float32)
+    batch = planted.split_of(jnp.zeros((9, 1)), y)
+    errors = np.asarray(predictions[:, 0] - y)
+    value, state = objectives.squared_error().value((), predictions, batch, weight)
+    planted.close(value, (3 * errors[2] ** 2 + errors[3] ** 2 + errors[8] ** 2 / 2) / 18, terms=9, scale=200)
+    assert state == ()
+    for delta in (0.5, 2.0):
+        robust = lambda a, delta=delta: objectives.huber(delta).value((), a, batch, weight)[0]
+        reference = lambda a, delta=delta: jnp.mean(weight * optax.huber_loss(a[:, 0], y, delta=delta))
+        planted.close(robust(predictions), reference(predictions), terms=9, scale=200)
+        planted.close(jax.grad(robust)(predictions), jax.grad(reference)(predictions), terms=9, scale=20)
+    exact = jax.grad(lambda a: objectives.huber(1.0).value((), a, batch, weight)[0])(y[:, None])
+    np.testing.assert_array_equal(exact, 0)  # and finite where the error is zero
+    with pytest.raises(ValueError, match=r"delta: found 0\.0, expected a positive error"):
+        objectives.huber(0.0)

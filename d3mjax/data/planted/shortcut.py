@@ -1,4 +1,4 @@
-"""A small made problem with a shortcut, for examples and tests: no data set is needed."""
+"""Small made problems with a shortcut, for examples and tests: no data set is needed."""
 
 import numpy as np
 
@@ -29,5 +29,31 @@ def planted_shortcut(
         x[:, 0] += 3 * y
         x[:, 1] += 6 * cue
         parts.append(Split(x, y, 2 * y + cue, first + np.arange(size)))
+        first += size
+    return Data(*parts)
+
+
+def planted_regression(
+    seed: int, *, train: int = 1000, target: int = 400, selection: int = 400, test: int = 1000, aligned: float = 0.95
+) -> Data:
+    """Numbers told faintly by one feature and loudly by a cue that holds for most train examples; labels of unit scale.
+
+    Labels y are normal. Features ``[n 6]``: ``y`` with noise as large, the cue and four of noise. The cue is y with
+    little noise for a share ``aligned`` of the train examples, three quarters of the target and selection examples and
+    half of the test examples, and independent of y for the others. Groups: 0 where the cue holds, 1 where it does not.
+
+    >>> from d3mjax.data.planted.shortcut import planted_regression
+    >>> data = planted_regression(seed=0)
+    >>> data.train.x.shape, data.train.y.dtype, bool(np.mean(data.train.group == 0) > 0.9)
+    ((1000, 6), dtype('float32'), True)
+    """
+    rng, first, parts = np.random.default_rng(seed), 0, []
+    for size, share in ((train, aligned), (target, 0.75), (selection, 0.75), (test, 0.5)):
+        y = rng.normal(size=size).astype(np.float32)
+        broken = rng.random(size) >= share
+        x = rng.normal(size=(size, 6)).astype(np.float32)
+        x[:, 0] += y
+        x[:, 1] = np.where(broken, x[:, 1], y + 0.3 * x[:, 1])
+        parts.append(Split(x, y, broken.astype(int), first + np.arange(size)))
         first += size
     return Data(*parts)
