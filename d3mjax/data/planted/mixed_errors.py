@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Key, Shaped
 
 from d3mjax.data import tables
-from d3mjax.data.planted import corruptions
+from d3mjax.data.planted import corruptions, table_errors
 from d3mjax.types import AnyArray, Table, checked_names
 
 KINDS = ("label error", "feature error", "spurious minority")
@@ -38,6 +38,7 @@ class Options(NamedTuple):
     share: float = 0.15  # of the minority, in the rows that `subset` keeps
     size: int | None = None  # number of rows to keep; None is as many as there can be
     kinds: tuple[corruptions.Break, ...] = (corruptions.outlier, corruptions.scale)  # of broken numbers
+    form: table_errors.Form | None = None  # of broken rows; None: `kinds`, and other levels of categories
     per_row: bool = False  # each row draws its own broken columns
     overlap: bool = False  # a row may have both errors
     class_rates: tuple[float, ...] | None = None  # relative odds, by class, that a label is wrong
@@ -114,9 +115,10 @@ def inject(
     with one key and different ids get the same.
 
     Raises:
-      ValueError: if ``clean`` is not in [0, 1], a class has fewer rows than ``class_rates`` ask for, or as `subset`.
+      ValueError: if ``clean`` is not in [0, 1], a class has fewer rows than ``class_rates`` ask for, the table cannot
+        have as many rows broken by ``form``, or as `subset`.
     """
-    clean, share, size, kinds, per_row, overlap, class_rates = options
+    clean, share, size, kinds, form, per_row, overlap, class_rates = options
     if not 0 <= clean <= 1:
         raise ValueError(f"clean: found {clean}, expected a share of the rows in [0, 1]")
     part = [jax.random.fold_in(key, i) for i in range(5)]
@@ -129,12 +131,16 @@ def inject(
     rare = np.zeros(len(labels), bool) if rule is None else minority(rule, table, labels)
     num = int((1 - clean) * len(labels) / 2 + 1e-9)
     wrong = _wrong_labels(part[1], table, labels, num, class_rates)
-    broken = corruptions.choose(part[2], table.id, num, among=None if overlap else ~wrong)
+    among = None if overlap else ~wrong
     if num_classes is None:
         dirty = corruptions.shift_targets(part[3], table.id, labels, wrong)
     else:
         dirty = corruptions.flip_labels(part[3], table.id, labels, wrong, num_classes=num_classes)
-    spoiled = corruptions.break_features(part[4], table, broken, kinds=kinds, per_row=per_row)
+    if form is None:
+        broken = corruptions.choose(part[2], table.id, num, among=among)
+        spoiled = corruptions.break_features(part[4], table, broken, kinds=kinds, per_row=per_row)
+    else:
+        spoiled, broken = table_errors.plant(part[4], table, form, num, among=among)
     return Errors(spoiled, dirty, np.stack([wrong, broken, rare], 1), labels, table)
 
 
