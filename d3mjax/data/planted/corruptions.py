@@ -142,4 +142,8 @@ def _draw(key, ids, sample) -> np.ndarray:
 
 
 def _map(key, ids, fn, *args):
-    return jax.vmap(lambda i, *a: fn(jax.random.fold_in(key, i), *a))(np.asarray(ids, np.int32), *args)
+    """``fn(fold_in(key, id), *args)`` of every example, padded to a power of two: few sizes are few compilations."""
+    n = len(ids)
+    padded = [np.pad(a, (0, (1 << max(n - 1, 1).bit_length()) - n)) for a in (np.asarray(ids, np.int32), *args)]
+    results = jax.vmap(lambda i, *a: fn(jax.random.fold_in(key, i), *a))(*padded)
+    return jax.tree.map(lambda a: a[:n], results)

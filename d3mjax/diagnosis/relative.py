@@ -1,0 +1,162 @@
+"""Features of a row relative to its own table: what other rows say about its label, its columns and its values.
+
+They need no network, and mean the same for any table:
+
+* *label*: class probabilities by trees that were grown without the row, and their mean with those of networks;
+* *shortcuts*: how each column alone predicts the recorded label, the most informative columns first;
+* *values*: isolation by random cuts, copies of the row, numbers that repeat where most do not;
+* *table*: its size, and how well labels can be predicted, the same for all rows.
+
+Scores of the row are given with their normal scores in the table.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from d3mjax.data import tables
+from d3mjax.types import AnyArray, Table
+
+FOREST = 200  # trees
+BINS = 4  # of a number, to predict labels with
+_SOURCES = ("trees", "networks", "both")
+_LABEL = tuple(f"{source}: {name}" for source in _SOURCES for name in ("margin", "log-odds"))
+_SHORTCUT = tuple(f"lift by {name}" for name in ("the best column", "the second", "the third", "all", "the worst"))
+_VALUES = ("isolation", "copies", "repeated numbers")
+ROWS = (*_LABEL, "votes of the nearest", *_SHORTCUT, *_VALUES)
+"""Scores of each row."""
+TABLE = (
+    *("accuracy of trees", "accuracy of networks", "confidence in the label", "share of the largest class"),
+    *("rows", "features", "classes", "information of the best column", "of the second", "of the third", "copied rows"),
+)
+"""Facts about the table."""
+NAMES = (*ROWS, *(f"{name} in the table" for name in ROWS), *(f"table: {name}" for name in TABLE))
+
+
+def features(
+    table: Table,
+    y: Int[AnyArray, "n"],
+    num_classes: int,
+    left_out: Float[AnyArray, "n C"],
+    forest: Float[AnyArray, "n C"],
+) -> Float[np.ndarray, "n f"]:
+    """`NAMES` of every row. ``left_out``, ``forest``: class probabilities by networks and trees without the row.
+
+    Margins are ``p_y - max_{k != y} p_k``, log-odds those of the same two, each with 0.01 added.
+    """
+    y = np.asarray(y)
+    n, rows = len(y), np.arange(len(y))
+    x = tables.encode(tables.fit_encoder(table), table)
+    sources = {"trees": np.asarray(forest), "networks": np.asarray(left_out)}
+    sources["both"] = (sources["trees"] + sources["networks"]) / 2
+    label, accuracy = [], {}
+    for name, p in sources.items():
+        others = p.copy()
+        others[rows, y] = -1
+        own, other = p[rows, y], others.max(1)
+        label += [own - other, np.log((own + 0.01) / (other + 0.01))]
+        accuracy[name] = np.mean(own > other)
+    lifts, information = shortcuts(table, y, num_classes)
+    copies = copies_of(table)
+    of_rows = np.stack([*label, nearest(x, y), *lifts.T, isolation(x), copies, repeated(table)], 1)
+    largest = np.bincount(y).max() / n
+    facts = [accuracy["trees"], accuracy["networks"], sources["both"][rows, y].mean(), largest]
+    facts += [np.log(n), np.log(x.shape[1]), np.log(num_classes), *information, np.mean(copies > 1)]
+    normal = ndtri((rankdata(of_rows, axis=0) - 0.5) / n)
+    return np.concatenate([of_rows, normal, np.tile(facts, (n, 1))], 1).astype(np.float32)
+
+
+def out_of_bag(
+    table: Table, y: Int[AnyArray, "n"], num_classes: int, *, seed: int = 0, trees: int = FOREST
+) -> Float[np.ndarray, "n C"]:
+    """Class probabilities by those extremely randomised trees that were grown on a bootstrap sample without the row.
+
+    Rows in all samples, of which there are hardly any, have the shares of the classes. Sources: Geurts et al., 2006,
+    "Extremely randomized trees"; Breiman, 1996, "Out-of-bag estimation".
+    """
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    x, y = tables.encode(tables.fit_encoder(table), table), np.asarray(y)
+    options: dict[str, Any] = {"min_samples_leaf": 2, "bootstrap": True, "oob_score": True, "n_jobs": 1}
+    grown = ExtraTreesClassifier(n_estimators=trees, random_state=seed, **options).fit(x, y)
+    p = np.zeros((len(y), num_classes))
+    p[:, grown.classes_] = grown.oob_decision_function_
+    shares = np.bincount(y, minlength=num_classes) / len(y)
+    return np.where(np.isfinite(p).all(1, keepdims=True) & (p.sum(1, keepdims=True) > 0), p, shares[None])
+
+
+def shortcuts(
+    table: Table, y: Int[AnyArray, "n"], num_classes: int
+) -> tuple[Float[np.ndarray, "n 5"], Float[np.ndarray, "3"]]:
+    """Log-lift ``log P(y_i | x_ij) - log P(y_i)`` of each row by its three most informative columns, the sum and least.
+
+    Each column is cut at its quartiles, or by levels; shares are of the other rows, with two pseudo-rows. Second: the
+    mean lift of the three columns, which is the information that they have about the label, 0 where there are fewer.
+    """
+    y = np.asarray(y)
+    n, rows = len(y), np.arange(len(y))
+    prior = (np.bincount(y, minlength=num_classes) + 0.5) / (n + 0.5 * num_classes)
+    lifts = []
+    for name, a in table.columns.items():
+        part = a + 1 if name in table.levels else _quantile_bins(a, BINS)
+        counts = np.zeros((part.max() + 1, num_classes))
+        np.add.at(counts, (part, y), 1)
+        own, size = counts[part, y] - 1, counts.sum(1)[part] - 1
+        lifts.append(np.log((own + 2 * prior[y]) / (size + 2) / prior[y]))
+    by_column = np.stack(lifts, 1)
+    information = by_column.mean(0)
+    best = np.argsort(-information, kind="stable")[:3]
+    top = np.zeros((n, 3))
+    top[:, : len(best)] = by_column[rows[:, None], best[None]]
+    known = np.zeros(3)
+    known[: len(best)] = information[best]
+    return np.concatenate([top, by_column.sum(1)[:, None], by_column.min(1)[:, None]], 1), known
+
+
+def nearest(x: Float[AnyArray, "n d"], y: Int[AnyArray, "n"], *, neighbours: int = 10) -> Float[np.ndarray, "n"]:
+    """Share of the recorded label among the nearest other rows (Euclidean)."""
+    from sklearn.neighbors import NearestNeighbors
+
+    x, y = np.asarray(x), np.asarray(y)
+    count = min(neighbours, len(y) - 1)
+    near = NearestNeighbors(n_neighbors=count, n_jobs=1).fit(x).kneighbors(return_distance=False)
+    return (y[near] == y[:, None]).mean(1)
+
+
+def isolation(x: Float[AnyArray, "n d"], *, trees: int = 100) -> Float[np.ndarray, "n"]:
+    """Isolation by random cuts, in (0, 1): larger is odder (Liu et al., 2008, "Isolation forest")."""
+    from sklearn.ensemble import IsolationForest
+
+    return -IsolationForest(n_estimators=trees, random_state=0, n_jobs=1).fit(x).score_samples(x)
+
+
+def copies_of(table: Table) -> Int[np.ndarray, "n"]:
+    """Number of rows with the same entries in all columns, the row among them."""
+    entries = np.stack([np.nan_to_num(a.astype(np.float64), nan=-np.pi) for a in table.columns.values()], 1)
+    _, which, counts = np.unique(entries, axis=0, return_inverse=True, return_counts=True)
+    return counts[which.reshape(-1)]
+
+
+def repeated(table: Table) -> Float[np.ndarray, "n"]:
+    """Largest share of the rows that have the row's number, over columns in which most rows have a number of their own.
+
+    Numbers that stand for something else, such as 999, and stuck sensors repeat; measurements do not.
+    """
+    largest = np.zeros(len(table.id))
+    for name, a in table.columns.items():
+        if name in table.levels:
+            continue
+        _, which, counts = np.unique(a, return_inverse=True, return_counts=True)
+        if len(counts) > len(a) / 2:
+            largest = np.maximum(largest, np.where(np.isfinite(a), counts[which], 0) / len(a))
+    return largest
+
+
+def _quantile_bins(a, bins: int) -> Int[np.ndarray, "n"]:
+    """Bins between quantiles; missing numbers are in the last one."""
+    present = a[np.isfinite(a)]
+    edges = np.unique(np.quantile(present, np.arange(1, bins) / bins)) if len(present) else np.zeros(0)
+    return np.where(np.isfinite(a), np.searchsorted(edges, a, side="left"), len(edges) + 1)
