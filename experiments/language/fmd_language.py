@@ -129,6 +129,7 @@ class Config:
     wino: int = 150
     etas: tuple[float, ...] = (0.003, 0.006, 0.012)
     round_etas: tuple[float, ...] = (0.004, 0.008, 0.016, 0.032)
+    layers: tuple[str, ...] = ("down",)  # of the last block, see `stereotype_tasks.ABOVE_ATTENTION`
     damping: float = 1e-4
     least: float = 0.99  # LMS on the selection rows, of that before
     smoke: bool = False
@@ -173,10 +174,9 @@ def load(config: Config, directory: Path) -> Loaded:
     for name, rows in chosen.items():
         sides = [side for side in (rows.stereotype, rows.anti, rows.unrelated) if side]
         benches[name] = Bench(rows, stereotype_tasks.sided(language, sides, directory))
+    network = stereotype_tasks.network_of(language, config.layers)
     steps = Steps(config.etas, config.round_etas)
-    return Loaded(
-        stereotype_tasks.network_of(language), benches, language_edits.paths_of(steps, damping=config.damping)
-    )
+    return Loaded(network, benches, language_edits.paths_of(steps, damping=config.damping))
 
 
 def with_other_words(rng: np.random.Generator, rows: Sentences) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ def measure(task: Task, config: Config, loaded: Loaded, compiled: dict, seed: in
     sides = stereotype_tasks.tangent_sides(network, bench.texts, reference)
     fisher = stereotype_tasks.fisher(key, network, bench.texts, len(bench.rows.id) + reference[: config.curved])
     prepared = time.perf_counter() - begin
-    edited = lambda change: tangents.with_change(network.variables, network.path, change)
+    edited = lambda k: tangents.with_change(network.variables, jax.tree.map(lambda a: a[k], changes))
     on_selection = lambda variables: effects(network, variables, bench, selection)
     measured = lambda variables: report(loaded, variables, drawn.report)
     start = on_selection(network.variables)
@@ -248,18 +248,18 @@ def measure(task: Task, config: Config, loaded: Loaded, compiled: dict, seed: in
         if program not in compiled:
             compiled[program] = path.lower(key, sides, fisher).compile()
         begin = time.perf_counter()
-        changes = np.asarray(compiled[program](key, sides, fisher))
+        changes = jax.device_get(compiled[program](key, sides, fisher))
         seconds = prepared + time.perf_counter() - begin
         if (controlled := name.rpartition(", ")[0]) in steps:  # a control takes the step of what it controls
             steps[name] = step = steps[controlled]
-            tried = {} if step < 0 else {step: on_selection(edited(changes[step]))}
+            tried = {} if step < 0 else {step: on_selection(edited(step))}
         else:
-            tried = {k: on_selection(edited(change)) for k, change in enumerate(changes)}
+            tried = {k: on_selection(edited(k)) for k in range(len(jax.tree.leaves(changes)[0]))}
             steps[name] = nearest(start, tried, least=config.least)
         if steps[name] < 0:
             facts[name] = facts["no edit"] | {"seconds": seconds}
         else:
-            values = measured(edited(changes[steps[name]])) | _of_selection(tried[steps[name]])
+            values = measured(edited(steps[name])) | _of_selection(tried[steps[name]])
             facts[name] = values | {"seconds": seconds}
         progress(1)
     softer = cooled(network.variables, 2.0)

@@ -9,7 +9,7 @@ the Fisher matrix of the next token; results are measured in the network itself.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from d3mjax.unlearning.paths import Editable
 
 KEPT = ", related kept"  # in names of edits
 
-Sides = list[dict[str, np.ndarray]]
+Sides = list[dict[str, Any]]
 """The stereotype, the anti-stereotype, and the unrelated side of each row, as inputs of `tangents.tangent`."""
 
 
@@ -59,25 +59,24 @@ def count(sides: Sides) -> int:
 
 
 def editable(sides: Sides, inverse: Inverse, *, damping: float) -> Editable:
-    """The layer in its tangent, its train examples `related_of`."""
-    shape = (sides[0]["inputs"].shape[2], sides[0]["deltas"].shape[2])
-    model, train = preferences.bradley_terry(tangents.tangent(*shape)), related_of(sides)
+    """The layers in their tangent, their train examples `related_of`."""
+    model, train = preferences.bradley_terry(tangents.tangent()), related_of(sides)
     variables = model.init(jax.random.key(0), train.x)
     options = influence.Options(damping=damping, microbatch=100)
     return Editable(model, variables, influence.problem_of(model, variables, train, options=options), inverse)
 
 
 def paths_of(steps: Steps, *, damping: float) -> dict[str, Callable]:
-    """Changes of the kernel ``[k i o]`` by the name of the edit: compiled functions of ``(key, sides, fisher)``."""
+    """Changes of kernels, leading axis k, by the name of the edit: compiled functions of ``(key, sides, fisher)``."""
     shot = partial(paths.one_shot, etas=steps.etas)
     rounds = partial(paths.in_rounds, etas=steps.round_etas, aligned=0.0)
     kept = partial(rounds, keep=1.0)
 
     def of(edit: Callable) -> Callable:
-        def path(key: Key[Array, ""], sides: Sides, fisher: ekfac.Fisher) -> Float[Array, "k i o"]:
+        def path(key: Key[Array, ""], sides: Sides, fisher: ekfac.Fisher) -> PyTree[Float[Array, "k i o"]]:
             signs = jax.random.rademacher(jax.random.fold_in(key, Fmd.SIGNS), (count(sides),), jnp.float32)
             layer = editable(sides, ekfac.by_fisher(lambda _: fisher), damping=damping)
-            return edit(layer, pairs_of(sides), signs)["kernel"]
+            return edit(layer, pairs_of(sides), signs)
 
         return jax.jit(path)
 
@@ -117,8 +116,7 @@ def referred(layer: Editable, pairs: Pairs, beta: float) -> tuple[Editable, Pair
     """The layer and the pairs with the logits of DPO: against the log-probabilities before the edit."""
     values = lambda x: jnp.stack([x[side]["values"] for side in ("first", "second")], axis=1)
     to = lambda x: {**x, "reference": values(x)}
-    shape = layer.problem.params["kernel"].shape
-    model = preferences.pairwise(tangents.tangent(*shape), beta)
+    model = preferences.pairwise(tangents.tangent(), beta)
     examples = layer.problem.examples._replace(x=to(layer.problem.examples.x))
     options = influence.Options(damping=layer.problem.damping / layer.problem.weights.sum(), microbatch=100)
     problem = influence.problem_of(model, layer.variables, examples, options=options)

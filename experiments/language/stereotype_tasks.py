@@ -5,7 +5,6 @@ the logits of shared tokens once. The states below the last block are computed o
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,9 @@ from experiments.language_models import LanguageModel, check_memory
 BEGINNINGS = ("<|endoftext|>", "<|begin_of_text|>", "<s>")
 """What stands in front of a text, the first of them that is in the vocabulary."""
 
+ABOVE_ATTENTION = ("output", "gate", "up", "down")
+"""Dense layers of a block that act on each position alone, and nothing of the block that mixes positions follows."""
+
 
 class Sided(NamedTuple):
     """Texts of n rows with k sides: what their sides share, then the rest of each side; row after row within each."""
@@ -39,18 +41,24 @@ class Network(NamedTuple):
 
     config: decoders.Config
     variables: PyTree[Array]
-    path: tangents.Path  # of the kernel that is edited
+    paths: list[tangents.Path]  # of the dense layers whose kernels are edited
     log_probs: Model
     apply: Callable[..., Array]  # (variables, x) -> log-probabilities [b], compiled
     factors: Callable[..., tuple[Array, Factors]]  # (variables, x), compiled
     drawn: Callable[..., dict[str, Array]]  # (key, variables, x) -> x with next tokens drawn by the network, compiled
 
 
-def network_of(language: LanguageModel) -> Network:
-    """The network above the states of `sided`; the kernel is that of the last dense layer of the last block."""
+def network_of(language: LanguageModel, layers: Sequence[str] = ("down",)) -> Network:
+    """The network above the states of `sided`, edited in these dense layers of the last block.
+
+    Raises:
+      ValueError: a layer that is not above the attention, as `tangent_sides` has positions of what differs alone.
+    """
+    if not layers or set(layers) - set(ABOVE_ATTENTION):
+        raise ValueError(f"layers: found {list(layers)}, expected some of {', '.join(ABOVE_ATTENTION)}")
     config = language.config
     last = config.blocks - 1
-    model, path = decoders.log_probs(config, block=last), (f"block_{last}", "down")
+    model, paths = decoders.log_probs(config, block=last), [(f"block_{last}", layer) for layer in layers]
     variables = jax.device_put(decoders.divided(language.variables, last)[1])
     apply = jax.jit(lambda variables, x: model.apply(variables, x)[0])
     logits = decoders.logits(config, block=last)
@@ -61,7 +69,8 @@ def network_of(language: LanguageModel) -> Network:
         ids = jnp.concatenate([x["ids"][:, :1], following[:, :-1]], axis=1)
         return {**x, "ids": ids, "response": x["mask"].at[:, 0].set(False)}
 
-    return Network(config, variables, path, model, apply, jax.jit(partial(tangents.of_layer, model, path=path)), drawn)
+    factors = jax.jit(lambda variables, x: tangents.of_layers(model, variables, paths, x))
+    return Network(config, variables, paths, model, apply, factors, drawn)
 
 
 def sided(language: LanguageModel, sides: Sequence[Sequence[str]], directory: Path) -> Sided:
@@ -140,38 +149,39 @@ def _sums(network: Network, variables: PyTree, texts: Sided, rows: Int[np.ndarra
     return sums
 
 
-def tangent_sides(network: Network, texts: Sided, rows: Int[np.ndarray, " r"]) -> list[dict[str, np.ndarray]]:
+def tangent_sides(network: Network, texts: Sided, rows: Int[np.ndarray, " r"]) -> list[dict[str, Any]]:
     """For each side of the rows, inputs of `tangents.tangent`: what differs between the sides of a row."""
     n, k = texts.counts.shape
     index = n + np.concatenate([rows + side * n for side in range(k)])
     before = np.roll(texts.tokens["response"][index], -1, axis=1)  # a state tells the token behind it
     longest = int(texts.tokens["response"][n:].sum(1).max())  # of all rows: programs are compiled once
     made = of_texts(network, texts, index, before, longest)
-    return [{name: a[side * len(rows) : (side + 1) * len(rows)] for name, a in made.items()} for side in range(k)]
+    of_side = lambda side: slice(side * len(rows), (side + 1) * len(rows))
+    return [jax.tree.map(lambda a, at=of_side(side): a[at], made) for side in range(k)]
 
 
 def of_texts(
     network: Network, texts: Sided, index: Int[np.ndarray, " r"], positions: np.ndarray, length: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Inputs of `tangents.tangent` of the texts ``index`` at these positions, batch by batch."""
-    parts: dict[int, dict[str, np.ndarray]] = {}
+    rows: dict[int, dict[str, Any]] = {}
     for at, x in in_batches(texts, index):
-        values, factors = network.factors(network.variables, x=x)
+        values, factors = network.factors(network.variables, x)
         width = x["ids"].shape[1]
         kept = jax.tree.map(lambda a, count=len(at): a[:count], factors)
         made = tangents.as_rows(np.asarray(values)[: len(at)], kept, positions[at][:, :width], length)
-        parts |= {row: {name: a[j] for name, a in made.items()} for j, row in enumerate(at.tolist())}
-    return {name: np.stack([parts[row][name] for row in range(len(index))]) for name in parts[0]}
+        rows |= {row: jax.tree.map(lambda a, j=j: a[j], made) for j, row in enumerate(at.tolist())}
+    return jax.tree.map(lambda *a: np.stack(a), *(rows[row] for row in range(len(index))))
 
 
 def fisher(key: Key[Array, ""], network: Network, texts: Sided, index: Int[np.ndarray, " r"]) -> ekfac.Fisher:
-    """K-FAC of the edited kernel for the next token, over all tokens of the texts ``index``.
+    """K-FAC of the edited kernels for the next token, over all tokens of the texts ``index``.
 
     Labels are drawn from the model: the next tokens after the same text, one draw each.
     """
     made = []
     for batch, (at, x) in enumerate(in_batches(texts, index)):
         x = network.drawn(jax.random.fold_in(key, batch), network.variables, x)
-        _, found = network.factors(network.variables, x=x)
-        made.append(jax.tree.map(lambda a, count=len(at): a[:count].reshape(-1, a.shape[-1]), found))
+        _, factors = network.factors(network.variables, x)
+        made.append(jax.tree.map(lambda a, count=len(at): a[:count].reshape(-1, a.shape[-1]), factors))
     return tangents.kronecker(jax.tree.map(lambda *a: jnp.concatenate(a), *made))

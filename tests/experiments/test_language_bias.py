@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from d3mjax.attribution import ekfac, tangents
+from d3mjax.attribution.dense_gradients import Factors
 from experiments.language import fmd_language, language_edits, made_language, stereotype_tasks
 from experiments.language.fmd_language import TASKS, Effects
 
@@ -55,13 +56,15 @@ def test_rows_of_a_benchmark(language, texts):
 
 def test_tangents_of_sides_are_those_of_differences(language, texts):
     """At no change the tangent has the log-probability of what differs, and its gradient is the network's."""
-    network = stereotype_tasks.network_of(language)
+    network = stereotype_tasks.network_of(language, stereotype_tasks.ABOVE_ATTENTION)
     rest, _ = stereotype_tasks.log_probs(network, network.variables, texts)
     sides = stereotype_tasks.tangent_sides(network, texts, np.array([2, 0]))
     np.testing.assert_allclose(np.stack([side["values"] for side in sides], 1), rest[[2, 0]], rtol=1e-4)
-    change = 0.03 * np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
-    moved, _ = stereotype_tasks.log_probs(network, tangents.with_change(network.variables, network.path, change), texts)
-    linear, variables = tangents.tangent(24, 16), {"params": {"kernel": jnp.asarray(change)}}
+    linear, rng = tangents.tangent(), np.random.default_rng(0)
+    start = linear.init(jax.random.key(0), sides[0])["params"]
+    change = jax.tree.map(lambda a: jnp.asarray(0.01 * rng.normal(size=a.shape), jnp.float32), start)
+    variables = {"params": change}
+    moved, _ = stereotype_tasks.log_probs(network, tangents.with_change(network.variables, change), texts)
     predicted = np.stack([linear.apply(variables, side)[0] for side in sides], 1)
     effect = np.abs(moved - rest)[[2, 0]].max()
     assert effect > 0.03
@@ -70,7 +73,8 @@ def test_tangents_of_sides_are_those_of_differences(language, texts):
 
 def test_log_probabilities_that_are_not_finite_name_their_rows(language, texts):
     network = stereotype_tasks.network_of(language)
-    broken = tangents.with_change(network.variables, network.path, np.full((24, 16), np.nan, np.float32))
+    change = {"block_1": {"down": {"kernel": np.full((24, 16), np.nan, np.float32)}}}
+    broken = tangents.with_change(network.variables, change)
     with pytest.raises(FloatingPointError, match=r"not finite in rows \[0, 1, 2\]"):
         stereotype_tasks.log_probs(network, broken, texts)
 
@@ -80,8 +84,7 @@ def sides():
     rng = np.random.default_rng(0)
     make = lambda: {
         "values": rng.normal(size=5).astype(np.float32),
-        "inputs": rng.normal(size=(5, 3, 4)).astype(np.float32),
-        "deltas": rng.normal(size=(5, 3, 2)).astype(np.float32),
+        "factors": {"kernel": Factors(*(rng.normal(size=(5, 3, k)).astype(np.float32) for k in (4, 2)))},
     }
     return [make() for _ in range(3)]
 
@@ -93,8 +96,8 @@ STEPS = language_edits.Steps(etas=(0.5, 1.0), round_etas=(0.01, 0.01))
 def test_fmd_goes_down_the_difference_of_log_probabilities(sides):
     """With a damping of 0.1 for each of 10 examples and no curvature: ``-eta sum grad (log p - log p other)``."""
     paths = language_edits.paths_of(STEPS, damping=0.1)
-    changes = paths["FMD"](jax.random.key(0), sides, IDENTITY)
-    of_side = [np.einsum("bti,bto->io", side["inputs"], side["deltas"]) for side in sides]
+    changes = paths["FMD"](jax.random.key(0), sides, IDENTITY)["kernel"]
+    of_side = [np.asarray(side["factors"]["kernel"].matrix()).sum(0) for side in sides]
     np.testing.assert_allclose(changes[1], -(of_side[0] - of_side[1]), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(changes[0], changes[1] / 2, rtol=1e-5, atol=1e-6)
 
@@ -102,8 +105,8 @@ def test_fmd_goes_down_the_difference_of_log_probabilities(sides):
 def test_first_round_follows_the_losses(sides):
     """The first step of DPO is beta / 2 times that of the difference, as all margins are 0; CDA raises both sides."""
     paths = language_edits.paths_of(STEPS, damping=0.1)
-    run = lambda name: np.asarray(paths[name](jax.random.key(0), sides, IDENTITY))
-    gradients = [np.einsum("bti,bto->bio", side["inputs"], side["deltas"]) for side in sides]
+    run = lambda name: np.asarray(paths[name](jax.random.key(0), sides, IDENTITY)["kernel"])
+    gradients = [np.asarray(side["factors"]["kernel"].matrix()) for side in sides]
     first, second, unrelated = gradients
     np.testing.assert_allclose(run("DPO")[0], -0.01 * 0.1 / 2 * (first - second).sum(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(run("CDA")[1], (first + second).sum(0), rtol=1e-4, atol=1e-5)
@@ -122,7 +125,8 @@ def test_random_signs_swap_sides(sides):
     pairs = language_edits.pairs_of(sides)
     mixed = language_edits.at_random(np.array([1.0, -1, 1, 1, -1]), pairs)
     np.testing.assert_array_equal(mixed.x["first"]["values"][:2], [sides[0]["values"][0], sides[1]["values"][1]])
-    np.testing.assert_array_equal(mixed.flipped["first"]["inputs"][4], sides[0]["inputs"][4])
+    inputs = lambda side: side["factors"]["kernel"].inputs[4]
+    np.testing.assert_array_equal(inputs(mixed.flipped["first"]), inputs(sides[0]))
 
 
 def test_temperature_divides_logits(language, texts):
@@ -167,6 +171,11 @@ def test_other_words_replace_one_that_both_sides_have():
         changed = [(a, b) for a, b in zip(first.split(), text.split(), strict=True) if a != b]
         assert len(changed) == 1
         assert changed[0][0] in second.split()
+
+
+def test_a_layer_below_the_attention(language):
+    with pytest.raises(ValueError, match="found \\['key'\\], expected some of output, gate, up, down"):
+        stereotype_tasks.network_of(language, ("key",))
 
 
 def test_a_tokenizer_without_a_beginning(language, tmp_path, monkeypatch):
