@@ -113,7 +113,7 @@ def tangent() -> Model:
 
 def with_change(variables: Mapping[str, Any], change: PyTree[Float[AnyArray, "..."]]) -> dict[str, Any]:
     """Variables of the network with ``change`` added: nested dictionaries like a part of ``params``."""
-    params = flatten_dict(variables["params"])
+    params: dict[Path, Any] = flatten_dict(variables["params"])
     params |= {path: params[path] + leaf for path, leaf in flatten_dict(change).items()}
     return {**variables, "params": unflatten_dict(params)}
 
@@ -124,7 +124,8 @@ def kronecker(factors: PyTree[Factors]) -> ekfac.Fisher:
     Deltas are those of ``log p(y)`` with y drawn from the model (Fisher) or as observed (empirical Fisher); positions
     whose deltas are all 0, such as padding, do not count. Layers are independent of each other.
     """
-    return ekfac.Fisher({path[:-1]: _of_layer(layer) for path, layer in flatten_dict(factors).items()}, {})
+    kernels: dict[Path, Any] = flatten_dict(factors)
+    return ekfac.Fisher({path[:-1]: _of_layer(layer) for path, layer in kernels.items()}, {})
 
 
 def _of_layer(factors: Factors) -> ekfac.Layer:

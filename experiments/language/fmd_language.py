@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Float, PyTree
 
 from d3mjax.attribution import tangents
 from d3mjax.data.sets import stereotypes as sets
@@ -30,6 +30,7 @@ from d3mjax.unlearning import stereotypes
 from experiments import language_models, local_data, study
 from experiments.language import language_edits, made_language, stereotype_tasks
 from experiments.language.language_edits import KEPT, Steps
+from experiments.language.stereotype_parts import FOLDS, TASKS, Parts, Rows, Task
 from experiments.language.stereotype_tasks import Network, Sided
 from experiments.study import Study
 
@@ -43,77 +44,6 @@ KINDS = {
 """Kinds of methods, rivals elsewhere; all know the reference pairs alone."""
 
 
-Rows = Int[np.ndarray, " r"]
-
-
-class Parts(NamedTuple):
-    """Rows that steer, that choose, and rows of StereoSet that are measured."""
-
-    reference: Rows
-    selection: Rows
-    report: Rows
-
-
-def halves_of_crows(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
-    """Halves of CrowS-Pairs; all of StereoSet is measured."""
-    order = rng.permutation(len(crows.id))
-    return Parts._make([*np.array_split(order, 2), np.arange(len(stereoset.id))])
-
-
-def unseen_terms(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
-    """Half of the terms of every kind, a fifth of them, and the others."""
-    kind, term = np.array(stereoset.kind), np.array(stereoset.term)
-    part = np.zeros(len(kind), int)
-    for name in np.unique(kind):
-        terms = rng.permutation(np.unique(term[kind == name]))
-        half, fifth = len(terms) // 2, max(1, len(terms) // 5)
-        part[np.isin(term, terms[half : half + fifth])] = 1
-        part[np.isin(term, terms[half + fifth :])] = 2
-    return Parts(*(rng.permutation(np.flatnonzero(part == i)) for i in range(3)))
-
-
-def unseen_kind(stereoset: Sentences, crows: Sentences, rng: np.random.Generator) -> Parts:
-    """Halves of the terms of all kinds but gender; gender is measured."""
-    kind, term = np.array(stereoset.kind), np.array(stereoset.term)
-    terms = rng.permutation(np.unique(term[kind != "gender"]))
-    halves = (np.flatnonzero(np.isin(term, half)) for half in np.array_split(terms, 2))
-    return Parts._make([*map(rng.permutation, halves), np.flatnonzero(kind == "gender")])
-
-
-class Task(NamedTuple):
-    """Where pairs come from, and what is measured."""
-
-    name: str
-    about: str
-    benchmark: str  # of reference and selection
-    draw: Callable[[Sentences, Sentences, np.random.Generator], Parts]
-
-
-_TASKS = (
-    Task(
-        "crows",
-        "Reference and selection are halves of CrowS-Pairs, all kinds of bias; their unrelated sides have a word of "
-        "another sentence in place of one of theirs. All of StereoSet is measured.",
-        "crows",
-        halves_of_crows,
-    ),
-    Task(
-        "terms",
-        "Reference are half of the terms of StereoSet, selection a fifth; the terms that are left are measured.",
-        "stereoset",
-        unseen_terms,
-    ),
-    Task(
-        "kinds",
-        "Reference and selection are halves of the terms of StereoSet of profession, race and religion; gender is "
-        "measured, a kind that nothing was learnt from.",
-        "stereoset",
-        unseen_kind,
-    ),
-)
-TASKS = {task.name: task for task in _TASKS}
-
-
 @dataclass(frozen=True)
 class Config:
     """What determines the numbers."""
@@ -124,7 +54,7 @@ class Config:
     model: str = ""  # a GGUF file or a folder of the hub; SmolLM2-135M-Instruct
     rows: int = 256  # of every kind of StereoSet at most, one draw for all seeds
     reference: int = 400  # rows at most
-    selection: int = 200
+    selection: int = 250
     curved: int = 150  # texts of reference rows behind the curvature
     wino: int = 150
     etas: tuple[float, ...] = (0.003, 0.006, 0.012)
@@ -193,80 +123,118 @@ def with_other_words(rng: np.random.Generator, rows: Sentences) -> tuple[str, ..
 
 
 class Effects(NamedTuple):
-    """Scores of rows of one benchmark."""
+    """Scores of an edit on the rows that choose; of CrowS-Pairs SS is the share of stereotypes that are likelier."""
 
-    ss: float  # of CrowS-Pairs and Wino-test the share of stereotypes that are likelier
+    ss: float
     lms: float
-    deviation: float  # of SS, by the bootstrap over terms
+
+
+class Edited(NamedTuple):
+    """An edit at the step that was chosen."""
+
+    step: int  # -1: none
+    means: Float[np.ndarray, "r 3"]  # log-probabilities a token of the rows that are measured
+    wino: float
+    selection: Effects
+    seconds: float
+
+
+def of_terms(rows: Sentences, means: Float[np.ndarray, "r 3"]) -> stereotypes.Scores:
+    """Scores of every term of these rows."""
+    names, term = np.unique(np.array(rows.term), return_inverse=True)
+    return stereotypes.of_terms(means.astype(np.float32), term.astype(np.int32), len(names))
 
 
 def effects(network: Network, variables: PyTree, bench: Bench, rows: Rows) -> Effects:
-    """Scores of some rows of a benchmark, which all have unrelated sides or none; terms of CrowS-Pairs are one."""
+    """Scores of some rows of a benchmark, which all have unrelated sides or none."""
     texts = stereotype_tasks.part(bench.texts, rows)
     if texts.counts.shape[1] == 2:
         share = stereotypes.crows(stereotype_tasks.of_differences(network, variables, texts))
-        return Effects(float(share), float("nan"), float("nan"))
+        return Effects(float(share), float("nan"))
     _, means = stereotype_tasks.log_probs(network, variables, texts)
-    names = np.array(bench.rows.term)[rows]
-    unique, term = np.unique(names, return_inverse=True)
-    terms = stereotypes.of_terms(means.astype(np.float32), term.astype(np.int32), len(unique))
-    scores = stereotypes.overall(terms)
-    spread = stereotypes.resampled(jax.random.key(0), terms, 1000).ss.std()
-    return Effects(float(scores.ss), float(scores.lms), float(spread))
+    scores = stereotypes.overall(of_terms(sets.take(bench.rows, rows), means))
+    return Effects(float(scores.ss), float(scores.lms))
 
 
-def report(loaded: Loaded, variables: PyTree, rows: Rows) -> dict[str, float]:
-    """Metrics of a network on ``rows`` of StereoSet by kind, and on Wino-test."""
-    of = partial(effects, loaded.network, variables)
-    stereoset, wino = loaded.benches["stereoset"], loaded.benches["wino"]
-    kind, values = np.array(stereoset.rows.kind)[rows], {}
-    for name in np.unique(kind).tolist():
-        scores = of(stereoset, rows[kind == name])
-        icat = scores.lms * min(scores.ss, 100 - scores.ss) / 50
-        values |= {f"ss {name}": scores.ss, f"lms {name}": scores.lms, f"icat {name}": icat}
-        values |= {"bootstrap deviation of ss gender": scores.deviation} if name == "gender" else {}
-    return values | {"wino": of(wino, np.arange(len(wino.rows.id))).ss}
+def scored(rows: Sentences, means: Float[np.ndarray, "r 3"]) -> dict[str, float]:
+    """SS, LMS and ICAT of rows of StereoSet by kind and of all, and how much SS of gender depends on its terms."""
+    kind, values = np.array(rows.kind), {}
+    for name in ("all kinds", *np.unique(kind).tolist()):
+        at = np.flatnonzero((kind == name) | (name == "all kinds"))
+        terms = of_terms(sets.take(rows, at), means[at])
+        scores = stereotypes.overall(terms)
+        values |= {f"{metric} {name}": float(getattr(scores, metric)) for metric in ("ss", "lms", "icat")}
+        if name == "gender":
+            draws = stereotypes.resampled(jax.random.key(0), terms, 1000)
+            values["bootstrap deviation of ss gender"] = float(draws.ss.std())
+    return values
 
 
-def measure(task: Task, config: Config, loaded: Loaded, compiled: dict, seed: int, progress: Callable) -> study.Unit:
-    """Scores of every edit on one draw of rows; ``compiled`` keeps the programs of edits for the next seed."""
-    network, bench, key = loaded.network, loaded.benches[task.benchmark], jax.random.key(seed)
-    drawn = task.draw(loaded.benches["stereoset"].rows, loaded.benches["crows"].rows, np.random.default_rng(seed))
-    reference, selection = np.sort(drawn.reference[: config.reference]), np.sort(drawn.selection[: config.selection])
+def edits_on(part: Parts, config: Config, loaded: Loaded, bench: Bench, compiled: dict, key: Any, progress: Callable):
+    """Every edit on the reference rows of ``part``, by its name; ``compiled`` keeps programs for the next part."""
+    network, stereoset, wino = loaded.network, loaded.benches["stereoset"], loaded.benches["wino"]
+    reference, selection = np.sort(part.reference[: config.reference]), np.sort(part.selection[: config.selection])
     begin = time.perf_counter()
     sides = stereotype_tasks.tangent_sides(network, bench.texts, reference)
     fisher = stereotype_tasks.fisher(key, network, bench.texts, len(bench.rows.id) + reference[: config.curved])
     prepared = time.perf_counter() - begin
-    edited = lambda k: tangents.with_change(network.variables, jax.tree.map(lambda a: a[k], changes))
+    report = stereotype_tasks.part(stereoset.texts, part.report)
     on_selection = lambda variables: effects(network, variables, bench, selection)
-    measured = lambda variables: report(loaded, variables, drawn.report)
+
+    def edited(step: int, variables: PyTree, chosen: Effects, seconds: float) -> Edited:
+        _, means = stereotype_tasks.log_probs(network, variables, report)
+        return Edited(step, means, effects(network, variables, wino, np.arange(len(wino.rows.id))).ss, chosen, seconds)
+
     start = on_selection(network.variables)
-    facts: dict[str, Any] = {"no edit": measured(network.variables) | _of_selection(start)}
-    steps: dict[str, int] = {}
+    edits = {"no edit": edited(-1, network.variables, start, 0.0)}
     for name, path in loaded.paths.items():
-        program = name, len(reference)  # draws differ in size where few rows are left
+        program = name, len(reference)  # parts differ in size where few rows are left
         if program not in compiled:
             compiled[program] = path.lower(key, sides, fisher).compile()
         begin = time.perf_counter()
         changes = jax.device_get(compiled[program](key, sides, fisher))
         seconds = prepared + time.perf_counter() - begin
-        if (controlled := name.rpartition(", ")[0]) in steps:  # a control takes the step of what it controls
-            steps[name] = step = steps[controlled]
-            tried = {} if step < 0 else {step: on_selection(edited(step))}
+        at = partial(changed, network.variables, changes)
+        if (controlled := name.rpartition(", ")[0]) in edits:  # a control takes the step of what it controls
+            step = edits[controlled].step
+            tried = {} if step < 0 else {step: on_selection(at(step))}
         else:
-            tried = {k: on_selection(edited(k)) for k in range(len(jax.tree.leaves(changes)[0]))}
-            steps[name] = nearest(start, tried, least=config.least)
-        if steps[name] < 0:
-            facts[name] = facts["no edit"] | {"seconds": seconds}
-        else:
-            values = measured(edited(steps[name])) | _of_selection(tried[steps[name]])
-            facts[name] = values | {"seconds": seconds}
+            tried = {k: on_selection(at(k)) for k in range(len(jax.tree.leaves(changes)[0]))}
+            step = nearest(start, tried, least=config.least)
+        unchanged = edits["no edit"]._replace(seconds=seconds)
+        edits[name] = unchanged if step < 0 else edited(step, at(step), tried[step], seconds)
         progress(1)
     softer = cooled(network.variables, 2.0)
-    facts["temperature 2"] = measured(softer) | _of_selection(on_selection(softer))
+    edits["temperature 2"] = edited(-1, softer, on_selection(softer), 0.0)
+    return edits
+
+
+def measure(task: Task, config: Config, loaded: Loaded, compiled: dict, seed: int, progress: Callable) -> study.Unit:
+    """Scores of every edit on one draw of parts."""
+    bench, key = loaded.benches[task.benchmark], jax.random.key(seed)
+    stereoset, crows = loaded.benches["stereoset"].rows, loaded.benches["crows"].rows
+    parts = task.draw(stereoset, crows, np.random.default_rng(seed))
+    step = lambda count: progress(count * FOLDS // len(parts))
+    each = [edits_on(part, config, loaded, bench, compiled, key, step) for part in parts]
+    report = sets.take(stereoset, np.concatenate([part.report for part in parts]))
+    facts: dict[str, dict[str, float]] = {}
+    means = {}
+    for name in each[0]:
+        edits = [of_part[name] for of_part in each]
+        means[name] = np.concatenate([edit.means for edit in edits])
+        choice = {f"selection {m}": np.mean([getattr(edit.selection, m) for edit in edits]) for m in ("ss", "lms")}
+        facts[name] = scored(report, means[name]) | {m: float(value) for m, value in choice.items()}
+        facts[name]["wino"] = float(np.mean([edit.wino for edit in edits]))
+        facts[name]["seconds"] = sum(edit.seconds for edit in edits)
     for values in facts.values():
         values |= against(values, facts["no edit"])
-    return {"steps": steps, "methods": facts}, {"reference": reference, "selection": selection, "report": drawn.report}
+    steps = {name: [of_part[name].step for of_part in each] for name in loaded.paths}
+    return {"steps": steps, "methods": facts}, {"id": report.id, **means}
+
+
+def changed(variables: PyTree, changes: PyTree, step: int) -> PyTree:
+    """Variables at one step of a path."""
+    return tangents.with_change(variables, jax.tree.map(lambda a: a[step], changes))
 
 
 def nearest(start: Effects, tried: Mapping[int, Effects], *, least: float) -> int:
@@ -291,10 +259,6 @@ def against(values: Mapping[str, float], before: Mapping[str, float]) -> dict[st
     return {"share of the way": way, "lms of before": values["lms gender"] / before["lms gender"]}
 
 
-def _of_selection(scores: Effects) -> dict[str, float]:
-    return {"selection ss": scores.ss, "selection lms": scores.lms}
-
-
 def describe(task: Task, config: Config, units: list[study.Unit]) -> tuple[list[dict[str, Any]], page.Section]:
     """One row a method; SS against LMS of gender."""
     facts = [facts["methods"] for facts, _ in units]
@@ -312,9 +276,9 @@ def describe(task: Task, config: Config, units: list[study.Unit]) -> tuple[list[
     text = (
         f"{task.about} SS, LMS and ICAT of StereoSet are means over terms in percent; SS 50 is ideal. The step is the "
         f"one of SS nearest to 50 on the selection rows among those with {config.least:.0%} of the LMS before; -1 is "
-        "none. Edits change the last dense layer of the last block. Seconds are of the edit and what it needs of the "
-        "reference rows; states below the last block are computed once. Dividing the log-probabilities of sentences by "
-        "a temperature leaves SS as it is; temperature 2 divides the logits of tokens."
+        f"none. Edits change dense layers of the last block: {', '.join(config.layers)}. Seconds are of the edit and "
+        "what it needs of the reference rows; states below the last block are computed once. Dividing the "
+        "log-probabilities of sentences by a temperature leaves SS as it is; temperature 2 divides logits of tokens."
     )
     figure = plots.tradeoff(points, xlabel="SS, gender", ylabel="LMS, gender")
     return rows, page.Section(text, {"LMS against SS.": figure}, findings(rows))
@@ -345,5 +309,5 @@ STUDY = Study(
     minutes=60,
     headline=("terms", "FMD" + KEPT, "ss gender"),
     smoke=partial(replace, seeds=1, reference=10, selection=8, wino=6, etas=(0.003, 0.01), round_etas=(0.003, 0.01)),
-    models=lambda config: 7,
+    models=lambda config: 7 * FOLDS,
 )

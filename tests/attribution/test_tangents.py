@@ -99,7 +99,7 @@ def test_kronecker_is_the_inverse_of_its_matrix():
     a, d = (part.reshape(14, -1)[[*range(5), *range(7, 14)]] for part in (inputs, deltas))
     matrix = np.kron(a.T @ a / 12, d.T @ d / 12)
     model = preferences.bradley_terry(tangents.tangent())
-    empty = Factors(np.zeros((5, 1, 4)), np.zeros((5, 1, 3)))
+    empty = Factors(jnp.zeros((5, 1, 4)), jnp.zeros((5, 1, 3)))
     side = {"values": np.zeros(5), "factors": {"layer": {"kernel": empty}}}
     rows = {"first": side, "second": side}
     variables = model.init(jax.random.key(0), rows)

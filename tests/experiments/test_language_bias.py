@@ -8,7 +8,8 @@ import pytest
 from d3mjax.attribution import ekfac, tangents
 from d3mjax.attribution.dense_gradients import Factors
 from experiments.language import fmd_language, language_edits, made_language, stereotype_tasks
-from experiments.language.fmd_language import TASKS, Effects
+from experiments.language.fmd_language import Effects
+from experiments.language.stereotype_parts import TASKS
 
 SIDES = (
     ("the aunt is kind today", "the baker is loud", "monk"),
@@ -84,7 +85,7 @@ def sides():
     rng = np.random.default_rng(0)
     make = lambda: {
         "values": rng.normal(size=5).astype(np.float32),
-        "factors": {"kernel": Factors(*(rng.normal(size=(5, 3, k)).astype(np.float32) for k in (4, 2)))},
+        "factors": {"kernel": Factors(*(jnp.asarray(rng.normal(size=(5, 3, k)), jnp.float32) for k in (4, 2)))},
     }
     return [make() for _ in range(3)]
 
@@ -139,24 +140,28 @@ def test_temperature_divides_logits(language, texts):
 @pytest.mark.parametrize("name", list(TASKS))
 def test_no_term_and_no_row_is_in_two_parts(name):
     rows = made_language.benchmarks()
-    parts = TASKS[name].draw(rows["stereoset"], rows["crows"], np.random.default_rng(3))
-    assert all(len(part) for part in parts)
+    folds = TASKS[name].draw(rows["stereoset"], rows["crows"], np.random.default_rng(3))
     unit = np.arange(len(rows["crows"].id)) if name == "crows" else np.array(rows["stereoset"].term)
-    used = [set(unit[part].tolist()) for part in (parts if name != "crows" else parts[:2])]
-    for i, one in enumerate(used):
-        assert all(one.isdisjoint(other) for other in used[:i])
+    for parts in folds:
+        assert all(len(part) for part in parts)
+        used = [set(unit[part].tolist()) for part in (parts if name != "crows" else parts[:2])]
+        for i, one in enumerate(used):
+            assert all(one.isdisjoint(other) for other in used[:i])
+    measured = np.concatenate([parts.report for parts in folds])
+    kinds = np.array(rows["stereoset"].kind)
+    assert sorted(measured.tolist()) == np.flatnonzero((kinds == "gender") | (name != "kinds")).tolist()
     if name == "kinds":
-        kinds = np.array(rows["stereoset"].kind)
+        (parts,) = folds
         assert set(kinds[parts.report]) == {"gender"}
         assert "gender" not in {*kinds[parts.reference], *kinds[parts.selection]}
 
 
 def test_the_step_nearest_to_50_that_keeps_lms():
-    start = Effects(60.0, 90.0, 1.0)
-    tried = {0: Effects(58.0, 90.0, 1.0), 1: Effects(47.0, 89.2, 1.0), 2: Effects(50.0, 80.0, 1.0)}
+    start = Effects(60.0, 90.0)
+    tried = {0: Effects(58.0, 90.0), 1: Effects(47.0, 89.2), 2: Effects(50.0, 80.0)}
     assert fmd_language.nearest(start, tried, least=0.99) == 1
     assert fmd_language.nearest(start, {2: tried[2]}, least=0.99) == -1
-    assert fmd_language.nearest(start, {0: Effects(41.0, 95.0, 1.0)}, least=0.99) == 0
+    assert fmd_language.nearest(start, {0: Effects(41.0, 95.0)}, least=0.99) == 0
 
 
 def test_way_to_half():
