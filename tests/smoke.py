@@ -207,6 +207,13 @@ def controls_take_the_step(methods: Means, run: Path) -> None:
     assert arrays["no edit"].shape == (len(arrays["id"]), 3)
 
 
+def random_removal_takes_as_many(methods: Means, run: Path) -> None:
+    """The control removes as many pairs as D3M, and the page shows pairs of lowest score."""
+    removed = {name: methods[name]["removed"] for name in ("random removal", "D3M, by selection")}
+    assert 0 < removed["random removal"] == removed["D3M, by selection"] <= 0.5
+    assert "Training pairs of lowest score" in (run / "report.html").read_text()
+
+
 def oracle_repair_helps(methods: Means, run: Path) -> None:
     """With the true errors repaired accuracy rises."""
     assert methods["oracle, labels and features"]["average_accuracy"] > methods["dirty"]["average_accuracy"]
@@ -260,6 +267,7 @@ SMOKES = {
     "demix_ablate": Smoke(),
     "demix_repair": Smoke({}, (oracle_repair_helps,)),
     "demix_pretrain": Smoke(),
+    "language": Smoke({}, (random_removal_takes_as_many,)),
     "demix_alignment": Smoke({}, (swapped_sides_are_found,)),
 }
 

@@ -32,6 +32,7 @@ from d3mjax.reports.rows import WGA, Kind, row
 from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from d3mjax.types import Table
+from experiments import text_tasks
 from experiments.language import pair_cells
 from experiments.language.pair_cells import REWARDS, SIGNALS, Learner
 from experiments.preference_tasks import PAIR_TASKS, PairTask, make_features, small, split_of, standardised
@@ -138,7 +139,10 @@ def make_task(task: PairTask, config: Config) -> Made:
     """The pairs of a task, its learner, and the function that makes its cells."""
     pairs = task.load()
     features = make_features(task, pairs)
-    learned = pair_cells.rewards(features) if config.model == REWARDS else pair_cells.dpo(config.model, config.train)
+    if config.model == REWARDS:
+        learned = pair_cells.rewards(features)
+    else:
+        learned = pair_cells.dpo(pair_cells.language_model(config.model), config.train, text_tasks.MINILM.made)
     train = pair_cells.make_train(learned, config.train, **at_once(config))
 
     def collect(seed):

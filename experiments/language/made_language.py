@@ -40,11 +40,11 @@ def language() -> LanguageModel:
         "key_heads": 2,
         "inner": 24,
     }
-    config = decoders.LlamaConfig(**sizes, positions=32)
+    config = decoders.LlamaConfig(**sizes, positions=64)
     model, one = decoders.log_probs(config), {"ids": np.zeros((1, 8), np.int32)}
     x = one | {name: np.ones((1, 8), bool) for name in ("mask", "response")}
     variables = jax.tree.map(lambda a: 8 * a if a.ndim > 1 else a, model.init(jax.random.key(0), x))
-    encode = prompts.make_encode(tokenizer, 32, vocabulary=config.vocabulary)
+    encode = prompts.make_encode(tokenizer, 64, vocabulary=config.vocabulary)
     return LanguageModel(config, model, jax.tree.map(np.asarray, variables), encode, tokenizer)
 
 

@@ -31,7 +31,8 @@ from d3mjax.training import ensemble, objectives, sampling
 from d3mjax.training.preferences import bradley_terry, pairwise, with_reference
 from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Model, Split, Table, Trainer
-from experiments import language_models, text_tasks
+from experiments import language_models
+from experiments.language_models import LanguageModel
 from experiments.preference_tasks import standardised
 
 
@@ -69,19 +70,30 @@ def rewards(features: Callable[[Preferences], dict[str, Any]], *, hidden: tuple[
     return Learner(REWARDS, lambda _: bradley_terry(dense.mlp(hidden, 1)), partial(_trainer, 250), 120, inputs)
 
 
-def dpo(source: str, num_pairs: int, *, top: int = 2, rank: int = 8, beta: float = 0.1, epochs: int = 3) -> Learner:
+def language_model(source: str) -> LanguageModel:
+    """ "smollm2", or the file or folder of `language_models.read`; texts of `LENGTH` tokens at most."""
+    if source == SMOLLM2:
+        return language_models.smollm2(max_length=LENGTH, template=prompts.CHATML)
+    return language_models.read(Path(source), max_length=LENGTH)
+
+
+def dpo(
+    lm: LanguageModel,
+    num_pairs: int,
+    directory: Path,
+    *,
+    top: int = 2,
+    rank: int = 8,
+    beta: float = 0.1,
+    epochs: int = 3,
+) -> Learner:
     """DPO of adapters of the ``top`` blocks of a language model, not of its first one, in batches of 16 pairs.
 
-    ``source``: "smollm2", or the file or folder of `language_models.read`. States below these, and
-    log-probabilities before training, are computed once and kept.
+    States below these, and log-probabilities before training, are computed once and kept in ``directory``.
     """
-    if source == SMOLLM2:
-        lm = language_models.smollm2(max_length=LENGTH, template=prompts.CHATML)
-    else:
-        lm = language_models.read(Path(source), max_length=LENGTH)
     block = max(1, lm.config.blocks - top)
     below, above = decoders.divided(lm.variables, block)
-    kept = {"directory": text_tasks.MINILM.made, "config": lm.config}
+    kept = {"directory": directory, "config": lm.config}
     states = cache.make_features(decoders.lower(lm.config, block), below, name=f"states-{block}", **kept)
     log_probs = decoders.log_probs(lm.config, block=block)
     before = cache.make_features(bradley_terry(log_probs), above, name=f"log-probs-{block}", **kept)
@@ -103,7 +115,7 @@ def dpo(source: str, num_pairs: int, *, top: int = 2, rank: int = 8, beta: float
     steps = -(-epochs * num_pairs // min(16, num_pairs) // 4) * 4
     model = lambda shared: pairwise(lora.with_collections(adapted, shared), beta)
     shared = {"frozen": above["params"], "lora": {"scale": np.float32(2.0)}}
-    return Learner(f"dpo {source}", model, partial(_trainer, 16), steps, inputs, shared, 8)
+    return Learner("dpo", model, partial(_trainer, 16), steps, inputs, shared, 8)
 
 
 def oriented(split: Split) -> Split:

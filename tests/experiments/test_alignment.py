@@ -168,8 +168,8 @@ def test_a_language_model_is_diagnosed_and_repaired_like_a_reward(language_model
     assert all(0 <= of["macro_f1"] <= 1 for of in facts["0.5"]["diagnosis"].values())
 
 
-def test_adapters_start_at_the_reference_and_are_all_that_is_trained(language_model):
-    learner = pair_cells.dpo(str(language_model), 40, rank=2)
+def test_adapters_start_at_the_reference_and_are_all_that_is_trained(language_model, tmp_path):
+    learner = pair_cells.dpo(pair_cells.language_model(str(language_model)), 40, tmp_path, rank=2)
     pairs = preferences.take(TASK.load(), np.arange(6))
     split = split_of(pairs, learner.inputs(pairs, pairs))
     model = learner.model(learner.shared)
