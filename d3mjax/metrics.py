@@ -107,6 +107,19 @@ def rank(x: Num[AnyArray, "*b m"]) -> Float[Array, "*b m"]:
     return jnp.where(_any_nan(x), jnp.nan, ranks)
 
 
+def auc(scores: Num[AnyArray, " t"], truth: Bool[AnyArray, " t"]) -> Float[Array, ""]:
+    """Area under the ROC curve: how often a true example has the larger score, ties counting half; NaN for one kind.
+
+    >>> import numpy as np
+    >>> from d3mjax import metrics
+    >>> float(metrics.auc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, True, False, True])))
+    0.875
+    """
+    truth = jnp.asarray(truth)
+    ones, zeros = truth.sum(), (~truth).sum()
+    return (jnp.where(truth, rank(scores), 0).sum() - ones * (ones + 1) / 2) / (ones * zeros)
+
+
 def spearman(x: Num[AnyArray, "*b m"], y: Num[AnyArray, "*b m"]) -> Float[Array, "*b"]:
     """Rank correlation along the last axis, with ties as in SciPy; NaN where x or y is constant or holds a NaN."""
     middle = (x.shape[-1] + 1) / 2  # the mean rank, whatever the ties

@@ -37,6 +37,7 @@ WINGS = {
     "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),
     "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "pretrain"),
     "experiments.language": ("language", "demix_alignment", "fmd_language"),
+    "experiments.recommendation": ("demix_recommendation",),
 }
 
 

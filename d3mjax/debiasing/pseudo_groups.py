@@ -180,7 +180,5 @@ def pseudo_groups(
 
 def attribute_auc(score: Float[AnyArray, "t"], attribute: Bool[AnyArray, "t"]) -> Float[Array, ""]:
     """Area under the ROC curve of a score for a true attribute, of the better sign: 1/2 to 1; NaN for one value."""
-    attribute = jnp.asarray(attribute)
-    ones, zeros = attribute.sum(), (~attribute).sum()
-    area = (jnp.where(attribute, metrics.rank(score), 0).sum() - ones * (ones + 1) / 2) / (ones * zeros)
+    area = metrics.auc(score, attribute)
     return jnp.maximum(area, 1 - area)

@@ -73,12 +73,20 @@ def trainer_of(model: Model, network: Network, num_rows: int) -> Trainer:
 
 
 def trained_by_folds(
-    key: Key[Array, ""], model: Model, trainer: Trainer, train: Split, steps: int, *, microbatch: int = LARGEST
+    key: Key[Array, ""],
+    model: Model,
+    trainer: Trainer,
+    train: Split,
+    steps: int,
+    *,
+    microbatch: int = LARGEST,
+    attributed: Callable[[Model, PyTree], tuple[Model, PyTree]] = lambda model, variables: (model, variables),
 ) -> tuple[PyTree, Float[Array, "n 4"], Float[Array, "n C"], Float[Array, "n C"]]:
     """A training on all rows and one without each of `FOLDS` random folds; ``steps`` is a multiple of 4.
 
     Returns the variables of the first; the norm of each gradient, the mean margin over quarters of the training, and
-    the loss and margin by the training without the row; logits; and logits without the row.
+    the loss and margin by the training without the row; logits; and logits without the row. Gradients are of
+    ``attributed(model, variables)``, which may have fewer parameters (`din.without_embeddings`).
     """
     num_rows = len(train.y)
     fold = jax.random.permutation(jax.random.fold_in(key, 1), num_rows) % FOLDS
@@ -98,7 +106,7 @@ def trained_by_folds(
     each = jax.lax.map(lambda one: fit(*one), (keys, jnp.arange(-1, FOLDS)))  # one compilation for all
     variables, margins, logits = jax.tree.map(lambda a: a[0], each)
     others = jnp.take_along_axis(each[2][1:], fold[None, :, None], axis=0)[0]
-    extras = [vectors.norms(model, variables, train, microbatch=microbatch), margins.mean(0)]
+    extras = [vectors.norms(*attributed(model, variables), train, microbatch=microbatch), margins.mean(0)]
     extras += [objectives.losses(others, train.y), outputs.soft_margin(others, train.y)]
     return variables, jnp.stack(extras, 1), logits, others
 

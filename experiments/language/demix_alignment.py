@@ -24,15 +24,16 @@ from d3mjax.attribution import outputs
 from d3mjax.data.planted import pair_errors
 from d3mjax.data.sets import preferences
 from d3mjax.data.sets.preferences import Preferences
-from d3mjax.diagnosis import cells, claims, repair, taught, trees
-from d3mjax.diagnosis.cells import EXTRAS, FEATURES
+from d3mjax.diagnosis import cells, repair, taught
+from d3mjax.diagnosis.cells import FEATURES
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import WGA, Kind, row
 from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from d3mjax.types import Table
-from experiments import text_tasks
+from experiments import diagnoses, text_tasks
+from experiments.diagnoses import EVERYTHING, OURS, TYPES, Taught, measured
 from experiments.language import pair_cells
 from experiments.language.pair_cells import REWARDS, SIGNALS, Learner
 from experiments.preference_tasks import PAIR_TASKS, PairTask, make_features, small, split_of, standardised
@@ -63,19 +64,13 @@ class Config:
             raise ValueError(f"first_seed: found {self.first_seed}, expected {self.teaching} or more: others teach")
 
 
-TYPES = ("label", "feature", "minority")
 SHARES = (0.6, 0.15, 0.25)  # of the questions: training, validation, test
 DIRTY, CLEAN = "dirty", "clean"
 RECOMMENDED = "recommended: sides, cautious; equal weights, too, where the guard warns"
-OURS = "trees"
-METHODS = {
-    OURS: np.ones(len(FEATURES), bool),
-    "trees, published channels": np.array([not name.startswith(EXTRAS) for name in FEATURES]),
-    "trees, without influence": np.array([not name.startswith("influence") for name in FEATURES]),
-}
+KNOWING = "best single scores, knowing the length bias"
 KINDS = {
-    "flag everything": Kind("control", controls="number"),
-    "best single scores, knowing the length bias": Kind("ceiling"),
+    EVERYTHING: Kind("control", controls="number"),
+    KNOWING: Kind("ceiling"),
     DIRTY: Kind("plain"),
     CLEAN: Kind("ceiling"),
     "oracle, as published": Kind("ceiling"),
@@ -95,14 +90,6 @@ class Drawn(NamedTuple):
     table: Table  # of the training pairs
     pairs: tuple[Any, ...]  # train and validation as the model sees them
     seen: tuple[Any, ...]  # and with features of the sides
-
-
-class Taught(NamedTuple):
-    """What the teaching draws leave: trees by method, and the thresholds of single scores."""
-
-    trees: dict[str, trees.Trees]
-    best: tuple[int, int, int]  # positions in `SIGNALS`, one a type
-    thresholds: np.ndarray  # Float[s]
 
 
 def draw(config: Config, learner: Learner, features: Callable, parts: Sequence[Preferences], clean: float, seed: int):
@@ -177,62 +164,8 @@ def teach(task: PairTask, config: Config, results: Any, made: Made | None = None
 
     units = runs.run_units(run_dir, task.name, range(config.teaching), unit, models=1)
     arrays = {name: np.concatenate([a[name] for _, a in units]) for name in units[0][1]}  # [cells n ...]
-    count, rows = arrays["flags"].shape[:2]
-    flat = {name: a.reshape(count * rows, *a.shape[2:]) for name, a in arrays.items()}
-    draws = np.repeat(np.arange(count) // len(config.cleans), rows)
-    options = trees.Options(folds=2, rounds=config.rounds, leaves=15)
-    fitted = {
-        name: trees.fit(flat["features"][:, chosen], flat["flags"], draws, options=options)
-        for name, chosen in METHODS.items()
-    }
-    return Taught(fitted, *best_signals(flat["signals"], flat["flags"]))
-
-
-def best_signals(values: np.ndarray, flags: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
-    """The score of highest F1 for each type, and the threshold of each score, on these pairs."""
-    thresholds, best = np.zeros(len(SIGNALS), np.float32), []
-    for k, letter in enumerate("LFS"):
-        at = [i for i, name in enumerate(SIGNALS) if name[0] == letter]
-        truth = np.repeat(flags[:, k : k + 1], len(at), axis=1)
-        thresholds[at] = np.asarray(claims.best_thresholds(values[:, at], truth))
-        f1 = np.asarray(claims.scores(values[:, at] >= thresholds[None, at], truth).f1)
-        best.append(at[int(np.argmax(f1))])
-    return (best[0], best[1], best[2]), thresholds
-
-
-def diagnoses(of: dict[str, np.ndarray], taught_by: Taught, others: dict[str, trees.Trees]) -> dict[str, tuple]:
-    """Values and claims ``[n e]`` of every method and rival on one cell; ``others``: trees taught on other data."""
-    by_trees = {name: (taught_by.trees[name], chosen) for name, chosen in METHODS.items()}
-    by_trees |= {name: (fitted, METHODS[OURS]) for name, fitted in others.items()}
-    made = {}
-    for name, (fitted, chosen) in by_trees.items():
-        values = np.asarray(trees.predict(fitted, of["features"][:, chosen]))
-        made[name] = values, np.asarray(trees.claim(fitted, values))
-    claimed = of["signals"] >= taught_by.thresholds[None]
-    joined = lambda at: (of["signals"][:, at], claimed[:, at])
-    best = list(taught_by.best)
-    made["best single scores"] = joined(best)
-    for i, name in enumerate(SIGNALS):
-        k = "LFS".index(name[0])
-        made[name] = joined([*best[:k], i, *best[k + 1 :]])
-    shorter = of["shorter"][:, None]
-    known = [np.concatenate([a[:, best[:2]], shorter], 1) for a in (of["signals"], claimed)]
-    made["best single scores, knowing the length bias"] = known[0], known[1].astype(bool)
-    made["flag everything"] = np.ones(of["flags"].shape), np.ones(of["flags"].shape, bool)
-    return made
-
-
-def measured(values: np.ndarray, claimed: np.ndarray, flags: np.ndarray) -> dict[str, float]:
-    """Metrics of the claims about one cell."""
-    f1 = np.asarray(claims.scores(claimed, flags).f1)
-    precision = [float(claims.average_precision(v, f)) for v, f in zip(values.T, flags.T, strict=True)]
-    return {
-        "macro_f1": float(np.nanmean(f1)),
-        **{f"{name}_f1": float(v) for name, v in zip(TYPES, f1, strict=True)},
-        **{f"{name}_auprc": v for name, v in zip(TYPES, precision, strict=True)},
-        "exact_match": float(claims.exact_match(claimed, flags)),
-        "clean_pairs_flagged": float(claims.clean_false_positives(claimed, flags)),
-    }
+    draws = np.repeat(np.arange(config.teaching), len(config.cleans))
+    return diagnoses.teach(arrays, draws, SIGNALS, rounds=config.rounds)
 
 
 def training_sets(drawn: Drawn, correct: Any, probabilities: Any, claimed: Any, seed: int) -> dict[str, tuple]:
@@ -307,8 +240,10 @@ def prepare(task: PairTask, config: Config, results: Any) -> Callable[..., runs.
         facts: dict[str, Any] = {}
         for clean, drawn, cell in zip(config.cleans, *collect(seed), strict=True):
             of = described(drawn, cell)
-            claimed = diagnoses(of, taught_by, elsewhere)
-            measures = {name: measured(values, flags, of["flags"]) for name, (values, flags) in claimed.items()}
+            claimed = diagnoses.diagnoses(of, taught_by, elsewhere, {KNOWING: of["shorter"]})
+            measures = {
+                name: measured(values, flags, of["flags"], row="pairs") for name, (values, flags) in claimed.items()
+            }
             correct = cell.logits[:, 0] > cell.logits[:, 1]
             probabilities, flagged = claimed[OURS]
             sets = training_sets(drawn, correct, probabilities, flagged, seed)
