@@ -231,6 +231,12 @@ def swapped_sides_are_found(methods: Means, run: Path) -> None:
     assert methods["best single scores, knowing the length bias"]["minority_f1"] > 0.3
 
 
+def broken_records_are_detected(methods: Means, run: Path) -> None:
+    """Trees detect broken records better than flagging everything; knowing the rule helps with its minority."""
+    assert methods["trees"]["feature_f1"] > methods["flag everything"]["feature_f1"]
+    assert methods["best single scores, knowing the rule"]["minority_f1"] > 0.3
+
+
 PATCH = {"tasks": ("patch",)}
 SMOKES = {
     "d3m": Smoke(PATCH, (ours_beat_plain, d3m_keeps_what_it_scores), quick=True),
@@ -269,6 +275,7 @@ SMOKES = {
     "demix_pretrain": Smoke(),
     "language": Smoke({}, (random_removal_takes_as_many,)),
     "demix_alignment": Smoke({}, (swapped_sides_are_found,)),
+    "demix_recommendation": Smoke({}, (broken_records_are_detected,)),
 }
 
 

@@ -26,7 +26,7 @@ FLOORS = {
     **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
     **dict.fromkeys(("experiments.cifar_tasks", "experiments.text_tasks", "experiments.photograph_tasks"), 9),
     **dict.fromkeys(("experiments.bias_tasks", "experiments.examples", "experiments.language_models"), 9),
-    **dict.fromkeys(("experiments.preference_tasks", "experiments.diagnoses"), 10),
+    **dict.fromkeys(("experiments.preference_tasks", "experiments.rating_tasks", "experiments.diagnoses"), 10),
     # Wings: each imports study, tasks and itself, no other wing.
     **{
         f"experiments.{wing}": 11

@@ -162,3 +162,11 @@ def test_group_errors_by_hand():
     np.testing.assert_allclose(absolute, [3.5, np.nan, 1.5], rtol=1e-6)
     assert jnp.isnan(metrics.worst_group_error(rms))
     np.testing.assert_allclose(metrics.worst_group_error(rms[jnp.array([0, 2])]), np.sqrt(12.5), rtol=1e-6)
+
+
+def test_auc_is_the_share_of_ordered_pairs():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.3
+    pairs = scores[truth][:, None] - scores[~truth][None]
+    np.testing.assert_allclose(metrics.auc(scores, truth), (pairs > 0).mean() + (pairs == 0).mean() / 2, rtol=1e-6)
+    assert np.isnan(metrics.auc(scores, np.zeros(60, bool)))

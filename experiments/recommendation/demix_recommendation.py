@@ -34,9 +34,9 @@ from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from experiments import diagnoses
 from experiments.diagnoses import EVERYTHING, OURS, TYPES, Taught, measured
+from experiments.rating_tasks import RATING_TASKS, RatingTask, small
 from experiments.recommendation import rating_cells
 from experiments.recommendation.rating_cells import NETWORKS, SIGNALS, Learner
-from experiments.recommendation.rating_tasks import RATING_TASKS, RatingTask, small
 from experiments.study import Study
 from experiments.tasks import spread
 
@@ -70,13 +70,14 @@ class Config:
 DIRTY, CLEAN, POPULARITY = "dirty", "clean", "popularity"
 RECOMMENDED = "recommended: labels, cautious; equal weights, too, where the guard warns"
 KNOWING = "best single scores, knowing the rule"
+KNOWING_RATIO = "best single scores, knowing the clean ratio"
+PROPENSITY = "kernel-balanced propensity"
 KINDS = {
     EVERYTHING: Kind("control", controls="number"),
     KNOWING: Kind("ceiling"),
     DIRTY: Kind("plain"),
     CLEAN: Kind("ceiling"),
     POPULARITY: Kind("control", controls="popularity"),
-    "drop all detected": Kind("rival"),
     "drop as many at random": Kind("control", controls="number"),
 }
 """Kinds of rows; trees, and predicted and recommended repairs, are ours, oracles ceilings, single scores rivals."""
@@ -89,6 +90,7 @@ class Drawn(NamedTuple):
     validation: interaction_errors.Errors
     rule: Rule
     seen: tuple[np.ndarray, ...]  # features of user and item
+    negatives: bool  # whether y = 0 are items that were not taken
 
 
 class Made(NamedTuple):
@@ -109,7 +111,8 @@ def draw(task: RatingTask, config: Config, parts: Sequence[Samples], clean: floa
         )
         for part, size in zip(parts[:2], (config.train, config.validation), strict=True)
     )
-    return Drawn(train, validation, rule, rating_cells.features([train.samples, validation.samples]))
+    seen = rating_cells.features([train.samples, validation.samples])
+    return Drawn(train, validation, rule, seen, task.liked is None)
 
 
 def make_task(task: RatingTask, config: Config) -> Made:
@@ -124,8 +127,8 @@ def make_task(task: RatingTask, config: Config) -> Made:
         drawn = [draw(task, config, parts(seed), clean, seed) for clean in config.cleans]
         both = lambda d: (d.train.samples, d.validation.samples)
         examples = [tuple(learned.inputs(part, d.train.samples) for part in both(d)) for d in drawn]
-        tables = [d.train.samples.table for d in drawn]
-        return drawn, train(jax.random.key(seed), examples, [d.seen for d in drawn], tables)
+        recorded = [d.train.samples.table for d in drawn]
+        return drawn, train(jax.random.key(seed), examples, [d.seen for d in drawn], recorded)
 
     return Made(whole, learned, parts, collect)
 
@@ -141,7 +144,14 @@ def described(drawn: Drawn, cell: cells.Cell) -> dict[str, np.ndarray]:
     }
 
 
-def teach(task: RatingTask, config: Config, results: Any, make: Callable[[], Made]) -> Taught:
+class Lessons(NamedTuple):
+    """What the teaching draws leave."""
+
+    taught: Taught
+    by_ratio: dict[float, tuple]  # best single scores and thresholds of each clean ratio alone
+
+
+def teach(task: RatingTask, config: Config, results: Any, make: Callable[[], Made]) -> Lessons:
     """Trees and thresholds from the teaching draws, which are made where ``results`` does not have them yet."""
     names = ("train", "validation", "cleans", "share", "teaching", "last", "history", "network", "smoke")
     facts = {name: getattr(config, name) for name in names} | {"task": task.name, "cleans": list(config.cleans)}
@@ -156,7 +166,12 @@ def teach(task: RatingTask, config: Config, results: Any, make: Callable[[], Mad
     units = runs.run_units(run_dir, task.name, range(config.teaching), unit, models=1)
     arrays = {name: np.concatenate([a[name] for _, a in units]) for name in units[0][1]}  # [cells n ...]
     draws = np.repeat(np.arange(config.teaching), len(config.cleans))
-    return diagnoses.teach(arrays, draws, SIGNALS, rounds=config.rounds)
+    of_ratio = lambda k, name: np.concatenate(arrays[name][k :: len(config.cleans)])
+    by_ratio = {
+        clean: diagnoses.best_signals(SIGNALS, of_ratio(k, "signals"), of_ratio(k, "flags"))
+        for k, clean in enumerate(config.cleans)
+    }
+    return Lessons(diagnoses.teach(arrays, draws, SIGNALS, rounds=config.rounds), by_ratio)
 
 
 def training_sets(drawn: Drawn, correct: Any, probabilities: Any, claimed: Any, seed: int) -> dict[str, tuple]:
@@ -180,7 +195,10 @@ def training_sets(drawn: Drawn, correct: Any, probabilities: Any, claimed: Any, 
     }
     made = {name: (one.labels, one.weights) for name, one in sets.items()}
     random = np.random.default_rng(seed).permutation(keep)
-    return {DIRTY: (y, ones), **made, "drop all detected": (y, keep), "drop as many at random": (y, random)}
+    chosen = y == 1 if drawn.negatives else np.ones(len(y), bool)
+    balanced = rating_cells.balanced(seed, drawn.train.samples, drawn.seen[0], chosen)
+    others = {"drop all detected": keep, "drop as many at random": random, PROPENSITY: balanced}
+    return {DIRTY: (y, ones), **made, **{name: (y, weights) for name, weights in others.items()}}
 
 
 def make_evaluate(config: Config, learned: Learner) -> Callable:
@@ -219,12 +237,13 @@ def ranked(odds: np.ndarray, y: np.ndarray, group: np.ndarray, against: np.ndarr
 def prepare(task: RatingTask, config: Config, results: Any) -> Callable[..., runs.Unit]:
     """``measure(seed, progress)``: diagnosis and repair of every clean ratio of one draw."""
     make = cache(partial(make_task, task, config))
-    taught_by = teach(task, config, results, make)
+    lessons = teach(task, config, results, make)
     others = [RATING_TASKS[name] for name in config.tasks if name != task.name]
     elsewhere = {
-        f"trees taught on {other.name}": teach(other, config, results, partial(make_task, other, config)).trees[OURS]
+        f"trees taught on {other.name}": teach(other, config, results, partial(make_task, other, config))
         for other in others
     }
+    elsewhere = {name: of_other.taught.trees[OURS] for name, of_other in elsewhere.items()}
     elsewhere["trees taught on tables"] = taught.shipped()[0]
     whole, learned, parts, collect = make()
     evaluate = make_evaluate(config, learned)
@@ -235,7 +254,9 @@ def prepare(task: RatingTask, config: Config, results: Any) -> Callable[..., run
         facts: dict[str, Any] = {}
         for clean, drawn, cell in zip(config.cleans, *collect(seed), strict=True):
             of = described(drawn, cell)
-            claimed = diagnoses.diagnoses(of, taught_by, elsewhere, {KNOWING: of["known"]})
+            claimed = diagnoses.diagnoses(of, lessons.taught, elsewhere, {KNOWING: of["known"]})
+            best, thresholds = lessons.by_ratio[clean]
+            claimed[KNOWING_RATIO] = tuple(a[:, best] for a in (of["signals"], of["signals"] >= thresholds[None]))
             measures = {name: measured(values, flags, of["flags"]) for name, (values, flags) in claimed.items()}
             dirty, before = drawn.train.samples, drawn.train.clean
             correct = cell.logits.argmax(1) == dirty.y

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from d3mjax.attribution import outputs
 from d3mjax.data import tables
 from d3mjax.data.sets import ratings
 from d3mjax.data.sets.ratings import Ratings, Samples
+from d3mjax.debiasing import propensity
 from d3mjax.diagnosis import baseline_scores, oddity, vectors
 from d3mjax.diagnosis.cells import EXTRAS, Cell, trained_by_folds
 from d3mjax.networks import din
@@ -126,3 +127,20 @@ def signals(cell: Cell, train: Samples, validation: Samples, seen: Float[np.ndar
     rare = (baseline_scores.jtt_errors(cell.logits, y), extra["norm"], extra["left out"], loss)
     scores = (*label, *feature, *rare, baseline_scores.rare_class(y, 2))
     return np.stack([np.asarray(baseline_scores.loss_rank(np.asarray(a, np.float32))) for a in scores], 1)
+
+
+def balanced(
+    seed: int, train: Samples, seen: Float[np.ndarray, "n d"], chosen: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Weights of the ``chosen`` samples, as if users met all items alike (`propensity.kernel_balanced`); 1 for others.
+
+    The population joins what is recorded of each user with an item that is drawn from all different ones.
+    """
+    spans = tables.slices(train.table)
+    of_item = np.concatenate([np.arange(d.start, d.stop) for name, d in spans.items() if name in train.sides["item"]])
+    items = np.unique(train.item, return_index=True)[1]
+    population = seen.copy()
+    population[:, of_item] = seen[np.random.default_rng(seed).choice(items, len(seen))][:, of_item]
+    weights = np.ones(len(seen), np.float32)
+    weights[chosen] = propensity.kernel_balanced(jax.random.key(seed), seen[chosen], population)
+    return weights
