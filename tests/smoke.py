@@ -214,6 +214,16 @@ def random_removal_takes_as_many(methods: Means, run: Path) -> None:
     assert "Training pairs of lowest score" in (run / "report.html").read_text()
 
 
+def oracle_repair_lowers_the_error(methods: Means, run: Path) -> None:
+    """Without the planted errors the test error is smaller, in the unit of the labels as over that of the dirty set."""
+    rows = json.loads((run / "metrics.json").read_text())["rows"]
+    task = next(row["task"] for row in rows if ", repair, " in row["task"])
+    repaired = means(rows, task)
+    oracle, dirty = repaired["oracle, dropped"], repaired["dirty"]
+    assert oracle["rms_error"] < dirty["rms_error"]
+    assert oracle["error_over_dirty"] < dirty["error_over_dirty"] == 1
+
+
 def oracle_repair_helps(methods: Means, run: Path) -> None:
     """With the true errors repaired accuracy rises."""
     assert methods["oracle, labels and features"]["average_accuracy"] > methods["dirty"]["average_accuracy"]
@@ -273,6 +283,7 @@ SMOKES = {
     "demix_ablate": Smoke(),
     "demix_repair": Smoke({}, (oracle_repair_helps,)),
     "demix_pretrain": Smoke(),
+    "demix_regression": Smoke({}, (oracle_repair_lowers_the_error,)),
     "language": Smoke({}, (random_removal_takes_as_many,)),
     "demix_alignment": Smoke({}, (swapped_sides_are_found,)),
     "demix_recommendation": Smoke({}, (broken_records_are_detected,)),

@@ -26,6 +26,8 @@ FLOORS = {
     **dict.fromkeys(("experiments.study", "experiments.tasks"), 8),
     **dict.fromkeys(("experiments.cifar_tasks", "experiments.text_tasks", "experiments.photograph_tasks"), 9),
     **dict.fromkeys(("experiments.bias_tasks", "experiments.examples", "experiments.language_models"), 9),
+    "experiments.number_tables": 9,
+    "experiments.number_tasks": 10,
     **dict.fromkeys(("experiments.preference_tasks", "experiments.rating_tasks", "experiments.diagnoses"), 10),
     # Wings: each imports study, tasks and itself, no other wing.
     **{

@@ -6,27 +6,28 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key, Num
 
-from d3mjax.data import tables
+from d3mjax.data import label_scale, tables
+from d3mjax.data.splits import check_numbers
 from d3mjax.diagnosis import taught, trees
 from d3mjax.diagnosis.cells import MLP2, Cell, Network, features, labelled, make_train
-from d3mjax.types import AnyArray, Table
+from d3mjax.types import AnyArray, Table, is_regression
 
 
 class Look(NamedTuple):
     """The probabilities by one network."""
 
     probabilities: Float[np.ndarray, "n e"]  # of each type of error
-    left_out: Float[np.ndarray, "n C"]  # class probabilities by networks that have not seen the row
-    fitted: Float[np.ndarray, "n C"]  # class probabilities by the network trained on all rows
+    left_out: Float[np.ndarray, "n C"]  # class probabilities, or standardised numbers, by networks that lack the row
+    fitted: Float[np.ndarray, "n C"]  # the same by the network trained on all rows
 
 
 class Info(NamedTuple):
     """Further inputs of a repair, and the spread between networks."""
 
-    proposed: Int[np.ndarray, "n"]  # the likeliest other class, by networks that have not seen the row
-    correct: Bool[np.ndarray, "n"]  # whether the networks trained on all rows predict the recorded class
+    proposed: Num[np.ndarray, "n"]  # the likeliest other class, or number, by networks that have not seen the row
+    correct: Bool[np.ndarray, "n"] | None  # whether the networks trained on all rows predict the class; None of numbers
     claimed: Float[np.ndarray, "m e"]  # share of the rows that each network alone claims
 
 
@@ -41,9 +42,9 @@ class Diagnosis(NamedTuple):
 def diagnose(
     key: Key[Array, ""],
     table: Table,
-    y: Int[AnyArray, "n"],
+    y: Num[AnyArray, "n"],
     validation: Table,
-    validation_y: Int[AnyArray, "t"],
+    validation_y: Num[AnyArray, "t"],
     *,
     diagnoser: trees.Trees | None = None,
     networks: int = 3,
@@ -56,8 +57,8 @@ def diagnose(
     Trains ``networks`` small networks on the table, describes each row by its influence on the rows of ``validation``
     (64 or more that nothing is trained on; they may have errors of their own), and applies ``diagnoser``, trees taught
     on other tables; if None, those that ship with d3mjax (`taught.shipped`). Both tables have the same columns and
-    levels, see `tables.from_columns`; classes are 0..C-1. Pass the result on to `repair.recommended`. ``width`` and
-    ``mesh`` are those of `ensemble.map_models`.
+    levels, see `tables.from_columns`; classes are 0..C-1, and floats are numbers to predict, in any unit. Pass the
+    result on to `repair.recommended`. ``width`` and ``mesh`` are those of `ensemble.map_models`.
 
     >>> import jax, numpy as np, d3mjax
     >>> from d3mjax.data import tables
@@ -70,34 +71,50 @@ def diagnose(
     ((80, 3), True, True)
 
     Raises:
-      ValueError: if the columns of the tables differ, or classes of ``validation_y`` do not occur in ``y``.
+      ValueError: if the columns of the tables differ, classes of ``validation_y`` do not occur in ``y``, or numbers
+        have fewer than three values or are not finite.
       FloatingPointError: if the training of a network diverges.
     """
-    diagnoser = taught.shipped()[0] if diagnoser is None else diagnoser
     y, validation_y = np.asarray(y), np.asarray(validation_y)
-    if unknown := set(validation_y.tolist()) - set(y.tolist()):
-        raise ValueError(f"validation_y: found classes {sorted(unknown)}, expected those of y")
-    num_classes = int(y.max()) + 1
+    diagnoser = taught.shipped(numbers=is_regression(y))[0] if diagnoser is None else diagnoser
+    if is_regression(y):
+        check_numbers(y, name="y")
+        num_classes, (train_y, held_y) = None, standardised(y, y, validation_y)
+    else:
+        if unknown := set(validation_y.tolist()) - set(y.tolist()):
+            raise ValueError(f"validation_y: found classes {sorted(unknown)}, expected those of y")
+        num_classes, train_y, held_y = int(y.max()) + 1, y, validation_y
     encoder, columns = tables.fit_encoder(table), list(tables.slices(table).values())
-    splits = labelled(encoder, table, y), labelled(encoder, validation, validation_y)
+    splits = labelled(encoder, table, train_y), labelled(encoder, validation, held_y)
     train = make_train(network, columns, num_classes, len(y), width=width, mesh=mesh)
     cells = train(key, [splits] * networks, [table] * networks)
-    return combine([look(diagnoser, cell, y, num_classes) for cell in cells], y, diagnoser)
+    return combine([look(diagnoser, cell, train_y, num_classes) for cell in cells], y, diagnoser)
 
 
-def look(diagnoser: trees.Trees, cell: Cell, y: Int[AnyArray, "n"], num_classes: int) -> Look:
+def standardised(y: Float[AnyArray, "n"], *labels: Float[AnyArray, "k"]) -> list[Float[np.ndarray, "k"]]:
+    """``labels`` by the mean and deviation of ``y``."""
+    scale = label_scale.fit(y)
+    return [label_scale.standardise(scale, each) for each in labels]
+
+
+def look(diagnoser: trees.Trees, cell: Cell, y: Num[AnyArray, "n"], num_classes: int | None) -> Look:
     """The probabilities by one network's cell. Raises FloatingPointError if its training diverged."""
     if not np.isfinite(cell.vectors).all():
         raise FloatingPointError("influence is not finite, training diverged")
     p = np.asarray(trees.predict(diagnoser, features(cell, y, num_classes)))
+    if num_classes is None:
+        return Look(p, cell.left_out, cell.logits)
     return Look(p, *(np.asarray(jax.nn.softmax(logits)) for logits in (cell.left_out, cell.logits)))
 
 
-def combine(looks: Sequence[Look], y: Int[AnyArray, "n"], diagnoser: trees.Trees) -> Diagnosis:
-    """Claims by the mean probabilities of all networks."""
+def combine(looks: Sequence[Look], y: Num[AnyArray, "n"], diagnoser: trees.Trees) -> Diagnosis:
+    """Claims by the mean probabilities of all networks; numbers ``y`` are in their unit."""
     y = np.asarray(y)
     probabilities, left_out, fitted = (np.mean(arrays, axis=0) for arrays in zip(*looks, strict=True))
-    others = np.where(np.arange(left_out.shape[1])[None] == y[:, None], -1, left_out)
     claimed = np.stack([np.asarray(trees.claim(diagnoser, one.probabilities)).mean(0) for one in looks])
-    info = Info(others.argmax(1).astype(y.dtype), fitted.argmax(1) == y, claimed)
+    if is_regression(y):
+        info = Info(label_scale.restore(label_scale.fit(y), left_out[:, 0]).astype(y.dtype), None, claimed)
+    else:
+        others = np.where(np.arange(left_out.shape[1])[None] == y[:, None], -1, left_out)
+        info = Info(others.argmax(1).astype(y.dtype), fitted.argmax(1) == y, claimed)
     return Diagnosis(probabilities, np.asarray(trees.claim(diagnoser, probabilities)), info)

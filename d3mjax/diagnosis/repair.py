@@ -18,9 +18,9 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Num
 
-from d3mjax.types import AnyArray, Table
+from d3mjax.types import AnyArray, Table, classes_of
 
 LABEL, FEATURE, MINORITY = range(3)
 
@@ -77,7 +77,7 @@ def impute(
     the L - 1 other levels alike, its odds are ``altered / (L - 1) : (1 - altered) s``. Missing entries stay missing,
     and a class without sound rows stays as it is.
     """
-    labels, flagged, sound = _classes(labels), np.asarray(flagged), np.asarray(sound)
+    labels, flagged, sound = classes_of(np.asarray(labels)), np.asarray(flagged), np.asarray(sound)
     columns = dict(table.columns)
     for name, values in table.columns.items():
         filled = values.copy()
@@ -141,7 +141,7 @@ def repair(
         kept = kept & ~broken
     elif broken.any():
         table = restore(table, after, broken, ~(wrong | broken))
-    return Repaired(table, after, np.where(kept, weigh(minority, _classes(after), kept), 0).astype(np.float32))
+    return Repaired(table, after, np.where(kept, weigh(minority, classes_of(after), kept), 0).astype(np.float32))
 
 
 def recommended(
@@ -150,7 +150,7 @@ def recommended(
     flags: Bool[AnyArray, "n e"],
     probabilities: Float[AnyArray, "n e"],
     *,
-    num_classes: int,
+    num_classes: int | None,
     correct: Bool[AnyArray, "n"] | None = None,
     proposed: Num[AnyArray, "n"] | None = None,
     restore: Callable[..., Table] | None = None,
@@ -183,41 +183,37 @@ def worst_group_risk(
     repaired: Repaired,
     probabilities: Float[AnyArray, "n e"],
     *,
-    num_classes: int,
+    num_classes: int | None,
     correct: Bool[AnyArray, "n"] | None = None,
     tolerance: float = 0.4,
 ) -> Risk:
     """Whether a repair is likely to lower the worst group, from probabilities alone, without known groups.
 
-    Within each label as recorded, the share of the expected minority (the sum of probabilities, or of flags) that the
-    repair drops or relabels; ``value`` is the largest. With ``correct``, whether the model of the dirty table is right
-    about a row, only rows that it gets wrong count: from these the minority is learnt, and these look like label
-    errors. Without it, dropping minority rows that the model gets right counts as much.
+    Within each label as recorded, or in all where labels are numbers, the share of the expected minority (the sum of
+    probabilities, or of flags) that the repair drops or relabels; ``value`` is the largest. With ``correct``, whether
+    the model of the dirty table is right about a row, only rows that it gets wrong count: from these the minority is
+    learnt, and these look like label errors. Without it, dropping minority rows that the model gets right counts as
+    much.
 
     ``tolerance`` is measured: of 24 repairs of Adult (three rules unknown to the trees, one seed), the worst group
     fell by 0.02 to 0.35 in all 18 with a value of 0.48 or more; in the six of 0.36 or less it fell by 0.03 at most and
     rose by up to 0.11. Up-weighting the rest of the minority does not make up for the loss.
     """
-    y, p = np.asarray(labels), np.asarray(probabilities, np.float64)[:, MINORITY]
+    y, p = classes_of(np.asarray(labels)), np.asarray(probabilities, np.float64)[:, MINORITY]
     expected = p if correct is None else p * ~np.asarray(correct)
     gone = repaired.weights == 0
-    of = lambda rows: np.bincount(y, expected * rows, num_classes)
+    of = lambda rows: np.bincount(y, expected * rows, num_classes or 1)
     total = of(np.ones(len(y)))
     part = lambda rows: np.where(total > 0, of(rows) / np.where(total > 0, total, 1), np.nan)
-    dropped, turned = part(gone), part((repaired.labels != y) & ~gone)
+    dropped, turned = part(gone), part((repaired.labels != np.asarray(labels)) & ~gone)
     if not (total > 0).any():
         return Risk(0.0, False, dropped, turned, "no row is likely to be of a minority")
     c = int(np.nanargmax(dropped + turned))
     value = float(dropped[c] + turned[c])
     which = "likely minority rows" if correct is None else "likely minority rows that the model gets wrong"
-    reason = f"of {which}, label {c}, {dropped[c]:.0%} are dropped and {turned[c]:.0%} get another label"
+    of_label = "" if num_classes is None else f" label {c},"
+    reason = f"of {which},{of_label} {dropped[c]:.0%} are dropped and {turned[c]:.0%} get another label"
     return Risk(value, value > tolerance, dropped, turned, reason)
-
-
-def _classes(labels) -> Int[np.ndarray, "n"]:
-    """Labels as they are, or one class for all where they are numbers."""
-    labels = np.asarray(labels)
-    return labels if np.issubdtype(labels.dtype, np.integer) else np.zeros(len(labels), int)
 
 
 def _unlike_numbers(values, like, z: float):

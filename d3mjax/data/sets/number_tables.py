@@ -21,7 +21,7 @@ from d3mjax.data.sets import uci
 from d3mjax.data.sets.shortcut_tables import Labelled, TableTask, packaged
 from d3mjax.types import Table
 
-TRAIN, VALIDATION = 1400, 400  # rows of a cell
+TRAIN, VALIDATION = 1400, 256  # rows of a cell
 
 
 def _is(name: str, *levels: str) -> Callable[[Table], Bool[np.ndarray, "n"]]:
