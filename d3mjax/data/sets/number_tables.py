@@ -28,11 +28,11 @@ def _is(name: str, *levels: str) -> Callable[[Table], Bool[np.ndarray, "n"]]:
     return lambda table: tables.codes(table, name, *levels) >= 0
 
 
-def _between(name: str, low: float, high: float = np.inf) -> Callable[[Table], Bool[np.ndarray, "n"]]:
+def _between(name: str, low: int | float, high: int | float = np.inf) -> Callable[[Table], Bool[np.ndarray, "n"]]:
     return lambda table: (table.columns[name] >= low) & (table.columns[name] <= high)
 
 
-def _label(low: float, high: float = np.inf) -> Callable[[np.ndarray], np.ndarray]:
+def _label(low: int | float, high: int | float = np.inf) -> Callable[[np.ndarray], np.ndarray]:
     return lambda y: (y >= low) & (y <= high)
 
 
