@@ -4,7 +4,8 @@ They need no network, and mean the same for any table:
 
 * *label*: class probabilities by trees that were grown without the row, and their mean with those of networks;
 * *shortcuts*: how each column alone predicts the recorded label, the most informative columns first;
-* *values*: isolation by random cuts, copies of the row, numbers that repeat where most do not;
+* *values*: isolation by random cuts, copies of the row, numbers that repeat, cells as in the row above, misspelt
+  levels, and how much more usual a row is if an error is undone (`undone`);
 * *table*: its size, and how well labels can be predicted, the same for all rows.
 
 Scores of the row are given with their normal scores in the table.
@@ -18,6 +19,7 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from d3mjax.data import tables
+from d3mjax.diagnosis import undone
 from d3mjax.types import AnyArray, Table
 
 FOREST = 200  # trees
@@ -25,12 +27,16 @@ BINS = 4  # of a number, to predict labels with
 _SOURCES = ("trees", "networks", "both")
 _LABEL = tuple(f"{source}: {name}" for source in _SOURCES for name in ("margin", "log-odds"))
 _SHORTCUT = tuple(f"lift by {name}" for name in ("the best column", "the second", "the third", "all", "the worst"))
-_VALUES = ("isolation", "copies", "repeated numbers")
+_VALUES = (
+    *("isolation", "distance", "copies", "repeated numbers", "repeated in its column", "cells as above", "misspelt"),
+    *undone.NAMES,
+)
 ROWS = (*_LABEL, "votes of the nearest", *_SHORTCUT, *_VALUES)
 """Scores of each row."""
 TABLE = (
     *("accuracy of trees", "accuracy of networks", "confidence in the label", "share of the largest class"),
     *("rows", "features", "classes", "information of the best column", "of the second", "of the third", "copied rows"),
+    *(f"rows that gain by an {name}" for name in undone.NAMES),
 )
 """Facts about the table."""
 NAMES = (*ROWS, *(f"{name} in the table" for name in ROWS), *(f"table: {name}" for name in TABLE))
@@ -61,10 +67,14 @@ def features(
         accuracy[name] = np.mean(own > other)
     lifts, information = shortcuts(table, y, num_classes)
     copies = copies_of(table)
-    of_rows = np.stack([*label, nearest(x, y), *lifts.T, isolation(x), copies, repeated(table)], 1)
+    votes, distance = nearest(x, y)
+    gains = undone.gains(table)
+    values = [isolation(x), distance, copies, *repeated(table).T, above(table), misspelt(table), *gains.T]
+    of_rows = np.stack([*label, votes, *lifts.T, *values], 1)
     largest = np.bincount(y).max() / n
     facts = [accuracy["trees"], accuracy["networks"], sources["both"][rows, y].mean(), largest]
     facts += [np.log(n), np.log(x.shape[1]), np.log(num_classes), *information, np.mean(copies > 1)]
+    facts += list((gains > undone.USUAL).mean(0))
     normal = ndtri((rankdata(of_rows, axis=0) - 0.5) / n)
     return np.concatenate([of_rows, normal, np.tile(facts, (n, 1))], 1).astype(np.float32)
 
@@ -116,14 +126,16 @@ def shortcuts(
     return np.concatenate([top, by_column.sum(1)[:, None], by_column.min(1)[:, None]], 1), known
 
 
-def nearest(x: Float[AnyArray, "n d"], y: Int[AnyArray, "n"], *, neighbours: int = 10) -> Float[np.ndarray, "n"]:
-    """Share of the recorded label among the nearest other rows (Euclidean)."""
+def nearest(
+    x: Float[AnyArray, "n d"], y: Int[AnyArray, "n"], *, neighbours: int = 10
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Share of the recorded label among the nearest other rows (Euclidean), and the mean distance to them."""
     from sklearn.neighbors import NearestNeighbors
 
     x, y = np.asarray(x), np.asarray(y)
-    count = min(neighbours, len(y) - 1)
-    near = NearestNeighbors(n_neighbors=count, n_jobs=1).fit(x).kneighbors(return_distance=False)
-    return (y[near] == y[:, None]).mean(1)
+    fitted = NearestNeighbors(n_neighbors=min(neighbours, len(y) - 1), n_jobs=1).fit(x)
+    distances, near = fitted.kneighbors()
+    return (y[near] == y[:, None]).mean(1), distances.mean(1)
 
 
 def isolation(x: Float[AnyArray, "n d"], *, trees: int = 100) -> Float[np.ndarray, "n"]:
@@ -140,19 +152,65 @@ def copies_of(table: Table) -> Int[np.ndarray, "n"]:
     return counts[which.reshape(-1)]
 
 
-def repeated(table: Table) -> Float[np.ndarray, "n"]:
-    """Largest share of the rows that have the row's number, over columns in which most rows have a number of their own.
+def repeated(table: Table) -> Float[np.ndarray, "n 2"]:
+    """How often the number of a row repeats, the largest over columns: two scores.
 
-    Numbers that stand for something else, such as 999, and stuck sensors repeat; measurements do not.
+    The share of rows that have it, over columns in which most rows have a number of their own; and the logarithm of
+    their number over the median of the column. Numbers that stand for something else, such as 999, and stuck sensors
+    repeat; measurements do not.
     """
-    largest = np.zeros(len(table.id))
+    share, excess = np.zeros(len(table.id)), np.zeros(len(table.id))
     for name, a in table.columns.items():
         if name in table.levels:
             continue
         _, which, counts = np.unique(a, return_inverse=True, return_counts=True)
+        of_row = np.where(np.isfinite(a), counts[which], 0)
+        excess = np.maximum(excess, np.log(np.maximum(of_row, 1) / np.median(counts[which])))
         if len(counts) > len(a) / 2:
-            largest = np.maximum(largest, np.where(np.isfinite(a), counts[which], 0) / len(a))
+            share = np.maximum(share, of_row / len(a))
+    return np.stack([share, excess], 1)
+
+
+def above(table: Table) -> Float[np.ndarray, "n"]:
+    """Surprise at cells that are as in the row above, by id: the sum of ``-log`` of how often that is so by chance.
+
+    Of a column that is ``sum_v (c_v / n)^2`` over its values. Missing entries are never as above.
+    """
+    order = np.argsort(table.id)
+    surprise = np.zeros(len(order))
+    for a in table.columns.values():
+        values = a[order].astype(np.float64)
+        _, counts = np.unique(values[np.isfinite(values)], return_counts=True)
+        chance = (counts**2).sum() / len(a) ** 2
+        same = np.r_[False, values[1:] == values[:-1]]
+        surprise[order] += np.where(same, -np.log(max(chance, 1e-12)), 0)
+    return surprise
+
+
+def misspelt(table: Table) -> Float[np.ndarray, "n"]:
+    """How much more frequent the level is that a row's level is a misspelling of, as a log-ratio; largest over columns.
+
+    Misspellings have two neighbouring letters exchanged, or one letter doubled.
+    """
+    largest = np.zeros(len(table.id))
+    for name, levels in table.levels.items():
+        codes = table.columns[name]
+        counts = np.bincount(codes[codes >= 0], minlength=len(levels))
+        at = {level: i for i, level in enumerate(levels)}
+        ratio = np.zeros(len(levels) + 1)  # the last is of -1, no level
+        for i, level in enumerate(levels):
+            similar = [at[text] for text in _misspellings(level) if text in at]
+            for j in similar:  # each is a misspelling of the other
+                ratio[j] = max(ratio[j], np.log((counts[i] + 1) / (counts[j] + 1)))
+                ratio[i] = max(ratio[i], np.log((counts[j] + 1) / (counts[i] + 1)))
+        largest = np.maximum(largest, ratio[codes])
     return largest
+
+
+def _misspellings(level: str) -> set[str]:
+    swapped = {level[:i] + level[i + 1] + level[i] + level[i + 2 :] for i in range(len(level) - 1)}
+    doubled = {level[: i + 1] + level[i:] for i in range(len(level))}
+    return (swapped | doubled) - {level}
 
 
 def _quantile_bins(a, bins: int) -> Int[np.ndarray, "n"]:

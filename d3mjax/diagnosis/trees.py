@@ -85,12 +85,17 @@ def out_of_fold(
     cells: Shaped[AnyArray, "n"],
     *,
     options: Options = Options(),
+    grown: Bool[AnyArray, "n"] | None = None,
 ) -> Float[np.ndarray, "n e"]:
-    """Log-odds of every row, not calibrated, by forests that were grown without its cell; raises as `fit`."""
+    """Log-odds of every row, not calibrated, by forests that were grown without its cell; raises as `fit`.
+
+    ``grown``: rows that forests are grown on, where these are enough; None is all.
+    """
     grow, features, flags = _checked(features, flags, options)
+    among = np.ones(len(flags), bool) if grown is None else np.asarray(grown)
     fold, odds = _folds(np.asarray(cells), options.folds, options.seed), np.zeros(flags.shape, np.float32)
     for held_out in np.unique(fold):
-        odds[fold == held_out] = _log_odds(grow(fold != held_out), features[fold == held_out])
+        odds[fold == held_out] = _log_odds(grow((fold != held_out) & among), features[fold == held_out])
     return np.clip(odds, -SURE / 3, SURE / 3)  # a fold without a type cannot know that there is none elsewhere
 
 

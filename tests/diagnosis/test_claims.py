@@ -100,3 +100,16 @@ def test_platt_is_finite_where_a_type_is_constant_or_separated():
     assert np.isfinite(probabilities).all()
     np.testing.assert_allclose(probabilities[:, 1], 1 / 3, atol=1e-3)
     np.testing.assert_allclose(probabilities[:, 2], 1 / (1 + np.exp(-odds[:, 2])), rtol=1e-5)  # no true row: as it is
+
+
+def test_claims_of_the_highest_expected_f1():
+    p = np.array([[0.9, 0.3], [0.8, 0.3], [0.1, 0.1], [0.6, 0.05], [0.2, 0.05]])
+    ordered = np.sort(p, axis=0)[::-1]
+    of_count = [2 * ordered[:k].sum(0) / (k + p.sum(0)) for k in range(1, 6)]
+    counts = np.argmax(of_count, axis=0) + 1
+    claimed = claims.expected_best(p)
+    np.testing.assert_array_equal(claimed.sum(0), counts)
+    assert claimed[:, 0].tolist() == [True, True, False, True, False]
+    assert claimed[:, 1].tolist() == [True, True, False, False, False]  # unlikely, but the likeliest
+    assert not claims.expected_best(p, least=0.31)[:, 1].any()
+    assert claims.expected_best(np.full((4, 1), 0.5)).all()  # ties together

@@ -42,16 +42,35 @@ def test_copies_and_repeated_numbers():
     a[[3, 4]] = np.nan
     table = tables.from_columns({"a": a, "mostly the same": np.r_[np.zeros(10), 1, 2], "c": np.array(["x"] * 12)})
     assert relative.copies_of(table).tolist() == [3, 3, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1]
-    np.testing.assert_allclose(relative.repeated(table), np.array([3, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1]) / 12)
+    share, excess = relative.repeated(table).T
+    np.testing.assert_allclose(share, np.array([3, 3, 3, 0, 0, 1, 1, 1, 1, 1, 1, 1]) / 12)
+    np.testing.assert_allclose(excess, np.log([3, 3, 3, *[1] * 9]))  # 10 of 12 rows have the median of the other
+
+
+def test_cells_as_in_the_row_above():
+    a, c = np.array([3.0, 1, 1, 2, np.nan, np.nan]), np.array(["x", "y", "y", "y", "x", "x"])
+    table = tables.from_columns({"a": a, "c": c}, id=np.array([5, 4, 3, 2, 1, 0]))  # from the last row up
+    rare, common = -np.log((2**2 + 1 + 1) / 36), -np.log((3**2 + 3**2) / 36)
+    np.testing.assert_allclose(relative.above(table), [0, rare + common, common, 0, common, 0])
+
+
+def test_misspellings_of_more_frequent_levels():
+    words = np.array(["private"] * 8 + ["privaet"] + ["state"] * 2 + ["statte"] * 2 + ["A11"] * 3 + ["A12"])
+    table = tables.from_columns({"work": words, "number": np.arange(17.0)})
+    expected = {"privaet": np.log(9 / 2), "private": 0, "state": 0, "statte": 0, "A11": 0, "A12": 0}
+    np.testing.assert_allclose(relative.misspelt(table), [expected[word] for word in words])
+    table.columns["work"][0] = -1
+    assert relative.misspelt(table)[0] == 0
 
 
 def test_nearest_labels_and_isolation():
     x = np.r_[np.zeros((20, 2)) + np.arange(20)[:, None] / 100, [[50.0, -50.0]]]
     y = np.r_[np.zeros(20, int), 1]
-    votes = relative.nearest(x, y, neighbours=5)
+    votes, distance = relative.nearest(x, y, neighbours=5)
     assert votes[:20].tolist() == [1] * 20
     assert votes[20] == 0
-    assert relative.isolation(x).argmax() == 20
+    assert distance.argmax() == relative.isolation(x).argmax() == 20
+    np.testing.assert_allclose(distance[10], np.sqrt(2) * 0.018)  # 1, 1, 2, 2 and 3 hundredths away
 
 
 def test_probabilities_are_of_trees_without_the_row():
@@ -89,4 +108,4 @@ def test_planted_label_errors_are_odd_in_any_order():
 @pytest.mark.parametrize("size", [5, 11])
 def test_few_rows_have_fewer_neighbours(size):
     x, y = np.arange(float(size))[:, None], np.zeros(size, int)
-    assert relative.nearest(x, y).tolist() == [1] * size
+    assert relative.nearest(x, y)[0].tolist() == [1] * size
