@@ -1,4 +1,4 @@
-"""FMD for language models: removal of stereotypes from SmolLM2 by an edit of its last dense layer.
+"""FMD for language models: removal of stereotypes from SmolLM2 by an edit of dense layers of its last block.
 
 Reference pairs steer an edit, selection pairs choose its step, and StereoSet and Wino-test are measured; `TASKS` are
 the sources of pairs. Random signs measure the noise of an effect, which moves SS towards 50 as well.
@@ -34,10 +34,11 @@ from experiments.language.stereotype_parts import FOLDS, TASKS, Parts, Rows, Tas
 from experiments.language.stereotype_tasks import Network, Sided
 from experiments.study import Study
 
+OF_SIGN = (f"FMD{KEPT}, sign flipped", f"FMD{KEPT}, random signs")
 KINDS = {
     "no edit": Kind("plain"),
     **{name: Kind("ours") for name in ("FMD", "FMD" + KEPT)},
-    **dict.fromkeys((f"FMD{KEPT}, sign flipped", f"FMD{KEPT}, random signs"), Kind("control", controls="sign")),
+    **dict.fromkeys(OF_SIGN, Kind("control", controls="sign")),
     "related sides alone": Kind("control", controls="the term that keeps related sides"),
     "temperature 2": Kind("control", controls="temperature"),
 }
@@ -57,9 +58,9 @@ class Config:
     selection: int = 250
     curved: int = 150  # texts of reference rows behind the curvature
     wino: int = 150
-    etas: tuple[float, ...] = (0.003, 0.006, 0.012)
-    round_etas: tuple[float, ...] = (0.004, 0.008, 0.016, 0.032)
-    layers: tuple[str, ...] = ("down",)  # of the last block, see `stereotype_tasks.ABOVE_ATTENTION`
+    etas: tuple[float, ...] = (0.0015, 0.003, 0.006)
+    round_etas: tuple[float, ...] = (0.004, 0.008, 0.016)
+    layers: tuple[str, ...] = stereotype_tasks.ABOVE_ATTENTION  # of the last block
     damping: float = 1e-4
     least: float = 0.99  # LMS on the selection rows, of that before
     smoke: bool = False
@@ -195,8 +196,8 @@ def edits_on(part: Parts, config: Config, loaded: Loaded, bench: Bench, compiled
         changes = jax.device_get(compiled[program](key, sides, fisher))
         seconds = prepared + time.perf_counter() - begin
         at = partial(changed, network.variables, changes)
-        if (controlled := name.rpartition(", ")[0]) in edits:  # a control takes the step of what it controls
-            step = edits[controlled].step
+        if name in OF_SIGN:  # takes the step of what it controls
+            step = edits["FMD" + KEPT].step
             tried = {} if step < 0 else {step: on_selection(at(step))}
         else:
             tried = {k: on_selection(at(k)) for k in range(len(jax.tree.leaves(changes)[0]))}

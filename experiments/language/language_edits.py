@@ -1,10 +1,10 @@
-"""Edits of the last dense layer of a decoder on pairs of sentences, as paths of changes of its kernel.
+"""Edits of dense layers of a decoder on pairs of sentences, as paths of changes of their kernels.
 
 A pair is an example of two classes, ``logits = [log p(stereotype), log p(anti)]``, so that `unlearning` applies as it
 is: ``pairs.x`` has the stereotype first, ``pairs.flipped`` the other side, and y is 0. The step of FMD is then
 ``-eta H^-1 sum_i grad [log p(stereotype) - log p(anti)]``. Train examples, which the edit should keep, are sentences
-against the same with an unrelated word. Everything is computed in the tangent of the layer (`attribution.tangents`), by
-the Fisher matrix of the next token; results are measured in the network itself.
+against the same with an unrelated word. All is computed in the tangent of the layers (`attribution.tangents`), by the
+Fisher matrix of the next token; results are measured in the network itself.
 """
 
 from collections.abc import Callable
