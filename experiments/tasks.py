@@ -13,9 +13,10 @@ from jaxtyping import Array, Int, Key
 from d3mjax.attribution import influence, inverses, projections, trak
 from d3mjax.attribution.microbatches import map_microbatches
 from d3mjax.data import splits
+from d3mjax.data.label_scale import LabelScale
 from d3mjax.data.planted import corruptions, cues
 from d3mjax.data.sets import adult, digits, fashion, fashion_cues
-from d3mjax.debiasing import d3m, selection, sources
+from d3mjax.debiasing import d3m, regression, selection, sources
 from d3mjax.networks import conv, dense
 from d3mjax.runtime import hosts
 from d3mjax.training import ensemble, objectives, recipes, sampling
@@ -58,7 +59,11 @@ def fastest_convolution() -> Callable[..., jax.Array]:
 
 @dataclass(frozen=True)
 class Task:
-    """A subgroup problem and its training recipe: by default an MLP by SGD; the rate falls linearly to zero."""
+    """A subgroup problem and its training recipe: by default an MLP by SGD; the rate falls linearly to zero.
+
+    Without ``class_names`` it is a regression: labels are standardised by those of training, the loss is the squared
+    error, and ``scale`` leads back to ``unit``.
+    """
 
     name: str
     about: str  # one sentence for the report
@@ -80,12 +85,14 @@ class Task:
     head: str | None = None  # name of the last layer in the parameters; None: that of the MLP
     at_once: int | None = None  # most models that a device trains side by side; None: as many as the host says
     make_trainer: Callable[[Model, int, Sampler], Trainer] | None = None  # (model, steps, sampler), another recipe
+    unit: str = ""  # of the labels of a regression
+    scale: Callable[..., LabelScale] | None = None  # (seed, *, smoke) -> mean and deviation of its training labels
     show: Callable[..., Any] | None = None  # (seed, ids) -> sentences or pictures [k h w c], where x holds features
 
     def read(self, seed: int, *, smoke: bool = False) -> Data:
         """The four splits, checked."""
         data = self.load(seed, smoke=smoke)
-        splits.check_data(data, len(self.class_names), len(self.group_names))
+        splits.check_data(data, len(self.class_names) or None, len(self.group_names))
         return data
 
     def examples(self, seed: int, split: Split, rows: Int[np.ndarray, " k"]) -> Any:
@@ -108,7 +115,7 @@ class Task:
 
 @cache
 def _network(task: Task) -> Model:
-    return task.make_model() if task.make_model else dense.mlp(task.hidden, len(task.class_names))
+    return task.make_model() if task.make_model else dense.mlp(task.hidden, len(task.class_names) or 1)
 
 
 @cache
@@ -116,7 +123,8 @@ def _trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
     if task.make_trainer is not None:
         return task.make_trainer(task.network(), steps, sampler)
     tx = task.optimizer(optax.linear_schedule(task.rate, 0.0, steps), task.decay)
-    return make_trainer(task.network(), objectives.cross_entropy(), tx, sampler, batch_size=task.batch)
+    objective = objectives.cross_entropy() if task.class_names else objectives.squared_error()
+    return make_trainer(task.network(), objective, tx, sampler, batch_size=task.batch)
 
 
 SHUFFLED, RESAMPLED = sampling.shuffled(), sampling.resampled()
@@ -165,7 +173,8 @@ SMALL_SOURCES = {
 def trak_options(task: Task, source: Trak, project: Callable = projections.sjlt) -> trak.Options:
     """Options of TRAK for one recipe; ``project``: makes a projection to ``source.size`` numbers."""
     if not source.last_layer:
-        return trak.Options(project(source.size), source.damping, source.microbatch)
+        options = trak.Options(project(source.size), source.damping, source.microbatch)
+        return options if task.class_names else regression.trak_options(options)
     last = task.head or f"Dense_{len(task.hidden)}"
     keep = lambda path: f"'{last}'" in path
     return trak.Options(projections.identity(), source.damping, source.microbatch, keep)

@@ -26,7 +26,8 @@ from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
-from experiments import examples, photograph_tasks, preference_tasks, text_tasks
+from experiments import examples, number_tasks, photograph_tasks, preference_tasks, text_tasks
+from experiments.d3m import d3m_numbers
 from experiments.d3m.retraining import (
     accuracies,
     accuracies_with_offsets,
@@ -256,6 +257,8 @@ def lowest(task: Task, units: Sequence[Unit]) -> tuple[dict[str, Any], dict[str,
 
 def describe(task: Task, _config: Config, units: list[Unit]) -> tuple[list[dict[str, Any]], page.Section]:
     """Rows of the methods, and the section of a task."""
+    if not task.class_names:
+        return d3m_numbers.describe(task, units)
     text = (
         f"{task.about} Random, matched and highest removals take out as many examples as the rule. Class offsets, a "
         "decision threshold, are chosen for every model on the groups of the targets and the selection split. "
@@ -270,7 +273,11 @@ def describe(task: Task, _config: Config, units: list[Unit]) -> tuple[list[dict[
 
 
 def _one_seed(task: Task, config: Config, seed: int, progress: Callable[[int], object]) -> Unit:
-    options = {"retrains": config.retrains, "beta": config.beta, "others": config.others}
+    options: dict[str, Any] = {"retrains": config.retrains, "beta": config.beta, "others": config.others}
+    if not task.class_names:
+        data = task.read(seed, smoke=config.smoke)
+        options |= {"smoke": config.smoke, "progress": progress}
+        return d3m_numbers.measure(task, data, seed, config.source, **options)
     return measure(task, task.read(seed, smoke=config.smoke), seed, config.source, **options, progress=progress)
 
 
@@ -279,7 +286,7 @@ STUDY = Study(
     claim="Without training groups, removal of the examples of lowest alignment lifts the worst group far above plain "
     "training, and above random removal of as many examples of the same classes.",
     config=Config(),
-    tasks=TASKS | text_tasks.TASKS | photograph_tasks.TASKS | preference_tasks.TASKS,
+    tasks=TASKS | text_tasks.TASKS | photograph_tasks.TASKS | preference_tasks.TASKS | number_tasks.TASKS,
     prepare=lambda task, config, _results: partial(_one_seed, task, config),
     describe=describe,
     minutes=1.5,
