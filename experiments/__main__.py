@@ -35,7 +35,16 @@ WINGS = {
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
     ),
     "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),
-    "experiments.diagnosis": ("diagnose", "networks", "ablate", "repair", "pretrain", "travel", "regression"),
+    "experiments.diagnosis": (
+        "diagnose",
+        "networks",
+        "ablate",
+        "repair",
+        "pretrain",
+        "travel",
+        "regression",
+        "number_pretrain",
+    ),
     "experiments.language": ("language", "demix_alignment", "fmd_language"),
     "experiments.recommendation": ("demix_recommendation",),
 }

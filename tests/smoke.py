@@ -283,6 +283,7 @@ SMOKES = {
     "demix_ablate": Smoke(),
     "demix_repair": Smoke({}, (oracle_repair_helps,)),
     "demix_pretrain": Smoke(),
+    "demix_number_pretrain": Smoke(),
     "demix_regression": Smoke({}, (oracle_repair_lowers_the_error,)),
     "language": Smoke({}, (random_removal_takes_as_many,)),
     "demix_alignment": Smoke({}, (swapped_sides_are_found,)),

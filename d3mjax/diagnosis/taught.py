@@ -1,4 +1,4 @@
-"""Taught diagnosers as files, and the one that ships with the package.
+"""Taught diagnosers as files, and the two that ship with the package, for classes and for numbers as labels.
 
 ``d3mjax/diagnosis/shipped/diagnoser.npz`` is what ``python -m experiments demix_pretrain`` makes: trees taught on six
 tables with planted errors. Its manifest holds what taught it and how well it does on tables left out.
@@ -10,10 +10,11 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from d3mjax.diagnosis import trees
-from d3mjax.diagnosis.cells import FEATURES
+from d3mjax.diagnosis.cells import FEATURES, NUMBER_FEATURES
 from d3mjax.runtime import diagnoser, store
 
-SHIPPED = importlib.resources.files("d3mjax.diagnosis") / "shipped" / "diagnoser.npz"
+_DIRECTORY = importlib.resources.files("d3mjax.diagnosis") / "shipped"
+SHIPPED, SHIPPED_NUMBERS = _DIRECTORY / "diagnoser.npz", _DIRECTORY / "diagnoser_numbers.npz"
 
 
 def save(path: Any, fitted: trees.Trees, manifest: dict[str, Any]) -> None:
@@ -21,9 +22,12 @@ def save(path: Any, fitted: trees.Trees, manifest: dict[str, Any]) -> None:
     diagnoser.save_diagnoser(path, _arrays(fitted), manifest)
 
 
-def load(path: Traversable) -> tuple[trees.Trees, dict[str, Any]]:
-    """Trees and their manifest. Raises ValueError if they were made for other features, naming both layouts."""
-    arrays, manifest = diagnoser.load_diagnoser(path, FEATURES)
+def load(path: Traversable, *, numbers: bool = False) -> tuple[trees.Trees, dict[str, Any]]:
+    """Trees and their manifest, for classes, or ``numbers``, as labels.
+
+    Raises ValueError if they were made for other features, naming both layouts.
+    """
+    arrays, manifest = diagnoser.load_diagnoser(path, NUMBER_FEATURES if numbers else FEATURES)
     if set(arrays) != set(trees.Trees._fields):
         raise ValueError(f"{path} holds {sorted(arrays)}, expected trees: {sorted(trees.Trees._fields)}")
     forest = trees.Forest(**arrays.pop("forest"))
@@ -31,9 +35,9 @@ def load(path: Traversable) -> tuple[trees.Trees, dict[str, Any]]:
 
 
 @cache
-def shipped() -> tuple[trees.Trees, dict[str, Any]]:
-    """The diagnoser of the package and its manifest."""
-    return load(SHIPPED)
+def shipped(*, numbers: bool = False) -> tuple[trees.Trees, dict[str, Any]]:
+    """The diagnoser of the package for classes, or ``numbers``, as labels, and its manifest."""
+    return load(SHIPPED_NUMBERS if numbers else SHIPPED, numbers=numbers)
 
 
 def digest(fitted: trees.Trees) -> str:

@@ -87,6 +87,12 @@ def gather(
     return stored
 
 
+def sampled(cell: Stored, count: int) -> Stored:
+    """Random rows of a cell, whose rows are in the order of the table."""
+    rows = np.random.default_rng(cell.seed).permutation(len(cell.flags))[:count]
+    return cell._replace(features=cell.features[rows], flags=cell.flags[rows], signals=cell.signals[rows])
+
+
 def _make_collect(task: TableTask, cells: Sequence[tuple[int, float]]):
     compiled: list[Any] = []  # made by the first unit that is not stored
 

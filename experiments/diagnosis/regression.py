@@ -35,7 +35,7 @@ from d3mjax.runtime import runs
 from d3mjax.training import ensemble, objectives
 from experiments.diagnosis import diagnose
 from experiments.diagnosis.corpus import Stored
-from experiments.diagnosis.number_corpus import SIGNALS, Planned, gather, parts_of, plan
+from experiments.diagnosis.number_corpus import SIGNALS, Planned, gather, parts_of, plan, sampled
 from experiments.number_tables import TABLES
 from experiments.study import Study
 from experiments.tasks import spread
@@ -108,7 +108,7 @@ def results_of(
     together for thresholds. Thresholds of single scores are those of highest F1 on the training cells, and the best
     score of each kind is the best there.
     """
-    few, options = [_sampled(cell, config.fitted) for cell in train], (config.fitted, config.rounds, new)
+    few, options = [sampled(cell, config.fitted) for cell in train], (config.fitted, config.rounds, new)
     results = {name: diagnose.diagnosed(few, test, FEATURES[name], *options) for name in methods}
     return results | rivals(train, test) | {ALL: [(np.ones(c.flags.shape), np.ones(c.flags.shape, bool)) for c in test]}
 
@@ -122,11 +122,6 @@ def figures(results: dict, test: Sequence[Stored], seed: int) -> diagnose.Figure
             each = [diagnose.measured(cell, *pair) for cell, pair in of_draw if cell.clean == clean]
             by_method.setdefault(name, {})[str(clean)] = _mean(each, name)
     return by_method
-
-
-def _sampled(cell: Stored, count: int) -> Stored:
-    rows = np.random.default_rng(cell.seed).permutation(len(cell.flags))[:count]
-    return cell._replace(features=cell.features[rows], flags=cell.flags[rows], signals=cell.signals[rows])
 
 
 def rivals(train: Sequence[Stored], test: Sequence[Stored]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
