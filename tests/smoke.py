@@ -196,6 +196,14 @@ def flagging_everything_has_a_known_f1(methods: Means, run: Path) -> None:
     assert methods["trees"]["label_f1"] > methods["flag everything"]["label_f1"]
 
 
+def flagging_all_is_right_for_a_quarter(methods: Means, run: Path) -> None:
+    """At clean ratio .5 a quarter of the labels is wrong; diagnosers that know nothing of a table beat chance there."""
+    np.testing.assert_allclose(methods["flag everything"]["label_f1"], 2 * 0.25 / 1.25, atol=0.02)
+    np.testing.assert_allclose(methods["flag everything"]["label_precision"], 0.25, atol=0.01)
+    assert methods["numbers of rows, relative to the table"]["label_auprc"] > 0.35
+    assert methods["L: cleanlab, self-confidence, of trees"]["label_auprc"] > 0.35
+
+
 def controls_take_the_step(methods: Means, run: Path) -> None:
     """Controls of the sign take the step of the edit; every row is measured once."""
     edit = methods["FMD, related kept"]
@@ -284,6 +292,7 @@ SMOKES = {
     "demix_repair": Smoke({}, (oracle_repair_helps,)),
     "demix_pretrain": Smoke(),
     "demix_number_pretrain": Smoke(),
+    "demix_tables": Smoke({}, (flagging_all_is_right_for_a_quarter,)),
     "demix_regression": Smoke({}, (oracle_repair_lowers_the_error,)),
     "language": Smoke({}, (random_removal_takes_as_many,)),
     "demix_alignment": Smoke({}, (swapped_sides_are_found,)),

@@ -4,6 +4,8 @@ Names begin with the type that they are for: label errors (L), feature errors (F
 is the package itself, with its own defaults.
 """
 
+import warnings
+
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -52,7 +54,8 @@ def suspects(cell: Small, source: str) -> Bool[np.ndarray, "n"]:
     """The label errors that cleanlab itself suggests."""
     from cleanlab.filter import find_label_issues
 
-    return np.asarray(find_label_issues(*_of_present(cell, source), n_jobs=1))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes with few rows
+        return np.asarray(find_label_issues(*_of_present(cell, source), n_jobs=1))
 
 
 def without_flags(cell: Small) -> Bool[np.ndarray, "n e"]:
