@@ -5,7 +5,7 @@ Claim:    trees on features of a row relative to its own table, taught on other 
           suit tables with few errors and with many.
 Command:  python -m experiments demix_tables
 Expected: macro-F1 on tables left out at clean ratio 0.5, 0.8 and 0.95: ours 0.568 ± 0.030, 0.563 ± 0.036 and
-          0.508 ± 0.034, features of vectors and networks 0.496, 0.469 and 0.376, best single scores 0.422, 0.437, 0.264.
+          0.508 ± 0.034; features of vectors and networks 0.496, 0.469, 0.376; best single scores 0.422, 0.437, 0.264.
 Device:   two CPU cores, an hour, most of it for the cells, which it keeps; any JAX device works.
 
 Errors are of eight forms (`table_errors`), one a draw. Forests, calibration and thresholds of a table come from the
