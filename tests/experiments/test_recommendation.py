@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
+from d3mjax.data import splits
 from d3mjax.data.planted import mixed_errors
 from d3mjax.data.sets import ratings
 from d3mjax.diagnosis import cells, vectors
 from experiments import local_data, rating_tasks
-from experiments.rating_tasks import MOVIELENS, RATING_TASKS, small
+from experiments.rating_tasks import FILMS, MOVIELENS, RATING_TASKS, small
 from experiments.recommendation import demix_recommendation, rating_cells
 
 TASK = small(MOVIELENS)
@@ -151,3 +152,23 @@ def test_configurations_are_checked():
         demix_recommendation.Config(network="mlp")
     with pytest.raises(ValueError, match="first_seed: found 2, expected 4"):
         demix_recommendation.Config(first_seed=2)
+
+
+def test_films_are_a_task_of_d3m_by_activity_and_genre():
+    data = FILMS.read(0, smoke=True)
+    splits.check_data(data, 2, 4)
+    assert not set(data.target.x["user"]) & set(data.selection.x["user"])
+    network = FILMS.network()
+    variables = network.init(jax.random.key(0), data.test.x)
+    assert network.apply(variables, data.test.x)[0].shape == (len(data.test.y), 2)
+    assert "logits" in variables["params"]
+    loud = data.test.x["members"][:, TASK.load().items.sets["genres"].index("genres: loud")]
+    np.testing.assert_array_equal(data.test.group % 2, loud)
+
+
+def test_sizes_of_films_are_those_of_the_data():
+    whole = MOVIELENS.load()
+    assert (len(whole.users.name), len(whole.items.name)) == (671, 9066)
+    data = FILMS.read(1)
+    assert (len(data.train.y), data.train.x["levels"].shape[1]) == (4000, 0)
+    assert splits.group_sizes(data.test, 4).min() > 100

@@ -105,7 +105,7 @@ def test_the_recurrent_unit_is_that_of_a_loop():
     variables = unit.init(jax.random.key(0), x, mask, attention)
     bias = rng.normal(size=9).astype(np.float32)
     params = {**variables["params"], "bias": bias}
-    states = unit.apply({"params": params}, x, mask, attention)
+    states = np.asarray(unit.apply({"params": params}, x, mask, attention))
     of_input, of_state = np.float64(params["input"]), np.float64(params["state"])
     sigmoid = lambda a: 1 / (1 + np.exp(-a))
     h = np.zeros(3)
