@@ -12,6 +12,7 @@ last interaction of each user; ``last`` keeps more.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from d3mjax.types import AnyArray, Table
 
 SHARES = (0.7, 0.15, 0.15)  # of all samples by time: training, validation, test
 YES = ("no", "yes")  # levels of a column that belongs to a set
-MOST_LEVELS = 50  # of a category that a reader keeps, by frequency; others become OTHER
+MOST_LEVELS = 50  # of a category, by frequency, others being OTHER; and members of a set, others being left out
 OTHER = "other"
 
 
@@ -283,7 +284,6 @@ def _entities(occurring: Column, raw: Raw | None, argument: str) -> tuple[Int[np
     if len(at) != len(raw.name):
         raise ValueError(f"{argument}: found {len(raw.name)} rows of {len(at)} ids, expected one row an id")
     index = np.array([at.get(name, -1) for name in names.tolist()])
-    absent = index < 0
     columns: dict[str, np.ndarray] = {}
     for name, values in raw.columns.items():
         values = np.asarray(values)
@@ -292,8 +292,9 @@ def _entities(occurring: Column, raw: Raw | None, argument: str) -> tuple[Int[np
         columns[name] = np.append(published, np.nan if numeric else "")[index]  # at -1, the one that is missing
     made, sets = _table(columns, len(names)), {}
     for name, lists in raw.sets.items():
-        members = sorted({str(member) for i in index[~absent] for member in lists[i]})
-        has = [frozenset() if i < 0 else frozenset(lists[i]) for i in index]
+        has = [frozenset() if i < 0 else frozenset(map(str, lists[i])) for i in index]
+        counts = Counter(member for of in has for member in sorted(of))
+        members = sorted(member for member, _ in counts.most_common(MOST_LEVELS))
         sets[name] = tuple(f"{name}: {member}" for member in members)
         for member, column in zip(members, sets[name], strict=True):
             made.columns[column] = np.array([member in of for of in has], np.int32)

@@ -235,6 +235,15 @@ def test_rare_levels_become_one():
     assert {"common", "other"} <= set(levels)
 
 
+def test_rare_members_are_left_out():
+    names = [f"b{i}" for i in range(60)]
+    sets = [["common", f"rare {i:02}"] for i in range(60)]
+    data = from_columns(["u"] * 60, names, np.ones(60), None, scale=(1, 5), items=Raw(names, {}, {"kinds": sets}))
+    (columns,) = data.items.sets.values()
+    assert len(columns) == 50
+    assert data.items.table.columns["kinds: common"].all()
+
+
 def test_packaged_data_have_their_published_sizes():
     small, lectures = rating_files.movielens_small(), rating_files.insteval()
     assert (len(small.user), len(small.users.name), len(small.items.name)) == (100_004, 671, 9_066)
