@@ -1,9 +1,9 @@
 """Which interactions of a recommender are wrong, how, and what repair by kind does to the next one trained.
 
 Claim:    trees on influence vectors detect flipped clicks and broken records of users and items better than single
-          scores; repair by kind recovers part of what the errors cost.
+          scores; repair of labels helps where wrong ones harm, and harms where they weaken a shortcut.
 Command:  python -m experiments demix_recommendation
-Expected: see docs/results/recommendation.md
+Expected: macro-F1 0.641 on *movielens* at clean ratio 0.5, single scores 0.522; see docs/results/recommendation.md
 Device:   two CPU cores; any JAX device works.
 
 Samples and models are those of DeMix (DIN, DIEN), errors are planted (`interaction_errors`); diagnosers are taught on
@@ -324,7 +324,7 @@ def _section(task: RatingTask, config: Config, part: str, rows: Sequence[dict]) 
 STUDY = Study(
     "demix_recommendation",
     claim="Trees on influence vectors detect flipped clicks and broken records of users and items better than single "
-    "scores; repair by kind recovers part of what the errors cost a recommender.",
+    "scores; repair of labels helps where wrong ones harm, and harms where they weaken a shortcut.",
     config=Config(),
     tasks=RATING_TASKS,
     prepare=prepare,
