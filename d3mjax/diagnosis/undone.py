@@ -25,7 +25,7 @@ class _Numbers(NamedTuple):
     scale: np.ndarray  # [d]
     precision: np.ndarray  # [d d]
 
-    def standard(self, values, columns=slice(None)):
+    def standard(self, values, columns: int | slice = slice(None)):
         """Values of columns as z."""
         z = (values - self.middle[columns]) / self.scale[columns]
         return np.clip(np.nan_to_num(z), -FAR, FAR)
@@ -40,14 +40,10 @@ def gains(table: Table) -> Float[np.ndarray, "n 3"]:
 
 
 def _likeliest(tried) -> Float[np.ndarray, "n"]:
-    """The gains of the hypothesis with most evidence, of an iterator over gains ``[h n]``; at least one of none."""
-    best, evidence = None, -1.0
-    for gain in tried:
-        sums = np.maximum(gain - USUAL, 0).sum(1)
-        h = int(sums.argmax())
-        if sums[h] > evidence:
-            best, evidence = gain[h], sums[h]
-    return best
+    """The gains of the hypothesis with most evidence, of an iterator over gains ``[h n]``; the first of equals."""
+    evidence = lambda gain: np.maximum(gain - USUAL, 0).sum(-1)
+    best = [gain[evidence(gain).argmax()] for gain in tried]
+    return max(best, key=evidence)
 
 
 def _numbers(table: Table) -> _Numbers | None:

@@ -132,14 +132,13 @@ def gather(
 
 
 def _arrays(task: TableTask, rule: int, errors: Errors, cell: cells.Cell) -> dict[str, np.ndarray]:
-    y = errors.labels
+    y, num_classes = errors.labels, cell.left_out.shape[1]
     left_out = np.asarray(jax.nn.softmax(cell.left_out, axis=1))
-    forest = relative.out_of_bag(errors.table, y, task.num_classes).astype(np.float32)
-    own = cells.features(cell, y, task.num_classes)
+    forest = relative.out_of_bag(errors.table, y, num_classes).astype(np.float32)
+    own = cells.features(cell, y, num_classes)
+    of_table = relative.features(errors.table, y, num_classes, left_out, forest)
     return {
-        "features": np.concatenate(
-            [own, relative.features(errors.table, y, task.num_classes, left_out, forest)], axis=1
-        ),
+        "features": np.concatenate([own, of_table], axis=1),
         "flags": errors.flags,
         "y": y,
         "told": mixed_errors.minority(task.rules[rule], errors.table, y),

@@ -23,6 +23,7 @@ def distance(numbers, raw):
 
 def test_gains_are_differences_of_distances():
     numbers = undone._numbers(made())
+    assert numbers is not None
     raw, before = numbers.raw, distance(numbers, numbers.raw)
     explicit = {"swaps": [], "shifts": [], "units": []}
     for i in range(6):

@@ -72,7 +72,7 @@ def test_cells_are_copied_from_the_row_above_by_id():
     above = {int(order[i]): int(order[i - 1]) for i in range(120)}
     for i in np.flatnonzero(flags):
         for name in np.array(list(table.columns))[changed(table, broken)[i]]:
-            np.testing.assert_array_equal(broken.columns[name][i], table.columns[name][above[i]])
+            np.testing.assert_array_equal(broken.columns[name][i], table.columns[name][above[int(i)]])
 
 
 def test_typos_are_new_levels_next_to_the_old_ones():
