@@ -210,14 +210,14 @@ def make_evaluate(task: TableTask, columns: Any) -> Callable[..., np.ndarray]:
 
 
 def errors_of(residuals: np.ndarray, group: np.ndarray) -> dict[str, float]:
-    """Root mean square and mean absolute errors, and those of the worst group, in the unit of the labels."""
+    """Root mean square and mean absolute errors, and those of the worst group that has rows, in the label's unit."""
     float32 = residuals.astype(np.float32)
     rms, absolute = (fn(float32, group, 4) for fn in (metrics.group_rms_errors, metrics.group_absolute_errors))
     return {
         "rms_error": float(np.sqrt((residuals**2).mean())),
         "mean_absolute_error": float(np.abs(residuals).mean()),
-        "worst_group_rms_error": float(metrics.worst_group_error(rms)),
-        "worst_group_absolute_error": float(metrics.worst_group_error(absolute)),
+        "worst_group_rms_error": float(np.nanmax(rms)),
+        "worst_group_absolute_error": float(np.nanmax(absolute)),
     }
 
 
