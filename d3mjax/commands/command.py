@@ -27,6 +27,10 @@ from d3mjax.types import AnyArray
 Label = Annotated[
     str, tyro.conf.arg(help="Column (of a table), array (of an .npz file) or feature (of TFDS) that holds the class.")
 ]
+Regression = Annotated[
+    bool,
+    tyro.conf.arg(help="The label is a number to predict, not a class. Errors are reported in its unit."),
+]
 Id = Annotated[
     str | None, tyro.conf.arg(help="Column that names the training examples; row numbers from 0 if not given.")
 ]

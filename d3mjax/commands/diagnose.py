@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
@@ -25,11 +24,13 @@ from d3mjax.attribution import outputs
 from d3mjax.commands import command, diagnose_data, diagnose_repaired, diagnose_report, inputs
 from d3mjax.commands.diagnose_data import Files, UserTable
 from d3mjax.commands.diagnose_report import Decision
-from d3mjax.data import tables
+from d3mjax.data import label_scale, tables
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.diagnosis import diagnose, repair, taught, trees
 from d3mjax.diagnosis.cells import MLP2, Network, labelled, make_train, trainer_of
 from d3mjax.runtime import hosts, runs, store
+from d3mjax.training import objectives
+from d3mjax.types import is_regression
 
 RESERVED = 256  # validation rows besides those looked at that make a separate check
 RESTORE = {"impute": repair.impute, "drop": None}
@@ -77,6 +78,9 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
     A table, the label being the column income, rows named by the column row:
     $ d3mjax-diagnose --train train.csv --validation val.csv --label income --id row --drop name,date
 
+    A table whose label is a number to predict, with errors in its unit:
+    $ d3mjax-diagnose --train train.csv --validation val.csv --label price --regression
+
     A diagnoser of your own:
     $ python -m experiments demix_pretrain --config.seeds 5 --run five
     $ d3mjax-diagnose --train t.csv --validation v.csv --label y --diagnoser results/demix_pretrain/five/diagnoser.npz
@@ -93,11 +97,13 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
 
 def job_of(config: Config, data: UserTable, results: Path, run: str | None, *, network: Network = MLP2) -> Job:
     """The diagnoser, and the directory of the run with the data card, all checked."""
-    path = taught.SHIPPED if config.diagnoser is None else Path(config.diagnoser)
+    numbers = config.files.regression
+    shipped = taught.SHIPPED_NUMBERS if numbers else taught.SHIPPED
+    path = shipped if config.diagnoser is None else Path(config.diagnoser)
     if not path.is_file():
         raise ValueError(f"--diagnoser: found no file {path}, expected one of python -m experiments demix_pretrain")
     try:
-        diagnoser, manifest = taught.load(path)
+        diagnoser, manifest = taught.load(path, numbers=numbers)
     except ValueError as error:
         raise ValueError(f"--diagnoser: {error}") from error
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -111,9 +117,12 @@ def job_of(config: Config, data: UserTable, results: Path, run: str | None, *, n
 def look(job: Job, train: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:
     """The probabilities of each kind, and of each class, by one network."""
     data, encoder, chosen = job.data, tables.fit_encoder(job.data.train), diagnose_data.looked_at(job.data)
-    held = labelled(encoder, tables.take(data.validation, chosen), data.validation_y[chosen])
-    (cell,) = train(jax.random.key(seed), [(labelled(encoder, data.train, data.y), held)], [data.train])
-    result = diagnose.look(job.diagnoser, cell, data.y, len(data.class_names))
+    y, held_y = data.y, data.validation_y[chosen]
+    if is_regression(y):
+        y, held_y = diagnose.standardised(y, y, held_y)
+    held = labelled(encoder, tables.take(data.validation, chosen), held_y)
+    (cell,) = train(jax.random.key(seed), [(labelled(encoder, data.train, y), held)], [data.train])
+    result = diagnose.look(job.diagnoser, cell, y, num_classes_of(data))
     progress(1)
     return {}, result._asdict()
 
@@ -127,7 +136,7 @@ def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
         data.y,
         result.claims,
         result.probabilities,
-        num_classes=len(data.class_names),
+        num_classes=num_classes_of(data),
         correct=result.info.correct,
         proposed=result.info.proposed,
         restore=RESTORE[job.config.broken],
@@ -140,19 +149,33 @@ def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
 def compare(
     data: UserTable, decision: Decision, fit: Callable, seed: int, progress: Callable[[int], object]
 ) -> runs.Unit:
-    """Whether each reserved validation row is predicted right, by one network trained on each of the two tables."""
+    """Whether each reserved validation row is predicted right, by one network trained on each of the two tables.
+
+    With --regression the residual of the row, in the unit of the labels.
+    """
     rows = reserved(data)
-    repaired, right = decision.repaired, {}
+    repaired, right, held_y = decision.repaired, {}, data.validation_y[rows]
     sets = {
         diagnose_report.BEFORE: (data.train, data.y, np.ones(len(data.y), np.float32)),
         diagnose_report.AFTER: (repaired.table, repaired.labels, repaired.weights),
     }
     for name, (table, y, weights) in sets.items():
         encoder = tables.fit_encoder(table)
-        held = labelled(encoder, tables.take(data.validation, rows), data.validation_y[rows])
-        right[name] = np.asarray(fit(jax.random.key(1000 + seed), labelled(encoder, table, y), weights, held))
+        predict = partial(fit, jax.random.key(1000 + seed), weights=weights)
+        x = tables.encode(encoder, tables.take(data.validation, rows))
+        if is_regression(y):
+            scale = label_scale.fit(y)
+            logits = predict(train=labelled(encoder, table, label_scale.standardise(scale, y)), x=x)
+            right[name] = held_y - label_scale.restore(scale, logits[:, 0])
+        else:
+            right[name] = np.asarray(predict(train=labelled(encoder, table, y), x=x)).argmax(1) == held_y
         progress(1)
     return {}, right
+
+
+def num_classes_of(data: UserTable) -> int | None:
+    """Number of classes; None where labels are numbers."""
+    return None if is_regression(data.y) else len(data.class_names)
 
 
 def reserved(data: UserTable) -> Bool[np.ndarray, "v"]:
@@ -162,14 +185,15 @@ def reserved(data: UserTable) -> Bool[np.ndarray, "v"]:
 
 
 def make_fit(data: UserTable, network: Network) -> Callable:
-    """``(key, train, weights [n], held) -> right [v]``, compiled."""
-    model = network.make(list(tables.slices(data.train).values()), len(data.class_names))
-    trainer = trainer_of(model, network, len(data.y))
+    """``(key, train, weights [n], x [v d]) -> logits [v C]``, compiled."""
+    model = network.make(list(tables.slices(data.train).values()), num_classes_of(data) or 1)
+    objective = objectives.squared_error() if is_regression(data.y) else objectives.cross_entropy()
+    trainer = trainer_of(model, network, len(data.y), objective=objective)
 
     @jax.jit
-    def fit(key, train, weights, held):
+    def fit(key, train, weights, x):
         state, _ = trainer.run(trainer.init(key, train.x[:1]), train, weights, network.steps)
-        return jnp.argmax(outputs.logits(model, state.variables, held.x), 1) == held.y
+        return outputs.logits(model, state.variables, x)
 
     return fit
 
@@ -181,7 +205,7 @@ def work(job: Job) -> Path:
         return job.directory
     begin = time.perf_counter()
     config, data, directory = job.config, job.data, job.directory
-    columns, num_classes = list(tables.slices(data.train).values()), len(data.class_names)
+    columns, num_classes = list(tables.slices(data.train).values()), num_classes_of(data)
     train = make_train(job.network, columns, num_classes, len(data.y), mesh=hosts.local_mesh())
     units = runs.run_units(directory, "network", range(config.networks), partial(look, job, train), models=1)
     decision = decide(job, units)

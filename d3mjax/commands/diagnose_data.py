@@ -19,8 +19,8 @@ import tyro
 from jaxtyping import Bool
 
 from d3mjax.commands import command, encoders, inputs
-from d3mjax.commands.command import Categorical, Drop, Id, Label, Text, TextEncoder
-from d3mjax.data import columns, features, labels
+from d3mjax.commands.command import Categorical, Drop, Id, Label, Regression, Text, TextEncoder
+from d3mjax.data import columns, features, labels, number_labels
 from d3mjax.data import files as readers
 from d3mjax.data import tables as encoding
 from d3mjax.data.columns import CATEGORY, DATE, DROPPED, TEXT, Column
@@ -43,6 +43,7 @@ class Files:
     # Rows of the same kind that nothing is trained on. They may have errors of their own; 64 at least, better 512.
     validation: Annotated[str, tyro.conf.arg(aliases=["--target"])]
     label: Label
+    regression: Regression = False
     id: Id = None
     drop: Drop = ""
     categorical: Categorical = ""
@@ -54,11 +55,11 @@ class UserTable(NamedTuple):
     """The user's data, checked."""
 
     train: Table  # ids are ranks of the names, so the order of rows changes nothing
-    y: np.ndarray  # Int[n]
+    y: np.ndarray  # Int[n], or Float[n] with --regression
     validation: Table
-    validation_y: np.ndarray  # Int[v]
+    validation_y: np.ndarray  # Int[v], or Float[v]
     names: np.ndarray  # [n], the user's names of the rows
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none with --regression
     raw: pd.DataFrame  # all of --train, as read
     columns: tuple[Column, ...]  # of ``raw``
     origins: Mapping[str, pd.Timestamp]  # of the columns of dates, which are days since then
@@ -72,12 +73,7 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     _check(files, raw)
     coded, free = command.names(files.categorical), command.names(files.text)
     of_label = {option: frame[files.label] for option, frame in raw.items()}
-    classes = labels.encode(of_label, files.label, categorical=files.label in coded)
-    if len(classes.names) > MOST_CLASSES:
-        raise ValueError(
-            f"--label: found {len(classes.names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "
-            "classes; numbers to be predicted have to be cut into classes first"
-        )
+    classes = _labels(files, of_label, categorical=files.label in coded)
     names = {option: inputs.names_of(frame, files.id, option) for option, frame in raw.items()}
     reasons = dict.fromkeys(command.names(files.drop), "--drop") | ({files.id: "id"} if files.id else {})
     kinds = columns.infer(raw, categorical=coded, text=free, dropped=reasons | {files.label: "label"})
@@ -97,8 +93,10 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     known = {c.name: c.levels for c in kinds if c.kind == CATEGORY}
     parts = {o: encoding.from_columns(a, id=inputs.ranks(names[o]), levels=known) for o, a in made.items()}
     sizes = {option: len(frame) for option, frame in raw.items()}
-    counts = np.bincount(classes.y["--validation"][rows], minlength=len(classes.names)).tolist()
-    facts = {"label": files.label, "classes": dict(zip(classes.names, counts, strict=True))}
+    facts: dict[str, Any] = {"label": files.label}
+    if not files.regression:
+        counts = np.bincount(classes.y["--validation"][rows], minlength=len(classes.names)).tolist()
+        facts["classes"] = dict(zip(classes.names, counts, strict=True))
     return UserTable(
         parts["--train"],
         classes.y["--train"],
@@ -112,6 +110,19 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
         tuple(notes),
         inputs.card(sizes, kinds, facts, notes),
     )
+
+
+def _labels(files: Files, columns: Mapping[str, pd.Series], *, categorical: bool) -> labels.Labels:
+    """Classes, or with --regression numbers, which have no names."""
+    if files.regression:
+        return labels.Labels(number_labels.read(columns, files.label), (), ())
+    classes = labels.encode(columns, files.label, categorical=categorical)
+    if len(classes.names) > MOST_CLASSES:
+        raise ValueError(
+            f"--label: found {len(classes.names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "
+            "classes; --regression predicts numbers"
+        )
+    return classes
 
 
 def looked_at(data: UserTable) -> Bool[np.ndarray, "v"]:

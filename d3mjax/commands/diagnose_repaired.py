@@ -16,7 +16,7 @@ from d3mjax.data import cells
 from d3mjax.data.columns import CATEGORY, DATE, DROPPED, OTHER, TEXT, Column
 from d3mjax.diagnosis.repair import Repaired
 from d3mjax.runtime import store
-from d3mjax.types import Table
+from d3mjax.types import Table, is_regression
 
 TYPED = (".parquet", ".feather", ".arrow")  # answered by .parquet, all other formats by .csv
 
@@ -41,10 +41,22 @@ def repaired_frame(data: UserTable, repaired: Repaired, label: str) -> pd.DataFr
         if len(rows):
             new = [value(data, column, repaired.table, i) for i in rows.tolist()]
             frame[column.name] = _replaced(frame[column.name], rows, new)
-    _, firsts = np.unique(data.y, return_index=True)  # a row of each class, which spells it as the user does
     rows = np.flatnonzero(repaired.labels != data.y)
-    frame[label] = _replaced(frame[label], rows, [data.raw[label].iloc[firsts[c]] for c in repaired.labels[rows]])
+    frame[label] = _replaced(frame[label], rows, spelled_labels(data, repaired.labels[rows], label))
     return frame.assign(**{"weight" if "weight" not in frame else "d3mjax_weight": repaired.weights})
+
+
+def spelled_labels(data: UserTable, labels: np.ndarray, label: str) -> list[Any]:
+    """Labels as the user writes them: as another row of the class does, or numbers, whole where all of them are."""
+    if is_regression(data.y):
+        return [spelled_number(data, y) for y in labels]
+    _, firsts = np.unique(data.y, return_index=True)
+    return [data.raw[label].iloc[firsts[c]] for c in labels]
+
+
+def spelled_number(data: UserTable, y: float) -> int | float:
+    """A number whole where all labels are, else to six digits."""
+    return round(float(y)) if (data.y == np.round(data.y)).all() else float(f"{y:.6g}")
 
 
 def changes(data: UserTable, table: Table, i: int) -> list[str]:

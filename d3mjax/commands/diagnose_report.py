@@ -19,6 +19,7 @@ from d3mjax.reports import plots
 from d3mjax.reports.page import LONGEST, Section, tradeoff
 from d3mjax.reports.rows import Row, row
 from d3mjax.runtime import runs
+from d3mjax.types import is_regression
 
 MARGIN = 0.03  # precision above that of the trivial rules
 MOST = 5  # findings after the verdict
@@ -44,12 +45,26 @@ def rows_of(task: str, decision: Decision, checks: Sequence[runs.Unit], y: np.nd
     rows = [row(task, "diagnosis, each network alone", shares, role="ours", settings=settings)]
     for name, role in ((BEFORE, "plain"), (AFTER, "ours")):
         right = [arrays[name] for _, arrays in checks]
-        worst = [min(r[y == c].mean() for c in np.unique(y)) for r in right]
         removed = float((decision.repaired.weights == 0).mean()) if name == AFTER else 0.0
-        measured = {"average_accuracy": [r.mean() for r in right], "worst_class_accuracy": worst}
+        measured = errors_of(right, y) if is_regression(y) else accuracies_of(right, y)
         measured["removed"] = [removed] * len(right)
         rows.append(row(task, name, measured, role=role, settings={"rows": len(y)}))
     return rows
+
+
+def accuracies_of(right: Sequence[np.ndarray], y: np.ndarray) -> dict[str, list[float]]:
+    """Accuracy of all rows, and of the worst class, of every seed."""
+    worst = [min(r[y == c].mean() for c in np.unique(y)) for r in right]
+    return {verdict.AVERAGE: [r.mean() for r in right], verdict.WORST_CLASS: worst}
+
+
+def errors_of(residuals: Sequence[np.ndarray], y: np.ndarray) -> dict[str, list[float]]:
+    """Root mean square error of all rows, and of the worst quarter of labels, and mean absolute error, by seed."""
+    quarter = np.searchsorted(np.quantile(y, [0.25, 0.5, 0.75]), y)
+    rms = lambda r: float(np.sqrt((r**2).mean()))
+    worst = [max(rms(r[quarter == q]) for q in np.unique(quarter)) for r in residuals]
+    mean = [float(np.abs(r).mean()) for r in residuals]
+    return {verdict.RMS: list(map(rms, residuals)), verdict.WORST_QUARTER: worst, "mean_absolute_error": mean}
 
 
 def write_suspects(directory: Path, data: UserTable, decision: Decision) -> None:
@@ -69,7 +84,7 @@ def _proposal(data: UserTable, decision: Decision, i: int, kind: int) -> str:
     if kind == LABEL:
         if not decision.used[i, LABEL]:
             return "keep: as likely a rare example with the right label; look at it"
-        return f"relabel as {data.class_names[decision.diagnosis.info.proposed[i]]}"
+        return f"relabel as {label_of(data, decision.diagnosis.info.proposed[i])}"
     if kind == MINORITY:
         return f"up-weight: {repaired.weights[i]:.3g}, others {np.median(repaired.weights):.3g}"
     if repaired.weights[i] == 0:
@@ -82,15 +97,20 @@ def section(
     data: UserTable, decision: Decision, manifest: Mapping[str, Any], rows: Sequence[Row], findings: Sequence[str]
 ) -> Section:
     """Findings, details and figures of the page."""
+    classes = (
+        f"{len(data.class_names)} classes ({', '.join(data.class_names[:6])}{', ...' * (len(data.class_names) > 6)})"
+    )
+    if is_regression(data.y):
+        classes = f"labels from {data.y.min():g} to {data.y.max():g}, errors in their unit"
     text = [
-        f"{len(data.y):,} rows of {len(data.train.columns)} columns, {len(data.class_names)} classes "
-        f"({', '.join(data.class_names[:6])}{', ...' * (len(data.class_names) > 6)}); {len(data.validation_y):,} "
+        f"{len(data.y):,} rows of {len(data.train.columns)} columns, {classes}; {len(data.validation_y):,} "
         "validation rows.",
         *details(data, decision, manifest),
     ]
     by_kind: dict[str, Any] = dict(zip(KINDS, decision.diagnosis.probabilities.T, strict=True))
     reliability = {kind: figures["reliability"] for kind, figures in manifest["evaluation"].items()}
-    figures = tradeoff(rows, part="class") | {
+    figures = {} if is_regression(data.y) else tradeoff(rows, part="class")
+    figures |= {
         "Probability of each kind of error, over rows; suspects are to the right of the line.": (
             plots.probability_histograms(by_kind, dict(zip(KINDS, decision.thresholds.tolist(), strict=True)))
         ),
@@ -99,6 +119,11 @@ def section(
         ),
     }
     return Section("\n".join(text), figures, findings, columns.card(data.columns), suspected_texts(data, decision))
+
+
+def label_of(data: UserTable, y: Any) -> str:
+    """A label as the user knows it: the name of a class, or a number as written in the repaired table."""
+    return str(diagnose_repaired.spelled_number(data, y)) if is_regression(data.y) else data.class_names[y]
 
 
 def suspected_texts(data: UserTable, decision: Decision) -> dict[str, list[dict[str, Any]]]:
@@ -113,7 +138,7 @@ def suspected_texts(data: UserTable, decision: Decision) -> dict[str, list[dict[
         {
             "id": str(data.names[i]),
             "text": cells.short(" | ".join(map(str, data.raw[free].iloc[i])), length=LONGEST),
-            "label": data.class_names[data.y[i]],
+            "label": label_of(data, data.y[i]),
             "proposal": _proposal(data, decision, i, LABEL),
             "probability": f"{probabilities[i]:.2f}",
         }
@@ -138,6 +163,7 @@ def findings(
         suspects=int(claimed.any(1).sum()),
         reliable=[kind for kind in suspected if reliable(evaluation[kind])],
         risk=_risk(decision.risk, data.class_names) if decision.risk.likely else None,
+        errors=is_regression(data.y),
     )
     some = [
         *result.reasons,

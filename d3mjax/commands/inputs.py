@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Num
 
 from d3mjax.data import columns, files, images, labels, traps
 from d3mjax.data.columns import Column
@@ -90,7 +90,7 @@ def ranks(names: np.ndarray) -> Int[np.ndarray, "n"]:
 
 
 def without_copies(
-    kinds: Sequence[Column], typed: Frames, y: Mapping[str, Int[np.ndarray, "n"]], label: str
+    kinds: Sequence[Column], typed: Frames, y: Mapping[str, Num[np.ndarray, "n"]], label: str
 ) -> tuple[Column, ...]:
     """The columns, with copies of the label dropped; ``typed``: all sources.
 

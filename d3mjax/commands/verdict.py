@@ -47,7 +47,11 @@ SINGLE = 0.05  # difference that counts where a single seed has no spread
 ERRORS = 2.0  # standard errors of the reporting examples: 95 of 100 differences by chance alone are smaller
 MAX_LOSS = 0.05
 ONE_SEED = f"A single seed: the spread is unknown, and differences up to {100 * SINGLE:g} points count as none."
-AVERAGE = "average_accuracy"
+AVERAGE, WORST_CLASS = "average_accuracy", "worst_class_accuracy"
+RMS, WORST_QUARTER = "rms_error", "worst_quarter_rms_error"  # in the unit of the labels
+ONE_SEED_OF_ERRORS = (
+    f"A single seed: the spread is unknown, and differences up to {SINGLE:.0%} of the error count as none."
+)
 
 Influences = Mapping[str, AnyArray]
 """By method, `metrics.worst_group_influence` of every reporting example, mean over seeds."""
@@ -136,7 +140,9 @@ def _weigh(
     return Verdict(action, f"{action.capitalize()}: {reached}; {cost}.", (limit, *reasons), chosen["method"])
 
 
-def decide_repair(before: Row, after: Row, *, suspects: int, reliable: Sequence[str], risk: str | None) -> Verdict:
+def decide_repair(
+    before: Row, after: Row, *, suspects: int, reliable: Sequence[str], risk: str | None, errors: bool = False
+) -> Verdict:
     """The verdict of d3mjax-diagnose. The first rule that holds decides:
 
         1. No row is suspected: leave it.
@@ -144,20 +150,33 @@ def decide_repair(before: Row, after: Row, *, suspects: int, reliable: Sequence[
         3. Claims of some kind are reliable: look at the suspects.
         4. Leave it.
 
+    With ``errors``, of a regression, the second rule is: the repair lowers the error, does not raise that of the worst
+    quarter of the labels, and has no risk.
+
     Args:
-      before: row of models trained on the table as it is, with ``average_accuracy`` and ``worst_class_accuracy``.
+      before: row of models trained on the table as it is, with `AVERAGE` and `WORST_CLASS`, or `RMS` and
+        `WORST_QUARTER`.
       after: the same of the repaired table.
       suspects: number of suspected rows.
       reliable: kinds of error with suspects whose claims are right more often than a trivial rule.
       risk: why the repair may lower the worst group; None where that is not likely.
+      errors: whether smaller is better.
     """
     if suspects == 0:
         return Verdict(LEAVE, "Leave it: no row is suspected.", ())
-    judged, worst = (outcome(after, before, metric=name) for name in (AVERAGE, "worst_class_accuracy"))
-    change = f"the repair changes average accuracy by {points(after, before, metric=AVERAGE)}"
-    reasons = (ONE_SEED,) * (difference(after, before, metric=AVERAGE)[1] is None)
+    if errors:
+        judged, worst = (error_outcome(after, before, metric=name) for name in (RMS, WORST_QUARTER))
+        mean = lambda row: row["metrics"][RMS]["mean"]
+        change = f"the repair changes the root mean square error from {mean(before):.4g} to {mean(after):.4g}"
+        harm = "The repair raises the error of the worst quarter of the labels by more than the spread."
+    else:
+        judged, worst = (outcome(after, before, metric=name) for name in (AVERAGE, WORST_CLASS))
+        change = f"the repair changes average accuracy by {points(after, before, metric=AVERAGE)}"
+        harm = "The repair lowers the worst class by more than the spread."
+    one_seed = difference(after, before, metric=RMS if errors else AVERAGE)[1] is None
+    reasons = (ONE_SEED_OF_ERRORS if errors else ONE_SEED,) * one_seed
     if worst == "below":
-        reasons = ("The repair lowers the worst class by more than the spread.", *reasons)
+        reasons = (harm, *reasons)
     if risk is not None:
         reasons = (f"Risk for the worst group: {risk}.", *reasons)
     if judged == "above" and worst != "below" and risk is None:
@@ -165,6 +184,16 @@ def decide_repair(before: Row, after: Row, *, suspects: int, reliable: Sequence[
     if reliable:
         return Verdict(LOOK, f"Look at the suspects ({', '.join(reliable)}): {change}.", reasons)
     return Verdict(LEAVE, f"Leave it: {change}, and a trivial rule makes claims as good.", reasons)
+
+
+def error_outcome(row: Row, other: Row, *, metric: str) -> str:
+    """``above`` where the error of ``row`` is smaller than that of ``other`` by more than the joint spread.
+
+    Without a spread, of a single seed, by more than `SINGLE` of the error of ``other``. ``below`` where it is larger.
+    """
+    gap, spread = difference(other, row, metric=metric)
+    limit = SINGLE * other["metrics"][metric]["mean"] if spread is None else spread
+    return "level" if abs(gap) <= limit else "above" if gap > 0 else "below"
 
 
 def action_of(row: Row) -> str:

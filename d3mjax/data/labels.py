@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Num
 
 from d3mjax.data.files import did_you_mean
 
@@ -30,7 +30,7 @@ _SEPARATORS = ("|", ";", ",")
 class Labels(NamedTuple):
     """Classes 0..C-1 of the examples of every source, and their names: the values of the label, in order."""
 
-    y: dict[str, Int[np.ndarray, "n"]]
+    y: dict[str, Num[np.ndarray, "n"]]  # floats of `number_labels` have no names
     names: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -111,8 +111,8 @@ def _check_classes(option: str, name: str, levels: np.ndarray, counts: np.ndarra
     kind = f"{len(levels)} different numbers" if whole else f"numbers such as {levels[len(levels) // 2]:g}"
     raise ValueError(
         f"--label: found {kind} in {name!r} of {option}: it looks like a number to predict, not a class. Expected "
-        "classes: cut it, say at its median, into a column of two values; if the numbers are codes of classes, "
-        f"--categorical {name}"
+        "classes: cut it, say at its median, into a column of two values; d3mjax-diagnose takes numbers with "
+        f"--regression; if the numbers are codes of classes, --categorical {name}"
     )
 
 

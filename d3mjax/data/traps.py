@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Num
 
 from d3mjax.types import AnyArray
 
@@ -27,8 +27,8 @@ def shared(train: pd.DataFrame, target: pd.DataFrame) -> Bool[np.ndarray, "t"]:
     return np.isin(_hashes(target[list(train)]), _hashes(train))
 
 
-def copies(frame: pd.DataFrame, y: Integer[AnyArray, "n"]) -> list[str]:
-    """The columns whose values and the classes determine each other one to one: the label under another name."""
+def copies(frame: pd.DataFrame, y: Num[AnyArray, "n"]) -> list[str]:
+    """The columns whose values and the labels determine each other one to one: the label under another name."""
     num_classes = len(np.unique(y))
     names = []
     for name in frame:

@@ -91,7 +91,7 @@ def diagnose(
     return combine([look(diagnoser, cell, train_y, num_classes) for cell in cells], y, diagnoser)
 
 
-def standardised(y: Float[AnyArray, "n"], *labels: Float[AnyArray, "k"]) -> list[Float[np.ndarray, "k"]]:
+def standardised(y: Float[AnyArray, "n"], *labels: Float[AnyArray, "_"]) -> list[Float[np.ndarray, "_"]]:
     """``labels`` by the mean and deviation of ``y``."""
     scale = label_scale.fit(y)
     return [label_scale.standardise(scale, each) for each in labels]
