@@ -84,7 +84,8 @@ def _proposal(data: UserTable, decision: Decision, i: int, kind: int) -> str:
     if kind == LABEL:
         if not decision.used[i, LABEL]:
             return "keep: as likely a rare example with the right label; look at it"
-        return f"relabel as {label_of(data, decision.diagnosis.info.proposed[i])}"
+        proposed = label_of(data, decision.diagnosis.info.proposed[i])
+        return f"drop: weight 0; other rows predict {proposed}" if is_regression(data.y) else f"relabel as {proposed}"
     if kind == MINORITY:
         return f"up-weight: {repaired.weights[i]:.3g}, others {np.median(repaired.weights):.3g}"
     if repaired.weights[i] == 0:
