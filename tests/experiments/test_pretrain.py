@@ -10,10 +10,10 @@ from planted_diagnoser import CUTS, SIGNS, planted_features
 from d3mjax.data.planted.mixed_errors import KINDS
 from d3mjax.data.sets.shortcut_tables import TABLES
 from d3mjax.diagnosis import claims, taught, trees
-from d3mjax.diagnosis.cells import FEATURES
+from d3mjax.diagnosis.cells import FEATURES, NUMBER_FEATURES
 from d3mjax.runtime import runs, store
 from experiments import published
-from experiments.diagnosis import corpus, pretrain
+from experiments.diagnosis import corpus, number_pretrain, pretrain
 from experiments.diagnosis.corpus import SIGNALS
 from experiments.diagnosis.pretrain import Config
 
@@ -135,19 +135,23 @@ def test_bad_input_is_refused_by_name(tmp_path, monkeypatch):
         pretrain.teach(CONFIG, tmp_path)
 
 
-def test_the_shipped_diagnoser_is_what_the_study_made():
-    """Its arrays, the rows and the configuration that taught it, and the figures that users read, as published."""
-    content = taught.SHIPPED.read_bytes()
+@pytest.mark.parametrize(
+    ("study", "numbers", "features"),
+    [(pretrain, False, FEATURES), (number_pretrain, True, NUMBER_FEATURES)],
+)
+def test_the_shipped_diagnosers_are_what_the_studies_made(study, numbers, features):
+    """Their arrays, the rows and the configuration that taught them, and the figures that users read, as published."""
+    content = (taught.SHIPPED_NUMBERS if numbers else taught.SHIPPED).read_bytes()
     assert len(content) <= 2**20
-    fitted, manifest = taught.shipped()
-    document = published.read(published.METRICS / "demix_pretrain.json.gz")
+    fitted, manifest = taught.shipped(numbers=numbers)
+    document = published.read(published.METRICS / f"{study.STUDY.name}.json.gz")
     assert document["config"]["digests"] == {"rows": manifest["rows"], "arrays": taught.digest(fitted)}
     assert document["revision"] == manifest["environment"]["revision"]
-    config = json.loads(json.dumps(asdict(Config())))
+    config = json.loads(json.dumps(asdict(study.Config())))
     assert manifest["config"] == config
     assert {name: document["config"][name] for name in config} == config
-    assert manifest["channels"] == list(FEATURES)
-    assert len(manifest["cells"]) == 10 * sum(len(task.rules) for task in TABLES.values())
+    assert manifest["channels"] == list(features)
+    assert len(manifest["cells"]) == 10 * sum(len(task.rules) for task in study.TABLES.values())
     (row,) = [r for r in document["rows"] if (r["task"], r["method"]) == (pretrain.ALL, "diagnoser")]
     for kind in KINDS:
         for name in ("precision", "recall", "F1"):
