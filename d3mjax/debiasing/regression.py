@@ -38,8 +38,10 @@ class Errors(NamedTuple):
 
 def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Errors:
     """Target losses, and selection and test errors by group, of one set of variables; NaN for an empty group."""
-    parts = (data.target, data.selection, data.test)
-    return judge(*(outputs.logits(model, variables, part.x, microbatch=4096) for part in parts), data, num_groups)
+    target, selected, test = (
+        outputs.logits(model, variables, part.x, microbatch=4096) for part in (data.target, data.selection, data.test)
+    )
+    return judge(target, selected, test, data, num_groups)
 
 
 def judge(

@@ -200,5 +200,5 @@ def features(cell: Cell, y: Num[AnyArray, "n"], num_classes: int | None) -> Floa
         bins = np.searchsorted(edges, left_out)
         own = np.asarray(row_features.order_statistics(cell.vectors, bins, BINS, rows=cell.extras))
         shares = [(cell.extras[:, NUMBER_EXTRAS.index(name)] > most).mean() for name, most in STRANGE.items()]
-        return np.concatenate([own, np.broadcast_to(np.float32(shares), (len(own), len(shares)))], axis=1)
+        return np.concatenate([own, np.broadcast_to(np.asarray(shares, np.float32), (len(own), len(shares)))], axis=1)
     return np.asarray(row_features.order_statistics(cell.vectors, y, num_classes, rows=cell.extras))

@@ -149,7 +149,12 @@ def take(cell: Stored, rows: slice) -> Stored:
 
 def kind_of(planned: Planned) -> str:
     """How numbers were broken, or "categories" where none was."""
-    before, after = planned.train.clean_table, planned.train.table
+    return kind_of_errors(planned.train)
+
+
+def kind_of_errors(errors: Errors) -> str:
+    """`kind_of` of the errors of the rows to train on."""
+    before, after = errors.clean_table, errors.table
     for name, a in after.columns.items():
         changed = a != before.columns[name]
         if name not in after.levels and changed.any():

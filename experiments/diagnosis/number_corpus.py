@@ -21,7 +21,7 @@ from d3mjax.diagnosis import baseline_scores, number_scores
 from d3mjax.diagnosis.cells import MLP2, NUMBER_EXTRAS, NUMBER_FEATURES, Cell, features, labelled, make_train
 from d3mjax.runtime import hosts, runs
 from d3mjax.types import Split
-from experiments.diagnosis.corpus import Stored, kind_of
+from experiments.diagnosis.corpus import Stored, kind_of_errors
 
 LABEL = ("loss", "left-out residual", "local residual", "neighbours' labels", "more neighbours' labels", "far label")
 FEATURE = ("largest z", "surprise", "far")
@@ -106,7 +106,9 @@ def _make_collect(task: TableTask, cells: Sequence[tuple[int, float]]):
         trained = compiled[0](jax.random.key(seed), [p.splits for p in planned], [p.train.table for p in planned])
         progress(len(cells))
         arrays = [_arrays(p, cell) for p, cell in zip(planned, trained, strict=True)]
-        return {"kinds": list(map(kind_of, planned))}, {name: np.stack([a[name] for a in arrays]) for name in arrays[0]}
+        return {"kinds": [kind_of_errors(p.train) for p in planned]}, {
+            name: np.stack([a[name] for a in arrays]) for name in arrays[0]
+        }
 
     return collect
 

@@ -1,5 +1,7 @@
 """D3M for numbers as labels: a planted shortcut as one call, errors by hand, the unit of the labels, bad labels."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -48,10 +50,12 @@ def test_numbers_have_no_class_offsets(result):
 
 
 def test_errors_by_hand():
-    split = lambda y, group: planted.split_of(np.zeros((len(y), 1), np.float32), np.float32(y), np.array(group))
+    split = lambda y, group: planted.split_of(
+        np.zeros((len(y), 1), np.float32), np.asarray(y, np.float32), np.array(group)
+    )
     data = Data(split([0, 2, 4], [0, 0, 0]), split([1, 1], [0, 1]), split([0, 0, 0], [0, 0, 1]), split([5, 6], [0, 1]))
-    columns = [np.float32(a)[:, None] for a in ([2, 4], [3, -4, 2], [4, 8])]
-    errors = regression.judge(*columns, data, 2)
+    target, selected, test = (np.array(a, np.float32)[:, None] for a in ([2, 4], [3, -4, 2], [4, 8]))
+    errors = regression.judge(target, selected, test, data, 2)
     planted.close(errors.losses, [1 / 2 / (8 / 3), 9 / 2 / (8 / 3)])  # the variance of 0, 2, 4 is 8/3
     planted.close(errors.selection, [np.sqrt(12.5), 2.0])
     planted.close(errors.test, [1.0, 2.0])
@@ -63,8 +67,8 @@ def test_errors_by_hand():
 
 def test_a_choice_goes_by_the_worst_group_and_then_by_the_average():
     def errors(*selection):
-        values = np.array([selection])
-        return Errors(*(values if name == "selection" else np.zeros(1) for name in Errors._fields))
+        values: Any = np.array([selection])
+        return Errors(*(values if name == "selection" else values[0] for name in Errors._fields))
 
     tried = {"level": errors(2.0, 2.0), "better": errors(1.0, 1.99), "worse": errors(0.1, 2.1)}
     group = np.array([0, 0, 0, 1])

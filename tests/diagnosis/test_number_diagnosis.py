@@ -6,6 +6,7 @@ import pytest
 
 import d3mjax
 from d3mjax.data import tables
+from d3mjax.diagnosis import repair
 
 WRONG = 15
 
@@ -37,9 +38,7 @@ def test_wrong_numbers_are_claimed_and_proposals_are_in_their_unit(result):
 
 def test_the_recommended_repair_drops_wrong_numbers(result):
     table, y = planted(0, 200, WRONG)
-    repaired, risk = d3mjax.diagnosis.repair.recommended(
-        table, y, result.claims, result.probabilities, num_classes=None
-    )
+    repaired, risk = repair.recommended(table, y, result.claims, result.probabilities, num_classes=None)
     np.testing.assert_array_equal(repaired.labels, y)
     assert (repaired.weights[:WRONG] == 0).mean() > 0.5
     assert risk.dropped.shape == (1,)

@@ -26,6 +26,7 @@ def bikes(tmp_path, monkeypatch):
 
 def test_labels_are_standardised_by_those_of_training(bikes):
     task = number_tasks.BIKE
+    assert task.scale is not None
     data, scale = task.read(3, smoke=True), task.scale(3, smoke=True)
     _, labels = number_tables.bike(bikes / "islp-0.6.0-py3-none-any.whl").load()
     np.testing.assert_allclose([data.train.y.mean(), data.train.y.std()], [0, 1], atol=1e-5)

@@ -11,6 +11,7 @@ imported when one is read; bike and air quality are read from files of the user.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -44,7 +45,7 @@ def _of_package(*table: str, numbers: str, texts: str, label: str) -> Callable[[
 def _task(
     name: str, unit: str, description: str, load: Callable[[], Labelled], *rules: Rule, train: int = TRAIN
 ) -> TableTask:
-    sizes = {"train": train, "validation": VALIDATION if train == TRAIN else 150}
+    sizes: dict[str, Any] = {"train": train, "validation": VALIDATION if train == TRAIN else 150}
     return TableTask(name, description, load, rules, num_classes=None, unit=unit, **sizes)
 
 
