@@ -35,7 +35,7 @@ def soft_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[A
 
 def residual(logits: Float[Array, "*t 1"], y: Float[AnyArray, "*t"]) -> Float[Array, "*t"]:
     """Residual ``y - prediction`` of a regression, in the label's unit: positive where the prediction is too low."""
-    return y - logits[..., 0].astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jnp.asarray(y) - logits[..., 0].astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def negative_squared_error(logits: Float[Array, "*t 1"], y: Float[AnyArray, "*t"]) -> Float[Array, "*t"]:

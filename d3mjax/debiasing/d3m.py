@@ -102,10 +102,10 @@ class Debiased(NamedTuple):
     info: dict[str, Any]  # residuals of the solves, and `selection.GuardInfo`
 
 
-def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Evaluation | Errors:
+def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Any:
     """Target losses, and selection and test accuracies by group, of one set of variables; NaN for an empty group.
 
-    Of a regression `regression.Errors`.
+    An `Evaluation`; of a regression `regression.Errors`.
     """
     if is_regression(data.test.y):
         return regression.evaluate(model, variables, data, num_groups)

@@ -94,7 +94,7 @@ DIAGNOSERS: dict[str, tuple[Any, Callable[[int], Callable]]] = {
 
 def make_channels(task: TableTask, network: Network, columns: Any, *, forms: bool) -> Callable[..., tuple]:
     """``(key, splits) -> tensor [m n 4 t]`` and, with ``forms``, channel 0 in all its forms ``[m k n t]``."""
-    model = network.make(columns, task.num_classes)
+    model = network.make(columns, task.classes)
     trainer = trainer_of(model, network, task.train)
 
     def look(variables, key, train, validation):
@@ -131,7 +131,7 @@ def collect(task: TableTask, config: Config, seed: int, progress: Callable[[int]
     first = np.stack(each, axis=1)[..., : config.sizes[0]]  # [m models n 4 t]
     stored = []
     for p, tensor, channel, of_models in zip(planned, tensors, forms, first, strict=True):
-        described = lambda v, p=p: np.asarray(row_features.order_statistics(v, p.train.labels, task.num_classes))
+        described = lambda v, p=p: np.asarray(row_features.order_statistics(v, p.train.labels, task.classes))
         of_cell = {
             name: described(np.concatenate([form[:, None], tensor[:, 1:]], 1))
             for name, form in zip(CHANNELS, channel, strict=True)

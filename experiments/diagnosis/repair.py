@@ -121,7 +121,7 @@ def variants(planned: Planned, correct: Any, probabilities: Any, claimed: Any, t
 
 def make_evaluate(task: TableTask, columns: Any) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """``(key, [training set], test, group) -> accuracy [v], accuracy by group [v 4]``: one training of each."""
-    model = MLP2.make(columns, task.num_classes)
+    model = MLP2.make(columns, task.classes)
     trainer = trainer_of(model, MLP2, task.train)
     look = lambda variables, x: outputs.logits(model, variables, x).argmax(1)
 

@@ -38,6 +38,7 @@ def test_debias_gives_the_numbers_of_the_study(tmp_path):
         # Other batches of models are other shapes, whose kernels may round otherwise.
         np.testing.assert_allclose(result.after.test, arrays["test/D3M, by selection"], atol=0.01)
         np.testing.assert_allclose(result.before.test, arrays["test/ERM"], atol=0.01)
+        assert result.control is not None
         np.testing.assert_allclose(result.control.test, arrays["test/ERM, class offsets"], atol=0.02)
 
 

@@ -35,6 +35,13 @@ class TableTask(NamedTuple):
     cuts: tuple[float, float] = (0.5, 0.7)  # shares of all rows up to which they train, and validate
     unit: str = ""  # of labels that are numbers
 
+    @property
+    def classes(self) -> int:
+        """The number of classes; raises ``ValueError`` where labels are numbers."""
+        if self.num_classes is None:
+            raise ValueError(f"task: found {self.name!r}, whose labels are numbers, expected one of classes")
+        return self.num_classes
+
     def read(self, seed: int) -> Labelled:
         """All rows, the same for every seed."""
         del seed
