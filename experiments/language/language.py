@@ -13,7 +13,8 @@ Groups are whether the preferred response is the longer or the shorter one, as l
 length. DPO trains adapters of the last blocks; states below them are computed once and kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from d3mjax.attribution import projections
 from d3mjax.data import cells
 from d3mjax.data.sets import preferences
 from d3mjax.data.sets.preferences import Preferences
@@ -32,10 +34,11 @@ from d3mjax.reports.rows import WGA, Kind, Row, row
 from d3mjax.types import Data
 from experiments import preference_tasks
 from experiments.language import made_language, pair_cells
-from experiments.language.pair_cells import SMOLLM2
+from experiments.language.pair_cells import SMOLLM2, Learner
 from experiments.preference_tasks import LENGTHS, PairTask, split_of
 from experiments.study import Study, Unit
 
+CONSTANTS = "jax_use_simplified_jaxpr_constants"
 SHOWN = 24
 BEFORE, ALL, RANDOM, CHOSEN = "before DPO", "DPO on all pairs", "random removal", "D3M, by selection"
 KINDS = {
@@ -103,27 +106,16 @@ def measure(task: PairTask, config: Config, directory: Path, seed: int, progress
     size = len(parts[0].id)
     lm = made_language.language() if config.smoke else pair_cells.language_model(config.model)
     learner = pair_cells.dpo(lm, size, directory, top=config.top, rank=config.rank, epochs=config.epochs)
-    model = learner.model(learner.shared)
-    trainer = learner.trainer(model, size)
     group = preferences.shorter_preferred
     data = Data(*(split_of(part, learner.inputs(part, parts[0]), group(part)) for part in parts))
     progress(1)
     before = np.asarray(data.test.x["reference"])
     right = (before[:, 0] > before[:, 1]) == (data.test.y == 0)
     by_group = [right[data.test.group == g].mean() for g in range(2)]
-    attribution = sources.by_trak(d3m.default_options(size)._replace(**_trak(config, learner.microbatch)))
-    options = d3m.Options(attribution, retrains=config.retrains, shares=config.shares, offsets=False)
-    key = jax.random.key(seed)
-    result = d3m.debias(
-        key, model, trainer, data, 2, num_steps=learner.steps, checkpoints=config.checkpoints, options=options
-    )
+    with constants_as_arguments():
+        result, random = retrained(jax.random.key(seed), config, learner, data)
     progress(1)
     keep = result.weights > 0
-    drawn = members(key, D3M.DRAW, config.retrains)
-    zeros = np.zeros(size, np.int32)
-    masks = np.stack([selection.drop_random_like(one, keep, zeros, 1) for one in drawn])
-    keys = members(key, D3M.REPORT, config.retrains)
-    random = d3m.retrain(keys, model, trainer, data.train, data, masks, 2, learner.steps)
     made = {ALL: result.before, RANDOM: random, CHOSEN: result.after}
     tests = {name: np.asarray(evaluation.test).mean(0).tolist() for name, evaluation in made.items()}
     averages = {name: float(np.mean(evaluation.average)) for name, evaluation in made.items()}
@@ -134,8 +126,40 @@ def measure(task: PairTask, config: Config, directory: Path, seed: int, progress
     return facts, {name: np.asarray(array) for name, array in arrays.items()}
 
 
-def _trak(config: Config, microbatch: int) -> dict[str, Any]:
-    return {"projection": d3m.projections.sjlt(config.projection), "microbatch": microbatch}
+def retrained(key: Any, config: Config, learner: Learner, data: Data) -> tuple[d3m.Debiased, Any]:
+    """`d3mjax.debias`, and models without as many random pairs, trained from the same keys as those of ``after``."""
+    size = len(data.train.y)
+    model = learner.model(learner.shared)
+    trainer = learner.trainer(model, size)
+    trak_options = d3m.default_options(size)._replace(
+        projection=projections.sjlt(config.projection), microbatch=learner.microbatch
+    )
+    options = d3m.Options(sources.by_trak(trak_options), retrains=config.retrains, shares=config.shares, offsets=False)
+    result = d3m.debias(
+        key, model, trainer, data, 2, num_steps=learner.steps, checkpoints=config.checkpoints, options=options
+    )
+    everyone, keep = np.zeros(size, np.int32), result.weights > 0
+    drawn = members(key, D3M.DRAW, config.retrains)
+    masks = np.stack([selection.drop_random_like(one, keep, everyone, 1) for one in drawn]).astype(np.float32)
+    keys = members(key, D3M.REPORT, config.retrains)
+    return result, d3m.retrain(keys, model, trainer, data.train, data, masks, 2, learner.steps)
+
+
+@contextmanager
+def constants_as_arguments() -> Iterator[None]:
+    """Programs take closed-over arrays, such as the frozen blocks, as arguments.
+
+    As constants of a program they cost minutes of compilation: XLA evaluates what depends on them alone.
+    """
+    if not hasattr(jax.config, CONSTANTS):  # newer versions of JAX always do so
+        yield
+        return
+    before = getattr(jax.config, CONSTANTS)
+    jax.config.update(CONSTANTS, True)
+    try:
+        yield
+    finally:
+        jax.config.update(CONSTANTS, before)
 
 
 def shown(pairs: Preferences, scores: np.ndarray) -> list[dict[str, Any]]:
@@ -200,7 +224,7 @@ STUDY = Study(
     tasks={TASK.name: TASK},
     prepare=lambda task, config, results: partial(measure, task, config, results / "states"),
     describe=describe,
-    minutes=30,
+    minutes=45,
     smoke=smoke,
     small=preference_tasks.small,
     models=lambda config: 2,

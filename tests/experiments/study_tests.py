@@ -3,6 +3,8 @@
 One file a wing inherits these tests, as workers take whole files; `conftest.py` makes ``name`` the studies of a wing.
 """
 
+import re
+
 import numpy as np
 import pytest
 import smoke
@@ -20,7 +22,8 @@ class StudyTests:
             assert len({(row["task"], row["method"]) for row in rows}) == len(rows)
             page = (run / "report.html").read_text()
             assert "data:image/png;base64," in page
-            assert "http" not in page.replace("http-equiv", "")
+            text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # pictures have any letters
+            assert "http" not in text.replace("http-equiv", "")
             for check in smoke.SMOKES[name].checks:
                 check(smoke.means(rows, rows[0]["task"]), run)
 

@@ -14,7 +14,7 @@ from d3mjax.data.sets import preferences
 from d3mjax.diagnosis import cells
 from d3mjax.networks import decoders
 from experiments import local_data, preference_tasks, text_tasks
-from experiments.language import demix_alignment, pair_cells
+from experiments.language import demix_alignment, language, pair_cells
 from experiments.preference_tasks import KINDNESS, TASKS, make_features, small, split_of, standardised
 
 TASK = small(KINDNESS)
@@ -178,6 +178,14 @@ def test_adapters_start_at_the_reference_and_are_all_that_is_trained(language_mo
     np.testing.assert_allclose(model.apply(variables, split.x)[0], 0, atol=1e-5)
     # Of two blocks, rank 2: queries and output, keys and values, three matrices between 16 and 24.
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 2 * 2 * (2 * 32 + 2 * 24 + 3 * 40)
+
+
+def test_pairs_that_all_prefer_the_longer_response_have_one_group(tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": "a longer response", "rejected": "short"} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = language.Config(pairs=str(tmp_path / "pairs.jsonl"))
+    with pytest.raises(ValueError, match=r"found {'longer preferred': 22, 'shorter preferred': 0} in the train part"):
+        language.parts_of(language.TASK, config, 0)
 
 
 def test_pairs_of_the_user_are_read_where_data_are(tmp_path, monkeypatch):
