@@ -4,13 +4,18 @@ A cell is described by arrays of its rows: ``features [n f]`` for trees (`cells.
 ``signals [n s]``, single scores as ranks, whose names begin with the kind of error that they are for: "L: loss".
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from d3mjax.diagnosis import claims, trees
 from d3mjax.diagnosis.cells import EXTRAS, FEATURES
+from d3mjax.reports import plots
+from d3mjax.reports.rows import Kind, row
+from d3mjax.runtime import runs
 
 TYPES = ("label", "feature", "minority")
 LETTERS = "LFS"  # in the names of signals, in the order of `TYPES`
@@ -86,6 +91,35 @@ def diagnoses(
         made[name] = values, claim.astype(bool)
     made[EVERYTHING] = np.ones(of["flags"].shape), np.ones(of["flags"].shape, bool)
     return made
+
+
+def kind_of(method: str, kinds: Mapping[str, Kind]) -> Kind:
+    """The place of a method in the tables: in ``kinds``, or by the first word of its name."""
+    if method in kinds:
+        return kinds[method]
+    first = method.split()[0].rstrip(",:")
+    return Kind("ceiling" if first == "oracle" else "ours" if first in ("predicted", "recommended", OURS) else "rival")
+
+
+def rows_of(
+    task: str, cleans: Sequence[float], units: Sequence[runs.Unit], kinds: Mapping[str, Kind]
+) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """``(name, part, rows)`` of each clean ratio and part, diagnosis and repair: a row a method."""
+    draws = [facts for facts, _ in units]
+    for clean, part in itertools.product(map(str, cleans), ("diagnosis", "repair")):
+        name, rows = f"{task}, {part}, clean ratio {clean}", []
+        for method, first in draws[0][clean][part].items():
+            kind = kind_of(method, kinds)
+            values = {metric: [facts[clean][part][method][metric] for facts in draws] for metric in first}
+            rows.append(row(name, method, values, role=kind.role, settings=kind.settings()))
+        yield name, part, rows
+
+
+def f1_figure(rows: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """F1 by kind of error, single scores of one kind left out, by caption."""
+    shown = [r for r in rows if ": " not in r["method"]]
+    bars = {r["method"]: np.transpose([r["metrics"][f"{t}_f1"]["per_seed"] for t in TYPES]) for r in shown}
+    return {"F1 by kind of error.": plots.bar_groups(bars, TYPES, ylabel="F1")}
 
 
 def measured(values: np.ndarray, claimed: np.ndarray, flags: np.ndarray, *, row: str = "rows") -> dict[str, float]:

@@ -106,7 +106,7 @@ MOVIELENS = RatingTask(
 LECTURES = RatingTask(
     "lectures",
     "Does a student rate a lecture 4 or 5? InstEval: 2,972 students and 1,128 lecturers of ETH Zurich, in the order of "
-    "rows, as there are no times.",
+    "rows, as times are missing.",
     rating_files.insteval,
     _by_semester,
     "students from the sixth semester on like one half of the departments, others the other half",

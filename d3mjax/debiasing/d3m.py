@@ -107,13 +107,12 @@ def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Any:
 
     An `Evaluation`; of a regression `regression.Errors`.
     """
-    if is_regression(data.test.y):
-        return regression.evaluate(model, variables, data, num_groups)
     target = outputs.logits(model, variables, data.target.x)
     selected, test = (
         outputs.logits(model, variables, split.x, microbatch=4096) for split in (data.selection, data.test)
     )
-    return judge(target, selected, test, data, num_groups)
+    of_kind = regression.judge if is_regression(data.test.y) else judge
+    return of_kind(target, selected, test, data, num_groups)
 
 
 def judge(

@@ -12,7 +12,7 @@ All but the loss is in the unit of the labels. Scores do not depend on it.
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from d3mjax import metrics
 from d3mjax.attribution import gradients, outputs, trak
 from d3mjax.debiasing import selection
-from d3mjax.types import AnyArray, Data, Model
+from d3mjax.types import AnyArray, Data
 
 
 class Errors(NamedTuple):
@@ -36,14 +36,6 @@ class Errors(NamedTuple):
     residuals: Float[Array, "*m u"]  # label less prediction of each example of the test split
 
 
-def evaluate(model: Model, variables: Any, data: Data, num_groups: int) -> Errors:
-    """Target losses, and selection and test errors by group, of one set of variables; NaN for an empty group."""
-    target, selected, test = (
-        outputs.logits(model, variables, part.x, microbatch=4096) for part in (data.target, data.selection, data.test)
-    )
-    return judge(target, selected, test, data, num_groups)
-
-
 def judge(
     target: Float[AnyArray, "t 1"],
     selected: Float[AnyArray, "s 1"],
@@ -51,7 +43,10 @@ def judge(
     data: Data,
     num_groups: int,
 ) -> Errors:
-    """`evaluate` from the predictions on the target, selection and test split, whose labels ``data`` holds."""
+    """Target losses, and selection and test errors by group; NaN for an empty group.
+
+    From the predictions on the target, selection and test split, whose labels ``data`` holds.
+    """
     pairs = zip((target, selected, test), (data.target, data.selection, data.test), strict=True)
     scoring, selecting, reported = (outputs.residual(jnp.asarray(logits), split.y) for logits, split in pairs)
     squares = metrics.group_means(scoring**2, data.target.group, num_groups)

@@ -4,8 +4,8 @@
     seen, variables = without_embeddings(model, variables)   # for attribution: gradients of the dense part alone
 
 Both weigh the history by its relevance to the candidate. DIN sums it; DIEN reads it by a gated recurrent unit (GRU),
-and its states by a second one, whose update gate is multiplied by the relevance. Positions of -1 are no part of a
-history. Sources: Zhou et al., "Deep interest network", KDD 2018, and "Deep interest evolution network", AAAI 2019,
+and its states by a second one, whose update gate is multiplied by the relevance. Positions of -1 are not part of
+a history. Sources: Zhou et al., "Deep interest network", KDD 2018, and "Deep interest evolution network", AAAI 2019,
 without its auxiliary loss; sizes are those of DeMix.
 """
 

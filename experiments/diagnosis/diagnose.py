@@ -197,7 +197,7 @@ def split_figures(
             mean = {key: float(np.nanmean([values[key] for values in each if key in values])) for key in names}
             if name not in METHODS:
                 mean.pop("calibration_error")  # these are not probabilities
-            if of_type:  # a score for one type is no claim about the others
+            if of_type:  # a score for one type claims that type alone
                 broken = {f"{k}_auprc" for k in BREAKS} if of_type == "feature" else set()
                 mean = {key: v for key, v in mean.items() if key.startswith(of_type) or key in broken}
             figures.setdefault(name, {})[str(clean)] = mean

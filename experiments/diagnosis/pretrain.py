@@ -13,10 +13,10 @@ The published metrics hold digests of the rows that taught it and of its arrays;
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
@@ -32,8 +32,22 @@ from experiments.diagnosis import corpus
 from experiments.diagnosis.corpus import Stored
 from experiments.study import Study
 
-TRIVIAL = {"L: loss": "the largest losses", "F: largest z": "the largest z-scores", "S: SC = y": "the rarest class"}
-"""The obvious rule for each of `KINDS`, by its name in `corpus.SIGNALS`."""
+
+class Sort(NamedTuple):
+    """What a diagnoser reads, and the obvious rules with which it is compared."""
+
+    study: str
+    features: tuple[str, ...]
+    signals: tuple[str, ...]
+    trivial: Mapping[str, str]  # the rule for each of `KINDS`, by its name in ``signals``
+
+
+SORT = Sort(
+    "demix_pretrain",
+    tuple(FEATURES),
+    corpus.SIGNALS,
+    {"L: loss": "the largest losses", "F: largest z": "the largest z-scores", "S: SC = y": "the rarest class"},
+)
 METHODS = {
     "diagnoser": Kind("ours"),
     "trivial rules": Kind("rival"),
@@ -88,34 +102,41 @@ def teach(config: Config, results: Path, *, run: str | None = None) -> Path:
         return path
     with preemption.at_once():
         cells = [cell for name in config.tasks for cell in _cells(config, TABLES[name], results)]
-        of_row = lambda get: np.concatenate([np.full(len(cell.flags), get(cell)) for cell in cells])
-        table, seed = of_row(lambda cell: cell.task), of_row(lambda cell: cell.seed)
-        features, flags, signals = (
-            np.concatenate([getattr(cell, name) for cell in cells]) for name in ("features", "flags", "signals")
-        )
-        print(f"growing trees on {len(flags):,} rows of {len(cells)} cells")
         options = trees.Options(folds=len(config.tasks), rounds=config.rounds)
-        odds = trees.out_of_fold(features, flags, table, options=options)
-        fitted = trees.fit(features, flags, table, options=options, odds=odds)
-        probabilities, claimed = out_of_table(odds, flags, table)
-        rows = rows_of(probabilities, claimed, flags, signals, table, seed)
-        manifest = {
-            "channels": list(FEATURES),
-            "kinds": list(KINDS),
-            "sizes": {"trees": config.rounds, "rows": len(flags)},
-            "cells": [f"{c.task}, rule {c.rule}, clean {c.clean}, seed {c.seed}" for c in cells],
-            "config": asdict(config),
-            "rows": store.digest({"features": features, "flags": flags, "table": table}),
-            "network": MLP2.name,
-            "evaluation": evaluation(rows, probabilities, claimed, flags, of_row(lambda cell: cell.clean)),
-        }
-        taught.save(path, fitted, manifest)
-        reliability = {kind: figures["reliability"] for kind, figures in manifest["evaluation"].items()}
-        sections = {ALL: page.Section(ABOUT, {"Reliability of the probabilities.": plots.reliability(reliability)})}
-        facts = asdict(config) | {"digests": {"rows": manifest["rows"], "arrays": taught.digest(fitted)}}
-        page.finish(path.parent, "demix_pretrain", facts, rows, sections, time.perf_counter() - begin)
+        write(path, SORT, config, cells, options, begin)
     print(f"diagnoser: {path}")
     return path
+
+
+def write(path: Path, sort: Sort, config: Any, cells: Sequence[Any], options: trees.Options, begin: float) -> None:
+    """Fit trees on the rows of ``cells``, judge them on tables left out, and write the diagnoser and its report."""
+    of_row = lambda get: np.concatenate([np.full(len(cell.flags), get(cell)) for cell in cells])
+    table, seed = of_row(lambda cell: cell.task), of_row(lambda cell: cell.seed)
+    features, flags, signals = (
+        np.concatenate([getattr(cell, name) for cell in cells]) for name in ("features", "flags", "signals")
+    )
+    print(f"growing trees on {len(flags):,} rows of {len(cells)} cells")
+    odds = trees.out_of_fold(features, flags, table, options=options)
+    fitted = trees.fit(features, flags, table, options=options, odds=odds)
+    probabilities, claimed = out_of_table(odds, flags, table)
+    simple = signals[:, [sort.signals.index(name) for name in sort.trivial]]
+    rows = rows_of(probabilities, claimed, flags, simple, table, seed)
+    clean = of_row(lambda cell: cell.clean)
+    manifest = {
+        "channels": list(sort.features),
+        "kinds": list(KINDS),
+        "sizes": {"trees": config.rounds, "rows": len(flags)},
+        "cells": [f"{c.task}, rule {c.rule}, clean {c.clean}, seed {c.seed}" for c in cells],
+        "config": asdict(config),
+        "rows": store.digest({"features": features, "flags": flags, "table": table}),
+        "network": MLP2.name,
+        "evaluation": evaluation(rows, probabilities, claimed, flags, clean, tuple(sort.trivial.values())),
+    }
+    taught.save(path, fitted, manifest)
+    reliability = {kind: figures["reliability"] for kind, figures in manifest["evaluation"].items()}
+    sections = {ALL: page.Section(ABOUT, {"Reliability of the probabilities.": plots.reliability(reliability)})}
+    facts = asdict(config) | {"digests": {"rows": manifest["rows"], "arrays": taught.digest(fitted)}}
+    page.finish(path.parent, sort.study, facts, rows, sections, time.perf_counter() - begin)
 
 
 def diagnoser_path(config: Config, results: Path, *, run: str | None = None) -> Path:
@@ -153,12 +174,14 @@ def rows_of(
     probabilities: Float[np.ndarray, "n e"],
     claimed: Bool[np.ndarray, "n e"],
     flags: Bool[np.ndarray, "n e"],
-    signals: Float[np.ndarray, "n s"],
+    simple: Float[np.ndarray, "n e"],
     table: Shaped[np.ndarray, "n"],
     seed: Shaped[np.ndarray, "n"],
 ) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each kind, for each table and for all together (the mean over tables)."""
-    simple = signals[:, [corpus.SIGNALS.index(name) for name in TRIVIAL]]
+    """Precision, recall and F1 of each kind, for each table and for all together (the mean over tables).
+
+    ``simple``: the score of the obvious rule for each kind.
+    """
     by_table: dict[str, dict[str, list[dict[str, float | None]]]] = {}
     for name in np.unique(table):
         figures: dict[str, list] = {method: [] for method in METHODS}
@@ -185,6 +208,7 @@ def evaluation(
     claimed: Bool[np.ndarray, "n e"],
     flags: Bool[np.ndarray, "n e"],
     clean: Float[np.ndarray, "n"],
+    trivial: Sequence[str],
 ) -> dict[str, Any]:
     """The figures that a user reads, for each kind, all of them out of table.
 
@@ -208,7 +232,7 @@ def evaluation(
             "tables": tables,
             "rivals": rivals,
             "reliability": [[p[bin == b].mean(), flag[bin == b].mean(), int((bin == b).sum())] for b in full],
-            "trivial": list(TRIVIAL.values())[i],
+            "trivial": trivial[i],
             "by_clean": [[float(c), float(of.mean())] for c, of in right if len(of)],
         }
     return by_kind

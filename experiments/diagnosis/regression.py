@@ -150,7 +150,7 @@ def _mean(each: Sequence[dict[str, float]], name: str) -> dict[str, float]:
     mean = {key: float(np.nanmean([values[key] for values in each if key in values])) for key in keys}
     if name not in (OURS, OTHERS):
         mean.pop("calibration_error")  # these are not probabilities
-    if name in SIGNALS:  # a score for one kind is no claim about the others
+    if name in SIGNALS:  # a score for one kind claims that kind alone
         kind = diagnose.TYPES["LFS".index(name[0])]
         mean = {key: value for key, value in mean.items() if key.startswith(kind)}
     return mean

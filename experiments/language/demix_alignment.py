@@ -28,12 +28,12 @@ from d3mjax.diagnosis import cells, repair, taught
 from d3mjax.diagnosis.cells import FEATURES
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
-from d3mjax.reports.rows import WGA, Kind, row
+from d3mjax.reports.rows import WGA, Kind
 from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from d3mjax.types import Table
 from experiments import diagnoses, text_tasks
-from experiments.diagnoses import EVERYTHING, OURS, TYPES, Taught, measured
+from experiments.diagnoses import EVERYTHING, OURS, Taught, measured
 from experiments.language import pair_cells
 from experiments.language.pair_cells import REWARDS, SIGNALS, Learner
 from experiments.preference_tasks import PAIR_TASKS, PairTask, make_features, small, split_of, standardised
@@ -73,13 +73,9 @@ KINDS = {
     KNOWING: Kind("ceiling"),
     DIRTY: Kind("plain"),
     CLEAN: Kind("ceiling"),
-    "oracle, as published": Kind("ceiling"),
-    "oracle, sides exchanged": Kind("ceiling"),
-    "oracle, groups of equal weight": Kind("ceiling"),
-    "drop all detected": Kind("rival"),
     "drop as many at random": Kind("control", controls="number"),
 }
-"""Kinds of rows; trees, and predicted and recommended repairs, are ours, single scores rivals."""
+"""Kinds of rows; trees, and predicted and recommended repairs, are ours, oracles ceilings, single scores rivals."""
 
 
 class Drawn(NamedTuple):
@@ -262,42 +258,20 @@ def prepare(task: PairTask, config: Config, results: Any) -> Callable[..., runs.
     return measure
 
 
-def kind_of(method: str) -> Kind:
-    """The place of a method in the tables."""
-    ours = method.startswith(("predicted", "recommended", "trees"))
-    return KINDS.get(method, Kind("ours") if ours else Kind("rival"))
-
-
 def describe(task: PairTask, config: Config, units: Sequence[runs.Unit]) -> tuple[list[dict], dict[str, Section]]:
     """One row a method and clean ratio, of diagnosis and of repair; accuracies of every training set as a figure."""
-    draws, rows, sections = [facts for facts, _ in units], [], {}
-    for clean in map(str, config.cleans):
-        for part in ("diagnosis", "repair"):
-            name = f"{task.name}, {part}, clean ratio {clean}"
-            of_part = [
-                row(
-                    name,
-                    method,
-                    {metric: [facts[clean][part][method][metric] for facts in draws] for metric in first},
-                    role=kind_of(method).role,
-                    settings=kind_of(method).settings(),
-                )
-                for method, first in draws[0][clean][part].items()
-            ]
-            rows += of_part
-            if part == "diagnosis":
-                shown = [r for r in of_part if ": " not in r["method"]]
-                bars = {r["method"]: np.transpose([r["metrics"][f"{t}_f1"]["per_seed"] for t in TYPES]) for r in shown}
-                figures = {"F1 by kind of error.": plots.bar_groups(bars, TYPES, ylabel="F1")}
-                text = f"{task.about} {config.train:,} training pairs with planted errors, {config.validation} others."
-            else:
-                points = {
-                    r["method"]: (r["metrics"]["accuracy"]["per_seed"], r["metrics"]["shorter_preferred"]["per_seed"])
-                    for r in of_part
-                }
-                axes = {"xlabel": "preference accuracy", "ylabel": "where the shorter side is preferred"}
-                figures = {"Both accuracies of every training set.": plots.tradeoff(points, **axes)}
-                text = "Clean pairs of other questions. The diagnoser was taught on other draws."
+    rows, sections = [], {}
+    for name, part, of_part in diagnoses.rows_of(task.name, config.cleans, units, KINDS):
+        rows += of_part
+        if part == "diagnosis":
+            text = f"{task.about} {config.train:,} training pairs with planted errors, {config.validation} others."
+            sections[name] = Section(text, diagnoses.f1_figure(of_part))
+        else:
+            both = lambda r: tuple(r["metrics"][metric]["per_seed"] for metric in ("accuracy", "shorter_preferred"))
+            points = {r["method"]: both(r) for r in of_part}
+            axes = {"xlabel": "preference accuracy", "ylabel": "where the shorter side is preferred"}
+            text = "Clean pairs of other questions. The diagnoser was taught on other draws."
+            figures = {"Both accuracies of every training set.": plots.tradeoff(points, **axes)}
             sections[name] = Section(text, figures)
     return rows, sections
 

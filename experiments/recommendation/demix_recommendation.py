@@ -29,11 +29,11 @@ from d3mjax.diagnosis import cells, repair, taught
 from d3mjax.diagnosis.cells import FEATURES
 from d3mjax.reports import plots
 from d3mjax.reports.page import Section
-from d3mjax.reports.rows import Kind, row
+from d3mjax.reports.rows import Kind
 from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from experiments import diagnoses
-from experiments.diagnoses import EVERYTHING, OURS, TYPES, Taught, measured
+from experiments.diagnoses import EVERYTHING, OURS, Taught, measured
 from experiments.rating_tasks import RATING_TASKS, RatingTask, small
 from experiments.recommendation import rating_cells
 from experiments.recommendation.rating_cells import NETWORKS, SIGNALS, Learner
@@ -279,46 +279,21 @@ def prepare(task: RatingTask, config: Config, results: Any) -> Callable[..., run
     return measure
 
 
-def kind_of(method: str) -> Kind:
-    """The place of a method in the tables."""
-    if method.startswith("oracle"):
-        return Kind("ceiling")
-    ours = method.startswith(("predicted", "recommended", "trees"))
-    return KINDS.get(method, Kind("ours") if ours else Kind("rival"))
-
-
 def describe(task: RatingTask, config: Config, units: Sequence[runs.Unit]) -> tuple[list[dict], dict[str, Section]]:
     """One row a method and clean ratio, of diagnosis and of repair; F1 by kind and AUC of training sets as figures."""
-    draws, rows, sections = [facts for facts, _ in units], [], {}
-    for clean in map(str, config.cleans):
-        for part in ("diagnosis", "repair"):
-            name = f"{task.name}, {part}, clean ratio {clean}"
-            of_part = [
-                row(
-                    name,
-                    method,
-                    {metric: [facts[clean][part][method][metric] for facts in draws] for metric in first},
-                    role=kind_of(method).role,
-                    settings=kind_of(method).settings(),
-                )
-                for method, first in draws[0][clean][part].items()
-            ]
-            rows += of_part
-            sections[name] = _section(task, config, part, of_part)
+    rows, sections = [], {}
+    for name, part, of_part in diagnoses.rows_of(task.name, config.cleans, units, KINDS):
+        rows += of_part
+        if part == "diagnosis":
+            sizes = f"{config.train:,} training samples with planted errors, {config.validation} others."
+            sections[name] = Section(f"{task.about} {sizes} Rule: {task.rule}.", diagnoses.f1_figure(of_part))
+        else:
+            both = lambda r: tuple(r["metrics"][metric]["per_seed"] for metric in ("auc", "auc_against"))
+            points = {r["method"]: both(r) for r in of_part}
+            figure = plots.tradeoff(points, xlabel="AUC", ylabel="AUC among samples against the rule")
+            text = "Clean later samples, which do not follow the rule. The diagnoser was taught on other draws."
+            sections[name] = Section(text, {"Both AUC of every training set.": figure})
     return rows, sections
-
-
-def _section(task: RatingTask, config: Config, part: str, rows: Sequence[dict]) -> Section:
-    if part == "diagnosis":
-        shown = [r for r in rows if ": " not in r["method"]]
-        bars = {r["method"]: np.transpose([r["metrics"][f"{t}_f1"]["per_seed"] for t in TYPES]) for r in shown}
-        sizes = f"{config.train:,} training samples with planted errors, {config.validation} others."
-        text = f"{task.about} {sizes} Rule: {task.rule}."
-        return Section(text, {"F1 by kind of error.": plots.bar_groups(bars, TYPES, ylabel="F1")})
-    points = {r["method"]: (r["metrics"]["auc"]["per_seed"], r["metrics"]["auc_against"]["per_seed"]) for r in rows}
-    figure = plots.tradeoff(points, xlabel="AUC", ylabel="AUC among samples against the rule")
-    text = "Clean later samples, which do not follow the rule. The diagnoser was taught on other draws."
-    return Section(text, {"Both AUC of every training set.": figure})
 
 
 STUDY = Study(

@@ -33,13 +33,15 @@ def planted_diagnoser():
     odds = trees.out_of_fold(features, flags, table, options=options)
     probabilities, claimed = pretrain.out_of_table(odds, flags, table)
     signals = np.random.default_rng(2).random((900, len(SIGNALS))).astype(np.float32)
-    rows = pretrain.rows_of(probabilities, claimed, flags, signals, table, np.zeros(900, int))
+    simple = signals[:, [SIGNALS.index(name) for name in pretrain.SORT.trivial]]
+    rows = pretrain.rows_of(probabilities, claimed, flags, simple, table, np.zeros(900, int))
+    rules = tuple(pretrain.SORT.trivial.values())
     manifest = {
         "channels": list(FEATURES),
         "kinds": list(KINDS),
         "sizes": {"trees": 8},
         "cells": ["made"],
-        "evaluation": pretrain.evaluation(rows, probabilities, claimed, flags, np.full(900, 0.8)),
+        "evaluation": pretrain.evaluation(rows, probabilities, claimed, flags, np.full(900, 0.8), rules),
     }
     return trees.fit(features, flags, table, options=options, odds=odds), manifest
 

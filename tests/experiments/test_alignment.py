@@ -13,7 +13,7 @@ from d3mjax.data import splits
 from d3mjax.data.sets import preferences
 from d3mjax.diagnosis import cells
 from d3mjax.networks import decoders
-from experiments import local_data, preference_tasks, text_tasks
+from experiments import diagnoses, local_data, preference_tasks, text_tasks
 from experiments.language import demix_alignment, language, pair_cells
 from experiments.preference_tasks import KINDNESS, TASKS, make_features, small, split_of, standardised
 
@@ -129,7 +129,10 @@ def test_training_sets_repair_by_kind(drawn):
     draw, _ = drawn
     truth, y = draw.train.flags, draw.train.pairs.y
     sets = demix_alignment.training_sets(draw, np.ones(60, bool), truth.astype(float), truth, 0)
-    assert set(map(demix_alignment.kind_of, sets)) >= {demix_alignment.KINDS["dirty"], demix_alignment.Kind("ours")}
+    roles = {name: diagnoses.kind_of(name, demix_alignment.KINDS).role for name in sets}
+    assert set(roles.values()) == {"plain", "ours", "ceiling", "rival", "control"}
+    assert all(role == "ceiling" for name, role in roles.items() if name.startswith("oracle"))
+    assert roles[demix_alignment.RECOMMENDED] == "ours"
     np.testing.assert_array_equal(sets["predicted, sides exchanged"][0] != y, truth[:, 0])
     np.testing.assert_array_equal(sets["oracle, as published"][1] == 0, truth[:, 1])
     np.testing.assert_array_equal(sets["drop all detected"][1] == 0, truth.any(1))

@@ -22,7 +22,7 @@ MISSING = ("?", "<null>", "")
 
 
 def names(path: str | Path) -> tuple[str, ...]:
-    """Names of the tables in the wheel, sorted. Raises ValueError if it is no zip file, or holds none."""
+    """Names of the tables in the wheel, sorted; raises ``ValueError`` for another file."""
     with _opened(path) as wheel:
         return tuple(sorted(_members(path, wheel)))
 
@@ -45,7 +45,7 @@ def parse(text: str, name: str) -> tuple[Table, Int[np.ndarray, " n"]]:
     out, as are columns of one value. A column of numbers is numeric, missing entries being NaN; text is categorical.
 
     Raises:
-      ValueError: naming the line, if rows differ in length; if there are no rows, one class, or no column.
+      ValueError: rows of different lengths, naming the line; a table without rows or columns; a single class.
     """
     lines = [line.strip() for line in text.splitlines()]
     header = [line.split(None, 2)[1].split("{")[0] for line in lines if line.lower().startswith("@attribute")]

@@ -129,7 +129,7 @@ def samples(
 
     Every interaction after a user's first is a sample; in each part a user keeps the ``last`` ones. ``liked`` None:
     each has y = 1, and a copy with y = 0 whose item is drawn, by ``seed`` and interaction, among those that the user
-    never took. Otherwise y is ``rating >= liked``, and there are no copies. User and item have two more features: how
+    never took. Otherwise y is ``rating >= liked``, without copies. User and item have two more features: how
     many ratings came before (natural logarithm of 1 more), and their mean.
 
     Raises:
