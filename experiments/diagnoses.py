@@ -26,6 +26,8 @@ METHODS = {
     "trees, without influence": np.array([not name.startswith("influence") for name in FEATURES]),
 }
 """The features of each kind of trees."""
+PAIRS = ((OURS, SINGLE), (OURS, EVERYTHING))
+"""Methods that the verdict on a diagnosis compares."""
 
 
 class Taught(NamedTuple):

@@ -246,24 +246,30 @@ def image_grid(images: Numbers, titles: Sequence[str], *, columns: int = 8) -> F
     return figure
 
 
-def bar_groups(accuracies: Mapping[str, Numbers], group_names: Sequence[str], *, ylabel: str = "accuracy") -> Figure:
-    """Accuracy, or another share, of every group under every method; `accuracies`: method -> [s G]."""
+def bar_groups(
+    values: Mapping[str, Numbers], group_names: Sequence[str], *, ylabel: str = "accuracy", share: bool = True
+) -> Figure:
+    """Accuracy, or another share, of every group under every method; ``values``: method -> [s G].
+
+    ``share`` False: numbers of any size above 0, such as errors in the unit of a label.
+    """
     figure, (axes,) = _figure(max(5.5, 1.2 + 1.5 * len(group_names)), 3.8)
-    width = 0.8 / len(accuracies)
+    width = 0.8 / len(values)
     positions = np.arange(len(group_names))
     hatches = cycle(["", "//", "..", "xx"])
-    for i, ((label, values), colour, hatch) in enumerate(zip(accuracies.items(), cycle(PALETTE), hatches)):
-        mean, std = _spread(np.atleast_2d(values))
+    for i, ((label, of_method), colour, hatch) in enumerate(zip(values.items(), cycle(PALETTE), hatches)):
+        mean, std = _spread(np.atleast_2d(of_method))
         style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6, "label": label}
         whiskers = {"ecolor": _INK, "elinewidth": 1.1, "capsize": 2.5}
-        offset = (i - (len(accuracies) - 1) / 2) * width
+        offset = (i - (len(values) - 1) / 2) * width
         axes.bar(positions + offset, mean, width, yerr=std, error_kw=whiskers, **style)
-    axes.set(xticks=positions, ylabel=ylabel, ylim=(0, 1))
+    axes.set(xticks=positions, ylabel=ylabel, ylim=(0, 1 if share else None))
     axes.set_xticklabels([name.replace(", ", "\n") for name in group_names])
     axes.grid(False, axis="x")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    fit = int(figure.get_figwidth() * 13 / (max(map(len, accuracies)) + 8))  # some 13 characters an inch, and the patch
-    figure.legend(loc="outside upper center", ncols=max(1, min(len(accuracies), 4, fit)), frameon=False)
+    if share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    fit = int(figure.get_figwidth() * 13 / (max(map(len, values)) + 8))  # some 13 characters an inch, and the patch
+    figure.legend(loc="outside upper center", ncols=max(1, min(len(values), 4, fit)), frameon=False)
     return figure
 
 

@@ -7,7 +7,7 @@ spread (`rows.verdict`). Where several rows have the same role, the best is the 
 from collections.abc import Iterator, Sequence
 
 from d3mjax.reports.rows import WGA, Row, best, difference, has, num_seeds, verdict
-from d3mjax.reports.tables import percent, rounded
+from d3mjax.reports.tables import percent, rounded, value
 
 MOST = 6
 """Sentences of one task."""
@@ -109,6 +109,25 @@ def _checkpoints(top: Row) -> Iterator[str]:
     worth, number = top["metrics"].get("effective_checkpoints"), top["settings"].get("checkpoints")
     if worth and number:
         yield f"The {number} checkpoints reduce noise as much as {rounded(worth)} independent ones; 1: all agree."
+
+
+def comparisons(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], *, metric: str, name: str) -> list[str]:
+    """A sentence for each pair of methods of one task: their means of ``metric``, called ``name``, and the verdict.
+
+    >>> from d3mjax.reports import rows, sentences
+    >>> table = [
+    ...     rows.row("adult", method, {"macro_f1": values}, role="ours")
+    ...     for method, values in (("trees", [0.61, 0.63]), ("loss", [0.50, 0.52]))
+    ... ]
+    >>> sentences.comparisons(table, [("trees", "loss")], metric="macro_f1", name="Macro-F1")
+    ['Macro-F1: trees 0.620 ± 0.014, above loss (0.510 ± 0.014).']
+    """
+    of, made = {row["method"]: row for row in rows}, []
+    for pair in pairs:
+        outcome = verdict(of[pair[0]], of[pair[1]], metric=metric)
+        one, other = (value(of[method], metric) for method in pair)
+        made.append(f"{name}: {pair[0]} {one}, {UNCLEAR.get(outcome, outcome)} {pair[1]} ({other}).")
+    return made
 
 
 def points(row: Row, other: Row, *, metric: str = WGA) -> str:

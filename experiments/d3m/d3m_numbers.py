@@ -13,7 +13,7 @@ import numpy as np
 from d3mjax.debiasing import baselines, d3m, selection
 from d3mjax.debiasing.sources import Bank
 from d3mjax.keys import D3M, members
-from d3mjax.reports import page, plots
+from d3mjax.reports import page, plots, sentences
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
@@ -120,7 +120,7 @@ def describe(task: Task, units: Sequence[Unit]) -> tuple[list[dict[str, Any]], p
     bars = {name: [arrays[f"test/{name}"].mean(0) for _, arrays in units] for name in methods}
     drawn = {
         "Root mean square error of every group.": plots.bar_groups(
-            bars, task.group_names, ylabel=f"root mean square error, {task.unit}"
+            bars, task.group_names, ylabel=f"root mean square error, {task.unit}", share=False
         ),
         "Scores of the training examples by group, which the method never uses (first seed).": plots.score_histogram(
             units[0][1]["score"], units[0][1]["group"], task.group_names
@@ -130,4 +130,10 @@ def describe(task: Task, units: Sequence[Unit]) -> tuple[list[dict[str, Any]], p
         f"{task.about} Errors are in {task.unit}: smaller is better. Random and highest removals, and those of the "
         "largest losses, take out as many examples as the rule. Numbers have no class offsets, class weights or SUBY."
     )
-    return rows, page.Section(text, drawn)
+    against = ("ERM", "group-matched random removal", "RWG on the targets alone")
+    pairs, title = (
+        [("D3M, by selection", name) for name in against],
+        f"Worst group, root mean square error, {task.unit}",
+    )
+    verdicts = sentences.comparisons(rows, pairs, metric="worst_group_rms_error", name=title)
+    return rows, page.Section(text, drawn, verdicts)

@@ -29,7 +29,7 @@ from d3mjax.data.sets.shortcut_tables import Labelled, TableTask
 from d3mjax.diagnosis import claims, repair
 from d3mjax.diagnosis.cells import MLP2, NUMBER_FEATURES, NUMBERS, labelled, trainer_of
 from d3mjax.diagnosis.repair import LABEL, MINORITY, Repaired
-from d3mjax.reports import plots
+from d3mjax.reports import plots, sentences
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import runs
@@ -280,8 +280,16 @@ def describe(task: TableTask, config: Config, units: Sequence[runs.Unit]) -> tup
         shown = {
             r["method"]: np.array(r["metrics"]["rms_error"]["per_seed"])[:, None] for r in rows if r["task"] == name
         }
-        figure = plots.bar_groups(shown, [task.name], ylabel=f"root mean square error, {task.unit}")
+        figure = plots.bar_groups(shown, [task.name], ylabel=f"root mean square error, {task.unit}", share=False)
         sections[name] = sections[name]._replace(figures={"Test error by training set.": figure})
+    for name, section in sections.items():
+        if ", new draw," in name:
+            continue
+        repaired = ", repair," in name
+        metric, title = ("rms_error", f"Root mean square error, {task.unit}") if repaired else ("macro_f1", "Macro-F1")
+        pairs = [(DROPPED, DIRTY), (DROPPED, RANDOM)] if repaired else [(OURS, BEST)]
+        of_section = [each for each in rows if each["task"] == name]
+        sections[name] = section._replace(findings=sentences.comparisons(of_section, pairs, metric=metric, name=title))
     return rows, sections
 
 

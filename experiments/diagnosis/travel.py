@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 
 from d3mjax.diagnosis import cells as networks
 from d3mjax.diagnosis import claims, relative, trees
-from d3mjax.reports import page, plots
+from d3mjax.reports import page, plots, sentences
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts, preemption, runs
@@ -138,9 +138,19 @@ def work(config: Config, results: Path, run: str | None) -> Path:
         about = (
             f"{len(tasks)} tables in {config.folds} folds, {len(cells)} cells; means over tables, spread over draws."
         )
-        sections = {rows[0]["task"]: Section(about, {"Macro-F1 by clean ratio.": figure})}
+        sections = {rows[0]["task"]: Section(about, {"Macro-F1 by clean ratio.": figure}, findings(rows, config))}
         page.finish(run_dir, "demix_tables", asdict(config), rows, sections, time.perf_counter() - begin)
     return run_dir
+
+
+def findings(rows: Sequence[dict[str, Any]], config: Config) -> list[str]:
+    """Macro-F1 at every clean ratio against the best single scores of other tables."""
+    verdicts, pairs = [], [(OURS, travel_measures.SCORES)]
+    for clean in config.cleans:
+        of = [each for each in rows if each["task"] == f"all tables, clean ratio {clean}"]
+        name = f"Macro-F1 on tables left out, clean ratio {clean}"
+        verdicts += sentences.comparisons(of, pairs, metric="macro_f1", name=name)
+    return verdicts
 
 
 def rows_of(measures: travel_measures.Measures, cells: Sequence[Small], config: Config) -> list[dict[str, Any]]:

@@ -26,14 +26,14 @@ from d3mjax.data.sets import preferences
 from d3mjax.data.sets.preferences import Preferences
 from d3mjax.diagnosis import cells, repair, taught
 from d3mjax.diagnosis.cells import FEATURES
-from d3mjax.reports import plots
+from d3mjax.reports import plots, sentences
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import WGA, Kind
 from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from d3mjax.types import Table
 from experiments import diagnoses, text_tasks
-from experiments.diagnoses import EVERYTHING, OURS, Taught, measured
+from experiments.diagnoses import EVERYTHING, OURS, PAIRS, Taught, measured
 from experiments.language import pair_cells
 from experiments.language.pair_cells import REWARDS, SIGNALS, Learner
 from experiments.preference_tasks import PAIR_TASKS, PairTask, make_features, small, split_of, standardised
@@ -265,14 +265,17 @@ def describe(task: PairTask, config: Config, units: Sequence[runs.Unit]) -> tupl
         rows += of_part
         if part == "diagnosis":
             text = f"{task.about} {config.train:,} training pairs with planted errors, {config.validation} others."
-            sections[name] = Section(text, diagnoses.f1_figure(of_part))
+            verdicts = sentences.comparisons(of_part, PAIRS, metric="macro_f1", name="Macro-F1")
+            sections[name] = Section(text, diagnoses.f1_figure(of_part), verdicts)
         else:
             both = lambda r: tuple(r["metrics"][metric]["per_seed"] for metric in ("accuracy", "shorter_preferred"))
             points = {r["method"]: both(r) for r in of_part}
             axes = {"xlabel": "preference accuracy", "ylabel": "where the shorter side is preferred"}
             text = "Clean pairs of other questions. The diagnoser was taught on other draws."
             figures = {"Both accuracies of every training set.": plots.tradeoff(points, **axes)}
-            sections[name] = Section(text, figures)
+            pairs = [(RECOMMENDED, DIRTY), (RECOMMENDED, "drop all detected"), (CLEAN, DIRTY)]
+            verdicts = sentences.comparisons(of_part, pairs, metric="accuracy", name="Preference accuracy")
+            sections[name] = Section(text, figures, [*verdicts, *sentences.conclusions(of_part)[:1]])
     return rows, sections
 
 

@@ -27,13 +27,13 @@ from d3mjax.data.sets import ratings
 from d3mjax.data.sets.ratings import Ratings, Samples
 from d3mjax.diagnosis import cells, repair, taught
 from d3mjax.diagnosis.cells import FEATURES
-from d3mjax.reports import plots
+from d3mjax.reports import plots, sentences
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import runs
 from d3mjax.training import ensemble
 from experiments import diagnoses
-from experiments.diagnoses import EVERYTHING, OURS, Taught, measured
+from experiments.diagnoses import EVERYTHING, OURS, PAIRS, Taught, measured
 from experiments.rating_tasks import RATING_TASKS, RatingTask, small
 from experiments.recommendation import rating_cells
 from experiments.recommendation.rating_cells import NETWORKS, SIGNALS, Learner
@@ -286,13 +286,17 @@ def describe(task: RatingTask, config: Config, units: Sequence[runs.Unit]) -> tu
         rows += of_part
         if part == "diagnosis":
             sizes = f"{config.train:,} training samples with planted errors, {config.validation} others."
-            sections[name] = Section(f"{task.about} {sizes} Rule: {task.rule}.", diagnoses.f1_figure(of_part))
+            text = f"{task.about} {sizes} Rule: {task.rule}."
+            verdicts = sentences.comparisons(of_part, PAIRS, metric="macro_f1", name="Macro-F1")
+            sections[name] = Section(text, diagnoses.f1_figure(of_part), verdicts)
         else:
             both = lambda r: tuple(r["metrics"][metric]["per_seed"] for metric in ("auc", "auc_against"))
             points = {r["method"]: both(r) for r in of_part}
             figure = plots.tradeoff(points, xlabel="AUC", ylabel="AUC among samples against the rule")
             text = "Clean later samples, which do not follow the rule. The diagnoser was taught on other draws."
-            sections[name] = Section(text, {"Both AUC of every training set.": figure})
+            pairs = [(RECOMMENDED, DIRTY), (RECOMMENDED, "drop as many at random"), (CLEAN, DIRTY)]
+            verdicts = sentences.comparisons(of_part, pairs, metric="auc", name="AUC")
+            sections[name] = Section(text, {"Both AUC of every training set.": figure}, verdicts)
     return rows, sections
 
 
