@@ -84,6 +84,29 @@ def worst_group_influence(
     return ((right - jnp.nanmin(accuracies, axis=-1, keepdims=True)) * inside).mean(0)
 
 
+def worst_group_error_influence(
+    residuals: Float[AnyArray, "m t"], group: Int[AnyArray, " t"], num_groups: int
+) -> Float[Array, " t"]:
+    """Influence of each example on the largest root mean square error of a group, mean over m models.
+
+    ``(residual^2 - error^2) / (2 error size)`` in the worst group of a model, the derivative of the root, and 0 outside
+    it; otherwise as `worst_group_influence`. In the label's unit.
+
+    >>> import numpy as np
+    >>> from d3mjax import metrics
+    >>> residuals = np.array([[1.0, 7.0, 1.0, 1.0]])  # an error of 5 in group 0: (1 - 25) / (2 * 5 * 2)
+    >>> metrics.worst_group_error_influence(residuals, np.array([0, 0, 1, 1]), 2).round(3).tolist()
+    [-1.2, 1.2, 0.0, 0.0]
+    """
+    member = jax.nn.one_hot(group, num_groups)  # [t G]
+    sizes = member.sum(0)
+    squares = jnp.asarray(residuals, member.dtype) ** 2
+    errors = dot(squares, member) / sizes[None]  # [m G], squared
+    worst, square = jnp.nanargmax(errors, axis=-1), jnp.nanmax(errors, axis=-1, keepdims=True)
+    inside = (jnp.asarray(group)[None] == worst[:, None]) / (2 * sizes[worst][:, None] * jnp.sqrt(square))
+    return jnp.where(square > 0, (squares - square) * inside, 0).mean(0)
+
+
 def average_accuracy(correct: Bool[AnyArray, "*b t"] | Float[AnyArray, "*b t"]) -> Float[Array, "*b"]:
     """Mean over all examples."""
     return jnp.mean(jnp.asarray(correct, jnp.result_type(float)), axis=-1)

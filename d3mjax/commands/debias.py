@@ -19,6 +19,8 @@ import pandas as pd
 from d3mjax.commands import (
     command,
     debias_data,
+    debias_divisions,
+    debias_page,
     debias_recipe,
     debias_report,
     debias_seed,
@@ -43,15 +45,17 @@ class Config:
 
     files: Files
     # Your own model: module:function in the current directory, or file.py:function. Called with the number of classes,
-    # it returns a Flax linen or nnx module, or a d3mjax Model, which maps features [b, ...] to logits [b, C]. If not
-    # given: an MLP on flat features with one hidden layer, 32 wide below 2,000 training examples, 64 below 20,000, then
-    # 128; with --images, but without --image-encoder, a small CNN.
+    # with --regression with 1, it returns a Flax linen or nnx module, or a d3mjax Model, which maps features [b, ...]
+    # to logits [b, C], or predictions [b, 1] of standardised labels. If not given: an MLP on flat features with one
+    # hidden layer, 32 wide below 2,000 training examples, 64 below 20,000, then 128; with --images, but without
+    # --image-encoder, a small CNN.
     model: str | None = None
     # Training steps, by SGD with momentum, the rate falling linearly to zero. If not given: ten epochs of batches of
     # 50, at least 300 steps; beyond 5,000 examples fewer epochs of larger batches (3 of 316 at 200,000 examples).
     steps: int | None = None
-    # Learning rate at the start, for batches of 50; it grows with the batch.
-    rate: float = 0.05
+    # Learning rate at the start, for batches of 50; it grows with the batch. If not given: 0.05, or 0.02 with
+    # --regression.
+    rate: float | None = None
     # Models behind the scores, which all seeds share: 20, with --quick 8.
     checkpoints: int | None = None
     # Divisions of the targets; means and deviations are over these: 5, with --quick 2.
@@ -60,8 +64,9 @@ class Config:
     retrains: int | None = None
     # A quick look in about a quarter of the time: fewer seeds, checkpoints, models and candidates.
     quick: bool = False
-    # Average accuracy, as a share, that a gain of the worst group may cost; beyond it the verdict names the trade-off
-    # and the best method within it. It changes no number, so the same run serves every value.
+    # Average accuracy, as a share, that a gain of the worst group may cost, with --regression the growth of the error
+    # of all examples; beyond it the verdict names the trade-off and the best method within it. It changes no number, so
+    # the same run serves every value.
     max_loss: float = verdict.MAX_LOSS
 
 
@@ -79,12 +84,12 @@ class Job(NamedTuple):
 
 
 def prepare(config: Config, *, results: Path = Path("results"), run: str | None = None, dry_run: bool = False) -> Job:
-    """Find the training examples that make a classifier fail on a group, and show what happens without them.
+    """Find the training examples that make a model fail on a group, and show what happens without them.
 
     Trains on --train, scores every training example by how much it helps the groups of --validation that do badly (D3M
     with TRAK), drops the lowest, trains again, and compares with plain training, with dropping as many random
     examples of the same classes, and with training on the targets alone. States in plain words whether to drop them.
-    The same command again resumes.
+    The same command again resumes. With --regression labels are numbers, and errors in their unit replace accuracies.
 
     RESULTS/debias/RUN holds advice.txt, examples.csv (id, score, keep, rank, suspect), scores.npz, report.html,
     metrics.json and the plots; with --auto also pseudo_groups.csv (id, class, group, weaker, seeds) of the targets.
@@ -94,6 +99,9 @@ def prepare(config: Config, *, results: Path = Path("results"), run: str | None 
 
     The same where the groups are unknown: they are searched for, and where none is reliable, nothing is removed:
     $ d3mjax-debias --train train.csv --validation val.csv --label income --auto
+
+    A label that is a number to predict; the groups may be quarters of it, --group price:4:
+    $ d3mjax-debias --train train.csv --validation val.csv --label price --regression --group district
 
     Groups that are crossings, the label being one of the columns, and a test set of its own:
     $ d3mjax-debias --train t.parquet --validation v.parquet --test u.parquet --label income --group income,sex --id row
@@ -123,9 +131,10 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
     """The model and the steps that fit the data, and the directory of the run, all checked."""
     if not 0 <= config.max_loss <= 1:
         raise ValueError(f"--max-loss: found {config.max_loss:g}, expected a share from 0 to 1, such as 0.05")
-    if not 0 < config.rate < float("inf"):
-        raise ValueError(f"--rate: found {config.rate:g}, expected a positive number, such as 0.05")
-    n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], len(data.class_names)
+    rate = (0.02 if data.scale else 0.05) if config.rate is None else config.rate
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"--rate: found {rate:g}, expected a positive number, such as 0.05")
+    n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], data.num_classes
     if n < debias_recipe.BATCH:
         raise ValueError(f"--train: found {n} examples, expected at least {debias_recipe.BATCH}")
     num_targets = len(data.target.y)
@@ -135,15 +144,15 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
             f"{size / 2**30:.1f} GiB, expected at most {AUTO_BYTES / 2**30:.0f}: give fewer targets"
         )
     if config.model is None and config.files.pixels:
-        model = conv.cnn(CNN, num_classes, image=shape)
+        model = conv.cnn(CNN, num_classes or 1, image=shape)
     elif config.model is None:
-        model, data = dense.mlp((debias_recipe.hidden_of(n),), num_classes), debias_data.flat(data)
+        model, data = dense.mlp((debias_recipe.hidden_of(n),), num_classes or 1), debias_data.flat(data)
     else:
         model = load_model(config.model, num_classes, data.train.x)
-    splits.check_data(debias_data.divide(data, 0), num_classes, len(data.group_names))
+    splits.check_data(debias_divisions.divide(data, 0), num_classes, len(data.group_names))
     asked = {"divisions": config.seeds, "checkpoints": config.checkpoints, "retrains": config.retrains}
     counts = debias_recipe.counts_of(n, **asked, quick=config.quick)
-    schedule = debias_recipe.schedule_of(n, steps=config.steps, rate=config.rate)
+    schedule = debias_recipe.schedule_of(n, steps=config.steps, rate=rate)
     image = shape if len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)) else None
     bound = replace(config, max_loss=verdict.MAX_LOSS)
     directory = command.open_run(results, "debias", bound, debias_data.arrays(data), run)
@@ -184,10 +193,10 @@ def publish(job: Job, name: str, units: Sequence[runs.Unit], begin: float) -> No
     result = debias_report.decide(rows, units, data.group_names, config.max_loss)
     # Rules of fixed share and of the sign go by the first reading: the list is of the scores that the verdict names.
     reading = None if result.method in (None, debias_seed.SELECTED) else 0
-    ranking = debias_report.rank(units, np.asarray(data.train.y), len(data.class_names), reading=reading)
+    ranking = debias_report.rank(units, np.asarray(data.train.y), reading=reading)
     findings = debias_report.findings(result, rows, units, data.class_names)
     options = {"chosen": result.method, "max_loss": config.max_loss}
-    section = debias_report.section(config.files, data, job.image, units, ranking, **options)
+    section = debias_page.section(config.files, data, job.image, units, ranking, **options)
     work_done = debias_recipe.describe(job.counts, job.schedule, quick=config.quick)
     section = section._replace(text=f"{section.text}\n{work_done}")
     debias_report.write_lists(directory, data, units, ranking)

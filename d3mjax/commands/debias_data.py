@@ -1,4 +1,4 @@
-"""The user's files as splits: what is read, how groups are crossed, how targets are divided, and what is refused.
+"""The user's files as splits: what is read, how groups are crossed, and what is refused.
 
 Everything that can be wrong is a ``ValueError`` that names the option of the command, what was found and what is
 expected, raised before any training.
@@ -12,16 +12,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import pandas as pd
 import tyro
-from jaxtyping import Int
 
 from d3mjax.commands import command, encoders, inputs
-from d3mjax.commands.command import Categorical, Drop, Id, Label, Text, TextEncoder
-from d3mjax.data import columns, features, images, labels, memberships, splits
+from d3mjax.commands.command import Categorical, Drop, Id, Label, Regression, Text, TextEncoder
+from d3mjax.data import columns, features, images, label_scale, labels, memberships, splits
 from d3mjax.data.columns import TEXT, Column
-from d3mjax.types import AnyArray, Data, Split
+from d3mjax.data.label_scale import LabelScale
+from d3mjax.types import Split
 
-PARTS = (0, 1, 2, 0)  # scoring, selection, report, scoring: dealt out to the targets of each group over and over
-PARTS_BESIDE_TEST = (0, 1, 0)
 CHUNK = 10_000  # rows standardised at once
 SIZE, ENCODED_SIZE = 64, 224  # of images, and of those that a pretrained network reads
 
@@ -37,8 +35,10 @@ class Files:
     # reports.
     target: Annotated[str, tyro.conf.arg(name="validation", aliases=["--target"])]
     label: Label
+    regression: Regression = False
     # Column that holds the group in which the classifier must not fail. Several, as in sex,race, are crossed; the
-    # label may be one of them. Numbers are cut into quantiles by age:4. No feature unless --group-as-feature.
+    # label may be one of them. Numbers, a label that is one too, are cut into quantiles by age:4. No feature unless
+    # --group-as-feature.
     group: str | None = None
     # Columns of yes and no that may overlap, as in black,muslim: whether any is yes is crossed with --group.
     any_of: str = ""
@@ -92,7 +92,7 @@ class Files:
 class UserData(NamedTuple):
     """The user's data, checked. Ids are row numbers over training examples, then targets, then test examples.
 
-    With ``--auto`` the groups are the classes.
+    With ``--auto`` the groups are the classes. With ``--regression`` labels are floats, standardised by ``scale``.
     """
 
     train: Split
@@ -100,10 +100,16 @@ class UserData(NamedTuple):
     test: Split | None
     names: np.ndarray  # [n], ids of the training examples in the user's file
     target_names: np.ndarray  # [t], and of the targets
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none with --regression
     group_names: tuple[str, ...]
     card: Mapping[str, Any] = MappingProxyType({})  # of `inputs.card`
     examples: Callable[[Sequence[int]], Any] | None = None  # rows of train -> texts, or pictures [k h w 3], for people
+    scale: LabelScale | None = None  # of the labels of a regression
+
+    @property
+    def num_classes(self) -> int | None:
+        """None for a regression."""
+        return None if self.scale else len(self.class_names)
 
 
 class Features(NamedTuple):
@@ -130,7 +136,7 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     group_columns = _check_columns(files, frames)
     coded = command.names(files.categorical)
     of_label: dict[str, Any] = {option: frame[files.label] for option, frame in frames.items()}
-    classes = labels.encode(of_label, files.label, categorical=files.label in coded)
+    classes = inputs.read_labels(of_label, files.label, regression=files.regression, categorical=files.label in coded)
     groups = _classes_as_groups(classes) if files.auto else _groups(files, frames, group_columns, sizes)
     names = {option: inputs.names_of(frame, files.id, option) for option, frame in frames.items()}
     if files.images is None and sources.arrays is None:
@@ -138,11 +144,10 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
     else:
         made = _other_features(files, frames, sources.arrays)
 
+    y, scale = _standardised(classes.y) if files.regression else (classes.y, None)
     first = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
     whole = {
-        option: Split(
-            made.x[option], classes.y[option], groups.group[option], first[option] + np.arange(size, dtype=np.int32)
-        )
+        option: Split(made.x[option], y[option], groups.group[option], first[option] + np.arange(size, dtype=np.int32))
         for option, size in sizes.items()
     }
     used = made.used
@@ -153,7 +158,8 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
             _check_sizes(option, part, groups.names, len(parts), "classes" if files.auto else "groups")
     counts = lambda codes, known: dict(zip(known, np.bincount(codes, minlength=len(known)).tolist(), strict=True))
     target = parts["--validation"]
-    facts = {"label": files.label, "classes": counts(target.y, classes.names)}
+    facts: dict[str, Any] = {"label": files.label}
+    facts |= {} if scale else {"classes": counts(target.y, classes.names)}
     facts |= {} if files.auto else {"groups": counts(target.group, groups.names)}
     notes = [*sources.notes, *classes.notes, *groups.notes, *made.notes]
     notes += [_group_note(files, group_columns)] if made.columns else []
@@ -167,6 +173,7 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
         groups.names,
         inputs.card(sizes, made.columns, facts, list(filter(None, notes))),
         made.examples,
+        scale,
     )
 
 
@@ -180,26 +187,6 @@ def arrays(data: UserData) -> dict[str, np.ndarray]:
     return {f"{k}.{name}": a for k, part in _parts(data).items() for name, a in part._asdict().items()}
 
 
-def divide(data: UserData, seed: int) -> Data:
-    """The targets divided for one seed: every group, and as far as possible every class in it, is in every part."""
-    pattern = PARTS if data.test is None else PARTS_BESIDE_TEST
-    part = deal(data.target.group, data.target.y, seed, pattern)
-    pieces = [splits.take(data.target, np.flatnonzero(part == i)) for i in range(max(pattern) + 1)]
-    return Data(data.train, pieces[0], pieces[1], data.test or pieces[2])
-
-
-def deal(group: AnyArray, y: AnyArray, seed: int, pattern: Sequence[int]) -> Int[np.ndarray, " t"]:
-    """The part of each example, Int[t], given its group and its class, both Int[t].
-
-    Parts follow ``pattern`` over and over along each group, class by class, in random order within a class.
-    """
-    order = np.lexsort((np.random.default_rng(seed).random(len(y)), y, group))
-    rank = np.arange(len(y)) - np.searchsorted(group[order], group[order])
-    part = np.zeros(len(y), int)
-    part[order] = np.asarray(pattern)[rank % len(pattern)]
-    return part
-
-
 def _parts(data: UserData) -> dict[str, Split]:
     parts = {"train": data.train, "target": data.target, "test": data.test}
     return {name: part for name, part in parts.items() if part is not None}
@@ -207,6 +194,11 @@ def _parts(data: UserData) -> dict[str, Split]:
 
 def _check_groups_asked(files: Files) -> None:
     """Groups are given, or are to be found, and not both."""
+    if files.auto and files.regression:
+        raise ValueError(
+            "--auto: found --regression, expected classes: groups that are searched for are judged by the worst class, "
+            f"and numbers have none; give --group, such as quantiles of the label, --group '{files.label}:4'"
+        )
     given = files.groups or command.names(files.any_of)
     if files.auto and given:
         raise ValueError("--group, --auto: found both, expected --group, or --auto if the groups are unknown")
@@ -215,6 +207,15 @@ def _check_groups_asked(files: Files) -> None:
             "--group: found none, expected the column of --validation that holds the group of an example, as in "
             "--group sex, or several to be crossed, as in --group sex,race; or --auto, if the groups are unknown"
         )
+
+
+def _standardised(y: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], LabelScale]:
+    """Labels by option, standardised by those of --train, and their scale."""
+    try:
+        scale = label_scale.fit(y["--train"])
+    except ValueError as error:
+        raise ValueError(f"--label: {error}, in --train") from error
+    return {option: label_scale.standardise(scale, a) for option, a in y.items()}, scale
 
 
 def _check_columns(files: Files, frames: inputs.Frames) -> dict[str, int | None]:

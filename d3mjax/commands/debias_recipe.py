@@ -23,6 +23,7 @@ from d3mjax.types import AnyArray, Model, Sampler, Split, Trainer
 
 BATCH = 50  # examples of a training step, up to `SMALL` examples
 SMALL = 5_000
+CLIP = 1.0  # largest norm of a gradient of squared errors, labels having a deviation of 1
 HALF_BYTES = 2**28  # of features in float32, beyond which they lie on devices in float16
 
 
@@ -120,11 +121,15 @@ def make_recipe(
 ) -> Recipe:
     """SGD with momentum and weight decay, the rate falling linearly to zero; TRAK at two dampings.
 
+    Where labels are numbers, the loss is half the squared error. Its gradient grows with the error, so it is clipped:
+    correlated or heavy-tailed features would make a training diverge that cross-entropy survives.
+
     ``dense``: a linen model of dense layers, whose gradients are projected by their factors, which is faster.
     """
     n, mesh = len(data.train.y), hosts.local_mesh()
-    options = d3m.default_options(n)
-    attribution = d3m.default_attribution(n)
+    numbers = data.num_classes is None
+    options = d3m.default_options(n, regression=numbers)
+    attribution = d3m.default_attribution(n, regression=numbers)
     if dense:
         size = min(256, projections.default_size(2 * n))
         options = options._replace(projection=projections.sjlt(size, factored=True), microbatch=128)
@@ -135,8 +140,10 @@ def make_recipe(
 
     def trainer(sampler: Sampler) -> Trainer:
         rate = optax.linear_schedule(schedule.rate, 0.0, schedule.steps)
-        tx = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(rate, 0.9))
-        return make_trainer(model, objectives.cross_entropy(), tx, sampler, batch_size=schedule.batch)
+        clipped = [optax.clip_by_global_norm(CLIP)] if numbers else []
+        tx = optax.chain(*clipped, optax.add_decayed_weights(1e-3), optax.sgd(rate, 0.9))
+        objective = objectives.squared_error() if numbers else objectives.cross_entropy()
+        return make_trainer(model, objective, tx, sampler, batch_size=schedule.batch)
 
     return Recipe(
         data=data,
@@ -179,7 +186,7 @@ def train(
     split: Split | None = None,
     progress: Progress,
 ) -> Float[np.ndarray, "m t C"]:
-    """Logits on the pool of one model for each key and row of ``weights [n]``, on the training set.
+    """Logits, or predictions, on the pool of one model for each key and row of ``weights [n]``, on the training set.
 
     ``split``: another set of examples to train on, drawn by weight. Raises as `ensemble.check_losses`, and ValueError
     for weights that leave a class without examples.

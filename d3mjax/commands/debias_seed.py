@@ -11,6 +11,8 @@ of all candidates
 ``selection [k G]``, ``candidate_test [k G]`` and ``candidate_average [k]``, means over their models that selected;
 ``curve [S 1 G]``, the row of ``candidate_test`` at every share of ``facts["shares"]``. Facts: ``chosen`` and
 ``offsets``, the choice; ``candidates``, names in the order of the arrays, ``models``, the number behind each.
+With --regression the numbers of groups are root mean square errors in the label's unit, ``absolute/METHOD [m G]`` and
+``average_absolute/METHOD [m]`` absolute ones, and ``offsets/ERM, shifted [m 1]`` the shift.
 With --auto also ``auto``, ``target_id [t]`` and ``pseudo_group [t]``; where it refuses, nothing is tried or removed.
 """
 
@@ -25,15 +27,18 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from d3mjax import keys, metrics
-from d3mjax.commands import debias_auto, debias_data
+from d3mjax.commands import debias_auto, debias_divisions, debias_numbers
+from d3mjax.commands.debias_numbers import MATCHED as LABEL_MATCHED
+from d3mjax.commands.debias_numbers import SHIFT
+from d3mjax.commands.debias_numbers import WEIGHTS as LABEL_WEIGHTS
 from d3mjax.commands.debias_recipe import Recipe, train
 from d3mjax.commands.debias_shared import BALANCES, PLAIN
 from d3mjax.data import splits
 from d3mjax.debiasing import baselines, d3m, group_weighting, selection
-from d3mjax.debiasing.d3m import Evaluation
+from d3mjax.debiasing.regression import Errors
 from d3mjax.runtime import hosts, runs
 from d3mjax.runtime.progress import Progress
-from d3mjax.types import AnyArray, Data
+from d3mjax.types import AnyArray, Data, classes_of
 
 TARGETS_ALONE, OFFSETS, WEIGHTS = "RWG on the targets alone", "ERM, class offsets", "class weights, by selection"
 RANDOM, MATCHED = "random removal", "class-matched random removal"
@@ -50,10 +55,10 @@ class Division(NamedTuple):
     recipe: Recipe
     parts: Data
     shared: Mapping[str, np.ndarray]  # arrays of the shared unit
-    judge: Callable[[AnyArray], Evaluation]  # of logits [m t C] on the pool
+    judge: Callable[[AnyArray], Any]  # of logits [m t C] on the pool: `Evaluation`, or `Errors` of a regression
     progress: Progress
 
-    def retrain(self, family: int, weights: list[AnyArray], members: list[int], **options: Any) -> Evaluation:
+    def retrain(self, family: int, weights: list[AnyArray], members: list[int], **options: Any) -> Any:
         """One model for each row of ``weights [n]``, from the key of its member of the family."""
         model_keys = keys.model_keys(jax.random.fold_in(self.root, family), np.array(members))
         return self.judge(train(self.recipe, model_keys, weights, progress=self.progress, **options))
@@ -63,7 +68,7 @@ class Comparison(NamedTuple):
     """Methods that remove examples: keep masks ``[n]`` or ``[m n]`` and evaluations, and facts and arrays to store."""
 
     kept: dict[str, Any]
-    tested: dict[str, Evaluation]
+    tested: dict[str, Any]
     facts: dict[str, Any]
     arrays: dict[str, Any]
 
@@ -89,7 +94,7 @@ def num_models(recipe: Recipe) -> int:
 def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) -> runs.Unit:
     """Facts for JSON and arrays of one division. Where AUTO-D3M refuses, nothing that removes examples is run."""
     facts_of_all, arrays_of_all = shared
-    parts = debias_data.divide(recipe.data, seed)
+    parts = debias_divisions.divide(recipe.data, seed)
     of_auto = facts_of_all["auto"][seed] if recipe.auto else None
     facts, arrays = {}, {}
     if recipe.auto:
@@ -102,7 +107,7 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
 
     columns, losses = arrays_of_all["columns"][:, :, seed], arrays_of_all["group_losses"][seed]
     scored, suspect = d3m.score(columns, losses), arrays_of_all["suspect"]
-    tested = balances(division)
+    tested, offsets = balances(division)
     if debias_auto.refused([of_auto] if of_auto else []):
         nothing = {"score": np.zeros_like(scored.scores), "kept": np.ones(len(suspect), bool)}
         compared = Comparison({}, {}, {"reading": 0}, nothing)
@@ -117,7 +122,7 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     tested |= compared.tested | {TARGETS_ALONE: alone}
 
     everything = np.ones(len(suspect), bool)
-    kept = dict.fromkeys((PLAIN, OFFSETS, WEIGHTS), everything) | compared.kept
+    kept = dict.fromkeys((name for name in tested if name != TARGETS_ALONE), everything) | compared.kept
     num_groups = len(recipe.data.group_names)
     facts |= {name: value for name, value in facts_of_all.items() if name != "auto"} | compared.facts
     facts |= {"checkpoints": recipe.counts.checkpoints, "suspects": float(suspect.mean())}
@@ -134,14 +139,28 @@ def measure(recipe: Recipe, shared: runs.Unit, seed: int, progress: Progress) ->
     reporting = splits.rows_of(parts.test.id, recipe.pool.id)
     for name, evaluation in tested.items():
         influence = np.zeros(len(recipe.pool.id), np.float32)
-        influence[reporting] = metrics.worst_group_influence(evaluation.right, parts.test.group, num_groups)
+        influence[reporting] = influence_of(evaluation, parts.test.group, num_groups)
         arrays[f"influence/{name}"] = influence
-    arrays |= {f"offsets/{name}": tested[name].offsets for name in (OFFSETS, SELECTED) if name in tested}
+    if recipe.data.num_classes is None:
+        arrays |= {f"absolute/{name}": evaluation.test_absolute for name, evaluation in tested.items()}
+        arrays |= {f"average_absolute/{name}": evaluation.average_absolute for name, evaluation in tested.items()}
+    elif SELECTED in tested:
+        offsets |= {SELECTED: tested[SELECTED].offsets}
+    arrays |= {f"offsets/{name}": of_models for name, of_models in offsets.items()}
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def evaluate(recipe: Recipe, data: Data, logits: Float[AnyArray, "m t C"]) -> Evaluation:
-    """Evaluations of m models on a division, from their logits on the pool."""
+def influence_of(evaluation: Any, group: AnyArray, num_groups: int) -> Float[AnyArray, " u"]:
+    """Influence of the examples that report on the worst group: on its accuracy, or on its error."""
+    if isinstance(evaluation, Errors):
+        return metrics.worst_group_error_influence(evaluation.residuals, group, num_groups)
+    return metrics.worst_group_influence(evaluation.right, group, num_groups)
+
+
+def evaluate(recipe: Recipe, data: Data, logits: Float[AnyArray, "m t C"]) -> Any:
+    """Evaluations of m models on a division, from their logits on the pool; `Errors` of a regression."""
+    if recipe.data.num_classes is None:
+        return debias_numbers.evaluate(recipe, data, logits)
     at = [splits.rows_of(part.id, recipe.pool.id) for part in data[1:]]
     parts = [part._replace(x=np.zeros((len(part.y), 0), np.float32)) for part in data[1:]]
     one = lambda logits: _judged(*(logits[i] for i in at), *parts, num_groups=recipe.num_groups)
@@ -156,17 +175,27 @@ def _judged(target_logits, selection_logits, test_logits, target, selection, tes
     return d3m.judge(target_logits, selection_logits, test_logits, data, num_groups)
 
 
-def balances(division: Division) -> dict[str, Evaluation]:
-    """Plain training, the same with class offsets, and class weights of the power that selection chose."""
+def balances(division: Division) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+    """Plain training, the same with class offsets, and class weights of the power that selection chose; the offsets.
+
+    Of a regression plain training, the same with a shift, and weights by interval of the label; the shifts.
+    """
     selecting = {name: division.judge(division.shared[f"selecting/{name}"]) for name in BALANCES}
     chosen = d3m.choose(selecting, division.parts.selection.group, offsets=False).name
-    plain, weighted = (division.judge(division.shared[f"reporting/{name}"]) for name in (PLAIN, chosen))
-    return {PLAIN: plain, OFFSETS: d3m.with_offsets(plain), WEIGHTS: weighted}
+    logits = division.shared[f"reporting/{PLAIN}"]
+    plain, weighted = division.judge(logits), division.judge(division.shared[f"reporting/{chosen}"])
+    scale = division.recipe.data.scale
+    if scale is None:
+        return {PLAIN: plain, OFFSETS: d3m.with_offsets(plain), WEIGHTS: weighted}, {OFFSETS: plain.offsets}
+    added = debias_numbers.shifts(division.recipe, division.parts, logits)[:, None]
+    shifted = division.judge(logits + added[..., None])
+    return {PLAIN: plain, SHIFT: shifted, LABEL_WEIGHTS: weighted}, {SHIFT: scale.std * added}
 
 
-def compare(division: Division, scores: Float[AnyArray, "r n"], tested: Mapping[str, Evaluation]) -> Comparison:
+def compare(division: Division, scores: Float[AnyArray, "r n"], tested: Mapping[str, Any]) -> Comparison:
     """The candidates of every reading, the one that selection takes, and random removals of as many examples."""
-    recipe, y, num_classes = division.recipe, division.parts.train.y, len(division.recipe.data.class_names)
+    recipe, y, num_classes = division.recipe, division.parts.train.y, division.recipe.data.num_classes
+    strata, matched = debias_divisions.strata(recipe.data, y), LABEL_MATCHED if num_classes is None else MATCHED
     tried: dict[str, Any] = {NOTHING: np.ones(len(y), bool)}
     readings = {NOTHING: 0}
     for reading, name in enumerate(recipe.attribution.readings):
@@ -182,15 +211,15 @@ def compare(division: Division, scores: Float[AnyArray, "r n"], tested: Mapping[
     masks = {name: [tried[name]] * count for name in dict.fromkeys((rule, curve[recipe.counts.grid.index(0.1) + 1]))}
     masks |= {chosen.name: [kept] * count}
     draws = keys.members(division.root, keys.D3M.DRAW, count)
-    for name, cell, cells in ((RANDOM, np.zeros_like(y), 1), (MATCHED, y, num_classes)):
-        masks[name] = [random_like(key, kept, cell, cells, y, num_classes) for key in draws]
+    for name, cell in ((RANDOM, np.zeros_like(strata)), (matched, strata)):
+        masks[name] = [random_like(key, kept, cell, classes_of(y)) for key in draws]
     removing = {name: rows for name, rows in masks.items() if not np.all(rows)}
     reported = dict.fromkeys(masks, tested[PLAIN])  # without any removal it is plain training
     for name, rows in removing.items():
         reported[name] = division.retrain(keys.D3M.REPORT, rows, list(range(count)))
-    methods = {RANDOM: RANDOM, MATCHED: MATCHED, NEGATIVE: rule, TENTH: curve[recipe.counts.grid.index(0.1) + 1]}
+    methods = {RANDOM: RANDOM, matched: matched, NEGATIVE: rule, TENTH: curve[recipe.counts.grid.index(0.1) + 1]}
     methods[SELECTED] = chosen.name
-    evaluations = {method: reported[name] for method, name in methods.items()}
+    evaluations: dict[str, Any] = {method: reported[name] for method, name in methods.items()}
     if chosen.offsets:
         evaluations[SELECTED] = d3m.with_offsets(evaluations[SELECTED])
     mean = lambda field: np.stack([getattr(evaluation, field).mean(0) for evaluation in selected.values()])
@@ -216,22 +245,21 @@ def compare(division: Division, scores: Float[AnyArray, "r n"], tested: Mapping[
     )
 
 
-def random_like(
-    key: Key[Array, ""], keep: AnyArray, cell: AnyArray, num_cells: int, y: AnyArray, num_classes: int
-) -> np.ndarray:
+def random_like(key: Key[Array, ""], keep: AnyArray, cell: AnyArray, y: AnyArray) -> np.ndarray:
     """`selection.drop_random_like`, Bool[n]; a rare class keeps one example, at random, as it does in candidates."""
-    random = selection.drop_random_like(key, keep, cell, num_cells)
+    random = selection.drop_random_like(key, keep, cell, int(cell.max()) + 1)
     noise = jax.random.uniform(key, random.shape)
-    return np.asarray(selection.guard(noise, random, y, num_classes, max_drop=1.0)[0])
+    return np.asarray(selection.guard(noise, random, y, int(y.max()) + 1, max_drop=1.0)[0])
 
 
-def choose(division: Division, tried: Mapping[str, AnyArray]) -> tuple[dict[str, Evaluation], d3m.Choice]:
+def choose(division: Division, tried: Mapping[str, AnyArray]) -> tuple[dict[str, Any], d3m.Choice]:
     """Evaluations of all candidates by successive halving, and the choice among those of the last round.
 
     The candidate that removes nothing is plain training: its models are shared and stay to the end.
     """
     plain = division.judge(division.shared[f"selecting/{PLAIN}"])
-    evaluations, alive, done = {NOTHING: plain}, [name for name in tried if name != NOTHING], 0
+    evaluations: dict[str, Any] = {NOTHING: plain}
+    alive, done = [name for name in tried if name != NOTHING], 0
     finalists = alive
     for models in rounds(division.recipe.counts.retrains):
         division.progress(0, f"{division.name}: trying {len(alive)} candidates, {models - done} more of each")
@@ -249,8 +277,10 @@ def choose(division: Division, tried: Mapping[str, AnyArray]) -> tuple[dict[str,
     return {name: evaluations[name] for name in tried}, choice
 
 
-def better_half(evaluations: Mapping[str, Evaluation], names: list[str], group: AnyArray) -> list[str]:
+def better_half(evaluations: Mapping[str, Any], names: list[str], group: AnyArray) -> list[str]:
     """The better half of some candidates on the selection split, each without or with class offsets."""
+    if isinstance(evaluations[names[0]], Errors):
+        return debias_numbers.better_half(evaluations, names, group)
     variants = [(evaluations[name], d3m.with_offsets(evaluations[name])) for name in names]
     accuracies = np.array([[one.selection.mean(0) for one in pair] for pair in variants])
     counts = np.bincount(group, minlength=accuracies.shape[-1])

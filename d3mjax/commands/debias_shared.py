@@ -4,10 +4,12 @@ Their attribution to the groups of every division is one pass over the training 
 weights need no division at all. So the spread over divisions covers the division of the targets and the retraining of
 candidates, and neither the checkpoints nor plain training.
 
+Where labels are numbers, weights by interval of the label take the place of class weights.
+
 Arrays: ``columns [r n D G]``; ``covariances [c D G G]`` and ``covariance_of_mean [D G G]`` of the kernels' columns over
-train examples; ``group_losses [D G]`` in nats; ``suspect [n]``; ``selecting/NAME`` and ``reporting/NAME``, logits
-``[m t C]`` on the pool of the models of `BALANCES` that select and that report; with --auto ``target_id [D t]`` and
-``pseudo_group [D t]``.
+train examples; ``group_losses [D G]`` in nats, or half the mean squared error of standardised labels; ``suspect [n]``;
+``selecting/NAME`` and ``reporting/NAME``, logits ``[m t C]`` on the pool of the models of `BALANCES` that select and
+that report; with --auto ``target_id [D t]`` and ``pseudo_group [D t]``.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from d3mjax import keys, metrics
-from d3mjax.commands import debias_auto, debias_data
+from d3mjax.commands import debias_auto, debias_divisions
 from d3mjax.commands.debias_recipe import Recipe, train
 from d3mjax.debiasing import auto, sources
 from d3mjax.runtime import hosts, runs
@@ -27,7 +29,7 @@ from d3mjax.types import Data
 
 PLAIN = "ERM"
 BALANCES = {PLAIN: 0.0, "class weights, root": 0.5, "class weights": 1.0}
-"""Weightings by class: an example weighs ``n_class ** -power``, relative to the mean."""
+"""Weightings by class, or interval of the label: an example weighs ``n_class ** -power``, relative to the mean."""
 
 
 def num_models(recipe: Recipe) -> int:
@@ -38,12 +40,12 @@ def num_models(recipe: Recipe) -> int:
 def measure(recipe: Recipe, seed: int, progress: Progress) -> runs.Unit:
     """The unit that all divisions share; ``seed`` is that of the checkpoints and of plain training."""
     root = jax.random.fold_in(jax.random.key(seed), keys.D3M.SHARED)
-    parts = [debias_data.divide(recipe.data, division) for division in range(recipe.counts.divisions)]
+    parts = [debias_divisions.divide(recipe.data, division) for division in range(recipe.counts.divisions)]
     facts, arrays = attribute(root, recipe, parts, progress)
     progress(0, "plain training and class weights")
     count = recipe.counts.retrains
     for name, power in BALANCES.items():
-        row = class_weights(np.asarray(recipe.data.train.y), power)
+        row = class_weights(debias_divisions.strata(recipe.data, recipe.data.train.y), power)
         for part, family in (("selecting", keys.D3M.SELECT), ("reporting", keys.D3M.REPORT)):
             members = keys.members(root, family, count)
             arrays[f"{part}/{name}"] = train(recipe, members, [row] * count, progress=progress)
@@ -92,7 +94,9 @@ def attribute(
         sums = sources.add_checkpoints(sums, kernel, factor)
         spreads.append(sources.covariances(kernel[:, 0], len(parts)))
         right.append(np.asarray(block.right).any(0))
-        losses.append(np.logaddexp(0, -np.asarray(block.margins)))  # cross-entropy of a soft margin
+        margins = np.asarray(block.margins)
+        numbers = recipe.data.num_classes is None
+        losses.append(-margins if numbers else np.logaddexp(0, -margins))  # cross-entropy of a soft margin
     assert sums is not None
     kernel, factor = (a / count for a in sums)
     columns = (kernel * factor[..., None]).reshape(*kernel.shape[:2], len(parts), -1)

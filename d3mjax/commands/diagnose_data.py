@@ -20,7 +20,7 @@ from jaxtyping import Bool
 
 from d3mjax.commands import command, encoders, inputs
 from d3mjax.commands.command import Categorical, Drop, Id, Label, Regression, Text, TextEncoder
-from d3mjax.data import columns, features, labels, number_labels
+from d3mjax.data import columns, features, labels
 from d3mjax.data import files as readers
 from d3mjax.data import tables as encoding
 from d3mjax.data.columns import CATEGORY, DATE, DROPPED, TEXT, Column
@@ -113,10 +113,8 @@ def read(files: Files, *, tables: Mapping[str, pd.DataFrame] | None = None) -> U
 
 
 def _labels(files: Files, columns: Mapping[str, pd.Series], *, categorical: bool) -> labels.Labels:
-    """Classes, or with --regression numbers, which have no names."""
-    if files.regression:
-        return labels.Labels(number_labels.read(columns, files.label), (), ())
-    classes = labels.encode(columns, files.label, categorical=categorical)
+    """Classes, not too many, or with --regression numbers."""
+    classes = inputs.read_labels(columns, files.label, regression=files.regression, categorical=categorical)
     if len(classes.names) > MOST_CLASSES:
         raise ValueError(
             f"--label: found {len(classes.names)} different values in {files.label!r}, expected at most {MOST_CLASSES} "

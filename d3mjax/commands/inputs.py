@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, Num
 
-from d3mjax.data import columns, files, images, labels, traps
+from d3mjax.data import columns, files, images, labels, number_labels, traps
 from d3mjax.data.columns import Column
 from d3mjax.runtime import store
 
@@ -64,6 +64,15 @@ def check_named(frames: Frames, needed: Mapping[str, Mapping[str, Sequence[str |
         if option in frames:
             named = {flag: [name for name in values if name] for flag, values in names.items()}
             files.check_named(frames[option].columns, option, named)
+
+
+def read_labels(
+    columns: Mapping[str, pd.Series], name: str, *, regression: bool, categorical: bool = False
+) -> labels.Labels:
+    """Classes of the label of every source by option, or with ``regression`` numbers, which have no names."""
+    if regression:
+        return labels.Labels(number_labels.read(columns, name), (), ())
+    return labels.encode(columns, name, categorical=categorical)
 
 
 def names_of(frame: pd.DataFrame, id: str | None, option: str) -> np.ndarray:

@@ -27,15 +27,18 @@ RETURNED = "expected a Flax linen module, an nnx module or its constructor(rngs)
 _T = TypeVar("_T")
 
 
-def load_model(spec: str, num_classes: int, x: np.ndarray) -> Model:
+def load_model(spec: str, num_classes: int | None, x: np.ndarray) -> Model:
     """The model that ``spec`` names, in a form that trains: two steps of two models on two rows of ``x`` are taken.
+
+    ``num_classes`` None: a regression; the function is called with 1, and the model has one output.
 
     Raises:
       ValueError: in one line, whatever the code of the user raises, and a model that does not map ``[b, ...]`` to
         finite logits ``[b, num_classes]`` in training and in evaluation.
     """
     function = _attempt(f"--model: {spec!r} failed", lambda: _function(spec.strip()), after=f", {EXPECTED}")
-    model = _attempt(f"--model: {spec!r} failed for {num_classes} classes", lambda: model_of(function, num_classes))
+    called_for = "one output" if num_classes is None else f"{num_classes} classes"
+    model = _attempt(f"--model: {spec!r} failed for {called_for}", lambda: model_of(function, num_classes or 1))
     _try(f"--model: {spec!r}", model, np.asarray(x[:2]), num_classes)
     return model
 
@@ -86,10 +89,10 @@ def _module(source: str) -> ModuleType:
     return module
 
 
-def _try(name: str, model: Model, x: np.ndarray, num_classes: int) -> None:
+def _try(name: str, model: Model, x: np.ndarray, num_classes: int | None) -> None:
     """Shapes first, which takes no time, then two steps on ``x [2, ...]``."""
-    features = f"features {list(x.shape)}"
-    shape = (len(x), num_classes)
+    features, expected = f"features {list(x.shape)}", "predictions" if num_classes is None else "logits"
+    shape = (len(x), num_classes or 1)
     variables = _attempt(f"{name} failed on {features}", lambda: jax.eval_shape(model.init, jax.random.key(0), x[:1]))
     for mode in ("evaluation", "training"):
         apply = partial(model.apply, train=mode == "training")
@@ -97,15 +100,15 @@ def _try(name: str, model: Model, x: np.ndarray, num_classes: int) -> None:
         logits, _ = _attempt(failed, lambda apply=apply: _applied(apply, variables, x))
         if logits.shape != shape or not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ValueError(
-                f"{name} makes {logits.dtype}{list(logits.shape)} of {features} in {mode}, expected logits "
-                f"float32{list(shape)}{_advice(logits.shape, num_classes)}"
+                f"{name} makes {logits.dtype}{list(logits.shape)} of {features} in {mode}, expected "
+                f"{expected} float32{list(shape)}{_advice(logits.shape, num_classes or 1)}"
             )
     if not jax.tree.leaves(variables["params"]):
         raise ValueError(f"{name} has no parameters, expected some to train")
     losses, logits = _attempt(f"{name} failed in training on {features}", lambda: _two_steps(model, x, num_classes))
     if not np.isfinite(losses).all() or not np.isfinite(logits).all():
         raise ValueError(f"{name} has a loss of {losses.ravel().tolist()} on {features}, expected finite numbers")
-    if (logits >= 0).all() and np.allclose(logits.sum(-1), 1, atol=1e-4):
+    if num_classes is not None and (logits >= 0).all() and np.allclose(logits.sum(-1), 1, atol=1e-4):
         raise ValueError(f"{name} returns probabilities, expected logits: leave out the softmax at its end")
 
 
@@ -117,12 +120,14 @@ def _applied(apply: Callable, variables: Any, x: np.ndarray) -> tuple[Any, Any]:
     return result
 
 
-def _two_steps(model: Model, x: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _two_steps(model: Model, x: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Losses ``[m s]`` and logits ``[m 2 C]`` after two steps of two models, mapped as the commands map them."""
-    y = np.arange(len(x), dtype=np.int32) % num_classes
+    y = np.arange(len(x), dtype=np.int32) % (num_classes or len(x))
+    numbers = num_classes is None
+    y, objective = (y.astype(np.float32), objectives.squared_error()) if numbers else (y, objectives.cross_entropy())
     split = Split(x, y, np.full(len(x), -1, np.int32), np.arange(len(x)))
     tx, sampler = optax.sgd(1e-3), sampling.shuffled()
-    trainer = make_trainer(model, objectives.cross_entropy(), tx, sampler, batch_size=len(x))
+    trainer = make_trainer(model, objective, tx, sampler, batch_size=len(x))
 
     @jax.jit
     @jax.vmap
@@ -158,7 +163,7 @@ def _line(error: BaseException) -> str:
 def _advice(shape: tuple[int, ...], num_classes: int) -> str:
     """What to change, for shapes that are common."""
     if len(shape) == 1 or shape[1:] == (1,):
-        return f": return [b, {num_classes}], one number for each class" + (
-            ", and not one for both" if num_classes == 2 else ""
-        )
+        for_each = " for each class" if num_classes > 1 else ""
+        both = ", and not one for both" if num_classes == 2 else ""
+        return f": return [b, {num_classes}], one number{for_each}{both}"
     return ""

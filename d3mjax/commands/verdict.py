@@ -1,12 +1,15 @@
 """What to do about a training set: one action, by stated rules from measured differences, the first line of a report.
 
-Rows are judged against plain training and each other by worst-group accuracy. A difference counts if it exceeds its
+Rows are judged against plain training and each other by worst-group accuracy, with --regression by the error of the
+worst group, where smaller is better (`measures`). A difference counts if it exceeds its
 uncertainty: the root of the sum of squares of the joint spread over seeds (`reports.rows.verdict`; with a single seed
 `SINGLE`) and of `ERRORS` standard errors by the reporting examples, which seeds share (`sampling_error`). Every row
 offers an action, by its role, its control, its removals and its offsets:
 
     role control, controls "threshold"                           move the threshold                   cost 0
+    role control, controls "shift"                               shift the predictions                cost 0
     role control, controls "class balance" or "class weights"    balance classes                      cost 1
+    role control, controls "label balance" or "label weights"    balance labels                       cost 1
     role ours, removes examples                                  drop them                            cost 2
     role ours, removes examples and has offsets                  drop them and move the threshold     cost 3
     role ours, has offsets and removes nothing                   move the threshold                   cost 0
@@ -14,7 +17,7 @@ offers an action, by its role, its control, its removals and its offsets:
 
 A row *wins* if it is above plain training and, where it removes scored examples, above all random removals, which must
 remove at least half as many. A row is *affordable* if its average accuracy is at most ``max_loss`` below that of plain
-training. The first rule that holds decides:
+training, or its error at most by that part larger. The first rule that holds decides:
 
     1. The smallest group has fewer than `FEW` targets to score on: collect more targets.
     2. No row wins, and the smallest group has fewer than `FEW` targets to select on: collect more targets.
@@ -31,19 +34,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d3mjax.reports.rows import WGA, Row, best, difference, has, num_seeds
+from d3mjax.commands import measures
+from d3mjax.commands.measures import SINGLE, gain, lift, loss, shown
+from d3mjax.reports.rows import WGA, Row, difference, has, num_seeds
 from d3mjax.reports.sentences import points
 from d3mjax.types import AnyArray
 
 DROP, THRESHOLD, BOTH = "drop them", "move the threshold", "drop them and move the threshold"
 BALANCE, TARGETS, COLLECT, LEAVE = "balance classes", "train on the targets", "collect more targets", "leave it"
+SHIFT, BALANCE_LABELS = "shift the predictions", "balance labels"
 REPAIR, LOOK = "repair it", "look at the suspects"
-COSTS = {THRESHOLD: 0, BALANCE: 1, DROP: 2, BOTH: 3, TARGETS: 4}
+COSTS = {THRESHOLD: 0, SHIFT: 0, BALANCE: 1, BALANCE_LABELS: 1, DROP: 2, BOTH: 3, TARGETS: 4}
 """Order of the actions that change something, the cheapest first. The last one gives up the training set."""
-CONTROLS = {"threshold": THRESHOLD, "class balance": BALANCE, "class weights": BALANCE, "targets alone": TARGETS}
+CONTROLS = {
+    "threshold": THRESHOLD,
+    "class balance": BALANCE,
+    "class weights": BALANCE,
+    "shift": SHIFT,
+    "label balance": BALANCE_LABELS,
+    "label weights": BALANCE_LABELS,
+    "targets alone": TARGETS,
+}
 """Actions of controls, by ``settings["controls"]``; other controls are comparisons alone."""
+RANDOM = ("number", "class balance", "label balance")  # controls that remove as many examples at random
 FEW, ENOUGH = 10, 25  # scored targets of a group: at 10 the choice is unstable, at 20 of 800 it was sound on two tasks
-SINGLE = 0.05  # difference that counts where a single seed has no spread
 ERRORS = 2.0  # standard errors of the reporting examples: 95 of 100 differences by chance alone are smaller
 MAX_LOSS = 0.05
 ONE_SEED = f"A single seed: the spread is unknown, and differences up to {100 * SINGLE:g} points count as none."
@@ -54,7 +68,7 @@ ONE_SEED_OF_ERRORS = (
 )
 
 Influences = Mapping[str, AnyArray]
-"""By method, `metrics.worst_group_influence` of every reporting example, mean over seeds."""
+"""By method, `metrics.worst_group_influence`, or that of errors, of every reporting example, mean over seeds."""
 
 
 Judge = Callable[[Row, Row], str]  # `outcome` with the sampling error of both rows
@@ -84,18 +98,19 @@ def decide(
       rows: of one task, one of role ``plain`` among them.
       sizes: examples of every group in the parts ``target`` (scored on), ``selection`` and ``test``.
       group_names: in the order of ``sizes``.
-      influences: of every row with a worst-group accuracy.
-      max_loss: of average accuracy, as a share, that a gain of the worst group may cost.
+      influences: of every row with a number of the worst group.
+      max_loss: what a gain of the worst group may cost, as `measures.loss` measures it.
       kind: what the groups are, in words.
 
     Raises:
-      ValueError: no row of plain training with a worst-group accuracy.
+      ValueError: no row of plain training with a number of the worst group.
     """
-    rows = [row for row in rows if has(row, WGA)]
-    plain = best(row for row in rows if row["role"] == "plain")
+    metric = measures.measure_of(rows).worst
+    rows = [row for row in rows if has(row, metric)]
+    plain = next((row for row in rows if row["role"] == "plain"), None)
     if plain is None:
-        raise ValueError("rows: found no plain training, expected one row of role 'plain' with a worst-group accuracy")
-    judge = lambda row, other: outcome(row, other, error=sampling_error(influences, row, other))
+        raise ValueError(f"rows: found no plain training, expected one row of role 'plain' with {metric}")
+    judge = lambda row, other: outcome(row, other, metric=metric, error=sampling_error(influences, row, other))
     above_plain = [row for row in rows if action_of(row) != LEAVE and judge(row, plain) == "above"]
     explained = [row for row in above_plain if explanations(row, rows, judge)]
     winning = [row for row in above_plain if row not in explained]
@@ -112,7 +127,8 @@ def decide(
         if part == "target" and size < ENOUGH:
             reasons = (*reasons, f"{of}, has {size} targets {decides}: {ENOUGH} would be safer.")
     if not winning:
-        sentence = f"Leave it: nothing tried lifts the worst {kind} ({_percent(plain)}) by more than its uncertainty."
+        improves = "lowers the error of the" if metric == measures.WORST_ERROR else "lifts the"
+        sentence = f"Leave it: nothing tried {improves} worst {kind} ({shown(plain)}) by more than its uncertainty."
         return Verdict(LEAVE, sentence, reasons)
     return _weigh(winning, plain, max_loss, kind, reasons, judge)
 
@@ -120,23 +136,26 @@ def decide(
 def _weigh(
     winning: Sequence[Row], plain: Row, max_loss: float, kind: str, reasons: tuple[str, ...], judge: Judge
 ) -> Verdict:
-    """The cheapest of what wins for an acceptable loss of average accuracy."""
+    """The cheapest of what wins for an acceptable loss over all examples."""
+    measure = measures.measure_of([plain])
     affordable = [row for row in winning if loss(row, plain) <= max_loss + 1e-9]
     top = _best(winning)
-    limit = f"The limit is {_points(max_loss)} of average accuracy (--max-loss)."
+    limit = f"The limit is {measures.limit(max_loss, measure)} (--max-loss)."
     if not affordable:
-        cost = f"costs {_points(loss(top, plain))} of average accuracy"
-        return Verdict(LEAVE, f"Leave it: {_lift(top, plain, kind)}, but {cost}.", (limit, *reasons))
+        cost = f"costs {measures.limit(loss(top, plain), measure)}"
+        return Verdict(LEAVE, f"Leave it: {lift(top, plain, kind)}, but {cost}.", (limit, *reasons))
     within = _best(affordable)
     chosen = min((row for row in affordable if judge(within, row) != "above"), key=_preference)
-    action, change = action_of(chosen), f"{-100 * loss(chosen, plain):+.1f} points"
+    action, sign, unit = action_of(chosen), *((1, "%") if measure.errors else (-1, "points"))
+    change, of_all = f"{100 * sign * loss(chosen, plain):+.1f} {unit}", "error" if measure.errors else "accuracy"
     if chosen is not within:
-        reasons = (f"{within['method']} ({_percent(within)}) is better, but by less than the uncertainty.", *reasons)
+        reasons = (f"{within['method']} ({shown(within)}) is better, but by less than the uncertainty.", *reasons)
     if top in affordable or judge(top, chosen) != "above":
-        sentence = f"{action.capitalize()}: {_lift(chosen, plain, kind)}; average accuracy changes by {change}."
+        sentence = f"{action.capitalize()}: {lift(chosen, plain, kind)}; average {of_all} changes by {change}."
         return Verdict(action, sentence, reasons, chosen["method"])
-    reached = f"worst {kind} {_percent(plain)} to {_percent(chosen)}, average {change}"
-    cost = f"{top['method']} has {_percent(top)} but costs {_points(loss(top, plain))} of average"
+    reached = f"worst {kind} {shown(plain)} to {shown(chosen)}, average {change}"
+    beyond = measures.limit(loss(top, plain), measure).removesuffix(" accuracy")
+    cost = f"{top['method']} has {shown(top)} but costs {beyond}"
     return Verdict(action, f"{action.capitalize()}: {reached}; {cost}.", (limit, *reasons), chosen["method"])
 
 
@@ -165,7 +184,7 @@ def decide_repair(
     if suspects == 0:
         return Verdict(LEAVE, "Leave it: no row is suspected.", ())
     if errors:
-        judged, worst = (error_outcome(after, before, metric=name) for name in (RMS, WORST_QUARTER))
+        judged, worst = (outcome(after, before, metric=name) for name in (RMS, WORST_QUARTER))
         mean = lambda row: row["metrics"][RMS]["mean"]
         change = f"the repair changes the root mean square error from {mean(before):.4g} to {mean(after):.4g}"
         harm = "The repair raises the error of the worst quarter of the labels by more than the spread."
@@ -186,16 +205,6 @@ def decide_repair(
     return Verdict(LEAVE, f"Leave it: {change}, and a trivial rule makes claims as good.", reasons)
 
 
-def error_outcome(row: Row, other: Row, *, metric: str) -> str:
-    """``above`` where the error of ``row`` is smaller than that of ``other`` by more than the joint spread.
-
-    Without a spread, of a single seed, by more than `SINGLE` of the error of ``other``. ``below`` where it is larger.
-    """
-    gap, spread = difference(other, row, metric=metric)
-    limit = SINGLE * other["metrics"][metric]["mean"] if spread is None else spread
-    return "level" if abs(gap) <= limit else "above" if gap > 0 else "below"
-
-
 def action_of(row: Row) -> str:
     """The action that a row offers; `LEAVE` where it offers none."""
     if row["role"] == "control":
@@ -207,26 +216,22 @@ def action_of(row: Row) -> str:
 
 
 def outcome(row: Row, other: Row, *, metric: str = WGA, error: float = 0.0) -> str:
-    """``above``, ``level`` or ``below``: the difference of the means against the joint spread, or `SINGLE`, and errors.
+    """``above``, ``level`` or ``below``: the gain of ``row`` against the joint spread, or `SINGLE`, and errors.
 
-    ``error``: standard error of the difference by the reporting examples, a share.
+    ``above`` is better: larger accuracies, smaller errors. ``error``: standard error of the difference by the reporting
+    examples, in the unit of the metric.
     """
-    gap, spread = difference(row, other, metric=metric)
-    limit = np.hypot(SINGLE if spread is None else spread, ERRORS * error)
-    return "level" if abs(gap) <= limit else "above" if gap > 0 else "below"
+    better, spread = gain(row, other, metric=metric)
+    limit = np.hypot(spread, ERRORS * error)
+    return "level" if abs(better) <= limit else "above" if better > 0 else "below"
 
 
 def sampling_error(influences: Influences, row: Row, other: Row) -> float:
-    """Standard error of the difference of two worst-group accuracies, a share, by the reporting examples they share.
+    """Standard error of the difference of two numbers of the worst group, by the reporting examples they share.
 
     It is paired: an example that both rows get right, or wrong, equally often adds nothing.
     """
     return float(np.linalg.norm(influences[row["method"]] - influences[other["method"]]))
-
-
-def loss(row: Row, plain: Row) -> float:
-    """Average accuracy that a row loses against plain training, as a share; 0 where it is not known."""
-    return -difference(row, plain, metric=AVERAGE)[0] if has(row, AVERAGE) and has(plain, AVERAGE) else 0.0
 
 
 def explanations(row: Row, rows: Iterable[Row], judge: Judge) -> list[Row]:
@@ -236,7 +241,7 @@ def explanations(row: Row, rows: Iterable[Row], judge: Judge) -> list[Row]:
     """
     if row["role"] != "ours" or not _removes(row):
         return []
-    random = (other for other in rows if other["settings"].get("controls") in ("number", "class balance"))
+    random = (other for other in rows if other["settings"].get("controls") in RANDOM)
     least = _removed(row) / 2
     return [other for other in random if _removed(other) < least or judge(row, other) != "above"]
 
@@ -263,21 +268,16 @@ def _removes(row: Row) -> bool:
     return sum(bool(share) for share in removed) >= len(removed) / 2
 
 
-def _best(rows: Iterable[Row]) -> Row:
-    return max(rows, key=lambda row: row["metrics"][WGA]["mean"])
+def _best(rows: Sequence[Row]) -> Row:
+    measure = measures.measure_of(rows)
+    return max(rows, key=lambda row: _worst(row, measure))
 
 
 def _preference(row: Row) -> tuple[Any, ...]:
-    return COSTS[action_of(row)], not row["settings"].get("selected", False), -row["metrics"][WGA]["mean"]
+    return COSTS[action_of(row)], not row["settings"].get("selected", False), -_worst(row, measures.measure_of([row]))
 
 
-def _lift(row: Row, plain: Row, kind: str) -> str:
-    return f"{row['method']} lifts the worst {kind} from {_percent(plain)} to {_percent(row)}"
-
-
-def _percent(row: Row) -> str:
-    return f"{100 * row['metrics'][WGA]['mean']:.1f} %"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.3g} points"
+def _worst(row: Row, measure: measures.Measure) -> float:
+    """The number of the worst group, larger being better."""
+    mean = row["metrics"][measure.worst]["mean"]
+    return -mean if measure.errors else mean

@@ -23,10 +23,21 @@ class LabelScale(NamedTuple):
 def fit(y: Shaped[AnyArray, "n"]) -> LabelScale:
     """The scale of labels; raises ValueError if they are all equal or not finite."""
     y = np.asarray(y, np.float64)
-    mean, std = float(y.mean()), float(y.std())
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow is named below
+        mean, std = float(y.mean()), float(y.std())
     if not np.isfinite(std) or y.min() == y.max():
         raise ValueError(f"y: found labels of mean {mean:g} and deviation {std:g}, expected finite ones that vary")
     return LabelScale(mean, std)
+
+
+def intervals(y: Shaped[AnyArray, "n"], *, count: int = 10) -> Float[np.ndarray, "e"]:
+    """Edges of ``count`` intervals of labels, of equal width between the first and the last percentile of ``y``.
+
+    Interval i of a label is ``np.searchsorted(edges, label, side="right")``. Edges that are equal are one, so labels
+    that hardly vary have fewer intervals.
+    """
+    low, high = np.quantile(np.asarray(y, np.float64), [0.01, 0.99])
+    return np.unique(np.linspace(low, high, count + 1)[1:-1])
 
 
 def standardise(scale: LabelScale, y: Shaped[AnyArray, "*n"]) -> Float[np.ndarray, "*n"]:

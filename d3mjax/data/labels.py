@@ -111,8 +111,7 @@ def _check_classes(option: str, name: str, levels: np.ndarray, counts: np.ndarra
     kind = f"{len(levels)} different numbers" if whole else f"numbers such as {levels[len(levels) // 2]:g}"
     raise ValueError(
         f"--label: found {kind} in {name!r} of {option}: it looks like a number to predict, not a class. Expected "
-        "classes: cut it, say at its median, into a column of two values; d3mjax-diagnose takes numbers with "
-        f"--regression; if the numbers are codes of classes, --categorical {name}"
+        f"classes; --regression predicts numbers; if they are codes of classes, --categorical {name}"
     )
 
 

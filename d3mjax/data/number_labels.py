@@ -28,8 +28,8 @@ def read(columns: Mapping[str, pd.Series], name: str) -> dict[str, Float[np.ndar
     values = np.unique(numbers[first])
     if len(values) < 3:
         raise ValueError(
-            f"--label: found {len(values)} different values in {name!r} of {first}, expected numbers to predict; use "
-            "classification: leave out --regression"
+            f"--label: found {len(values)} different values in {name!r} of {first}, expected numbers to predict: it "
+            "looks like a class; use classification: leave out --regression"
         )
     return numbers
 

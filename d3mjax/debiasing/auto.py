@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from d3mjax.attribution import outputs, per_checkpoint, trak
-from d3mjax.debiasing import pseudo_groups, sources
+from d3mjax.debiasing import pseudo_groups, regression, sources
 from d3mjax.debiasing.pseudo_groups import PseudoGroups
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.training import ensemble
-from d3mjax.types import AnyArray, Data, Model, Trainer
+from d3mjax.types import AnyArray, Data, Model, Trainer, is_regression
 
 SIMILARITY = 1000.0  # damping far above 1: tau is plain similarity of gradients
 
@@ -32,8 +32,8 @@ class Checkpoints(NamedTuple):
     """Models trained on the whole training set."""
 
     variables: PyTree  # leading axis c, on the host
-    margins: Float[AnyArray, "c t"]  # soft margins of the targets
-    right: Bool[AnyArray, "c n"]  # whether the checkpoint classifies the example as its label says
+    margins: Float[AnyArray, "c t"]  # soft margins of the targets; of a regression minus half their squared errors
+    right: Bool[AnyArray, "c n"]  # whether the checkpoint predicts the label of the example, or a number near it
 
 
 def train_checkpoints(
@@ -62,6 +62,9 @@ def train_checkpoints(
 @partial(jax.jit, static_argnames=("model", "trainer", "num_steps", "width", "mesh"))
 def _trained(data: Data, model_keys, everything, *, model, trainer, num_steps, width, mesh):
     def look(variables, data):
+        if is_regression(data.train.y):
+            right = regression.fits(outputs.residuals(model, variables, data.train, microbatch=4096))
+            return Checkpoints(variables, outputs.negative_squared_errors(model, variables, data.target), right)
         right = outputs.hard_margins(model, variables, data.train, microbatch=4096) > 0
         return Checkpoints(variables, outputs.soft_margins(model, variables, data.target), right)
 

@@ -14,14 +14,17 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from d3mjax import metrics
 from d3mjax.attribution import gradients, outputs, trak
 from d3mjax.debiasing import selection
 from d3mjax.types import AnyArray, Data
+
+HALVINGS = 40  # of the range of shifts: 12 digits
 
 
 class Errors(NamedTuple):
@@ -72,6 +75,47 @@ def choose(tried: Mapping[str, Errors], group: Int[AnyArray, "t"], *, tolerance:
     counts = np.bincount(group, minlength=errors.shape[1])
     average = np.sqrt(np.where(counts > 0, errors, 0) ** 2 @ counts / counts.sum())
     return list(tried)[int(selection.choose(-errors / least, -average, tolerance=tolerance))]
+
+
+def in_unit(errors: Errors, unit: float) -> Errors:
+    """Errors of standardised labels in the label's unit, of which ``unit`` is a deviation; losses have none."""
+    return Errors(errors.losses, *(unit * each for each in errors[1:]))
+
+
+def shift(residuals: Float[AnyArray, "t"], group: Int[AnyArray, "t"], num_groups: int) -> Float[Array, ""]:
+    """The number added to all predictions under which the largest mean squared error of a group is smallest.
+
+    What class offsets are for classes: it needs no training. With mean residual m_g and mean square q_g the error of
+    group g is ``q_g - 2 c m_g + c^2`` under the shift c. The largest of these parabolas falls towards the bottom m_g of
+    the one on top, so halving the range of the bottoms ends at the minimum, to rounding. Empty groups, and examples of
+    group -1, count nowhere; without examples the shift is 0.
+
+    >>> import numpy as np
+    >>> from d3mjax.debiasing import regression
+    >>> residuals, group = np.array([0.0, 0.0, 4.0]), np.array([0, 0, 1])
+    >>> float(regression.shift(residuals, group, 2))  # midway: both groups have an error of 2
+    2.0
+    """
+    residuals = jnp.asarray(residuals)
+    means, squares = (metrics.group_means(a, group, num_groups) for a in (residuals, residuals**2))
+
+    def halve(_, bracket):
+        middle = bracket.mean()
+        top = means[jnp.nanargmax(squares - 2 * middle * means)]
+        return jnp.where(top > middle, bracket.at[0].set(middle), bracket.at[1].set(middle))
+
+    bracket = jnp.nan_to_num(jnp.stack([jnp.nanmin(means), jnp.nanmax(means)]))
+    return jax.lax.fori_loop(0, HALVINGS, halve, bracket).mean()
+
+
+def fits(residuals: Float[AnyArray, "n"], *, z: float = 3.0) -> Bool[Array, "n"]:
+    """Whether a label is near its prediction: the residual at most ``z`` robust deviations from the median residual.
+
+    One deviation is ``1.4826 median |r - median r|``. A label that no model comes near is a suspect of being wrong.
+    """
+    residuals = jnp.asarray(residuals)
+    distance = jnp.abs(residuals - jnp.median(residuals))
+    return distance <= z * 1.4826 * jnp.median(distance)
 
 
 @lru_cache

@@ -30,11 +30,13 @@ def accuracy_against_removed(
     *,
     references: Mapping[str, Numbers],
     num_train: int,
+    error: str | None = None,
 ) -> Figure:
     """Worst-group accuracy against the number of removed examples.
 
     `curves`: method -> (removed [k], accuracy [s k]); `references`: method -> accuracy [s], drawn as horizontal
-    lines; `marks`: label -> (removed, accuracy) of one choice, say the heuristic's.
+    lines; `marks`: label -> (removed, accuracy) of one choice, say the heuristic's. `error`: name of an error that
+    takes the place of accuracy, any numbers above 0.
     """
     figure, (axes,) = _figure(8.2, 4.2)
     for (label, (removed, accuracy)), colour, marker in zip(curves.items(), cycle(PALETTE), cycle("os^Dv<>")):
@@ -49,9 +51,10 @@ def accuracy_against_removed(
     for (label, (x, y)), marker in zip(marks.items(), cycle("*PX")):
         style = {"color": "white", "edgecolor": "black", "linewidth": 1.2, "zorder": 5, "clip_on": False}
         axes.scatter([x], [y], marker=marker, s=170, label=label, **style)
-    axes.set(xlabel="training examples removed", ylabel="worst-group accuracy", xlim=(0, None))
-    axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="training examples removed", ylabel=f"worst-group {error or 'accuracy'}", xlim=(0, None))
+    axes.set_ylim(0, axes.get_ylim()[1] if error else min(1.0, axes.get_ylim()[1]))
+    if not error:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     to_share = (lambda k: np.divide(k, num_train), lambda f: np.multiply(f, num_train))
     share = axes.secondary_xaxis("top", functions=to_share)
@@ -109,29 +112,34 @@ def worst_against_average(
     max_loss: float | None = None,
     candidates: tuple[Numbers, Numbers] = ((), ()),
     part: str = "group",
+    error: str | None = None,
 ) -> Figure:
     """Worst-group against average accuracy, a point a method; `points`: label -> (average [s], worst group [s]).
 
     `plain` has a ring and `chosen` a frame. Left of the line, ``max_loss`` below `plain`, average accuracy costs too
     much. `candidates`: further points without names, (average [k], worst group [k]). `part`: what the groups are.
+    `error`: name of an error that takes the place of accuracy; the line is then ``max_loss`` of it above `plain`.
     """
     figure, (axes,) = _figure(6.0, 4.0 + 0.1 * len(points))
-    average, worst = (100 * np.asarray(a) for a in candidates)
+    scale = 1 if error else 100
+    average, worst = (scale * np.asarray(a) for a in candidates)
     axes.scatter(average, worst, color="#8a929e", marker=".", s=22, zorder=1)
     styles = zip(cycle(PALETTE), cycle("osD^vP<>"))
     for (label, (average, worst)), (colour, marker) in zip(points.items(), styles, strict=False):
-        (x, xerr), (y, yerr) = (_spread(100 * np.asarray(a)) for a in (average, worst))
+        (x, xerr), (y, yerr) = (_spread(scale * np.asarray(a)) for a in (average, worst))
         style = {"color": colour, "marker": marker, "markersize": 6, "elinewidth": 0.9, "linestyle": "none"}
         axes.errorbar(x, y, xerr=xerr, yerr=yerr, label=label, **style)
         if label == plain and max_loss is not None:
             line = {"color": "black", "linestyle": "--", "linewidth": 1.1, "zorder": 1}
-            axes.axvline(x - 100 * max_loss, label=f"limit: {100 * max_loss:g} points of average below {plain}", **line)
+            below = f"limit: {100 * max_loss:g} {'% above' if error else 'points of average below'} {plain}"
+            axes.axvline(x * (1 + max_loss) if error else x - 100 * max_loss, label=below, **line)
         mark = {"facecolor": "none", "edgecolor": "black", "zorder": 5, "linewidth": 1.3}
         if label == plain:
             axes.scatter([x], [y], marker="o", s=170, label="plain training", **mark)
         if label == chosen:
             axes.scatter([x], [y], marker="s", s=260, label="the verdict", **mark)
-    axes.set(xlabel="average accuracy, %", ylabel=f"worst-{part} accuracy, %")
+    of = error or "accuracy, %"
+    axes.set(xlabel=f"{'overall' if error else 'average'} {of}", ylabel=f"worst-{part} {of}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(StrMethodFormatter("{x:.3g}"))

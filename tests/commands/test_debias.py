@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted
 
-from d3mjax.commands import debias, debias_recipe, debias_report, debias_seed, verdict
+from d3mjax.commands import debias, debias_recipe, debias_report, debias_seed, measures, verdict
 from d3mjax.commands.debias_seed import MATCHED, OFFSETS, PLAIN, RANDOM, SELECTED, TARGETS_ALONE
 from d3mjax.runtime import runs, store
 
@@ -190,7 +190,9 @@ def test_findings_follow_the_verdict_and_are_few():
     # The influence of the second example is .8 / 100, and .5 / 100 in plain training.
     ours, plain = debias_report.influences_of(units)[SELECTED], debias_report.influences_of(units)[PLAIN]
     np.testing.assert_allclose(ours - plain, [0, 0.003], rtol=1e-6)
-    assert "error of 0.3 points by the reporting examples, 15 of" in next(debias_report._chance([45, 15], 0.003))
+    assert "error of 0.3 points by the reporting examples, 15 of" in next(
+        debias_report._chance([45, 15], 0.003, measures.ACCURACIES)
+    )
 
 
 @pytest.mark.parametrize(("effective", "noisy"), [(10.4, False), (10.6, True)])
@@ -213,7 +215,7 @@ def test_seeds_are_put_together_by_mean_score():
         ({"reading": 1}, {"score": np.stack([-s, s]), "kept": k, "suspect": k})
         for s, k in zip(scores, kept, strict=True)
     ]
-    ranking = debias_report.rank(units, np.array([0, 0, 1, 1]), 2)
+    ranking = debias_report.rank(units, np.array([0, 0, 1, 1]))
     assert ranking.score.tolist() == [2, -0.5, -1, 3]
     assert ranking.rank.tolist() == [2, 1, 0, 3]
     assert ranking.keep.tolist() == [True, False, False, True]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from planted_files import QUICK, make_files, planted, write_csv
 
-from d3mjax.commands import debias, debias_data
+from d3mjax.commands import debias, debias_data, debias_divisions
 from d3mjax.commands.debias_data import Files
 
 
@@ -54,7 +54,7 @@ def test_without_groups_the_classes_divide_the_targets(tmp_path):
     assert own.group_names == own.class_names == ("high", "low")
     np.testing.assert_array_equal(own.target.group, own.target.y)
     assert own.target_names.tolist() == planted(1, 400, 0.75)["row"].tolist()
-    sizes = [np.bincount(part.group) for part in debias_data.divide(own, 0)[1:]]
+    sizes = [np.bincount(part.group) for part in debias_divisions.divide(own, 0)[1:]]
     assert np.ptp(sizes[1] - sizes[2]) <= 1
     assert np.ptp(sizes[0] - 2 * sizes[1]) <= 2
 
@@ -90,22 +90,22 @@ def test_missing_numbers_are_the_training_median_and_an_indicator_and_missing_te
 def test_targets_are_dealt_out_evenly_in_groups_and_classes():
     group = np.repeat([0, 1, 2], [40, 8, 3])
     y = np.concatenate([np.tile([0, 1], 24), [0, 1, 1]])
-    part = debias_data.deal(group, y, 0, debias_data.PARTS)
+    part = debias_divisions.deal(group, y, 0, debias_divisions.PARTS)
     assert np.bincount(part).tolist() == [25, 13, 13]
     for g, size in ((0, 20), (1, 4)):
         for c in (0, 1):
             cell = part[(group == g) & (y == c)]
             assert np.bincount(cell).tolist() == [size // 2, size // 4, size // 4]
     assert sorted(part[group == 2]) == [0, 1, 2]
-    np.testing.assert_array_equal(part, debias_data.deal(group, y, 0, debias_data.PARTS))
-    assert (part != debias_data.deal(group, y, 1, debias_data.PARTS)).any()
+    np.testing.assert_array_equal(part, debias_divisions.deal(group, y, 0, debias_divisions.PARTS))
+    assert (part != debias_divisions.deal(group, y, 1, debias_divisions.PARTS)).any()
 
 
 def test_a_test_set_reports_and_is_the_same_for_every_seed(tmp_path):
     files = make_files(tmp_path)
     files = replace(files, min_group=3, test=write_csv(tmp_path / "test.csv", planted(2, 50, 0.5)))
     own = debias_data.read(files)
-    a, b = debias_data.divide(own, 0), debias_data.divide(own, 1)
+    a, b = debias_divisions.divide(own, 0), debias_divisions.divide(own, 1)
     assert (len(a.target.y), len(a.selection.y), len(a.test.y)) == (267, 133, 50)
     np.testing.assert_array_equal(a.test.id, b.test.id)
     assert set(a.target.id) != set(b.target.id)
