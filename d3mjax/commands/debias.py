@@ -53,7 +53,7 @@ class Config:
     # Training steps, by SGD with momentum, the rate falling linearly to zero. If not given: ten epochs of batches of
     # 50, at least 300 steps; beyond 5,000 examples fewer epochs of larger batches (3 of 316 at 200,000 examples).
     steps: int | None = None
-    # Learning rate at the start, for batches of 50; it grows with the batch. If not given: 0.05, or 0.02 with
+    # Learning rate at the start, for batches of 50; it grows with the batch. If not given: 0.05, or 0.1 with
     # --regression.
     rate: float | None = None
     # Models behind the scores, which all seeds share: 20, with --quick 8.
@@ -131,7 +131,7 @@ def job_of(config: Config, data: UserData, results: Path, run: str | None, *, dr
     """The model and the steps that fit the data, and the directory of the run, all checked."""
     if not 0 <= config.max_loss <= 1:
         raise ValueError(f"--max-loss: found {config.max_loss:g}, expected a share from 0 to 1, such as 0.05")
-    rate = (0.02 if data.scale else 0.05) if config.rate is None else config.rate
+    rate = (0.1 if data.scale else 0.05) if config.rate is None else config.rate
     if not 0 < rate < float("inf"):
         raise ValueError(f"--rate: found {rate:g}, expected a positive number, such as 0.05")
     n, shape, num_classes = len(data.train.y), data.train.x.shape[1:], data.num_classes

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Num
 
-from d3mjax.types import AnyArray
+from d3mjax.types import AnyArray, is_regression
 
 COMMON = 0.1  # share of repeated training rows above which equal rows are expected
 
@@ -28,14 +28,25 @@ def shared(train: pd.DataFrame, target: pd.DataFrame) -> Bool[np.ndarray, "t"]:
 
 
 def copies(frame: pd.DataFrame, y: Num[AnyArray, "n"]) -> list[str]:
-    """The columns whose values and the labels determine each other one to one: the label under another name."""
-    num_classes = len(np.unique(y))
-    names = []
+    """The columns whose values and the labels determine each other one to one: the label under another name.
+
+    Labels of a regression may all be different, and so determine any column of different values. Where most are, only
+    columns of numbers that rise or fall with the label all along are copies.
+    """
+    y, names = np.asarray(y), []
+    num_labels, order = len(np.unique(y)), np.argsort(y, kind="stable")
+    distinct = is_regression(y) and 2 * num_labels > len(y)
     for name in frame:
         codes, values = pd.factorize(frame[name], use_na_sentinel=False)
-        if len(values) == num_classes == len(np.unique(np.stack([codes, y]), axis=1).T):
+        one_to_one = len(values) == num_labels == len(np.unique(np.stack([codes, y]), axis=1).T)
+        if one_to_one and (not distinct or _monotone(frame[name].iloc[order])):
             names.append(str(name))
     return names
+
+
+def _monotone(column: pd.Series) -> bool:
+    numeric = pd.api.types.is_numeric_dtype(column)
+    return bool(numeric and (column.is_monotonic_increasing or column.is_monotonic_decreasing))
 
 
 def overlap_note(

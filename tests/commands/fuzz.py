@@ -226,6 +226,8 @@ def damage(rng: Rng, path: Path) -> None:
 def options(rng: Rng, command: str) -> dict[str, Any]:
     """Random options that name columns."""
     chosen: dict[str, Any] = {"label": "y" if rng.random() < 0.97 else "yy"}
+    if rng.random() < 0.2:
+        chosen |= {"regression": True, "label": str(rng.choice(["a", "y"]))}
     chosen |= {"id": "id"} if rng.random() < 0.3 else {}
     chosen |= {"drop": "c0"} if rng.random() < 0.06 else {}
     chosen |= {"categorical": "c1"} if rng.random() < 0.06 else {}

@@ -46,7 +46,8 @@ def finished(tmp_path_factory):
     """The configuration, the directory of the files, the run, and how many training programs were compiled."""
     programs: Any = debias_recipe._trained
     path, before = tmp_path_factory.mktemp("numbers"), programs._cache_size()
-    config = debias.Config(make_files(path), **QUICK | {"steps": 300})
+    options: dict[str, Any] = QUICK | {"steps": 300}
+    config = debias.Config(make_files(path), **options)
     run = debias.main(config, path / "results")
     return config, path, run, programs._cache_size() - before
 
@@ -225,7 +226,7 @@ def test_a_shift_ends_where_parabolas_cross_or_at_the_bottom_of_one():
         shift = float(regression.shift(residuals, group, 4))  # group 3 is empty
         grid = shift + np.linspace(-1, 1, 401)
         assert worst(shift) <= min(map(worst, grid)) * (1 + 1e-5)
-    assert float(regression.shift(residuals, np.full(60, -1), 3)) == 0
+    assert float(regression.shift(np.ones(60), np.full(60, -1), 3)) == 0
 
 
 def made(method, error, overall=10.0, *, role="ours", removed=0.2, deviation=0.1, seeds=3, **settings):

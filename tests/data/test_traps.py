@@ -22,6 +22,15 @@ def test_only_a_one_to_one_column_is_a_copy_of_the_label():
     assert traps.copies(frame, y) == ["coded", "text"]
 
 
+def test_different_numbers_are_copies_of_different_labels_only_where_they_rise_or_fall_with_them():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=50)
+    columns = {"same": y, "log": np.log(y + 9), "minus": -y, "other": rng.normal(size=50), "id": [f"r{i}" for i in y]}
+    assert traps.copies(pd.DataFrame(columns), y) == ["same", "log", "minus"]
+    rounded = np.round(y) + 0.0  # no -0; labels repeat: one to one is no chance
+    assert traps.copies(pd.DataFrame({"text": rounded.astype(str), "other": columns["other"]}), rounded) == ["text"]
+
+
 def test_shared_rows_stay_where_training_rows_repeat_each_other():
     shared = np.array([True, False, False])
     out, (note,) = traps.overlap_note("--validation", shared, np.zeros(20, bool))
