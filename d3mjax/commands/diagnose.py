@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from d3mjax.commands.diagnose_data import Files, UserTable
 from d3mjax.commands.diagnose_report import Decision
 from d3mjax.data import label_scale, tables
 from d3mjax.data.planted.mixed_errors import KINDS
-from d3mjax.diagnosis import diagnose, repair, taught, trees
+from d3mjax.diagnosis import diagnose, relative, repair, taught, trees
 from d3mjax.diagnosis.cells import MLP2, Network, labelled, make_train, trainer_of
 from d3mjax.runtime import hosts, runs, store
 from d3mjax.training import objectives
@@ -41,7 +41,7 @@ class Config:
     """What determines the numbers."""
 
     files: Files
-    # File of a diagnoser, as python -m experiments demix_pretrain makes it; if not given, that which ships with d3mjax.
+    # File of a diagnoser, as python -m experiments demix_tables makes it; if not given, that which ships with d3mjax.
     diagnoser: str | None = None
     # Networks that are trained on --train to describe its rows; probabilities are means over them.
     networks: int = 3
@@ -114,7 +114,13 @@ def job_of(config: Config, data: UserTable, results: Path, run: str | None, *, n
     return Job(config, data, diagnoser, manifest, directory, network=network)
 
 
-def look(job: Job, train: Callable, seed: int, progress: Callable[[int], object]) -> runs.Unit:
+def look(
+    job: Job,
+    train: Callable,
+    of_table: Callable[[], relative.Scores | None],
+    seed: int,
+    progress: Callable[[int], object],
+) -> runs.Unit:
     """The probabilities of each kind, and of each class, by one network."""
     data, encoder, chosen = job.data, tables.fit_encoder(job.data.train), diagnose_data.looked_at(job.data)
     y, held_y = data.y, data.validation_y[chosen]
@@ -122,7 +128,7 @@ def look(job: Job, train: Callable, seed: int, progress: Callable[[int], object]
         y, held_y = diagnose.standardised(y, y, held_y)
     held = labelled(encoder, tables.take(data.validation, chosen), held_y)
     (cell,) = train(jax.random.key(seed), [(labelled(encoder, data.train, y), held)], [data.train])
-    result = diagnose.look(job.diagnoser, cell, y, num_classes_of(data))
+    result = diagnose.look(job.diagnoser, cell, y, num_classes_of(data), of_table=of_table())
     progress(1)
     return {}, result._asdict()
 
@@ -134,7 +140,7 @@ def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
     larger errors (study ``demix_regression``).
     """
     data = job.data
-    result = diagnose.combine([diagnose.Look(**arrays) for _, arrays in units], data.y, job.diagnoser)
+    result = diagnose.combine([diagnose.Look(**arrays) for _, arrays in units], data.train, data.y, job.diagnoser)
     repaired, risk = repair.recommended(
         data.train,
         data.y,
@@ -147,7 +153,7 @@ def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
     )
     used = repair.cautious(result.claims, result.probabilities)
     used[:, repair.MINORITY] &= risk.likely
-    return Decision(result, used, repaired, risk, np.asarray(job.diagnoser.thresholds))
+    return Decision(result, used, repaired, risk, trees.thresholds(job.diagnoser, result.probabilities))
 
 
 def compare(
@@ -211,7 +217,8 @@ def work(job: Job) -> Path:
     config, data, directory = job.config, job.data, job.directory
     columns, num_classes = list(tables.slices(data.train).values()), num_classes_of(data)
     train = make_train(job.network, columns, num_classes, len(data.y), mesh=hosts.local_mesh())
-    units = runs.run_units(directory, "network", range(config.networks), partial(look, job, train), models=1)
+    of_table = cache(lambda: diagnose.scores_of(job.diagnoser, data.train, data.y, num_classes))
+    units = runs.run_units(directory, "network", range(config.networks), partial(look, job, train, of_table), models=1)
     decision = decide(job, units)
     measure = partial(compare, data, decision, make_fit(data, job.network))
     checks = runs.run_units(directory, "retrained", range(config.seeds), measure, models=2)

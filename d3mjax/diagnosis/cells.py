@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, Num, PyTree
 
 from d3mjax.attribution import curvatures, outputs
 from d3mjax.data import tables
-from d3mjax.diagnosis import number_scores, oddity, row_features, vectors
+from d3mjax.diagnosis import number_scores, oddity, relative, row_features, vectors
 from d3mjax.linalg.products import LARGEST
 from d3mjax.networks import dense, ft_transformer
 from d3mjax.training import ensemble, objectives, sampling
@@ -28,6 +28,8 @@ FOLDS = 3
 EXTRAS = ("norm", "path", "left out", "left out margin", *oddity.NAMES)
 FEATURES = row_features.feature_names(rows=EXTRAS)
 """Names of the features that trees read, in order."""
+WIDE = (*FEATURES, *relative.NAMES)
+"""The same, and those relative to the table, which need scikit-learn."""
 NUMBER_EXTRAS = (*EXTRAS, *number_scores.NAMES)
 STRANGE = {"far": 4.0, "surprise": 4.0, "left out, among its like": 4.0, "neighbours' labels": 1.5}
 """Extras whose share of rows above a number is a feature of every row: how dirty the table is."""
@@ -192,8 +194,13 @@ def make_train(
     return train
 
 
-def features(cell: Cell, y: Num[AnyArray, "n"], num_classes: int | None) -> Float[np.ndarray, "n f"]:
-    """The features of trees, in the order of `FEATURES`, or of `NUMBER_FEATURES` where ``num_classes`` is None."""
+def features(
+    cell: Cell, y: Num[AnyArray, "n"], num_classes: int | None, *, of_table: relative.Scores | None = None
+) -> Float[np.ndarray, "n f"]:
+    """The features of trees, in the order of `FEATURES`, of `WIDE` with ``of_table``, or of `NUMBER_FEATURES`.
+
+    The last are for labels that are numbers: ``num_classes`` is None.
+    """
     if num_classes is None:
         left_out = cell.left_out[:, 0]
         edges = np.quantile(left_out, np.arange(1, BINS) / BINS)
@@ -201,4 +208,8 @@ def features(cell: Cell, y: Num[AnyArray, "n"], num_classes: int | None) -> Floa
         own = np.asarray(row_features.order_statistics(cell.vectors, bins, BINS, rows=cell.extras))
         shares = [(cell.extras[:, NUMBER_EXTRAS.index(name)] > most).mean() for name, most in STRANGE.items()]
         return np.concatenate([own, np.broadcast_to(np.asarray(shares, np.float32), (len(own), len(shares)))], axis=1)
-    return np.asarray(row_features.order_statistics(cell.vectors, y, num_classes, rows=cell.extras))
+    own = np.asarray(row_features.order_statistics(cell.vectors, y, num_classes, rows=cell.extras))
+    if of_table is None:
+        return own
+    left_out = np.asarray(jax.nn.softmax(cell.left_out, axis=1))
+    return np.concatenate([own, relative.features(of_table, y, left_out)], axis=1)

@@ -84,8 +84,8 @@ def flag(probabilities: Float[AnyArray, "n e"], thresholds: Float[AnyArray, "e"]
     return jnp.asarray(probabilities) >= jnp.asarray(thresholds)[None]
 
 
-def expected_best(probabilities: Float[AnyArray, "n e"], *, least: float = 0.2) -> Bool[np.ndarray, "n e"]:
-    """The claims of each type with the highest expected F1 in this table, none below the probability ``least``.
+def expected_thresholds(probabilities: Float[AnyArray, "n e"], *, least: float = 0.2) -> Float[np.ndarray, "e"]:
+    """The threshold of each type with the highest expected F1 in this table, none below ``least``.
 
     The k likeliest rows are claimed, for the k of the largest ``2 sum_{i <= k} p_i / (k + sum_i p_i)``: where errors
     are rare, less likely rows are worth a claim. Probabilities must be calibrated; tied ones are claimed together.
@@ -93,8 +93,12 @@ def expected_best(probabilities: Float[AnyArray, "n e"], *, least: float = 0.2) 
     p = np.asarray(probabilities, np.float64)
     ordered = -np.sort(-p, axis=0)
     expected = 2 * np.cumsum(ordered, axis=0) / (np.arange(1, len(p) + 1)[:, None] + p.sum(0, keepdims=True))
-    last = np.take_along_axis(ordered, expected.argmax(0)[None], axis=0)
-    return p >= np.maximum(last, least)
+    return np.maximum(np.take_along_axis(ordered, expected.argmax(0)[None], axis=0)[0], least)
+
+
+def expected_best(probabilities: Float[AnyArray, "n e"], *, least: float = 0.2) -> Bool[np.ndarray, "n e"]:
+    """The claims by `expected_thresholds`."""
+    return np.asarray(probabilities, np.float64) >= expected_thresholds(probabilities, least=least)
 
 
 def best_thresholds(

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Key, Num
 
 from d3mjax.data import label_scale, tables
 from d3mjax.data.splits import check_numbers
-from d3mjax.diagnosis import taught, trees
-from d3mjax.diagnosis.cells import MLP2, Cell, Network, features, labelled, make_train
+from d3mjax.diagnosis import relative, taught, trees
+from d3mjax.diagnosis.cells import FEATURES, MLP2, Cell, Network, features, labelled, make_train
 from d3mjax.types import AnyArray, Table, is_regression
 
 
@@ -35,7 +35,7 @@ class Diagnosis(NamedTuple):
     """Errors of every row: wrong label, broken features, minority of a shortcut (the order of `mixed_errors.KINDS`)."""
 
     probabilities: Float[np.ndarray, "n e"]  # calibrated, means over networks
-    claims: Bool[np.ndarray, "n e"]  # probability at or above the threshold of its type
+    claims: Bool[np.ndarray, "n e"]  # probability at or above the threshold of its type in this table
     info: Info
 
 
@@ -55,9 +55,10 @@ def diagnose(
     """Probable errors of every row of ``table``: wrong label, broken features, or minority of a shortcut.
 
     Trains ``networks`` small networks on the table, describes each row by its influence on the rows of ``validation``
-    (64 or more that nothing is trained on; they may have errors of their own), and applies ``diagnoser``, trees taught
-    on other tables; if None, those that ship with d3mjax (`taught.shipped`). Both tables have the same columns and
-    levels, see `tables.from_columns`; classes are 0..C-1, and floats are numbers to predict, in any unit. Pass the
+    (64 or more that nothing is trained on; they may have errors of their own) and relative to the rest of the table
+    (`relative`), and applies ``diagnoser``, trees taught on other tables; if None, those that ship with d3mjax
+    (`taught.shipped`), which need scikit-learn: ``pip install 'd3mjax[commands]'``. Both tables have the same columns
+    and levels, see `tables.from_columns`; classes are 0..C-1, and floats are numbers to predict, in any unit. Pass the
     result on to `repair.recommended`. ``width`` and ``mesh`` are those of `ensemble.map_models`.
 
     >>> import jax, numpy as np, d3mjax
@@ -73,6 +74,7 @@ def diagnose(
     Raises:
       ValueError: if the columns of the tables differ, classes of ``validation_y`` do not occur in ``y``, or numbers
         have fewer than three values or are not finite.
+      ImportError: without scikit-learn, if ``diagnoser`` needs it.
       FloatingPointError: if the training of a network diverges.
     """
     y, validation_y = np.asarray(y), np.asarray(validation_y)
@@ -87,8 +89,19 @@ def diagnose(
     encoder, columns = tables.fit_encoder(table), list(tables.slices(table).values())
     splits = labelled(encoder, table, train_y), labelled(encoder, validation, held_y)
     train = make_train(network, columns, num_classes, len(y), width=width, mesh=mesh)
+    of_table = scores_of(diagnoser, table, y, num_classes)
     cells = train(key, [splits] * networks, [table] * networks)
-    return combine([look(diagnoser, cell, train_y, num_classes) for cell in cells], y, diagnoser)
+    looks = [look(diagnoser, cell, train_y, num_classes, of_table=of_table) for cell in cells]
+    return combine(looks, table, y, diagnoser)
+
+
+def scores_of(
+    diagnoser: trees.Trees, table: Table, y: Num[AnyArray, "n"], num_classes: int | None
+) -> relative.Scores | None:
+    """The scores of a table that all its networks share; None of numbers, or if ``diagnoser`` reads none of them."""
+    if num_classes is None or trees.width(diagnoser) <= len(FEATURES):
+        return None
+    return relative.scores(table, y, num_classes)
 
 
 def standardised(y: Float[AnyArray, "n"], *labels: Float[AnyArray, "_"]) -> list[Float[np.ndarray, "_"]]:
@@ -97,24 +110,42 @@ def standardised(y: Float[AnyArray, "n"], *labels: Float[AnyArray, "_"]) -> list
     return [label_scale.standardise(scale, each) for each in labels]
 
 
-def look(diagnoser: trees.Trees, cell: Cell, y: Num[AnyArray, "n"], num_classes: int | None) -> Look:
-    """The probabilities by one network's cell. Raises FloatingPointError if its training diverged."""
+def look(
+    diagnoser: trees.Trees,
+    cell: Cell,
+    y: Num[AnyArray, "n"],
+    num_classes: int | None,
+    *,
+    of_table: relative.Scores | None = None,
+) -> Look:
+    """The probabilities by one network's cell and `scores_of` the table.
+
+    Raises FloatingPointError if the training of the network diverged.
+    """
     if not np.isfinite(cell.vectors).all():
         raise FloatingPointError("influence is not finite, training diverged")
-    p = np.asarray(trees.predict(diagnoser, features(cell, y, num_classes)))
+    p = np.asarray(trees.predict(diagnoser, features(cell, y, num_classes, of_table=of_table)))
     if num_classes is None:
         return Look(p, cell.left_out, cell.logits)
     return Look(p, *(np.asarray(jax.nn.softmax(logits)) for logits in (cell.left_out, cell.logits)))
 
 
-def combine(looks: Sequence[Look], y: Num[AnyArray, "n"], diagnoser: trees.Trees) -> Diagnosis:
-    """Claims by the mean probabilities of all networks; numbers ``y`` are in their unit."""
-    y = np.asarray(y)
+def combine(looks: Sequence[Look], table: Table, y: Num[AnyArray, "n"], diagnoser: trees.Trees) -> Diagnosis:
+    """Claims by the mean probabilities of all networks, of `possible` errors alone; numbers ``y`` are in their unit."""
+    y, able = np.asarray(y), possible(table, y)
     probabilities, left_out, fitted = (np.mean(arrays, axis=0) for arrays in zip(*looks, strict=True))
-    claimed = np.stack([np.asarray(trees.claim(diagnoser, one.probabilities)).mean(0) for one in looks])
+    probabilities = probabilities * able
+    claimed = np.stack([(trees.claim(diagnoser, one.probabilities) & able).mean(0) for one in looks])
     if is_regression(y):
         info = Info(label_scale.restore(label_scale.fit(y), left_out[:, 0]).astype(y.dtype), None, claimed)
     else:
         others = np.where(np.arange(left_out.shape[1])[None] == y[:, None], -1, left_out)
         info = Info(others.argmax(1).astype(y.dtype), fitted.argmax(1) == y, claimed)
-    return Diagnosis(probabilities, np.asarray(trees.claim(diagnoser, probabilities)), info)
+    return Diagnosis(probabilities, trees.claim(diagnoser, probabilities) & able, info)
+
+
+def possible(table: Table, y: Num[AnyArray, "n"]) -> Bool[np.ndarray, "e"]:
+    """Which types of error the table can have: two labels or more, columns that vary, and both for a shortcut."""
+    labels = len(np.unique(np.asarray(y))) > 1
+    varying = any(len(np.unique(a, equal_nan=True)) > 1 for a in table.columns.values())
+    return np.array([labels, varying, labels and varying])

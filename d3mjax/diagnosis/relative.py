@@ -11,7 +11,7 @@ They need no network, and mean the same for any table:
 Scores of the row are given with their normal scores in the table.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -42,21 +42,40 @@ TABLE = (
 NAMES = (*ROWS, *(f"{name} in the table" for name in ROWS), *(f"table: {name}" for name in TABLE))
 
 
-def features(
-    table: Table,
-    y: Int[AnyArray, "n"],
-    num_classes: int,
-    left_out: Float[AnyArray, "n C"],
-    forest: Float[AnyArray, "n C"],
-) -> Float[np.ndarray, "n f"]:
-    """`NAMES` of every row. ``left_out``, ``forest``: class probabilities by networks and trees without the row.
+class Scores(NamedTuple):
+    """The part of the features that networks do not change, so that several networks of a table share it."""
+
+    forest: Float[np.ndarray, "n C"]  # class probabilities by trees without the row
+    rows: Float[np.ndarray, "n k"]  # the last of `ROWS`, those after `_LABEL`
+    facts: Float[np.ndarray, "j"]  # the last of `TABLE`
+
+
+def scores(table: Table, y: Int[AnyArray, "n"], num_classes: int) -> Scores:
+    """Trees and scores of a table; raises ImportError without scikit-learn."""
+    try:
+        forest = out_of_bag(table, y, num_classes).astype(np.float32)
+    except ImportError as error:
+        raise ImportError("features relative to a table need scikit-learn: pip install 'd3mjax[commands]'") from error
+    y, x = np.asarray(y), tables.encode(tables.fit_encoder(table), table)
+    lifts, information = shortcuts(table, y, num_classes)
+    copies = copies_of(table)
+    votes, distance = nearest(x, y)
+    gains = undone.gains(table)
+    values = [isolation(x), distance, copies, *repeated(table).T, above(table), misspelt(table), *gains.T]
+    sizes = [np.log(len(y)), np.log(x.shape[1]), np.log(num_classes)]
+    facts = [np.bincount(y).max() / len(y), *sizes, *information, np.mean(copies > 1)]
+    facts += list((gains > undone.USUAL).mean(0))
+    return Scores(forest, np.stack([votes, *lifts.T, *values], 1), np.array(facts))
+
+
+def features(of_table: Scores, y: Int[AnyArray, "n"], left_out: Float[AnyArray, "n C"]) -> Float[np.ndarray, "n f"]:
+    """`NAMES` of every row. ``left_out``: class probabilities by networks without the row.
 
     Margins are ``p_y - max_{k != y} p_k``, log-odds those of the same two, each with 0.01 added.
     """
     y = np.asarray(y)
     n, rows = len(y), np.arange(len(y))
-    x = tables.encode(tables.fit_encoder(table), table)
-    sources = {"trees": np.asarray(forest), "networks": np.asarray(left_out)}
+    sources = {"trees": of_table.forest, "networks": np.asarray(left_out)}
     sources["both"] = (sources["trees"] + sources["networks"]) / 2
     label, accuracy = [], {}
     for name, p in sources.items():
@@ -65,16 +84,8 @@ def features(
         own, other = p[rows, y], others.max(1)
         label += [own - other, np.log((own + 0.01) / (other + 0.01))]
         accuracy[name] = np.mean(own > other)
-    lifts, information = shortcuts(table, y, num_classes)
-    copies = copies_of(table)
-    votes, distance = nearest(x, y)
-    gains = undone.gains(table)
-    values = [isolation(x), distance, copies, *repeated(table).T, above(table), misspelt(table), *gains.T]
-    of_rows = np.stack([*label, votes, *lifts.T, *values], 1)
-    largest = np.bincount(y).max() / n
-    facts = [accuracy["trees"], accuracy["networks"], sources["both"][rows, y].mean(), largest]
-    facts += [np.log(n), np.log(x.shape[1]), np.log(num_classes), *information, np.mean(copies > 1)]
-    facts += list((gains > undone.USUAL).mean(0))
+    of_rows = np.concatenate([np.stack(label, 1), of_table.rows], 1)
+    facts = [accuracy["trees"], accuracy["networks"], sources["both"][rows, y].mean(), *of_table.facts]
     normal = ndtri((rankdata(of_rows, axis=0) - 0.5) / n)
     return np.concatenate([of_rows, normal, np.tile(facts, (n, 1))], 1).astype(np.float32)
 

@@ -1,6 +1,6 @@
 """Taught diagnosers as files, and the two that ship with the package, for classes and for numbers as labels.
 
-``d3mjax/diagnosis/shipped/diagnoser.npz`` is what ``python -m experiments demix_pretrain`` makes: trees taught on six
+``d3mjax/diagnosis/shipped/diagnoser.npz`` is what ``python -m experiments demix_tables`` makes: trees taught on 43
 tables with planted errors. Its manifest holds what taught it and how well it does on tables left out.
 """
 
@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from d3mjax.diagnosis import trees
-from d3mjax.diagnosis.cells import FEATURES, NUMBER_FEATURES
+from d3mjax.diagnosis.cells import FEATURES, NUMBER_FEATURES, WIDE
 from d3mjax.runtime import diagnoser, store
 
 _DIRECTORY = importlib.resources.files("d3mjax.diagnosis") / "shipped"
@@ -25,9 +25,10 @@ def save(path: Any, fitted: trees.Trees, manifest: dict[str, Any]) -> None:
 def load(path: Traversable, *, numbers: bool = False) -> tuple[trees.Trees, dict[str, Any]]:
     """Trees and their manifest, for classes, or ``numbers``, as labels.
 
-    Raises ValueError if they were made for other features, naming both layouts.
+    Those for classes read `WIDE` features, or the first of them, `FEATURES`, alone, as its manifest records. Raises
+    ValueError if they were made for other features, naming all layouts.
     """
-    arrays, manifest = diagnoser.load_diagnoser(path, NUMBER_FEATURES if numbers else FEATURES)
+    arrays, manifest = diagnoser.load_diagnoser(path, *((NUMBER_FEATURES,) if numbers else (FEATURES, WIDE)))
     if set(arrays) != set(trees.Trees._fields):
         raise ValueError(f"{path} holds {sorted(arrays)}, expected trees: {sorted(trees.Trees._fields)}")
     forest = trees.Forest(**arrays.pop("forest"))

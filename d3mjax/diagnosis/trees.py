@@ -51,7 +51,7 @@ class Trees(NamedTuple):
     forest: Forest
     slope: Float[AnyArray, "e"]  # above 0, so that ranks stay: ``slope * log_odds + intercept``
     intercept: Float[AnyArray, "e"]
-    thresholds: Float[AnyArray, "e"]  # claim where ``probability >= threshold``
+    thresholds: Float[AnyArray, "e"]  # claim where ``probability >= threshold``; NaN: chosen in every table
 
 
 def fit(
@@ -114,9 +114,22 @@ def predict(trees: Trees, features: Float[AnyArray, "n f"], *, microbatch: int |
     return claims.calibrated(odds, claims.Calibration(trees.slope, trees.intercept))
 
 
-def claim(trees: Trees, probabilities: Float[AnyArray, "n e"]) -> Bool[Array, "n e"]:
-    """Flags where the probability reaches the threshold of its type."""
-    return claims.flag(probabilities, trees.thresholds)
+def thresholds(trees: Trees, probabilities: Float[AnyArray, "n e"]) -> Float[np.ndarray, "e"]:
+    """The threshold of each type: that of the trees, or of the highest expected F1 in this table where that is NaN."""
+    fixed = np.asarray(trees.thresholds)
+    return (
+        np.where(np.isnan(fixed), claims.expected_thresholds(probabilities), fixed) if np.isnan(fixed).any() else fixed
+    )
+
+
+def claim(trees: Trees, probabilities: Float[AnyArray, "n e"]) -> Bool[AnyArray, "n e"]:
+    """Flags where the probability reaches the threshold of its type; give all rows of a table."""
+    return np.asarray(probabilities) >= thresholds(trees, probabilities)[None]
+
+
+def width(trees: Trees) -> int:
+    """Number of features that the trees read: those after these change nothing."""
+    return int(np.max(trees.forest.feature)) + 1
 
 
 @partial(jax.jit, static_argnames="microbatch")

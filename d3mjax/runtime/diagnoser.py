@@ -39,11 +39,11 @@ def save_diagnoser(path: str | Path, arrays: Mapping[str, Any], manifest: Mappin
     store.write_bytes(Path(path), store.seal(payload))
 
 
-def load_diagnoser(path: str | Traversable, channels: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_diagnoser(path: str | Traversable, *layouts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(arrays, manifest)`` as `save_diagnoser` was given them, bit by bit; ``Diagnoser(**arrays)``.
 
     Raises:
-      ValueError: naming the file, if it is damaged, or if it was made for other ``channels`` or another order of them.
+      ValueError: naming the file, if it is damaged, or if its channels are none of ``layouts``, in their order.
       FileNotFoundError: if there is none.
     """
     payload = store.unseal((Path(path) if isinstance(path, str) else path).read_bytes())
@@ -52,6 +52,6 @@ def load_diagnoser(path: str | Traversable, channels: Sequence[str]) -> tuple[di
     with np.load(BytesIO(payload)) as archive:
         flat = {name: archive[name] for name in archive.files}
     manifest = json.loads(flat.pop(_MANIFEST).tobytes())
-    if list(channels) != manifest["channels"]:
-        raise ValueError(f"{path}: channels: found {list(channels)}, expected {manifest['channels']}")
+    if manifest["channels"] not in (expected := list(map(list, layouts))):
+        raise ValueError(f"{path}: channels: found {manifest['channels']}, expected {' or '.join(map(str, expected))}")
     return traverse_util.unflatten_dict(flat, sep="/"), manifest

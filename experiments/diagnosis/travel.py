@@ -4,6 +4,8 @@ Claim:    trees on features of a row relative to its own table, taught on other 
           left out better than all scores that need no training, and claims of the highest expected F1 in the table
           suit tables with few errors and with many.
 Command:  python -m experiments demix_tables
+          cp results/demix_tables/RUN/diagnoser.npz d3mjax/diagnosis/shipped/
+          python -m experiments report results/demix_tables/RUN --publish study
 Expected: macro-F1 on tables left out at clean ratio 0.5, 0.8 and 0.95: ours 0.568 ± 0.030, 0.563 ± 0.036 and
           0.508 ± 0.034; features of vectors and networks 0.496, 0.469, 0.376; best single scores 0.422, 0.437, 0.264.
 Device:   two CPU cores, an hour, most of it for the cells, which it keeps; any JAX device works.
@@ -21,13 +23,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from d3mjax.data.sets.shortcut_tables import TableTask
 from d3mjax.diagnosis import cells as networks
 from d3mjax.diagnosis import claims, relative, trees
 from d3mjax.reports import page, plots, sentences
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts, preemption, runs
-from experiments.diagnosis import travel_cells, travel_measures
+from experiments.diagnosis import travel_cells, travel_measures, travel_teach
 from experiments.diagnosis.many_tables import TASKS, complete
 from experiments.diagnosis.travel_cells import FEATURES, Small
 from experiments.study import Study
@@ -86,26 +89,34 @@ def smoke(config: Config) -> Config:
 def judge(
     cells: Sequence[Small], selected: Bool[np.ndarray, "f"], config: Config, fold: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Calibrated ``probabilities [n e]``, and claims ``fixed [n e]`` by one threshold of each type for all tables.
+    """Log-odds, calibrated ``probabilities``, and claims ``fixed`` by one threshold of each type for all tables.
 
-    Rows are in the order of the cells, and none by forests that have seen its table.
+    Of shape ``[n e]``; rows are in the order of the cells, and none by forests that have seen its table.
     Forests of a fold are grown on ``fitted`` rows of every cell of the others. Their log-odds on those other folds,
     out of fold too, make the calibration and the fixed thresholds.
     """
     features = np.concatenate([cell.features[:, selected] for cell in cells])
     flags = np.concatenate([cell.flags for cell in cells])
     of_row = np.concatenate([np.full(len(cell.y), fold[cell.task]) for cell in cells])
-    rng = np.random.default_rng(0)
-    grown = np.concatenate([rng.permutation(len(cell.y)) < config.fitted for cell in cells])
-    options = trees.Options(folds=config.folds, rounds=config.rounds, leaves=15)
-    odds = trees.out_of_fold(features, flags, of_row, options=options, grown=grown)
+    odds = trees.out_of_fold(features, flags, of_row, options=options_of(config), grown=grown_on(cells, config))
     probabilities, fixed = np.zeros(flags.shape, np.float32), np.zeros(flags.shape, bool)
     for k in np.unique(of_row):
         rows = of_row == k
         calibration, thresholds = trees.calibrate(odds[~rows], flags[~rows])
         probabilities[rows] = claims.calibrated(odds[rows], calibration)
         fixed[rows] = probabilities[rows] >= thresholds[None]
-    return {"probabilities": probabilities, "fixed": fixed}
+    return {"odds": odds, "probabilities": probabilities, "fixed": fixed}
+
+
+def options_of(config: Config) -> trees.Options:
+    """How forests are grown."""
+    return trees.Options(folds=config.folds, rounds=config.rounds, leaves=15)
+
+
+def grown_on(cells: Sequence[Small], config: Config) -> Bool[np.ndarray, "n"]:
+    """The rows that forests are grown on: ``fitted`` of each cell."""
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.permutation(len(cell.y)) < config.fitted for cell in cells])
 
 
 def work(config: Config, results: Path, run: str | None) -> Path:
@@ -113,20 +124,21 @@ def work(config: Config, results: Path, run: str | None) -> Path:
     begin = time.perf_counter()
     hosts.start()
     with preemption.at_once():
-        run_dir = runs.open_run(results, "demix_tables", asdict(config) | {"features": list(FEATURES)}, run)
-        tasks = {name: complete(TASKS[name], config.rows, config.validation) for name in config.tasks}
-        seeds = range(config.first_seed, config.first_seed + config.seeds)
-        cells = travel_cells.gather(results, tasks, config.cleans, seeds)
-        fold = folds_of(config.tasks, config.folds)
+        run_dir = _run_dir(config, results, run)
+        cells, fold = cells_of(config, results), folds_of(config.tasks, config.folds)
         measures = travel_measures.of_rivals(cells, fold)
         for name, selected in METHODS.items():
-            unit_name = name.replace(" ", "-")
-            _, arrays = runs.unit(run_dir, unit_name, lambda of=selected: ({}, judge(cells, of, config, fold)))
+            arrays = _judged(run_dir, name, selected, cells, config)
             p, fixed = (_by_cell(arrays[field], cells) for field in ("probabilities", "fixed"))
             best = [claims.expected_best(of) for of in p]
             measures[name] = travel_measures.stacked(list(map(travel_measures.of_probabilities, cells, p, best)))
             measures[f"{name}{ONE}"] = travel_measures.stacked(list(map(travel_measures.of_claims, cells, fixed)))
-        rows = rows_of(measures, cells, config)
+            if name == OURS:
+                options, grown = options_of(config), grown_on(cells, config)
+                means, digests = travel_teach.write(
+                    run_dir / "diagnoser.npz", cells, selected, arrays, grown, options, config
+                )
+        rows = [*rows_of(measures, cells, config), *means]
         figure = plots.bar_groups(
             {
                 name: _macro(rows, name)
@@ -135,12 +147,29 @@ def work(config: Config, results: Path, run: str | None) -> Path:
             [f"clean ratio {clean}" for clean in config.cleans],
             ylabel="macro-F1, tables left out",
         )
-        about = (
-            f"{len(tasks)} tables in {config.folds} folds, {len(cells)} cells; means over tables, spread over draws."
-        )
+        size = f"{len(config.tasks)} tables in {config.folds} folds, {len(cells)} cells"
+        about = f"{size}; means over tables, spread over draws."
         sections = {rows[0]["task"]: Section(about, {"Macro-F1 by clean ratio.": figure}, findings(rows, config))}
-        page.finish(run_dir, "demix_tables", asdict(config), rows, sections, time.perf_counter() - begin)
+        facts = asdict(config) | {"digests": digests}
+        page.finish(run_dir, "demix_tables", facts, rows, sections, time.perf_counter() - begin)
     return run_dir
+
+
+def tasks_of(config: Config) -> dict[str, TableTask]:
+    """The tables by name, complete."""
+    return {name: complete(TASKS[name], config.rows, config.validation) for name in config.tasks}
+
+
+def cells_of(config: Config, results: Path) -> list[Small]:
+    """The cells of all tables, made where they are not stored."""
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return travel_cells.gather(results, tasks_of(config), config.cleans, seeds)
+
+
+def probabilities(config: Config, results: Path, cells: Sequence[Small]) -> list[Float[np.ndarray, "n e"]]:
+    """Those of ours for the rows of each cell, on tables left out, made where the run does not have them yet."""
+    arrays = _judged(_run_dir(config, results, None), OURS, METHODS[OURS], cells, config)
+    return _by_cell(arrays["probabilities"], cells)
 
 
 def findings(rows: Sequence[dict[str, Any]], config: Config) -> list[str]:
@@ -182,6 +211,16 @@ def folds_of(tasks: Sequence[str], folds: int) -> dict[str, int]:
     names = sorted(tasks)
     order = np.random.default_rng(0).permutation(len(names))
     return {name: int(k) % folds for name, k in zip(names, order, strict=True)}
+
+
+def _run_dir(config: Config, results: Path, run: str | None) -> Path:
+    return runs.open_run(results, "demix_tables", asdict(config) | {"features": list(FEATURES)}, run)
+
+
+def _judged(run_dir: Path, name: str, selected, cells: Sequence[Small], config: Config) -> dict[str, np.ndarray]:
+    """`judge` as a unit of the run."""
+    fold = folds_of(config.tasks, config.folds)
+    return runs.unit(run_dir, name.replace(" ", "-"), lambda: ({}, judge(cells, selected, config, fold)))[1]
 
 
 def _by_cell(a: np.ndarray, cells: Sequence[Small]) -> list[np.ndarray]:

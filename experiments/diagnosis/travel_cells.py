@@ -21,7 +21,7 @@ from d3mjax.diagnosis.cells import MLP2, Network, labelled, make_train
 from d3mjax.runtime import hosts, runs
 from d3mjax.types import Split
 
-FEATURES = (*cells.FEATURES, *relative.NAMES)
+FEATURES = cells.WIDE
 """Of each row: those of the influence vectors and networks, and those relative to the table."""
 
 
@@ -133,15 +133,12 @@ def gather(
 
 def _arrays(task: TableTask, rule: int, errors: Errors, cell: cells.Cell) -> dict[str, np.ndarray]:
     y, num_classes = errors.labels, cell.left_out.shape[1]
-    left_out = np.asarray(jax.nn.softmax(cell.left_out, axis=1))
-    forest = relative.out_of_bag(errors.table, y, num_classes).astype(np.float32)
-    own = cells.features(cell, y, num_classes)
-    of_table = relative.features(errors.table, y, num_classes, left_out, forest)
+    of_table = relative.scores(errors.table, y, num_classes)
     return {
-        "features": np.concatenate([own, of_table], axis=1),
+        "features": cells.features(cell, y, num_classes, of_table=of_table),
         "flags": errors.flags,
         "y": y,
         "told": mixed_errors.minority(task.rules[rule], errors.table, y),
-        "left_out": left_out,
-        "forest": forest,
+        "left_out": np.asarray(jax.nn.softmax(cell.left_out, axis=1)),
+        "forest": of_table.forest,
     }

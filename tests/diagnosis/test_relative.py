@@ -90,7 +90,9 @@ def test_planted_label_errors_are_odd_in_any_order():
     wrong[:10] = True
     y = np.where(wrong, 1 - y, y)
     forest = relative.out_of_bag(table, y, 2)
-    values = relative.features(table, y, 2, forest, forest)
+    of_table = relative.scores(table, y, 2)
+    np.testing.assert_array_equal(of_table.forest, forest.astype(np.float32))
+    values = relative.features(of_table, y, forest)
     assert values.shape == (200, len(relative.NAMES))
     assert np.isfinite(values).all()
     for name in ("both: margin", "trees: log-odds", "votes of the nearest", "lift by the best column"):
@@ -99,7 +101,8 @@ def test_planted_label_errors_are_odd_in_any_order():
         ranks = values[:, relative.NAMES.index(f"{name} in the table")]
         assert (np.argsort(ranks, kind="stable") == np.argsort(column, kind="stable")).mean() > 0.5
     back = np.random.default_rng(1).permutation(200)
-    again = relative.features(tables.take(table, back), y[back], 2, forest[back], forest[back])
+    same = relative.scores(tables.take(table, back), y[back], 2)._replace(forest=of_table.forest[back])
+    again = relative.features(same, y[back], forest[back])
     cuts = [relative.NAMES.index(name) for name in relative.NAMES if "isolation" in name]  # its cuts are of rows drawn
     keep = np.setdiff1d(np.arange(len(relative.NAMES)), cuts)
     np.testing.assert_allclose(again[:, keep], values[back][:, keep], rtol=1e-5, atol=1e-5)

@@ -7,7 +7,17 @@ from scipy.stats import rankdata
 from d3mjax.data import tables
 from d3mjax.data.planted import table_errors
 from d3mjax.data.sets.shortcut_tables import TABLES, TableTask, divide
-from experiments.diagnosis import many_tables, travel, travel_cells, travel_measures, travel_rivals
+from d3mjax.diagnosis import claims, taught, trees
+from experiments.diagnosis import (
+    many_tables,
+    pretrain,
+    travel,
+    travel_cells,
+    travel_measures,
+    travel_repair,
+    travel_rivals,
+    travel_teach,
+)
 from experiments.diagnosis.travel_cells import FEATURES, Small
 
 
@@ -78,6 +88,37 @@ def test_folds_hold_tables_apart_and_flags_of_a_table_do_not_change_its_probabil
         assert np.corrcoef(rankdata(before), rankdata(after))[0, 1] > 0.9999
 
 
+def test_the_diagnoser_reads_all_features_and_has_the_figures_of_tables_left_out(tmp_path):
+    config = travel.Config(tasks=("adult", "wages", "bank", "letter"), folds=4, fitted=20, rounds=5)
+    fold, selected = travel.folds_of("abcd", 4), travel.METHODS[travel.OURS]
+    judged, grown = travel.judge(CELLS, selected, config, fold), travel.grown_on(CELLS, config)
+    assert grown.sum() == 20 * len(CELLS)
+    options = travel.options_of(config)
+    means, digests = travel_teach.write(tmp_path / "made.npz", CELLS, selected, judged, grown, options, config)
+    fitted, manifest = taught.load(tmp_path / "made.npz")
+    assert digests == {"rows": manifest["rows"], "arrays": taught.digest(fitted)}
+    features, flags = (np.concatenate([getattr(cell, name) for cell in CELLS]) for name in ("features", "flags"))
+    used = trees.fit(
+        features[grown][:, selected],
+        flags[grown],
+        np.repeat(np.arange(4), 40),
+        options=options,
+        odds=judged["odds"][grown],
+    )
+    p = np.asarray(trees.predict(fitted, features))
+    np.testing.assert_array_equal(p, trees.predict(used, features[:, selected]))
+    np.testing.assert_array_equal(trees.claim(fitted, p), claims.expected_best(p))
+    assert claims.macro_f1(trees.claim(fitted, p), flags) > 0.8
+    # Figures of the claims in each cell, of both cells of a table and draw together, means over tables and draws.
+    best = [claims.expected_best(q) for q in np.split(judged["probabilities"], len(CELLS))]
+    precision = np.mean([(b & c.flags).sum(0) / b.sum(0) for b, c in zip(best, CELLS, strict=True)], axis=0)
+    (row,) = [r for r in means if r["method"] == "diagnoser"]
+    assert row["task"] == pretrain.ALL
+    for kind, expected in zip(manifest["evaluation"], precision, strict=True):
+        assert manifest["evaluation"][kind]["precision"] == row["metrics"][f"{kind} precision"]["mean"]
+        assert row["metrics"][f"{kind} precision"]["mean"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_rivals_need_no_flags():
     for cell in CELLS[:3]:
         scores = travel_rivals.scores(cell)
@@ -113,6 +154,16 @@ def test_a_table_without_rules_is_completed():
     np.testing.assert_array_equal(again[1][1][0].flags, pairs[1][0].flags)
     (x, held), (other, _) = travel_cells.encoded(pairs)
     assert x.x.shape[1] == held.x.shape[1] == other.x.shape[1]
+
+
+def test_accuracies_and_shares_of_tables_by_hand():
+    y, group = np.array([0, 0, 1, 1]), np.array([0, 0, 2, 2])
+    figures = travel_repair.accuracies(np.array([[0, 0, 1, 0], [1, 1, 1, 1]]), y, group)
+    assert figures == {"accuracy": [0.75, 0.5], "worst group": [0.5, 0.0]}
+    gain = np.array([0.02, -0.005, -0.05, 0.0])[:, None, None] * np.ones((4, 1, 2))
+    worst = np.array([0.4, 0.6])[None, None] * np.ones((4, 1, 1))  # deviation 0.141
+    change = np.array([0.1, -0.1, -0.2, 0.0])[:, None, None] * np.ones((4, 1, 2))
+    assert list(travel_repair.shares(gain, change, worst).values()) == [0.25, 0.75, 0.75]
 
 
 def test_bad_configurations_are_refused():
