@@ -42,6 +42,7 @@ WINGS = {
         "repair",
         "pretrain",
         "travel",
+        "travel_teach",
         "travel_repair",
         "regression",
         "number_pretrain",

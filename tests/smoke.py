@@ -293,6 +293,7 @@ SMOKES = {
     "demix_pretrain": Smoke(),
     "demix_number_pretrain": Smoke(),
     "demix_tables": Smoke({}, (flagging_all_is_right_for_a_quarter,)),
+    "demix_tables_pretrain": Smoke(),
     "demix_tables_repair": Smoke(),
     "demix_regression": Smoke({}, (oracle_repair_lowers_the_error,)),
     "language": Smoke({}, (random_removal_takes_as_many,)),

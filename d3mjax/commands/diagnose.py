@@ -41,7 +41,8 @@ class Config:
     """What determines the numbers."""
 
     files: Files
-    # File of a diagnoser, as python -m experiments demix_tables makes it; if not given, that which ships with d3mjax.
+    # File of a diagnoser, as python -m experiments demix_tables_pretrain makes it; if not given, that which ships with
+    # d3mjax.
     diagnoser: str | None = None
     # Networks that are trained on --train to describe its rows; probabilities are means over them.
     networks: int = 3
@@ -101,7 +102,9 @@ def job_of(config: Config, data: UserTable, results: Path, run: str | None, *, n
     shipped = taught.SHIPPED_NUMBERS if numbers else taught.SHIPPED
     path = shipped if config.diagnoser is None else Path(config.diagnoser)
     if not path.is_file():
-        raise ValueError(f"--diagnoser: found no file {path}, expected one of python -m experiments demix_pretrain")
+        raise ValueError(
+            f"--diagnoser: found no file {path}, expected one of python -m experiments demix_tables_pretrain"
+        )
     try:
         diagnoser, manifest = taught.load(path, numbers=numbers)
     except ValueError as error:

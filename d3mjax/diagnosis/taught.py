@@ -1,7 +1,7 @@
 """Taught diagnosers as files, and the two that ship with the package, for classes and for numbers as labels.
 
-``d3mjax/diagnosis/shipped/diagnoser.npz`` is what ``python -m experiments demix_tables`` makes: trees taught on 43
-tables with planted errors. Its manifest holds what taught it and how well it does on tables left out.
+``d3mjax/diagnosis/shipped/diagnoser.npz`` is what ``python -m experiments demix_tables_pretrain`` makes: trees taught
+on 43 tables with planted errors. Its manifest holds what taught it and how well it does on tables left out.
 """
 
 import importlib.resources

@@ -1,15 +1,14 @@
-"""The diagnoser that d3mjax ships: trees taught on six tables with planted errors.
+"""A diagnoser of vectors and networks alone: trees taught on six tables with planted errors.
 
 Claim:    influence vectors of rows with a wrong label or wrong features look alike on different tables; how well a
           diagnoser carries over is measured on tables that were left out, and kept beside it.
 Command:  python -m experiments demix_pretrain
-          cp results/demix_pretrain/RUN/diagnoser.npz d3mjax/diagnosis/shipped/
-          python -m experiments report results/demix_pretrain/RUN --publish study
+          d3mjax-diagnose ... --diagnoser results/demix_pretrain/RUN/diagnoser.npz
 Expected: means over tables left out: label errors at precision 0.672 ± 0.011 and recall 0.718 ± 0.013, feature errors
           at 0.673 ± 0.027 and 0.608 ± 0.053; the largest losses have precision 0.571, the largest z-scores 0.391.
 Device:   two CPU cores, 2 minutes after demix_diagnose, whose cells it reads, a quarter of an hour without.
 
-The published metrics hold digests of the rows that taught it and of its arrays; a test compares the shipped file.
+Reports hold digests of the rows that taught it and of its arrays. `travel_teach` makes the diagnoser that ships.
 """
 
 import time

@@ -4,8 +4,6 @@ Claim:    trees on features of a row relative to its own table, taught on other 
           left out better than all scores that need no training, and claims of the highest expected F1 in the table
           suit tables with few errors and with many.
 Command:  python -m experiments demix_tables
-          cp results/demix_tables/RUN/diagnoser.npz d3mjax/diagnosis/shipped/
-          python -m experiments report results/demix_tables/RUN --publish study
 Expected: macro-F1 on tables left out at clean ratio 0.5, 0.8 and 0.95: ours 0.568 ± 0.030, 0.563 ± 0.036 and
           0.508 ± 0.034; features of vectors and networks 0.496, 0.469, 0.376; best single scores 0.422, 0.437, 0.264.
 Device:   two CPU cores, an hour, most of it for the cells, which it keeps; any JAX device works.
@@ -30,7 +28,7 @@ from d3mjax.reports import page, plots, sentences
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts, preemption, runs
-from experiments.diagnosis import travel_cells, travel_measures, travel_teach
+from experiments.diagnosis import travel_cells, travel_measures
 from experiments.diagnosis.many_tables import TASKS, complete
 from experiments.diagnosis.travel_cells import FEATURES, Small
 from experiments.study import Study
@@ -119,42 +117,6 @@ def grown_on(cells: Sequence[Small], config: Config) -> Bool[np.ndarray, "n"]:
     return np.concatenate([rng.permutation(len(cell.y)) < config.fitted for cell in cells])
 
 
-def work(config: Config, results: Path, run: str | None) -> Path:
-    """Make the cells, judge every method on tables left out, measure rivals, and write the run."""
-    begin = time.perf_counter()
-    hosts.start()
-    with preemption.at_once():
-        run_dir = _run_dir(config, results, run)
-        cells, fold = cells_of(config, results), folds_of(config.tasks, config.folds)
-        measures = travel_measures.of_rivals(cells, fold)
-        for name, selected in METHODS.items():
-            arrays = _judged(run_dir, name, selected, cells, config)
-            p, fixed = (_by_cell(arrays[field], cells) for field in ("probabilities", "fixed"))
-            best = [claims.expected_best(of) for of in p]
-            measures[name] = travel_measures.stacked(list(map(travel_measures.of_probabilities, cells, p, best)))
-            measures[f"{name}{ONE}"] = travel_measures.stacked(list(map(travel_measures.of_claims, cells, fixed)))
-            if name == OURS:
-                options, grown = options_of(config), grown_on(cells, config)
-                means, digests = travel_teach.write(
-                    run_dir / "diagnoser.npz", cells, selected, arrays, grown, options, config
-                )
-        rows = [*rows_of(measures, cells, config), *means]
-        figure = plots.bar_groups(
-            {
-                name: _macro(rows, name)
-                for name in (OURS, f"{OURS}{ONE}", travel_measures.SCORES, travel_measures.UNTRAINED)
-            },
-            [f"clean ratio {clean}" for clean in config.cleans],
-            ylabel="macro-F1, tables left out",
-        )
-        size = f"{len(config.tasks)} tables in {config.folds} folds, {len(cells)} cells"
-        about = f"{size}; means over tables, spread over draws."
-        sections = {rows[0]["task"]: Section(about, {"Macro-F1 by clean ratio.": figure}, findings(rows, config))}
-        facts = asdict(config) | {"digests": digests}
-        page.finish(run_dir, "demix_tables", facts, rows, sections, time.perf_counter() - begin)
-    return run_dir
-
-
 def tasks_of(config: Config) -> dict[str, TableTask]:
     """The tables by name, complete."""
     return {name: complete(TASKS[name], config.rows, config.validation) for name in config.tasks}
@@ -166,10 +128,39 @@ def cells_of(config: Config, results: Path) -> list[Small]:
     return travel_cells.gather(results, tasks_of(config), config.cleans, seeds)
 
 
-def probabilities(config: Config, results: Path, cells: Sequence[Small]) -> list[Float[np.ndarray, "n e"]]:
-    """Those of ours for the rows of each cell, on tables left out, made where the run does not have them yet."""
-    arrays = _judged(_run_dir(config, results, None), OURS, METHODS[OURS], cells, config)
-    return _by_cell(arrays["probabilities"], cells)
+def judged(config: Config, results: Path, cells: Sequence[Small]) -> dict[str, np.ndarray]:
+    """`judge` of ours, made where the run of ``config`` does not have it yet."""
+    return _judged(_run_dir(config, results, None), OURS, METHODS[OURS], cells, config)
+
+
+def work(config: Config, results: Path, run: str | None) -> Path:
+    """Make the cells, judge every method on tables left out, measure rivals, and write the run."""
+    begin = time.perf_counter()
+    hosts.start()
+    with preemption.at_once():
+        run_dir = _run_dir(config, results, run)
+        cells = cells_of(config, results)
+        measures = travel_measures.of_rivals(cells, folds_of(config.tasks, config.folds))
+        for name, selected in METHODS.items():
+            arrays = _judged(run_dir, name, selected, cells, config)
+            p, fixed = (by_cell(arrays[field], cells) for field in ("probabilities", "fixed"))
+            best = [claims.expected_best(of) for of in p]
+            measures[name] = travel_measures.stacked(list(map(travel_measures.of_probabilities, cells, p, best)))
+            measures[f"{name}{ONE}"] = travel_measures.stacked(list(map(travel_measures.of_claims, cells, fixed)))
+        rows = rows_of(measures, cells, config)
+        figure = plots.bar_groups(
+            {
+                name: _macro(rows, name)
+                for name in (OURS, f"{OURS}{ONE}", travel_measures.SCORES, travel_measures.UNTRAINED)
+            },
+            [f"clean ratio {clean}" for clean in config.cleans],
+            ylabel="macro-F1, tables left out",
+        )
+        size = f"{len(config.tasks)} tables in {config.folds} folds, {len(cells)} cells"
+        about = f"{size}; means over tables, spread over draws."
+        sections = {rows[0]["task"]: Section(about, {"Macro-F1 by clean ratio.": figure}, findings(rows, config))}
+        page.finish(run_dir, "demix_tables", asdict(config), rows, sections, time.perf_counter() - begin)
+    return run_dir
 
 
 def findings(rows: Sequence[dict[str, Any]], config: Config) -> list[str]:
@@ -213,18 +204,18 @@ def folds_of(tasks: Sequence[str], folds: int) -> dict[str, int]:
     return {name: int(k) % folds for name, k in zip(names, order, strict=True)}
 
 
+def by_cell(a: np.ndarray, cells: Sequence[Small]) -> list[np.ndarray]:
+    """The rows of each cell."""
+    return np.split(a, np.cumsum([len(cell.y) for cell in cells])[:-1])
+
+
 def _run_dir(config: Config, results: Path, run: str | None) -> Path:
     return runs.open_run(results, "demix_tables", asdict(config) | {"features": list(FEATURES)}, run)
 
 
 def _judged(run_dir: Path, name: str, selected, cells: Sequence[Small], config: Config) -> dict[str, np.ndarray]:
-    """`judge` as a unit of the run."""
     fold = folds_of(config.tasks, config.folds)
     return runs.unit(run_dir, name.replace(" ", "-"), lambda: ({}, judge(cells, selected, config, fold)))[1]
-
-
-def _by_cell(a: np.ndarray, cells: Sequence[Small]) -> list[np.ndarray]:
-    return np.split(a, np.cumsum([len(cell.y) for cell in cells])[:-1])
 
 
 def _macro(rows: Sequence[Mapping[str, Any]], method: str) -> Float[np.ndarray, "s c"]:

@@ -1,5 +1,7 @@
 """Judging tables by others: measures by hand on small cells, folds that hold tables apart, rivals without flags."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import rankdata
@@ -91,11 +93,15 @@ def test_folds_hold_tables_apart_and_flags_of_a_table_do_not_change_its_probabil
 def test_the_diagnoser_reads_all_features_and_has_the_figures_of_tables_left_out(tmp_path):
     config = travel.Config(tasks=("adult", "wages", "bank", "letter"), folds=4, fitted=20, rounds=5)
     fold, selected = travel.folds_of("abcd", 4), travel.METHODS[travel.OURS]
-    judged, grown = travel.judge(CELLS, selected, config, fold), travel.grown_on(CELLS, config)
+    judged, grown, options = (
+        travel.judge(CELLS, selected, config, fold),
+        travel.grown_on(CELLS, config),
+        travel.options_of(config),
+    )
     assert grown.sum() == 20 * len(CELLS)
-    options = travel.options_of(config)
-    means, digests = travel_teach.write(tmp_path / "made.npz", CELLS, selected, judged, grown, options, config)
-    fitted, manifest = taught.load(tmp_path / "made.npz")
+    rows, manifest, digests = travel_teach.write(tmp_path / "made.npz", CELLS, judged, config)
+    fitted, stored = taught.load(tmp_path / "made.npz")
+    assert stored["evaluation"] == json.loads(json.dumps(manifest["evaluation"]))
     assert digests == {"rows": manifest["rows"], "arrays": taught.digest(fitted)}
     features, flags = (np.concatenate([getattr(cell, name) for cell in CELLS]) for name in ("features", "flags"))
     used = trees.fit(
@@ -112,8 +118,7 @@ def test_the_diagnoser_reads_all_features_and_has_the_figures_of_tables_left_out
     # Figures of the claims in each cell, of both cells of a table and draw together, means over tables and draws.
     best = [claims.expected_best(q) for q in np.split(judged["probabilities"], len(CELLS))]
     precision = np.mean([(b & c.flags).sum(0) / b.sum(0) for b, c in zip(best, CELLS, strict=True)], axis=0)
-    (row,) = [r for r in means if r["method"] == "diagnoser"]
-    assert row["task"] == pretrain.ALL
+    (row,) = [r for r in rows if (r["task"], r["method"]) == (pretrain.ALL, "diagnoser")]
     for kind, expected in zip(manifest["evaluation"], precision, strict=True):
         assert manifest["evaluation"][kind]["precision"] == row["metrics"][f"{kind} precision"]["mean"]
         assert row["metrics"][f"{kind} precision"]["mean"] == pytest.approx(expected, rel=1e-5)
