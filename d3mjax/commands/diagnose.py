@@ -46,8 +46,12 @@ class Config:
     diagnoser: str | None = None
     # Networks that are trained on --train to describe its rows; probabilities are means over them.
     networks: int = 3
-    # Repair of rows with suspected features: single values that stand out are replaced by the usual ones of the class,
-    # or the row gets weight 0.
+    # weigh: rows weigh by the probability that their label and columns are right. change: suspected labels and columns
+    # are changed, which gains more where most of the suspects are wrong, and loses where they are not. With
+    # --regression labels are never changed: rows with suspected ones get weight 0.
+    repair: Literal["weigh", "change"] = "weigh"
+    # With change, repair of rows with suspected features: single values that stand out are replaced by the usual ones
+    # of the class, or the row gets weight 0.
     broken: Literal["impute", "drop"] = "impute"
     # Networks trained with and without the repair, to compare.
     seeds: int = 5
@@ -137,26 +141,30 @@ def look(
 
 
 def decide(job: Job, units: Sequence[runs.Unit]) -> Decision:
-    """Suspects by the mean probability of all networks, and the proposed repair.
+    """Suspects by the mean probability of all networks, and the proposed repair: weights alone, or changes.
 
     Of a regression rows with wrong labels lose their weight: the number that other rows predict, in their place, left
     larger errors (study ``demix_regression``).
     """
     data = job.data
     result = diagnose.combine([diagnose.Look(**arrays) for _, arrays in units], data.train, data.y, job.diagnoser)
+    thresholds = trees.thresholds(job.diagnoser, result.probabilities)
+    options: Any = {"num_classes": num_classes_of(data), "correct": result.info.correct}
+    if job.config.repair == "weigh" and not is_regression(data.y):
+        repaired, risk = repair.weighed(data.train, data.y, result.probabilities, **options)
+        return Decision(result, np.zeros_like(result.claims), repaired, risk, thresholds, weighed=True)
     repaired, risk = repair.recommended(
         data.train,
         data.y,
         result.claims,
         result.probabilities,
-        num_classes=num_classes_of(data),
-        correct=result.info.correct,
+        **options,
         proposed=None if is_regression(data.y) else result.info.proposed,
         restore=RESTORE[job.config.broken],
     )
     used = repair.cautious(result.claims, result.probabilities)
     used[:, repair.MINORITY] &= risk.likely
-    return Decision(result, used, repaired, risk, trees.thresholds(job.diagnoser, result.probabilities))
+    return Decision(result, used, repaired, risk, thresholds)
 
 
 def compare(

@@ -35,6 +35,7 @@ class Decision(NamedTuple):
     repaired: repair.Repaired
     risk: repair.Risk
     thresholds: np.ndarray  # Float[e]
+    weighed: bool = False  # whether the repair is weights alone
 
 
 def rows_of(task: str, decision: Decision, checks: Sequence[runs.Unit], y: np.ndarray) -> list[dict[str, Any]]:
@@ -81,6 +82,10 @@ def write_suspects(directory: Path, data: UserTable, decision: Decision) -> None
 
 def _proposal(data: UserTable, decision: Decision, i: int, kind: int) -> str:
     repaired = decision.repaired
+    if decision.weighed:
+        weight = f"weight {repaired.weights[i]:.2f}"
+        proposed = label_of(data, decision.diagnosis.info.proposed[i])
+        return {LABEL: f"{weight}; other rows predict {proposed}", MINORITY: f"{weight}; rare"}.get(kind, weight)
     if kind == LABEL:
         if not decision.used[i, LABEL]:
             return "keep: as likely a rare example with the right label; look at it"
@@ -242,8 +247,15 @@ def _risk(risk: repair.Risk, class_names: Sequence[str]) -> str:
 
 
 def _caution(decision: Decision) -> str:
+    weights = decision.repaired.weights
+    if decision.weighed:
+        return (
+            "The repair changes no label and no column: rows weigh by the probability that both are right. "
+            f"{(weights < 0.5).sum():,} of {len(weights):,} rows weigh less than a half, all together as much as "
+            f"{weights.sum():,.0f}. For changes in their place, use --repair change."
+        )
     kept = (decision.diagnosis.claims & ~decision.used)[:, LABEL].sum()
-    changed, weights = decision.used[:, LABEL].sum(), decision.repaired.weights
+    changed = decision.used[:, LABEL].sum()
     return (
         f"The repair gives {changed:,} rows another label, leaves {kept:,} suspected labels as they are, because the "
         f"rows are as likely a rare case, and drops {(weights == 0).sum():,} rows."

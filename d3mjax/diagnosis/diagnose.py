@@ -19,14 +19,14 @@ class Look(NamedTuple):
     """The probabilities by one network."""
 
     probabilities: Float[np.ndarray, "n e"]  # of each type of error
-    left_out: Float[np.ndarray, "n C"]  # class probabilities, or standardised numbers, by networks that lack the row
+    left_out: Float[np.ndarray, "n C"]  # class probabilities, or standardised numbers, by models that lack the row
     fitted: Float[np.ndarray, "n C"]  # the same by the network trained on all rows
 
 
 class Info(NamedTuple):
     """Further inputs of a repair, and the spread between networks."""
 
-    proposed: Num[np.ndarray, "n"]  # the likeliest other class, or number, by networks that have not seen the row
+    proposed: Num[np.ndarray, "n"]  # the likeliest other class, or number, by models that have not seen the row
     correct: Bool[np.ndarray, "n"] | None  # whether the networks trained on all rows predict the class; None of numbers
     claimed: Float[np.ndarray, "m e"]  # share of the rows that each network alone claims
 
@@ -59,7 +59,7 @@ def diagnose(
     (`relative`), and applies ``diagnoser``, trees taught on other tables; if None, those that ship with d3mjax
     (`taught.shipped`), which need scikit-learn: ``pip install 'd3mjax[commands]'``. Both tables have the same columns
     and levels, see `tables.from_columns`; classes are 0..C-1, and floats are numbers to predict, in any unit. Pass the
-    result on to `repair.recommended`. ``width`` and ``mesh`` are those of `ensemble.map_models`.
+    result on to `repair.weighed`. ``width`` and ``mesh`` are those of `ensemble.map_models`.
 
     >>> import jax, numpy as np, d3mjax
     >>> from d3mjax.data import tables
@@ -127,7 +127,8 @@ def look(
     p = np.asarray(trees.predict(diagnoser, features(cell, y, num_classes, of_table=of_table)))
     if num_classes is None:
         return Look(p, cell.left_out, cell.logits)
-    return Look(p, *(np.asarray(jax.nn.softmax(logits)) for logits in (cell.left_out, cell.logits)))
+    left_out, fitted = (np.asarray(jax.nn.softmax(logits)) for logits in (cell.left_out, cell.logits))
+    return Look(p, left_out if of_table is None else (left_out + of_table.forest) / 2, fitted)
 
 
 def combine(looks: Sequence[Look], table: Table, y: Num[AnyArray, "n"], diagnoser: trees.Trees) -> Diagnosis:
@@ -141,7 +142,7 @@ def combine(looks: Sequence[Look], table: Table, y: Num[AnyArray, "n"], diagnose
     else:
         others = np.where(np.arange(left_out.shape[1])[None] == y[:, None], -1, left_out)
         info = Info(others.argmax(1).astype(y.dtype), fitted.argmax(1) == y, claimed)
-    return Diagnosis(probabilities, trees.claim(diagnoser, probabilities) & able, info)
+    return Diagnosis(probabilities, np.asarray(trees.claim(diagnoser, probabilities)) & able, info)
 
 
 def possible(table: Table, y: Num[AnyArray, "n"]) -> Bool[np.ndarray, "e"]:

@@ -12,6 +12,7 @@ chosen on one half of the tables (`HALVES`); both halves report.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ from experiments.study import Study
 from experiments.tasks import spread
 
 DIRTY, CLEAN = "dirty", "clean"
-RECOMMENDED = "recommended, as d3mjax-diagnose does"
-KINDS = {DIRTY: Kind("plain"), CLEAN: Kind("ceiling")}
+RECOMMENDED = "rows weigh by their probability to be sound, as d3mjax-diagnose does"
+CHANGED = "claimed labels and values changed, cautious, equal weights where the guard warns"
+DROPPED = "claimed rows dropped"
+KINDS = {DIRTY: Kind("plain"), CLEAN: Kind("ceiling"), DROPPED: Kind("rival")}
 MULTIPLE = 32  # of encoded columns, so that draws share programs
 
 
@@ -98,13 +101,16 @@ def make_evaluate(task: TableTask, networks: int) -> Callable[..., tuple[np.ndar
 def predicted(
     errors: Errors, cell: Small, p: Float[np.ndarray, "n e"], correct: np.ndarray, num_classes: int
 ) -> dict[str, Repaired]:
-    """Repairs by the claims of the highest expected F1."""
+    """Weights, and changes by the claims of the highest expected F1."""
     others = np.where(np.arange(num_classes)[None] == cell.y[:, None], -1, (cell.left_out + cell.forest) / 2)
-    options = {"num_classes": num_classes, "correct": correct, "proposed": others.argmax(1).astype(cell.y.dtype)}
-    chosen, _ = repair.recommended(
-        errors.table, errors.labels, claims.expected_best(p), p, restore=repair.impute, **options
-    )
-    return {RECOMMENDED: chosen}
+    options: Any = {"num_classes": num_classes, "correct": correct}
+    proposed, claimed = others.argmax(1).astype(cell.y.dtype), claims.expected_best(p)
+    change = partial(repair.recommended, errors.table, errors.labels, claimed, p, proposed=proposed, **options)
+    return {
+        RECOMMENDED: repair.weighed(errors.table, errors.labels, p, **options)[0],
+        CHANGED: change(restore=repair.impute)[0],
+        DROPPED: Repaired(errors.table, errors.labels, np.where(claimed[:, :2].any(1), np.float32(0), np.float32(1))),
+    }
 
 
 def make_measure(

@@ -125,7 +125,8 @@ def spread(fitted: trees.Trees, selected: Bool[np.ndarray, "f"]) -> trees.Trees:
 
 def _ranks(cell: Small) -> np.ndarray:
     """The scores of `TRIVIAL` as ranks in the cell, larger is more suspicious."""
-    scores = [sign * cell.features[:, FEATURES.index(name)] for name, sign in map(FROM_FEATURES.get, TRIVIAL)]
+    chosen = [FROM_FEATURES[rule] for rule in TRIVIAL]
+    scores = [sign * cell.features[:, FEATURES.index(name)] for name, sign in chosen]
     return (rankdata(np.stack(scores, 1), axis=0) - 0.5) / len(cell.y)
 
 

@@ -79,5 +79,5 @@ def write_diagnoser(path):
 def smoke(path):
     """A run of the command on the planted files, by a planted diagnoser; returns its directory."""
     write_diagnoser(path)
-    config = diagnose.Config(make_files(path), diagnoser=str(path / "made.npz"), networks=2, seeds=2)
+    config = diagnose.Config(make_files(path), diagnoser=str(path / "made.npz"), networks=2, repair="change", seeds=2)
     return diagnose.main(config, path / "results", network=NETWORK)

@@ -16,7 +16,7 @@ from planted_diagnoser import NETWORK, make_files, planted, planted_diagnoser, s
 from d3mjax.commands import diagnose, diagnose_data, diagnose_report
 from d3mjax.data.columns import Column
 from d3mjax.data.planted.mixed_errors import KINDS
-from d3mjax.diagnosis import taught
+from d3mjax.diagnosis import repair, taught
 from d3mjax.diagnosis.cells import WIDE
 from d3mjax.runtime import diagnoser, runs, store
 
@@ -25,7 +25,8 @@ from d3mjax.runtime import diagnoser, runs, store
 def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("own")
     run = smoke(path)
-    return diagnose.Config(make_files(path), diagnoser=str(path / "made.npz"), networks=2, seeds=2), path, run
+    config = diagnose.Config(make_files(path), diagnoser=str(path / "made.npz"), networks=2, repair="change", seeds=2)
+    return config, path, run
 
 
 @pytest.fixture
@@ -194,6 +195,25 @@ def test_broken_rows_have_weight_zero_on_demand(finished):
     units = [unit for s in range(2) if (unit := runs.read_unit(job.directory, f"network-{s}"))]
     dropped = diagnose.decide(job._replace(config=replace(config, broken="drop")), units)
     assert (dropped.repaired.weights == 0).sum() == dropped.diagnosis.claims[:, 1].sum() == 8
+
+
+def test_by_default_rows_weigh_by_their_probability_to_be_sound(finished):
+    config, path, _ = finished
+    job = job_of(config, path / "results", None)
+    units = [unit for s in range(2) if (unit := runs.read_unit(job.directory, f"network-{s}"))]
+    decision = diagnose.decide(job._replace(config=replace(config, repair="weigh")), units)
+    p, repaired = decision.diagnosis.probabilities, decision.repaired
+    np.testing.assert_allclose(repaired.weights, (1 - p[:, 0]) * (1 - p[:, 1]), rtol=1e-5)
+    np.testing.assert_array_equal(repaired.labels, job.data.y)
+    assert repaired.table is job.data.train
+    wrong = np.isin(job.data.names, [f"r0-{i}" for i in range(32)])
+    assert repaired.weights[wrong].mean() < 0.5 * repaired.weights[~wrong].mean()
+    i = int(np.flatnonzero(job.data.names == "r0-0")[0])
+    other = job.data.class_names[1 - job.data.y[i]]
+    proposal = diagnose_report._proposal(job.data, decision, i, repair.LABEL)
+    assert proposal == f"weight {repaired.weights[i]:.2f}; other rows predict {other}"
+    text = diagnose_report._caution(decision)
+    assert f"{(repaired.weights < 0.5).sum()} of 240 rows weigh less than a half" in text
 
 
 def test_a_dry_run_leaves_the_data_card_alone(made, tmp_path, capsys):

@@ -258,6 +258,24 @@ def test_the_recommended_repair_weighs_groups_only_where_the_guard_warns():
     np.testing.assert_allclose(mass, n / 4, rtol=1e-6)
 
 
+def test_weights_are_the_probability_to_be_sound_and_rare_rows_that_lose_theirs_are_a_risk():
+    n = 40
+    table, y = tables.from_columns({"a": np.arange(n, dtype=float)}), np.arange(n) % 2
+    p = np.zeros((n, 3))
+    p[:10, 0], p[5:15, 1], p[20:30, 2] = 0.75, 0.5, 1.0
+    repaired, risk = repair.weighed(table, y, p, num_classes=2)
+    np.testing.assert_allclose(repaired.weights, np.repeat([0.25, 0.125, 0.5, 1.0], [5, 5, 5, 25]))
+    np.testing.assert_array_equal(repaired.labels, y)
+    assert repaired.table is table
+    assert (risk.value, risk.likely) == (0, False)
+    p[20:30, 0] = 0.75
+    repaired, risk = repair.weighed(table, y, p, num_classes=2)
+    mean = (5 * 0.25 + 5 * 0.125 + 5 * 0.5 + 10 * 0.25 + 15) / 40
+    np.testing.assert_allclose(risk.dropped, 1 - 0.25 / mean)
+    assert risk.likely
+    np.testing.assert_array_equal(risk.turned, 0)
+
+
 def test_numbers_as_labels_are_dropped_where_wrong():
     y = np.array([0.5, 2.5, 7.0, 1.0])
     table = tables.from_columns({"a": np.array([1.0, 1.1, 90.0, 0.9])})
