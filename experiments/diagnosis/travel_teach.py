@@ -5,7 +5,9 @@ Claim:    what shows errors relative to a table carries over: claims on tables l
 Command:  python -m experiments demix_tables_pretrain
           cp results/demix_tables_pretrain/RUN/diagnoser.npz d3mjax/diagnosis/shipped/
           python -m experiments report results/demix_tables_pretrain/RUN --publish study
-Expected: EXPECTED
+Expected: means over tables left out and clean ratios: label errors at precision 0.650 ± 0.010 and recall 0.742 ± 0.023,
+          feature errors at 0.553 ± 0.056 and 0.62 ± 0.13; the largest losses have precision 0.388, the largest z-scores
+          0.357.
 Device:   two CPU cores, half an hour, most of it for cells, which demix_tables makes, too.
 
 Two draws of errors, and more rows of each cell than demix_tables has of its five. Figures are of tables left out, by

@@ -10,6 +10,7 @@ from d3mjax.data import tables
 from d3mjax.data.planted import table_errors
 from d3mjax.data.sets.shortcut_tables import TABLES, TableTask, divide
 from d3mjax.diagnosis import claims, taught, trees
+from d3mjax.runtime import store
 from experiments.diagnosis import (
     many_tables,
     pretrain,
@@ -101,7 +102,7 @@ def test_the_diagnoser_reads_all_features_and_has_the_figures_of_tables_left_out
     assert grown.sum() == 20 * len(CELLS)
     rows, manifest, digests = travel_teach.write(tmp_path / "made.npz", CELLS, judged, config)
     fitted, stored = taught.load(tmp_path / "made.npz")
-    assert stored["evaluation"] == json.loads(json.dumps(manifest["evaluation"]))
+    assert stored["evaluation"] == json.loads(store.json_text(manifest["evaluation"]))
     assert digests == {"rows": manifest["rows"], "arrays": taught.digest(fitted)}
     features, flags = (np.concatenate([getattr(cell, name) for cell in CELLS]) for name in ("features", "flags"))
     used = trees.fit(
