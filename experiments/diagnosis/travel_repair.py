@@ -1,12 +1,14 @@
 """Repair on tables that a diagnoser has not seen: the recommended one against the dirty table, on 43 tables.
 
-Claim:    TO WRITE
+Claim:    rows that weigh by their probability to be sound make networks better than the dirty table does, on most
+          tables at all clean ratios; changes of claimed labels and values gain more at 0.5, and lose on half at 0.95.
 Command:  python -m experiments demix_tables_repair
-Expected: TO WRITE
-Device:   two CPU cores, 25 minutes after demix_tables_pretrain, whose cells it reads.
+Expected: tables that report, clean ratio 0.5, 0.8 and 0.95: average accuracy above that of the dirty table on 90, 90
+          and 81 % of them, of the changes on 95, 67 and 52 %; at 0.95 within one point on 100 %, and on 71 %.
+Device:   two shared CPU cores, 25 minutes after demix_tables_pretrain, whose cells it reads.
 
-Probabilities are of forests, calibration and thresholds that have not seen the table. The guard of the repair was
-chosen on one half of the tables (`HALVES`); both halves report.
+Probabilities are of forests, calibration and thresholds that have not seen the table. Weights were chosen among ten
+repairs on twelve tables of one half; the other half reports.
 """
 
 import time
@@ -250,7 +252,8 @@ def smoke(config: Config) -> Config:
 
 STUDY = Study(
     "demix_tables_repair",
-    claim="CLAIM",
+    claim="Rows that weigh by their probability to be sound make networks better than the dirty table does on most "
+    "tables, at all clean ratios.",
     config=Config(),
     tasks=TASKS,
     work=work,
