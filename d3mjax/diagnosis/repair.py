@@ -235,6 +235,8 @@ def worst_group_risk(
     which = "likely minority rows" if correct is None else "likely minority rows that the model gets wrong"
     of_label = "" if num_classes is None else f" label {c},"
     reason = f"of {which},{of_label} {dropped[c]:.0%} are dropped and {turned[c]:.0%} get another label"
+    if lost is not None:
+        reason = f"{which},{of_label} lose {dropped[c]:.0%} of their weight beside the mean row"
     return Risk(value, value > tolerance, dropped, turned, reason)
 
 

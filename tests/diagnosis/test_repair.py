@@ -273,6 +273,9 @@ def test_weights_are_the_probability_to_be_sound_and_rare_rows_that_lose_theirs_
     mean = (5 * 0.25 + 5 * 0.125 + 5 * 0.5 + 10 * 0.25 + 15) / 40
     np.testing.assert_allclose(risk.dropped, 1 - 0.25 / mean)
     assert risk.likely
+    assert (
+        risk.reason == f"likely minority rows, label 0, lose {1 - 0.25 / mean:.0%} of their weight beside the mean row"
+    )
     np.testing.assert_array_equal(risk.turned, 0)
 
 
