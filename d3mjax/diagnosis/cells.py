@@ -25,6 +25,8 @@ from d3mjax.training.trainer import make_trainer
 from d3mjax.types import AnyArray, Model, Objective, Split, Table, Trainer, is_regression
 
 FOLDS = 3
+MOST_ROWS = 16_384
+"""Rows of a training step: the cost of a training does not grow with larger tables."""
 EXTRAS = ("norm", "path", "left out", "left out margin", *oddity.NAMES)
 FEATURES = row_features.feature_names(rows=EXTRAS)
 """Names of the features that trees read, in order."""
@@ -99,8 +101,8 @@ def labelled(encoder: tables.Encoder, table: Table, labels: Num[AnyArray, "n"]) 
 
 
 def trainer_of(model: Model, network: Network, num_rows: int, *, objective: Objective = CLASSES.objective) -> Trainer:
-    """The training of a network on ``num_rows`` weighted rows."""
-    batch = min(network.batch or num_rows, num_rows)
+    """The training of a network on ``num_rows`` weighted rows, at most `MOST_ROWS` a step."""
+    batch = min(network.batch or num_rows, num_rows, MOST_ROWS)
     return make_trainer(model, objective, network.tx, sampling.shuffled(), batch_size=batch)
 
 

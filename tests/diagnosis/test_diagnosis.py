@@ -9,6 +9,7 @@ import pytest
 import d3mjax
 from d3mjax.data import tables
 from d3mjax.diagnosis import cells, diagnose, relative, taught, trees
+from d3mjax.networks import dense
 
 WRONG, BROKEN = 12, 10
 
@@ -89,6 +90,19 @@ def test_a_narrow_diagnoser_reads_the_same_of_wide_features(shipped):
     fitted = trees.fit(narrow, flags, np.arange(300) % 5, options=trees.Options(rounds=4, leaves=4))
     assert trees.width(fitted) <= len(cells.FEATURES) < trees.width(shipped) <= len(cells.WIDE)
     np.testing.assert_array_equal(trees.predict(fitted, features), trees.predict(fitted, narrow))
+
+
+def test_a_training_step_has_a_bounded_number_of_rows(monkeypatch):
+    sizes, make = [], cells.make_trainer
+
+    def recorded(*parts, batch_size):
+        sizes.append(batch_size)
+        return make(*parts, batch_size=batch_size)
+
+    monkeypatch.setattr(cells, "make_trainer", recorded)
+    for network, rows in ((cells.MLP2, 300), (cells.MLP2, 100_000), (cells.FTT, 100_000)):
+        cells.trainer_of(dense.mlp((2,), 2), network, rows)
+    assert sizes == [300, cells.MOST_ROWS, 256]
 
 
 def _look(diagnoser, n):
