@@ -29,6 +29,7 @@ WINGS = {
         "case_study",
         "ablate_method",
         "ablate_problem",
+        "natural_label_errors",
     ),
     "experiments.datamodels": (
         *("lds_trak", "lds_datamodels", "lds_influence"),

@@ -7,7 +7,7 @@ once and kept; `sick-blocks` trains its last two blocks, `multinli` all of BERT.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +118,19 @@ def _sentences(
 ) -> Data:
     data = load(seed, path=local_data.find("vader"), encode=partial(vectors, encoder), **options)
     return standardised(_small(data, smoke))
+
+
+@lru_cache(maxsize=len(sentences.DOMAINS))
+def _of_domain(encoder: Encoder, domain: str) -> Float32[np.ndarray, "n d"]:
+    """Vectors of the first `sentences.MOST` sentences of a domain: every draw of every study has the same."""
+    return vectors(encoder, sentences.read_ratings(local_data.find("vader"), domain, counts=None).rated.text)
+
+
+def _rated_once(seed: int, *, domain: str, smoke: bool = False, encoder: Encoder = MINILM) -> tuple[Data, np.ndarray]:
+    options: dict[str, Any] = {"encode": lambda _: _of_domain(encoder, domain), "domain": domain}
+    sizes = {"sizes": (400, 100, 100)} if smoke else {}
+    data, wrong = sentences.load_rated_once(seed, path=local_data.find("vader"), **options, **sizes)
+    return standardised(data), wrong
 
 
 def _sick(seed: int, *, features: Callable, smoke: bool = False, encoder: Encoder = MINILM, **options: Any) -> Data:
@@ -242,5 +255,25 @@ MULTINLI = Task(
     head="head",
     at_once=1,
 )
+
+
+def _rated(domain: str) -> Task:
+    return replace(
+        SENTENCES,
+        name=f"rated-{domain}",
+        about=f"Sentiment of {domain}, sentence by sentence, by a small network on features of frozen MiniLM. The "
+        "label of a training sentence is the sign of the rating of one person, drawn at random among those that are "
+        "not 0. It is wrong where the mean of all ratings has the other sign. Sentences of mean 0 are left out.",
+        load=lambda seed, *, smoke=False: _rated_once(seed, domain=domain, smoke=smoke)[0],
+        wrong=lambda seed, *, smoke=False: _rated_once(seed, domain=domain, smoke=smoke)[1],
+        group_names=sentences.LABELS,
+        steps=400,
+        beta=1.0,
+        betas=(),
+    )
+
+
+RATED = {task.name: task for task in map(_rated, sentences.DOMAINS)}
+"""Natural label errors of known truth: the task of each domain."""
 
 TASKS = {task.name: task for task in (SENTENCES, NEGATION, DOMAINS, SICK, SICK_HYPOTHESIS, SICK_BLOCKS, MULTINLI)}
