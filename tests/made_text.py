@@ -1,5 +1,6 @@
 """Small made files of text in the layouts of the published ones: SICK, rated sentences, questions, BERT's words."""
 
+import codecs
 import csv
 import io
 import json
@@ -45,13 +46,22 @@ def sick(directory: Path, counts: dict[str, tuple[int, ...]]) -> Path:
     return directory
 
 
-def rated(path: Path, texts: dict[str, list[tuple[str, float]]]) -> Path:
-    """A source distribution of vaderSentiment with these sentences and ratings by corpus."""
+def rated(
+    path: Path, texts: dict[str, list[tuple[str, float]]], ratings: dict[str, list[list[int]]] | None = None
+) -> Path:
+    """A source distribution of vaderSentiment with these sentences and mean ratings by corpus.
+
+    ``ratings``: of each sentence by every person; their rows are written in another order.
+    """
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:gz") as archive:
         for corpus, rows in texts.items():
             lines = "".join(f"{i}\t{rating}\t{text}\r\n" for i, (text, rating) in enumerate(rows))
             _add(archive, f"hutto_ICWSM_2014/{corpus}_GroundTruth.txt", lines.encode("latin-1"))
+            of_corpus = list(enumerate((ratings or {}).get(corpus, [])))[::-1]
+            single = "".join(f"{i}\t{sum(of) / len(of)}\t1.0\t{of}\r\n" for i, of in of_corpus)
+            name = f"hutto_ICWSM_2014/{corpus}_anonDataRatings.txt"
+            _add(archive, name, codecs.BOM_UTF8 + single.encode("latin-1"))
     with tarfile.open(path, "w:gz") as archive:
         _add(archive, "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", inner.getvalue())
     return path

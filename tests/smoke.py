@@ -116,6 +116,15 @@ def finds_label_errors(methods: Means, run: Path) -> None:
     assert ours > random
 
 
+def suggests_suspects(methods: Means, run: Path) -> None:
+    """Planted errors of one group are found by D3M; every label suspected is right for as many as are wrong."""
+    every = methods["every label"]
+    assert every["recall"] == every["suspected"] == 1
+    np.testing.assert_allclose(every["precision"], _arrays(run, "label-errors-10")["wrong"].mean(), rtol=1e-6)
+    assert methods["D3M, right targets"]["auprc"] > 2 * every["precision"]
+    assert all(methods[name]["auc"] > 0.5 for name in methods if name != "every label")
+
+
 def predicts_group_losses(methods: Means, run: Path) -> None:
     """Scores predict what removal does to a group, in direction and size."""
     assert methods["highest scores removed"]["pearson"] > 0.5
@@ -271,6 +280,7 @@ SMOKES = {
     "ablate_regime": Smoke({"tasks": ("patch, 200 steps, decay 0.001",)}),
     "stability": Smoke(PATCH, (itself_as_reference,)),
     "label_errors": Smoke({"tasks": ("label-errors",)}, (finds_label_errors,)),
+    "natural_label_errors": Smoke({"tasks": ("label-errors",)}, (suggests_suspects,)),
     "group_counterfactuals": Smoke(PATCH, (predicts_group_losses,)),
     "lds_trak": Smoke(PATCH, (between_chance_and_ceiling,)),
     "lds_datamodels": Smoke(PATCH, (lasso_is_above_noise,)),

@@ -171,3 +171,40 @@ def test_damaged_distributions_are_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"tar\.gz: missing or damaged .*{reason}"):
             sentences.read_rated(path)
+
+
+def rated_by_several(path):
+    """Twelve sentences a corpus of films; the first three people rate 2, the last is of the other sign, or says 0."""
+    texts = made_text.corpora(12)
+    films = texts["movieReviewSnippets"]
+    signs = [1 if rating > 0 else -1 for _, rating in films]
+    ratings = [[2 * s, 2 * s, 2 * s, -s if i % 2 else 0] for i, s in enumerate(signs)]
+    ratings[0] = [1, -1, 0, 0]  # mean 0
+    return made_text.rated(path / "vader.tar.gz", texts, {"movieReviewSnippets": ratings}), signs
+
+
+def test_single_ratings_are_joined_by_name_and_their_mean_is_the_rating(tmp_path):
+    path, signs = rated_by_several(tmp_path)
+    rated, ratings = sentences.read_ratings(path, "films", counts=None)
+    assert len(rated.text) == len(ratings) == 48
+    assert [np.sign(of.sum()) for of in ratings[1:]] == signs[1:]
+    np.testing.assert_allclose(rated.rating, [of.mean() for of in ratings])
+
+
+def test_labels_of_one_person_are_wrong_where_they_oppose_the_mean(tmp_path):
+    path, signs = rated_by_several(tmp_path)
+    encode = lambda texts: np.arange(len(texts), dtype=np.float32)[:, None]
+    options = {"path": path, "encode": encode, "sizes": (24, 8, 8), "counts": None}
+    data, wrong = sentences.load_rated_once(3, **options)
+    right = np.array(signs) > 0
+    assert 0 not in np.concatenate([part.id for part in data])  # its mean is 0
+    assert len(np.unique(np.concatenate([part.id for part in data]))) == 47
+    for part in (data.target, data.test):
+        np.testing.assert_array_equal(part.y, right[part.id])
+    np.testing.assert_array_equal(data.train.id[data.train.y != right[data.train.id]], wrong)
+    assert set(wrong % 2) == {1}  # only a person of the other sign makes an error, one of four
+    np.testing.assert_array_equal(data.train.x[:, 0], data.train.id)
+    shares = [len(sentences.load_rated_once(seed, **options)[1]) / 24 for seed in range(40)]
+    assert abs(np.mean(shares) - 0.5 / 4) < 4 * np.sqrt(0.125 * 0.875 / (40 * 24))
+    again = sentences.load_rated_once(3, **options)[0]
+    np.testing.assert_array_equal(data.train.y, again.train.y)
