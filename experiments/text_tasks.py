@@ -122,7 +122,7 @@ def _sentences(
 
 @lru_cache(maxsize=len(sentences.DOMAINS))
 def _of_domain(encoder: Encoder, domain: str) -> Float32[np.ndarray, "n d"]:
-    """Vectors of the first `sentences.MOST` sentences of a domain: every draw of every study has the same."""
+    """Vectors of the `sentences.MOST` sentences of a domain: every draw of every study has the same."""
     return vectors(encoder, sentences.read_ratings(local_data.find("vader"), domain, counts=None).rated.text)
 
 

@@ -65,7 +65,7 @@ CLEANLAB = ("self-confidence", "cleanlab, confident learning", "Datalab, probabi
 class Config:
     """What determines the numbers."""
 
-    tasks: tuple[str, ...] = tuple(RATED)
+    tasks: tuple[str, ...] = ("rated-products", "rated-editorials", "rated-tweets", "rated-films")
     seeds: int = 5
     first_seed: int = 10  # defaults were chosen on seeds 0 to 5
     beta: float = 1.0  # sharpness of D3M's group weights, per nat of group loss
