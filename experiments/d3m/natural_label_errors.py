@@ -258,7 +258,9 @@ def diagnosed(data: Data, task: Task, seed: int, *, networks: int) -> Found:
     pair = labelled(encoder, table, y), labelled(encoder, to_table(data.selection), data.selection.y)
     made = _make_cells(num_classes, len(y))(jax.random.key(seed), [pair] * networks, [table] * networks)
     diagnoser, _ = taught.shipped()
-    result = diagnose.combine([diagnose.look(diagnoser, cell, y, num_classes) for cell in made], y, diagnoser)
+    of_table = diagnose.scores_of(diagnoser, table, y, num_classes)
+    looks = [diagnose.look(diagnoser, cell, y, num_classes, of_table=of_table) for cell in made]
+    result = diagnose.combine(looks, table, y, diagnoser)
     return Found(result.probabilities[:, 0], result.claims[:, 0])
 
 
