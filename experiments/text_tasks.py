@@ -128,8 +128,8 @@ def _of_domain(encoder: Encoder, domain: str) -> Float32[np.ndarray, "n d"]:
 
 def _rated_once(seed: int, *, domain: str, smoke: bool = False, encoder: Encoder = MINILM) -> tuple[Data, np.ndarray]:
     options: dict[str, Any] = {"encode": lambda _: _of_domain(encoder, domain), "domain": domain}
-    sizes = {"sizes": (400, 100, 100)} if smoke else {}
-    data, wrong = sentences.load_rated_once(seed, path=local_data.find("vader"), **options, **sizes)
+    options |= {"sizes": (400, 100, 100)} if smoke else {}
+    data, wrong = sentences.load_rated_once(seed, path=local_data.find("vader"), **options)
     return standardised(data), wrong
 
 

@@ -121,7 +121,7 @@ def quality(found: Found, wrong: Bool[np.ndarray, "n"]) -> dict[str, float]:
     return facts | {"suspected": float(found.suspects.mean()), "precision": precision, "recall": recall, "f1": f1}
 
 
-def attributed(task: Task, config: Config, data: Data, seed: int) -> dict[str, Found]:
+def attributed(task: Task, config: Any, data: Data, seed: int) -> dict[str, Found]:
     """D3M's scores by both kinds of targets, of which it suspects those below 0, and self-influence and loss."""
     losses, influence = rank(
         task, config.source, data, members(jax.random.key(seed), Ablation.CHECKPOINTS, config.source.models)
