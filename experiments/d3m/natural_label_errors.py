@@ -97,7 +97,7 @@ def measure(task: Task, config: Config, seed: int, progress: Callable[[int], obj
     found["every label"] = Found(np.zeros(len(wrong)), np.ones(len(wrong), bool))
     facts = {name: quality(one, wrong) for name, one in found.items()}
     scores = {f"score/{name}": np.asarray(one.scores, np.float32) for name, one in found.items()}
-    return {"methods": facts, "wrong": float(wrong.mean())}, {"id": data.train.id, "wrong": wrong, **scores}
+    return {"methods": facts, "wrong": float(wrong.mean())}, {"id": np.asarray(data.train.id), "wrong": wrong, **scores}
 
 
 def no_data(seed: int, *, smoke: bool = False) -> Any:
