@@ -1,8 +1,8 @@
 """Wrong labels as people make them, of known truth: what D3M, TRAK and DeMix detect, beside what others use.
 
-Claim:    no method is best everywhere; scores of out-of-sample probabilities are hard to beat on natural errors.
+Claim:    D3M's scores and the shipped diagnoser rank natural wrong labels worse than cleanlab; the loss ranks them alike.
 Command:  python -m experiments natural_label_errors
-Expected: the headline of the study, and the table of docs/results/ablations.md.
+Expected: average precision on tweets: loss 0.44, AUM 0.44, cleanlab 0.43, DeMix 0.30, D3M 0.25; 6 % are wrong.
 Device:   two CPU cores, 15 minutes once sentences are encoded (10 more); any JAX device works. Needs `make data`.
 
 Labels of the VADER corpora are the ratings of one person, the truth is the mean of all. Every method ranks the training
@@ -300,12 +300,12 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
 
 STUDY = Study(
     "natural_label_errors",
-    claim="On ratings of one person against the mean, no detector of wrong labels is best on all corpora.",
+    claim="Loss, AUM and cleanlab rank natural wrong labels alike; D3M's scores and the shipped diagnoser do worse.",
     config=Config(),
     tasks=RATED | cifar_tasks.TASKS | {"label-errors": TASKS["label-errors"]},
     prepare=lambda task, config, _results: partial(measure, task, config),
     describe=describe,
-    headline=("rated-films", "self-confidence", "auprc"),
+    headline=("rated-tweets", "cleanlab, confident learning", "auprc"),
     minutes=15,
     smoke=lambda config: replace(config, seeds=1, repeats=1, source=SMALL_SOURCES[Trak]),
     small=lambda task: replace(task, steps=50),
