@@ -1,6 +1,6 @@
 """Wrong labels as people make them, of known truth: what D3M, TRAK and DeMix detect, beside what others use.
 
-Claim:    D3M's scores and the shipped diagnoser rank natural wrong labels worse than cleanlab; the loss ranks them alike.
+Claim:    D3M's scores and the shipped diagnoser rank natural wrong labels worse than cleanlab; the loss does as well.
 Command:  python -m experiments natural_label_errors
 Expected: average precision on tweets: loss 0.44, AUM 0.44, cleanlab 0.43, DeMix 0.30, D3M 0.25; 6 % are wrong.
 Device:   two CPU cores, 15 minutes once sentences are encoded (10 more); any JAX device works. Needs `make data`.
