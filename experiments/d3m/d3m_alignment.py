@@ -4,7 +4,8 @@ Claim:    removal of training pairs lifts preference accuracy where the shorter 
           which 90 % prefer the longer one, without the length of any training pair.
 Command:  python -m experiments d3m_alignment
 Expected: see docs/results/language.md
-Device:   two CPU cores; any JAX device works.
+Device:   two CPU cores, half an hour, and as long for each other task (`commonsense`, `commonsense-sources`); any JAX
+          device works.
 """
 
 from dataclasses import replace
@@ -17,7 +18,8 @@ STUDY = replace(
     name="d3m_alignment",
     claim="Removal of training pairs lifts preference accuracy where the shorter side is preferred, without the length "
     "of any training pair.",
-    config=main_table.Config(tasks=tuple(preference_tasks.TASKS)),
+    config=main_table.Config(tasks=("kindness",)),
     tasks=preference_tasks.TASKS,
+    minutes=30,
     headline=("kindness", "D3M, by selection", "worst_group_accuracy"),
 )
