@@ -1,6 +1,7 @@
 """d3mjax: which training examples make a classifier fail on a subgroup, and what happens without them.
 
-The face: `debias` is the method, `train_many` trains many models, `trak`, `influence` and `datamodels` attribute.
+The face: `debias` is the method, `train_many` trains many models; `trak`, `influence`, `metagradient` and `datamodels`
+attribute.
 Each room is an attribute: ``d3mjax.attribution``, ``d3mjax.debiasing``, ``d3mjax.training`` and so on.
 """
 
@@ -17,7 +18,7 @@ from d3mjax import (
     training,
     unlearning,
 )
-from d3mjax.attribution import datamodels, effects, influence, outputs, projections, trak
+from d3mjax.attribution import datamodels, effects, influence, metagradient, outputs, projections, trak
 from d3mjax.data.planted.shortcut import planted_shortcut
 from d3mjax.debiasing import baselines, offsets, selection
 from d3mjax.debiasing.d3m import debias
@@ -70,6 +71,7 @@ __all__ = [
     "make_trainer",
     "map_models",
     "masks",
+    "metagradient",
     "metrics",
     "mlp",
     "model_keys",

@@ -131,10 +131,15 @@ class TrainInfo(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """One training run as a traceable pair; resuming is calling ``run`` again on the state it returned."""
+    """One training run as traceable functions; resuming is calling ``run`` again on the state it returned.
+
+    ``run`` is ``step`` on each of the batches of ``draw``.
+    """
 
     init: Callable[..., TrainState]  # (key, x [b, ...]) -> TrainState
     run: Callable[..., tuple[TrainState, TrainInfo]]  # (state, split, weights [n], num_steps) -> (state, info)
+    draw: Callable[..., Any]  # (state, weights [n], num_steps) -> (index [s b], weight [s b]); index -1 is padding
+    step: Callable[..., tuple[TrainState, jax.Array]]  # (state, split, index [b], weight [b]) -> (state, loss)
 
 
 class Linear(NamedTuple):

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, Real, Shaped
 
 from d3mjax import keys, metrics
-from d3mjax.attribution import outputs, projections, trak
+from d3mjax.attribution import metagradient, outputs, projections, trak
 from d3mjax.data import splits
 from d3mjax.debiasing import group_weighting, offsets, regression, selection, sources
 from d3mjax.debiasing.regression import Errors, trak_options
@@ -67,14 +67,14 @@ class Scores(NamedTuple):
 class Options(NamedTuple):
     """Choices of `debias` that have good defaults.
 
-    ``attribution``: how checkpoints are attributed; None for TRAK at `DAMPINGS`, projected to ``min(256,
-    default_size(2 n))`` dimensions. ``retrains``: models behind every evaluation. ``beta``: sharpness of the group
-    weights, per nat of group loss. ``shares``: of the training set, removed by candidates. ``tolerance``: worst-group
-    accuracy on the selection split within which average accuracy decides. ``offsets``: whether candidates compete with
-    class offsets, too.
+    ``attribution``: how checkpoints are attributed (`sources.by_trak`, `sources.by_influence`), or the options of
+    metagradients; None for TRAK at `DAMPINGS`, projected to ``min(256, default_size(2 n))`` dimensions. ``retrains``:
+    models behind every evaluation. ``beta``: sharpness of the group weights, per nat of group loss. ``shares``: of the
+    training set, removed by candidates. ``tolerance``: worst-group accuracy on the selection split within which average
+    accuracy decides. ``offsets``: whether candidates compete with class offsets, too.
     """
 
-    attribution: Attribution | None = None
+    attribution: Attribution | metagradient.Options | None = None
     retrains: int = 3
     beta: float = 1.0
     shares: tuple[float, ...] = SHARES
@@ -332,16 +332,16 @@ def debias(
     everything = np.ones(len(data.train.y), np.float32)
     plain = retrain_each(fit, keys.members(key, keys.D3M.SCORE, runs), {"ERM": everything})
     group_losses = plain["ERM"].losses.mean(0)
-    source = sources.from_checkpoints(
-        jax.random.fold_in(key, keys.D3M.COLUMNS),
-        *(model, trainer, data_on_device, num_groups, num_steps, attribution),
-        checkpoints=checkpoints,
-        width=width,
-        mesh=mesh,
-    )
+    problem = (jax.random.fold_in(key, keys.D3M.COLUMNS), model, trainer, data_on_device, num_groups, num_steps)
+    if isinstance(attribution, metagradient.Options):
+        names = ("D3M",)
+        source = sources.from_metagradients(*problem, attribution, checkpoints=checkpoints, mesh=mesh)
+    else:
+        names = attribution.readings
+        source = sources.from_checkpoints(*problem, attribution, checkpoints=checkpoints, width=width, mesh=mesh)
     scored = score(source.columns, group_losses, beta=options.beta)
     weights, readings = {}, {}
-    for reading, (name, scores) in enumerate(zip(attribution.readings, scored.scores, strict=True)):
+    for reading, (name, scores) in enumerate(zip(names, scored.scores, strict=True)):
         more = candidates(scores, data.train.y, num_classes, name=name, shares=options.shares)
         more |= {f"{name}, soft": soft_candidate(scores)}
         weights, readings = weights | more, readings | dict.fromkeys(more, reading)

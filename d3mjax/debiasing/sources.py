@@ -1,4 +1,4 @@
-"""Sources of group columns ``B[n, G]``: checkpoints attributed by TRAK or influence functions, or datamodels.
+"""Sources of group columns ``B[n, G]``: TRAK or influence functions at checkpoints, metagradients, or datamodels.
 
 A source is trained and attributed on the same devices and returns `Columns`. How a checkpoint is attributed is an
 `Attribution`, a value: make it once and pass it to many calls, as every new one is compiled anew.
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from d3mjax import metrics
-from d3mjax.attribution import datamodels, influence, outputs, per_checkpoint, trak
+from d3mjax.attribution import datamodels, influence, metagradient, outputs, per_checkpoint, trak
 from d3mjax.linalg import iterative, lasso
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.runtime.sweep import sweep
@@ -130,6 +130,47 @@ def from_checkpoints(
     return Columns(np.asarray(columns), kernel[:, 0], right, facts)
 
 
+def from_metagradients(
+    key: Key[Array, ""],
+    model: Model,
+    trainer: Trainer,
+    data: Data,
+    num_groups: int,
+    num_steps: int,
+    options: metagradient.Options = metagradient.Options(),
+    *,
+    checkpoints: int = 20,
+    mesh: Mesh | None = None,
+) -> Columns:
+    """Train as many models as `from_checkpoints`, from the same keys, and differentiate each training itself.
+
+    One run backwards a model gives the columns of all groups. For a regression give options with
+    `gradients.negative_squared_error_output`. Source: Ilyas and Engstrom, 2025; `attribution.metagradient`.
+
+    Raises:
+      ValueError: the trainer has no such derivative (`metagradient.check_trainer`).
+      FloatingPointError: a training diverged, or adjoints are not finite; names models and steps.
+    """
+    metagradient.check_trainer(trainer, data.train)
+    mesh = mesh or local_mesh()
+    keys, _ = _keys_of(ensemble.model_keys(key, np.arange(checkpoints)))
+    statics = {"model": model, "trainer": trainer, "num_groups": num_groups, "num_steps": num_steps}
+    result = jax.device_get(_differentiated(place(data, mesh), keys, options=options, mesh=mesh, **statics))
+    metagradient.check(result.info)
+    return Columns(result.columns[None], result.kernel, None, {"drift": result.info.drift.max()})
+
+
+@partial(jax.jit, static_argnames=("model", "trainer", "num_groups", "num_steps", "options", "mesh"))
+def _differentiated(data: Data, keys, *, model, trainer, num_groups, num_steps, options, mesh):
+    arrays = (data.train, data.target, num_groups, num_steps)
+    return metagradient.group_scores(keys, model, trainer, *arrays, mesh=mesh, options=options)
+
+
+def _keys_of(keys: Key[Array, "c"]) -> tuple[Key[Array, "c"], Key[Array, "c"]]:
+    """Keys of the training of each checkpoint, and of its attribution."""
+    return jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)
+
+
 def add_checkpoints(
     sums: tuple[AnyArray, AnyArray] | None, kernel: Float[np.ndarray, "c r n k"], factor: Float[np.ndarray, "c r n"]
 ) -> tuple[Float[np.ndarray, "r n k"], Float[np.ndarray, "r n"]]:
@@ -154,7 +195,7 @@ def covariances(kernel: Float[AnyArray, "c n k"], num_groupings: int) -> Float[n
 
 @partial(jax.jit, static_argnames=("model", "trainer", "num_groups", "num_steps", "attribution", "width", "mesh"))
 def _attributed(data: Data, keys, *, model, trainer, num_groups, num_steps, attribution, width, mesh):
-    split_keys = jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)
+    training_keys, attribution_keys = _keys_of(keys)
 
     def look(variables, data, key):
         columns = attribution.attribute(key, model, variables, data, num_groups)
@@ -164,13 +205,13 @@ def _attributed(data: Data, keys, *, model, trainer, num_groups, num_steps, attr
 
     return ensemble.train_many(
         trainer,
-        split_keys[0],
+        training_keys,
         data.train,
         jnp.ones(data.train.y.shape[0]),
         num_steps,
         look=look,
         shared=(data,),
-        each=(split_keys[1],),
+        each=(attribution_keys,),
         width=width,
         mesh=mesh,
     )

@@ -1,4 +1,4 @@
-"""One training run as a traceable pair of functions, ``init`` and ``run``, over any Optax transformation."""
+"""One training run as traceable functions, over any Optax transformation."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,8 @@ def make_trainer(
     """Trainer of ``model`` by stochastic gradients: ``objective`` on batches of ``sampler``, updates of ``tx``.
 
     ``init(key, x [b, ...]) -> state`` draws the parameters; ``run(state, split, weights [n], num_steps) -> (state,
-    info)`` takes ``num_steps`` (static) steps of ``batch_size`` examples. Step s of a model is the same function of
+    info)`` takes ``num_steps`` (static) steps of ``batch_size`` examples, ``step`` on each batch of ``draw``. Step s of
+    a model is the same function of
     ``(state.key, s)`` in one call or several, so stopping and resuming does not change the result. The indices of a
     call (``num_steps * batch_size`` integers) are computed before its loop, where they vectorise. ``augment(key, x)``
     changes the inputs of a batch by a key of that model and step. ``constrain((batch, weight))`` may set how the
@@ -69,13 +70,16 @@ def make_trainer(
         params = optax.apply_updates(state.variables["params"], updates)
         return TrainState(state.key, state.step + 1, {**variables, "params": params}, opt_state, objective_state), value
 
+    def draw(state: TrainState, weights: Float[Array, "n"], num_steps: int):
+        steps = state.step + jnp.arange(num_steps)
+        return sampler.draw(jax.random.fold_in(state.key, 1), sampler.prepare(weights), steps, batch_size)
+
     def run(
         state: TrainState, split: Split, weights: Float[Array, "n"], num_steps: int
     ) -> tuple[TrainState, TrainInfo]:
         split = jax.tree.map(jnp.asarray, split)
-        steps = state.step + jnp.arange(num_steps)
-        draws = sampler.draw(jax.random.fold_in(state.key, 1), sampler.prepare(weights), steps, batch_size)
-        state, values = jax.lax.scan(lambda s, draw: step(s, split, *draw), state, draws)
+        draws = draw(state, weights, num_steps)
+        state, values = jax.lax.scan(lambda s, batch: step(s, split, *batch), state, draws)
         return state, TrainInfo(values)
 
-    return Trainer(init, run)
+    return Trainer(init, run, draw, step)
