@@ -51,6 +51,19 @@ def forward(trainer: Trainer, state: TrainState, split: Split, draws: Draws) -> 
     return jax.lax.scan(lambda state, draw: trainer.step(state, split, *draw), state, draws)
 
 
+def kept(
+    trainer: Trainer, state: TrainState, split: Split, draws: Draws
+) -> tuple[TrainState, TrainState, Float[Array, "s"]]:
+    """The last state, the states before each step with a leading axis s, and the losses."""
+
+    def step(state, draw):
+        after, loss = trainer.step(state, split, *draw)
+        return after, (state, loss)
+
+    last, (states, losses) = jax.lax.scan(step, state, draws)
+    return last, states, losses
+
+
 def first_adjoints(last: TrainState, gradients: PyTree[Float[Array, "k ..."]], num_train: int) -> Adjoints:
     """Adjoints before any step is pulled: ``gradients`` of the functions, trees of variables, and 0 for the rest."""
     count = jax.tree.leaves(gradients)[0].shape[0]
@@ -102,7 +115,7 @@ def pull_segment(
 
     The caller compares it with the one it has: a training that does not repeat itself has no derivative.
     """
-    end, states, _ = _kept(trainer, start, split, draws)
+    end, states, _ = kept(trainer, start, split, draws)
     return end, *pull(trainer, states, split, draws, adjoints, width=width)
 
 
@@ -124,7 +137,7 @@ def reverse(
     num_steps, num_train = len(draws[0]), len(split.y)
     begin = lambda last: first_adjoints(last, gradients(last.variables), num_train)
     if segments == 1:
-        last, states, losses = _kept(trainer, state, split, draws)
+        last, states, losses = kept(trainer, state, split, draws)
         adjoints, finite = pull(trainer, states, split, draws, begin(last), width=width)
         return Replayed(adjoints.factors, losses, finite, jnp.zeros(num_steps))
 
@@ -165,17 +178,6 @@ def _mapped(pullback: Callable, adjoints: PyTree, width: int | None):
     """All at once, or ``width`` at a time."""
     many = width is None or width >= jax.tree.leaves(adjoints)[0].shape[0]
     return jax.vmap(pullback)(adjoints) if many else jax.lax.map(pullback, adjoints, batch_size=width)
-
-
-def _kept(trainer: Trainer, state: TrainState, split: Split, draws: Draws):
-    """The last state, the states before each step, and the losses."""
-
-    def step(state, draw):
-        after, loss = trainer.step(state, split, *draw)
-        return after, (state, loss)
-
-    last, (states, losses) = jax.lax.scan(step, state, draws)
-    return last, states, losses
 
 
 def _floats(state: TrainState):

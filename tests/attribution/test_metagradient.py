@@ -218,8 +218,8 @@ def test_predicts_removal_from_the_same_run():
     )
     before, rng = run(np.ones(300)), np.random.default_rng(6)
     for count in (1, 3):  # 3: one in a hundred
-        removed = np.stack([rng.permutation(300) < count for _ in range(20)])
-        actual = np.stack([run(1.0 - mask) - before for mask in removed])
+        removed = np.stack([rng.permutation(300) < count for _ in range(20)]).astype(float)
+        actual = np.stack([run(1 - mask) - before for mask in removed])
         predicted = -(removed @ np.asarray(tau).T)
         slope = (predicted * actual).sum() / (predicted**2).sum()
         assert abs(slope - 1) < 0.05
@@ -282,7 +282,7 @@ class TestBadInput:
             attribute(make(optax.sgd(0.1), objective=objectives.group_dro(2)))
 
     def test_counter_that_depends_on_gradients(self):
-        count = lambda grads, state, params=None: (grads, state + (jnp.abs(grads["in"]).sum() > 0))
+        count = lambda updates, state, params=None: (updates, state + (jnp.abs(updates["in"]).sum() > 0))
         counting = optax.GradientTransformation(lambda params: jnp.int32(0), count)
         with pytest.raises(ValueError, match="depends on gradients"):
             attribute(make(optax.chain(counting, optax.sgd(0.1))))
