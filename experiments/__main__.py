@@ -32,7 +32,7 @@ WINGS = {
         "natural_label_errors",
     ),
     "experiments.datamodels": (
-        *("lds_trak", "lds_datamodels", "lds_influence"),
+        *("lds_trak", "lds_datamodels", "lds_influence", "metagradient"),
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
     ),
     "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),

@@ -142,6 +142,14 @@ def between_chance_and_ceiling(methods: Means, run: Path) -> None:
             assert low < value < high
 
 
+def one_run_predicts_itself(methods: Means, run: Path) -> None:
+    """The removal of one example from the run that was differentiated is predicted, slope included."""
+    own = methods["one run predicts itself, 1 removed"]
+    assert own["lds"] > 0.9
+    assert 0.8 < own["slope"] < 1.25
+    assert methods["metagradient, 2 trainings"]["lds"] < methods["ceiling set by retraining noise"]["lds"]
+
+
 def lasso_is_above_noise(methods: Means, run: Path) -> None:
     """LASSO datamodels of few models are above the noise, which has a standard deviation of .02."""
     assert methods["LASSO, 48 models on 50% subsets"]["lds"] > 0.1
@@ -285,6 +293,7 @@ SMOKES = {
     "lds_trak": Smoke(PATCH, (between_chance_and_ceiling,)),
     "lds_datamodels": Smoke(PATCH, (lasso_is_above_noise,)),
     "lds_influence": Smoke({"tasks": ("adult-sex",)}, (influence_predicts_margins_and_bias,)),
+    "metagradient": Smoke({"tasks": ("patch-smooth",)}, (one_run_predicts_itself,)),
     "counterfactuals": Smoke(PATCH, (removals_follow_predictions,)),
     "brittleness": Smoke(PATCH, (more_removed_more_flipped,)),
     "leakage": Smoke(PATCH, (copies_are_nearest,)),

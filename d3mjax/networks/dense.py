@@ -1,6 +1,6 @@
 """Dense networks: multi-layer perceptrons and linear models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from flax import linen
@@ -12,11 +12,12 @@ from d3mjax.types import AnyArray, Model
 
 class _Mlp(linen.Module):
     features: Sequence[int]
+    activation: Callable[[Array], Array]
 
     @linen.compact
     def __call__(self, x: Float[AnyArray, "b d"]) -> Float[Array, "b C"]:
         for width in self.features[:-1]:
-            x = linen.relu(linen.Dense(width)(x))
+            x = self.activation(linen.Dense(width)(x))
         return linen.Dense(self.features[-1])(x)
 
 
@@ -32,15 +33,17 @@ class _Difference(linen.Module):
         return linen.Dense(self.num_classes, name="logits")(sides[0] - sides[1])
 
 
-def mlp(hidden: Sequence[int], num_classes: int) -> Model:
-    """Multi-layer perceptron with ReLU on features ``[b d]``: widths ``hidden``, then ``num_classes`` logits.
+def mlp(hidden: Sequence[int], num_classes: int, *, activation: Callable[[Array], Array] = linen.relu) -> Model:
+    """Multi-layer perceptron on features ``[b d]``: widths ``hidden``, then ``num_classes`` logits.
+
+    A smooth ``activation``, such as ``jax.nn.gelu``, makes training a differentiable map, for metagradients.
 
     >>> import jax, jax.numpy as jnp, d3mjax
     >>> variables = d3mjax.mlp((8,), 3).init(jax.random.key(0), jnp.ones((1, 5)))
     >>> {name: layer["kernel"].shape for name, layer in variables["params"].items()}
     {'Dense_0': (5, 8), 'Dense_1': (8, 3)}
     """
-    return from_linen(_Mlp((*hidden, num_classes)))
+    return from_linen(_Mlp((*hidden, num_classes), activation))
 
 
 def linear(num_classes: int) -> Model:

@@ -37,6 +37,7 @@ COLUMNS = {
     "lds": Column(
         "LDS", "Rank correlation of predicted outputs with those of models trained on other subsets; 1 is perfect."
     ),
+    "lds_groups": Column("LDS of groups", "The same for the mean outputs of groups of targets."),
     "seconds": Column("seconds", "Wall time."),
     "per_second": Column("per second", "Throughput."),
     "peak_memory_mib": Column("peak MiB", "Largest memory in use."),
