@@ -9,12 +9,13 @@ Device:   two CPU cores: 2, 12, 1 and (`--config.seeds 3`) 8 minutes; any JAX de
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import numpy as np
 
-from d3mjax.attribution import gradients, per_checkpoint, projections
-from d3mjax.debiasing import group_weighting
+from d3mjax.attribution import gradients, metagradient, per_checkpoint, projections
+from d3mjax.debiasing import group_weighting, sources
 from d3mjax.debiasing.sources import Bank
 from d3mjax.reports import plots
 from d3mjax.types import Data
@@ -22,7 +23,7 @@ from experiments.d3m import ablations
 from experiments.d3m.ablations import Variant, ablation, alignment, attribute, keep, train
 from experiments.d3m.retraining import worst
 from experiments.study import Unit
-from experiments.tasks import SMALL_SOURCES, Influence, Task, Trak, columns, influence_options, trak_options
+from experiments.tasks import SHUFFLED, SMALL_SOURCES, Influence, Task, Trak, columns, influence_options, trak_options
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,21 @@ def source(task: Task, config: Sources, data: Data, seed: int) -> dict[str, Vari
         for name, options in recipes.items():
             from_checkpoints(count, options)
             add(f"{name}, {count} checkpoints", lambda c=count, o=options: from_checkpoints(c, o))
+    for count in config.checkpoints:
+        run_back = partial(metagradients, task, jax.random.key(seed), data)
+        run_back(count)
+        add(f"metagradients, {count} trainings", partial(run_back, count))
     for bank in config.banks:
         by_bank = lambda bank=bank: columns(task, bank, jax.random.key(seed), data).columns[0]
         add(f"{bank.fit}, {bank.models:,} subset models", by_bank)
     return variants
+
+
+def metagradients(task: Task, key, data: Data, count: int) -> np.ndarray:
+    """Group columns ``[n G]`` of ``count`` trainings, each run backwards."""
+    trainer, options = task.trainer(task.steps, SHUFFLED), metagradient.Options()
+    recipe = (task.network(), trainer, data, len(task.group_names), task.steps, options)
+    return sources.from_metagradients(key, *recipe, checkpoints=count).columns[0]
 
 
 def source_figures(_task: Task, _config: Sources, units: list[Unit]) -> dict:
@@ -211,9 +223,9 @@ SOURCE_STUDY = ablation(
     figures=source_figures,
     config=Sources(),
     claim="TRAK from twenty checkpoints does as well as thousands of subset models, in less time.",
-    about="Group columns from TRAK, its last layer alone, influence functions (GGN, conjugate gradients), ridge and "
-    "LASSO datamodels of small subsets; negative scores are dropped. Seconds: training and attribution up to the "
-    "columns, without compilation but for datamodels.",
+    about="Group columns from TRAK, its last layer alone, influence functions (GGN, conjugate gradients), metagradients, "
+    "ridge and LASSO datamodels of small subsets; negative scores are dropped. Seconds: training and attribution up to "
+    "the columns, without compilation but for datamodels.",
     headline=("adult", "D3M by TRAK, 20 checkpoints", "gap_closed"),
     minutes=15,
     smoke=lambda config: ablations.small(

@@ -8,7 +8,7 @@ import planted
 import pytest
 
 import d3mjax
-from d3mjax.attribution import influence, projections, trak
+from d3mjax.attribution import influence, metagradient, projections, trak
 from d3mjax.debiasing import d3m, offsets, sources
 from d3mjax.types import Data, Model
 
@@ -256,9 +256,19 @@ def test_influence_and_datamodels_agree_with_trak_on_who_helps():
     banked = sources.from_datamodels(*arguments, bank, mesh=planted.mesh_of(2), progress=seen.append)
     assert seen == [48, 48]
     assert banked.kernel is None
-    for other in (_columns(sources.by_influence(exact, rtol=1e-3)), banked):
+    run_back = sources.from_metagradients(*arguments, STEPS, checkpoints=2, mesh=planted.mesh_of(2))
+    for other in (_columns(sources.by_influence(exact, rtol=1e-3)), run_back, banked):
         assert other.columns.shape == (1, N, GROUPS)
         for g in range(GROUPS):
             assert np.corrcoef(other.columns[0, :, g], columns[:, g])[0, 1] > 0.3
     blocks = sources.from_datamodels(*arguments, bank._replace(block=32), mesh=planted.mesh_of(2))
     planted.close(blocks.columns, banked.columns, **ROUNDING)
+
+
+def test_metagradients_debias():
+    options = OPTIONS._replace(attribution=metagradient.Options())
+    result = run(options=options)
+    before, after = (evaluation.test.mean(0) for evaluation in (result.before, result.after))
+    assert after.min() > before.min() + 0.1
+    assert len(result.tried) == len(OPTIONS.shares) + 2
+    assert result.info["drift"] == 0
