@@ -310,7 +310,7 @@ def check(info: Info) -> None:
         warnings.warn(f"segments computed again differ by up to {drift.max():.1e}", RuntimeWarning, stacklevel=2)
 
 
-def check_trainer(trainer: Trainer, train: Split, *, key: Key[Array, ""] | None = None) -> None:
+def check_trainer(trainer: Trainer, train: Split) -> None:
     """Raise unless the steps of ``trainer`` have derivatives, also where the gradient is zero.
 
     Raises:
@@ -319,7 +319,7 @@ def check_trainer(trainer: Trainer, train: Split, *, key: Key[Array, ""] | None 
         Adam's without ``eps_root``.
     """
     first = jax.tree.map(lambda a: jnp.asarray(a[:1]), train)
-    state = trainer.init(jax.random.key(0) if key is None else key, first.x)
+    state = trainer.init(jax.random.key(0), first.x)
     if jax.tree.leaves(state.objective_state):
         raise ValueError("trainer: found an objective with a state, which stops gradients; expected one without")
     for path, leaf in jax.tree.leaves_with_path(state.variables):

@@ -335,7 +335,7 @@ def debias(
     problem = (jax.random.fold_in(key, keys.D3M.COLUMNS), model, trainer, data_on_device, num_groups, num_steps)
     if isinstance(attribution, metagradient.Options):
         names = ("D3M",)
-        source = sources.from_metagradients(*problem, attribution, checkpoints=checkpoints, mesh=mesh)
+        source = sources.from_metagradients(*problem, checkpoints=checkpoints, mesh=mesh, options=attribution)
     else:
         names = attribution.readings
         source = sources.from_checkpoints(*problem, attribution, checkpoints=checkpoints, width=width, mesh=mesh)

@@ -137,10 +137,10 @@ def from_metagradients(
     data: Data,
     num_groups: int,
     num_steps: int,
-    options: metagradient.Options = metagradient.Options(),
     *,
     checkpoints: int = 20,
     mesh: Mesh | None = None,
+    options: metagradient.Options = metagradient.Options(),
 ) -> Columns:
     """Train as many models as `from_checkpoints`, from the same keys, and differentiate each training itself.
 

@@ -14,7 +14,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from d3mjax.attribution import gradients, metagradient, per_checkpoint, projections
+from d3mjax.attribution import gradients, per_checkpoint, projections
 from d3mjax.debiasing import group_weighting, sources
 from d3mjax.debiasing.sources import Bank
 from d3mjax.reports import plots
@@ -203,8 +203,7 @@ def source(task: Task, config: Sources, data: Data, seed: int) -> dict[str, Vari
 
 def metagradients(task: Task, key, data: Data, count: int) -> np.ndarray:
     """Group columns ``[n G]`` of ``count`` trainings, each run backwards."""
-    trainer, options = task.trainer(task.steps, SHUFFLED), metagradient.Options()
-    recipe = (task.network(), trainer, data, len(task.group_names), task.steps, options)
+    recipe = (task.network(), task.trainer(task.steps, SHUFFLED), data, len(task.group_names), task.steps)
     return sources.from_metagradients(key, *recipe, checkpoints=count).columns[0]
 
 
