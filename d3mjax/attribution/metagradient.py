@@ -221,6 +221,12 @@ def segments_of(num_steps: int, size: int, options: Options) -> int:
     return 1 if num_steps * size <= options.memory else math.isqrt(num_steps)
 
 
+def check_segments(options: Options, num_steps: int) -> None:
+    """Raise ValueError unless there is a step or more for each segment."""
+    if options.segments is not None and not 1 <= options.segments <= num_steps:
+        raise ValueError(f"options.segments: found {options.segments}, expected 1 to {num_steps}, the number of steps")
+
+
 def along(
     key: Key[Array, ""],
     trainer: Trainer,
@@ -364,8 +370,7 @@ def _output(make: Callable, model: Model):
 
 def _checked(keys, trainer, train, target, num_steps, weights, options):
     """Arrays, and checks of what is known before tracing."""
-    if options.segments is not None and not 1 <= options.segments <= num_steps:
-        raise ValueError(f"options.segments: found {options.segments}, expected 1 to {num_steps}, the number of steps")
+    check_segments(options, num_steps)
     if weights is not None and len(weights) != len(train.y):
         raise ValueError(f"weights: found {len(weights)}, expected one for each of {len(train.y)} train examples")
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((train, target, keys))):

@@ -8,6 +8,7 @@ last bit. On the way back each segment is computed again by the program that com
 state on disk.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,24 +34,24 @@ def derivatives(
     num_steps: int,
     grads: Callable[[Any], PyTree[Float[Array, "k ..."]]],
     *,
-    every: int,
     weights: Float[AnyArray, "n"] | None = None,
-    width: int | None = None,
+    options: metagradient.Options = metagradient.Options(),
     progress: Callable[[int], object] = lambda step: None,
 ) -> tuple[Float[np.ndarray, "k n"], Float[np.ndarray, "s"]]:
-    """`metagradient.derivatives` of k functions by segments of ``every`` steps, and the loss of every step.
+    """`metagradient.derivatives` of k functions, and the loss of every step, with the states of segments on disk.
 
     ``state``: before the first step, of ``trainer.init``, with its layout on devices. ``facts`` (plain JSON): whatever
     else determines the result, such as the recipe and the functions; arrays are in the manifest by their digest.
-    ``width`` functions are pulled back at a time. Memory: ``every`` states, and k adjoints as large as one.
+    ``options``: ``segments``, None for the root of the number of steps, and ``width``; the others are not read. Memory:
+    the states of one segment, and k adjoints as large as one state.
 
     Raises:
-      ValueError: ``every`` is not from 1 to ``num_steps``; the directory belongs to other facts; the trainer has no
+      ValueError: ``options.segments`` is not from 1 to ``num_steps``; the directory belongs to other facts; the trainer has no
         derivative (`metagradient.check_trainer`), or a segment computed again ends in another state (names its steps).
       FloatingPointError: the training diverged, or an adjoint is not finite; names the step.
     """
-    if not 1 <= every <= num_steps:
-        raise ValueError(f"every: found {every}, expected 1 to {num_steps}, the number of steps")
+    metagradient.check_segments(options, num_steps)
+    every = -(-num_steps // (options.segments or math.isqrt(num_steps)))
     metagradient.check_trainer(trainer, split)
     weights = jnp.ones(len(split.y)) if weights is None else jnp.asarray(weights)
     directory, split = Path(directory), jax.tree.map(jnp.asarray, split)
@@ -86,7 +87,7 @@ def derivatives(
                 f"trainer: steps {start} to {end} computed again end in another state; expected a training that "
                 "depends on its key alone, on the kind of device that it began on"
             )
-        adjoints, finite = _pulled(trainer, states, split, batches, adjoints, width)
+        adjoints, finite = _pulled(trainer, states, split, batches, adjoints, options.width)
         if not (finite := np.asarray(finite)).all():
             bad = start + np.flatnonzero(~finite).max()
             raise FloatingPointError(f"the derivative by the state after step {bad} is not finite")

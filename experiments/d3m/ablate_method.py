@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -178,7 +179,7 @@ def source(task: Task, config: Sources, data: Data, seed: int) -> dict[str, Vari
     }
     losses, variants = train(task, data, seed, max(config.checkpoints)).losses.mean(0), {}
 
-    def add(name: str, work: Callable[[], jax.Array]):
+    def add(name: str, work: Callable[[], Any]):
         begin = time.perf_counter()
         b = np.asarray(work())
         seconds = {"seconds": time.perf_counter() - begin}
@@ -222,9 +223,9 @@ SOURCE_STUDY = ablation(
     figures=source_figures,
     config=Sources(),
     claim="TRAK from twenty checkpoints does as well as thousands of subset models, in less time.",
-    about="Group columns from TRAK, its last layer alone, influence functions (GGN, conjugate gradients), metagradients, "
-    "ridge and LASSO datamodels of small subsets; negative scores are dropped. Seconds: training and attribution up to "
-    "the columns, without compilation but for datamodels.",
+    about="Group columns from TRAK, its last layer alone, influence functions (GGN, conjugate gradients), "
+    "metagradients, ridge and LASSO datamodels of small subsets; negative scores are dropped. Seconds: training and "
+    "attribution up to the columns, without compilation but for datamodels.",
     headline=("adult", "D3M by TRAK, 20 checkpoints", "gap_closed"),
     minutes=15,
     smoke=lambda config: ablations.small(

@@ -29,10 +29,16 @@ def grads(variables):
     return gradients.per_example(output, variables, jax.tree.map(jnp.asarray, DATA.target))
 
 
-def run(directory, *, trainer=TRAINER, facts=None, every=6, **options):
+def run(directory, *, trainer=TRAINER, facts=None, segments=4, width=None, **options):
     state = trainer.init(KEY, DATA.train.x[:1])
     arguments = (trainer, state, DATA.train, STEPS, grads)
-    return long_metagradients.derivatives(directory, facts or {"name": "test"}, *arguments, every=every, **options)
+    return long_metagradients.derivatives(
+        directory,
+        facts or {"name": "test"},
+        *arguments,
+        options=metagradient.Options(segments=segments, width=width),
+        **options,
+    )
 
 
 def test_equals_the_program_in_memory(tmp_path):
@@ -55,20 +61,20 @@ def test_resumes_to_the_last_bit(tmp_path, stop):
         run(tmp_path / "resumed", progress=interrupt)
     steps = []
     equal(run(tmp_path / "resumed", progress=steps.append), whole)
-    assert steps == [6, 12, 18, 20, 18, 12, 6, 0][stop:]
+    assert steps == [5, 10, 15, 20, 15, 10, 5, 0][stop:]
 
 
 def test_training_that_draws_anew_is_refused_by_its_steps(tmp_path):
     count = itertools.count()
     noise = lambda: np.float32(next(count) % 7 / 10)
     augment = lambda key, x: x + jax.pure_callback(noise, jax.ShapeDtypeStruct((), jnp.float32))
-    with pytest.raises(ValueError, match="steps 18 to 20 computed again end in another state"):
+    with pytest.raises(ValueError, match="steps 15 to 20 computed again end in another state"):
         run(tmp_path, trainer=make(augment=augment))
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="every: found 21, expected 1 to 20"):
-        run(tmp_path, every=21)
+    with pytest.raises(ValueError, match="segments: found 21, expected 1 to 20"):
+        run(tmp_path, segments=21)
     run(tmp_path)
     with pytest.raises(ValueError, match="belongs to another configuration"):
         run(tmp_path, facts={"name": "other"})
