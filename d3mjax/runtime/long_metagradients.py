@@ -46,8 +46,9 @@ def derivatives(
     the states of one segment, and k adjoints as large as one state.
 
     Raises:
-      ValueError: ``options.segments`` is not from 1 to ``num_steps``; the directory belongs to other facts; the trainer has no
-        derivative (`metagradient.check_trainer`), or a segment computed again ends in another state (names its steps).
+      ValueError: ``options.segments`` is not from 1 to ``num_steps``; the directory belongs to other facts; the trainer
+        has no derivative (`metagradient.check_trainer`), or a segment computed again ends in another state (names its
+        steps).
       FloatingPointError: the training diverged, or an adjoint is not finite; names the step.
     """
     metagradient.check_segments(options, num_steps)

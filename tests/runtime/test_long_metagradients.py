@@ -32,13 +32,8 @@ def grads(variables):
 def run(directory, *, trainer=TRAINER, facts=None, segments=4, width=None, **options):
     state = trainer.init(KEY, DATA.train.x[:1])
     arguments = (trainer, state, DATA.train, STEPS, grads)
-    return long_metagradients.derivatives(
-        directory,
-        facts or {"name": "test"},
-        *arguments,
-        options=metagradient.Options(segments=segments, width=width),
-        **options,
-    )
+    options |= {"options": metagradient.Options(segments=segments, width=width)}
+    return long_metagradients.derivatives(directory, facts or {"name": "test"}, *arguments, **options)
 
 
 def test_equals_the_program_in_memory(tmp_path):
