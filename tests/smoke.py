@@ -371,5 +371,5 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def read_frozen() -> dict[str, Any]:
-    """``{"machine", "rows": {study: rows}}`` as ``make freeze`` left them."""
+    """``{study: {"machine", "rows"}}`` as ``make freeze`` left them."""
     return json.loads(gzip.decompress(FROZEN.read_bytes()))

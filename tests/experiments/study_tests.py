@@ -37,7 +37,7 @@ class StudyTests:
     def test_rows_are_those_frozen(self, name, results):
         """On every machine: tasks, methods, roles, information, names of settings and metrics; see `make freeze`."""
         rows = smoke.comparable(smoke.read_rows(smoke.execute(name, results)))
-        frozen = smoke.read_frozen()["rows"][name]
+        frozen = smoke.read_frozen()[name]["rows"]
 
         def names(row):
             settings, metrics = sorted(row["settings"]), sorted(row["metrics"])
@@ -50,12 +50,12 @@ class StudyTests:
 
         Skipped elsewhere: processors and compilers differ in rounding, which training enlarges.
         """
-        frozen = smoke.read_frozen()
+        frozen = smoke.read_frozen()[name]
         if frozen["machine"] != (this := smoke.machine()):
             differing = {key: (value, this[key]) for key, value in frozen["machine"].items() if value != this[key]}
             pytest.skip(f"numbers were frozen elsewhere, (frozen, here) are {differing}: only names are compared")
         rows = smoke.comparable(smoke.read_rows(smoke.execute(name, results)))
-        for row, expected in zip(rows, frozen["rows"][name], strict=True):
+        for row, expected in zip(rows, frozen["rows"], strict=True):
             for metric, values in expected["metrics"].items():
                 np.testing.assert_array_equal(
                     np.array(row["metrics"][metric], float), np.array(values, float), f"{row['task']}: {row['method']}"
