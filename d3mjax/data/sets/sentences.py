@@ -184,7 +184,7 @@ def load_rated_once(
     y, chosen = as_rated(data.train), as_rated(data.selection)
     wrong = data.train.id[y != data.train.y]
     train, selection = data.train._replace(y=y, group=y), data.selection._replace(y=chosen, group=chosen)
-    return data._replace(train=train, selection=selection), wrong
+    return data._replace(train=train, selection=selection), np.asarray(wrong)
 
 
 def _lines(path: str | Path, kind: str) -> list[list[list[str]]]:
