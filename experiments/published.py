@@ -6,23 +6,26 @@ A page of `docs/results`, or the README, has places for tables, filled from the 
     <!-- /table -->
 
 ``only`` keeps the rows whose "task: method" has a match of the regular expression, ``metrics`` the named columns;
-``joined="yes"`` puts all tasks into one table.
+``joined="yes"`` puts all tasks into one table. ``<!-- demix tasks -->`` is the place of the table of `demix_tasks`.
 """
 
 import gzip
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from d3mjax.reports import tables
 from d3mjax.runtime import runs, store
+from experiments import demix_tasks
 from experiments.study import Study
 
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "docs" / "results" / "metrics"
 LIST = re.compile(r"(<!-- studies -->\n).*?(<!-- /studies -->)", re.DOTALL)
+DEMIX = re.compile(r"(<!-- demix tasks -->\n).*?(<!-- /demix tasks -->)", re.DOTALL)
 PLACE = re.compile(r"(<!-- table ([\w-]+)((?: \w+=\"[^\"]*\")*) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -74,7 +77,9 @@ def fill(text: str, directory: Path = METRICS) -> str:
         note = f" {document['note']}" if "note" in document else ""
         return f"{start}\n{tables.markdown(document, joined=joined)}{note}\n\n{end}"
 
-    return PLACE.sub(table, text)
+    text = PLACE.sub(table, text)
+    document = cache(lambda name: read(directory / f"{name}.json.gz"))
+    return DEMIX.sub(lambda match: f"{match[1]}\n{demix_tasks.markdown(document)}\n\n{match[2]}", text)
 
 
 def fill_pages(studies: Mapping[str, Study], root: Path = ROOT) -> list[Path]:
