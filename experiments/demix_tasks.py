@@ -74,9 +74,9 @@ def markdown(read: Callable[[str], Mapping[str, Any]]) -> str:
         ours, rival = (_metrics(read, entry.diagnosis, method) for method in entry.methods)
         cells = [f"{_mean(ours, kind)} ({_mean(rival, kind)})" for kind in KINDS]
         values, name = [""] * 5, ""
-        if entry.repair is not None:
+        if place := entry.repair:
             name, key = entry.metric
-            value = lambda method, entry=entry, key=key: _metrics(read, entry.repair, method)[key]["mean"]
+            value = lambda method, place=place, key=key: _metrics(read, place, method)[key]["mean"]
             values = [_shown(value(method)) if method else "" for method in entry.repairs]
         lines.append((entry.task, entry.data, *cells, name, *values))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
