@@ -20,7 +20,7 @@ from d3mjax import (
 )
 from d3mjax.attribution import datamodels, effects, influence, metagradient, outputs, projections, trak
 from d3mjax.data.planted.shortcut import planted_shortcut
-from d3mjax.debiasing import baselines, offsets, selection
+from d3mjax.debiasing import baselines, offsets, reweighting, selection
 from d3mjax.debiasing.d3m import debias
 from d3mjax.diagnosis.diagnose import diagnose
 from d3mjax.networks.adapt import from_functions, from_linen, from_nnx
@@ -81,6 +81,7 @@ __all__ = [
     "planted_shortcut",
     "projections",
     "resampled",
+    "reweighting",
     "runtime",
     "selection",
     "shuffled",

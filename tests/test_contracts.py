@@ -35,6 +35,7 @@ FLOORS = {
         for wing in ("d3m", "datamodels", "bias", "diagnosis", "language", "recommendation", "bench")
     },
     "experiments.__main__": 13,
+    "experiments.demix_tasks": 11,
     "experiments.published": 12,
     "experiments.overview": 14,
 }
