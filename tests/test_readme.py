@@ -42,7 +42,9 @@ def planted():
     """What the other examples take as given: data, checkpoints, subset masks and a function of margins."""
     data = d3mjax.planted_shortcut(0, train=60, target=24)
     model = d3mjax.mlp((8,), 2)
-    trainer = d3mjax.make_trainer(model, d3mjax.cross_entropy(), optax.adam(0.02), d3mjax.shuffled(), batch_size=20)
+    trainer = d3mjax.make_trainer(
+        model, d3mjax.cross_entropy(), optax.adam(0.02, eps_root=1e-8), d3mjax.shuffled(), batch_size=20
+    )
     key = jax.random.key(0)
     checkpoints, _ = d3mjax.train_many(trainer, jax.random.split(key, 2), data.train, np.ones(60), 60)
     return {
