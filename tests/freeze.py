@@ -5,8 +5,7 @@ Command:  make freeze                       all studies, twenty minutes
 Again whenever numbers change on purpose; say why in the commit.
 """
 
-# Imported first and for its effect: the compiler's options and the devices of the tests, before JAX starts.
-import conftest  # noqa: F401, I001
+import conftest  # noqa: F401, I001 -- first, for its effect: sets devices and compiler options before JAX starts
 
 import gzip
 import json

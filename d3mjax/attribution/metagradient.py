@@ -13,8 +13,8 @@ the trainer and the keys of its models. Any Optax transformation works whose upd
 (`check_trainer`), and any model; the statistics of batch norm are part of the run, and an example with factor 0 still
 counts in them.
 
-`derivatives` takes any functions of the trained variables, `along` goes forward along directions of factors, and
-`metasmoothness` measures whether the derivative speaks of more than infinitesimal changes.
+`derivatives` takes any functions of the trained variables, `along` goes forward along directions of factors, `rerun`
+trains under other factors, and `metasmoothness` measures whether the derivative holds for more than small changes.
 Sources: Ilyas and Engstrom, "MAGIC: near-optimal data attribution for deep learning", 2025; Engstrom et al.,
 "Optimizing ML training with metagradient descent", 2025.
 """
@@ -253,11 +253,31 @@ def along(
     >>> values.shape, changes.shape
     ((24,), (3, 24))
     """
+    ones = jnp.ones_like(per_checkpoint.weights_of(train, weights))
+    run = lambda factors: look(rerun(key, trainer, train, num_steps, factors, weights=weights))
+    push = lambda direction: jax.jvp(run, (ones,), (direction.astype(ones.dtype),))
+    return jax.vmap(push, out_axes=(None, 0))(jnp.asarray(directions))
+
+
+def rerun(
+    key: Key[Array, ""],
+    trainer: Trainer,
+    train: Split,
+    num_steps: int,
+    factors: Float[AnyArray, "n"],
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+) -> Any:
+    """The trained variables of the run of ``key`` with the loss of each example times its factor.
+
+    Batches and denominators are those of the run itself: a factor of 0 leaves an example out of it, which is what
+    metagradients predict, and not a training on the others from the start.
+    """
     train, weights = per_checkpoint.as_arrays(train), per_checkpoint.weights_of(train, weights)
     state = trainer.init(key, jax.tree.map(lambda a: a[:1], train.x))
-    run = lambda factors: look(_run(trainer, state, train, weights, num_steps, factors).variables)
-    push = lambda direction: jax.jvp(run, (jnp.ones_like(weights),), (direction.astype(weights.dtype),))
-    return jax.vmap(push, out_axes=(None, 0))(jnp.asarray(directions))
+    index, weight = trainer.draw(state, weights, num_steps)
+    draws = index, weight * jnp.take(jnp.asarray(factors), index, mode="clip")
+    return replay.forward(trainer, state, train, draws)[0].variables
 
 
 def metasmoothness(
@@ -276,14 +296,13 @@ def metasmoothness(
     values mean that metagradients predict little: try larger batches, a smooth activation, a smaller rate, clipping.
     Three trainings. Source: Engstrom et al., 2025, definition 2.
     """
-    train, weights = per_checkpoint.as_arrays(train), per_checkpoint.weights_of(train, weights)
+    weights = per_checkpoint.weights_of(train, weights)
     key_of_run, key_of_direction = jax.random.split(key)
-    state = trainer.init(key_of_run, jax.tree.map(lambda a: a[:1], train.x))
     direction = jax.random.normal(key_of_direction, weights.shape, weights.dtype)
 
     def params(distance):
-        last = _run(trainer, state, train, weights, num_steps, 1 + distance * direction)
-        return ravel_pytree(last.variables["params"])[0]
+        last = rerun(key_of_run, trainer, train, num_steps, 1 + distance * direction, weights=weights)
+        return ravel_pytree(last["params"])[0]
 
     start, middle, end = jax.lax.map(params, size * jnp.arange(3.0, dtype=weights.dtype))
     moved = jnp.abs(end - start)
@@ -356,11 +375,6 @@ def _probed(trainer: Trainer, state, first: Split):
     zero, one = jnp.zeros(1, dtype), jnp.ones(1, dtype)
     counters = lambda weight: jax.tree.map(lambda a: None if replay.is_float(a) else a, after(weight).opt_state)
     return jax.jvp(floats, (zero,), (one,))[1][0], counters(zero), counters(one)
-
-
-def _run(trainer, state, train, weights, num_steps, factors):
-    index, weight = trainer.draw(state, weights, num_steps)
-    return replay.forward(trainer, state, train, (index, weight * jnp.take(factors, index, mode="clip")))[0]
 
 
 def _output(make: Callable, model: Model):

@@ -3,12 +3,15 @@
 import base64
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from d3mjax.reports import bias_sentences, plots, sentences, tables
 from d3mjax.reports.rows import WGA, Row, by_task, has
@@ -51,6 +54,8 @@ SPREAD = (
     "means differ by more than the joint spread, the root of the sum of both variances."
 )
 READABLE = 64  # pixels of the screen to an inch of a figure, at which its text can be read
+# Fonts with the letters of many scripts, which plots use where they are installed.
+_WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS", "Microsoft YaHei")
 END = "<!-- end of the tasks -->"
 INFORMATION = {
     "none": "The method uses no group labels.",
@@ -204,8 +209,13 @@ def _details(section: Section, rows: Sequence[Row]) -> str:
 
 def _figure(path: Path, caption: str, figure: Figure) -> str:
     """Write a figure as PNG; returns it as HTML, the caption being what is read out in its place."""
+    families = ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in font_manager.get_font_names())]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(families)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    with warnings.catch_warnings():  # a box is drawn where no font has the letter: the tables of the page have it
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        figure.savefig(buffer, format="png", dpi=144)
     store.write_bytes(path, buffer.getvalue())
     source, caption = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), escape(caption)
     least = f"min-width: {READABLE * figure.get_figwidth():.0f}px"  # on narrow screens it scrolls

@@ -244,7 +244,8 @@ def nearest(x: np.ndarray, y: np.ndarray, num_classes: int) -> Float[np.ndarray,
 def diagnosed(data: Data, task: Task, seed: int, *, networks: int) -> Found:
     """The diagnoser that ships, on the first `COMPONENTS` components, as d3mjax-diagnose takes vectors of texts.
 
-    Its validation rows are the selection examples, whose labels are as often wrong as those of training.
+    Its validation rows are the selection examples, whose labels are as often wrong as those of training. The parts of
+    `diagnose.diagnose` are called, as the whole would compile its programs again for every draw.
     """
     x = np.asarray(data.train.x)
     _, _, directions = np.linalg.svd(x - x.mean(0), full_matrices=False)

@@ -1,8 +1,8 @@
 """How well metagradients, the exact derivatives of trainings, predict retraining, and at what cost.
 
 Claim:    the mean metagradient of a few ordinary trainings predicts what models trained on random halves do better than
-          TRAK from as many; where the network is smooth, one predicts removal from its own run nearly exactly. With
-          ReLU it does not: training is no continuous map, as each switch of a unit moves the gradient by a jump.
+          TRAK from as many. Of a smooth network, one predicts removal from its own run nearly exactly; with ReLU it
+          does not, because training is then discontinuous: a unit that switches changes the gradient by a jump.
 Command:  python -m experiments metagradient
 Expected: see docs/results/attribution.md
 Device:   two CPU cores; the truth of `lds_trak` takes most of the time, and is shared with it.
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from d3mjax import keys, metrics
-from d3mjax.attribution import metagradient, outputs, replay
+from d3mjax.attribution import metagradient, outputs, per_checkpoint
 from d3mjax.networks import dense
 from d3mjax.reports import plots, sentences
 from d3mjax.reports.page import Section
@@ -90,28 +90,27 @@ def make_removals(task: Task) -> Callable:
     model, trainer = task.network(), task.trainer(task.steps, SHUFFLED)
 
     def one(data: Data, key, factors):
-        state = trainer.init(key, data.train.x[:1])
-        index, weight = trainer.draw(state, jnp.ones(len(data.train.y)), task.steps)
-        last, _ = replay.forward(trainer, state, data.train, (index, weight * factors[index]))
-        return outputs.soft_margins(model, last.variables, data.target)
+        variables = metagradient.rerun(key, trainer, data.train, task.steps, factors)
+        return outputs.soft_margins(model, variables, data.target)
 
     mapped = jax.jit(lambda data, key, rows: map_models(one, shared=(data, key), **spread(task))(rows))
     return lambda data, key, rows: mapped(hosts.place(data, hosts.local_mesh()), key, rows)
 
 
 def group_means(margins: Float[Array, "*r t"], target, num_groups: int) -> Float[np.ndarray, "*r G"]:
-    """Means over the targets of each group, of which there must be some."""
-    member = np.eye(num_groups)[np.asarray(target.group)]
-    return np.asarray(margins) @ (member / member.sum(0)).astype(np.float32)
+    """Means over the targets of each group."""
+    return np.asarray(margins) @ np.asarray(per_checkpoint.group_mix(target.group, num_groups)[0])
+
+
+def settings(config: Config) -> dict[str, lds_trak.Setting]:
+    """Of TRAK, without and with the curvature that it leaves out."""
+    plain = lds_trak.Setting(config.size, 0.1)
+    return {TRAK: plain, CURVATURE: plain._replace(curvature=True)}
 
 
 def prepare(task: Task, config: Config, results: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    options = {TRAK: False, CURVATURE: True}
-    traks = {
-        name: lds_trak.make_kernels(task, lds_trak.Setting(config.size, 0.1, curvature=curved))
-        for name, curved in options.items()
-    }
+    traks = {name: lds_trak.make_kernels(task, setting) for name, setting in settings(config).items()}
     truth, checkpoints = lds.make_truth(task, config.repeats, results), common.make_checkpoints(task)
     return partial(measure, task, config, truth, checkpoints, make_metagradients(task), make_removals(task), traks)
 
@@ -170,10 +169,9 @@ def rivals(config: Config, traks: dict, checkpoints: Callable, data: Data, membe
     variables = jax.block_until_ready(checkpoints(data, model_keys))
     training, facts = (time.perf_counter() - begin) / count, {}
     for name, attribute in traks.items():
-        setting = lds_trak.Setting(config.size, 0.1)
         jax.block_until_ready(attribute(data, *jax.tree.map(lambda a: a[: lds_trak.GROUP], (projected, variables))))
         kernel, factor, begin = 0, 0, time.perf_counter()
-        parts = lds_trak.in_groups(setting, partial(attribute, data), projected, variables)
+        parts = lds_trak.in_groups(settings(config)[name], partial(attribute, data), projected, variables)
         for c, (one_kernel, one_factor) in enumerate(parts, 1):
             kernel, factor = kernel + one_kernel, factor + one_factor
             if c in config.checkpoints:

@@ -1,5 +1,4 @@
-# A table: a kind of input on each line, however long, so that rows can be compared.
-# ruff: noqa: E501
+# ruff: noqa: E501 -- a table with one kind of input a line, however long, so that rows can be compared
 """Kinds of input: one table from which `docs/inputs.md` is written and every row of which is a test.
 
 python tests/data/input_kinds.py > docs/inputs.md

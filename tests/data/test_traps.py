@@ -27,7 +27,7 @@ def test_different_numbers_are_copies_of_different_labels_only_where_they_rise_o
     y = rng.normal(size=50)
     columns = {"same": y, "log": np.log(y + 9), "minus": -y, "other": rng.normal(size=50), "id": [f"r{i}" for i in y]}
     assert traps.copies(pd.DataFrame(columns), y) == ["same", "log", "minus"]
-    rounded = np.round(y) + 0.0  # no -0; labels repeat: one to one is no chance
+    rounded = np.round(y) + 0.0  # without -0; labels that repeat match a column one to one only if it is a copy
     assert traps.copies(pd.DataFrame({"text": rounded.astype(str), "other": columns["other"]}), rounded) == ["text"]
 
 

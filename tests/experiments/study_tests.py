@@ -53,6 +53,7 @@ class StudyTests:
         frozen = smoke.read_frozen()[name]
         if frozen["machine"] != (this := smoke.machine()):
             differing = {key: (value, this[key]) for key, value in frozen["machine"].items() if value != this[key]}
+            # Other processors and compilers round differently; the names of all rows are compared above.
             pytest.skip(f"numbers were frozen elsewhere, (frozen, here) are {differing}: only names are compared")
         rows = smoke.comparable(smoke.read_rows(smoke.execute(name, results)))
         for row, expected in zip(rows, frozen["rows"], strict=True):

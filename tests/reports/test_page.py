@@ -66,7 +66,7 @@ def test_wide_tables_are_split_by_family(names, expected):
 
 def test_the_page_stands_alone_and_leads_with_its_conclusion(tmp_path):
     adult = {**made("ERM", "plain", (0.518, 0.02), 0.85), "task": "adult <b>"}
-    figure = plots.bar_groups({"ERM": np.full((4, 2), 0.5)}, ["left", "right"])
+    figure = plots.bar_groups({"ERM": np.full((4, 2), 0.5)}, ["left", "日本"])  # a letter that no font here may have
     sections = {"patch": page.Section("Pullovers & coats.", {"Before and after": figure})}
     path = page.write(tmp_path, document([*patch_rows(), adult]), sections)
     text = path.read_text()

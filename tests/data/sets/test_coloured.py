@@ -14,8 +14,7 @@ from d3mjax.data.planted import cues
 from d3mjax.data.sets import coloured, digits, fashion, idx, mnist
 from d3mjax.data.sets.coloured import DIGITS, ColouredTask
 
-# The official files are on few machines. The shipped classes, and made idx files, are tested everywhere.
-needs_idx = pytest.mark.skipif(
+needs_idx = pytest.mark.skipif(  # few machines have them; shipped classes and made idx files are tested everywhere
     not fashion.DEBIAN.is_dir(), reason="needs the idx files of Debian's package dataset-fashion-mnist"
 )
 close = np.testing.assert_array_equal

@@ -15,8 +15,7 @@ from d3mjax.data.sets.fashion_cues import Task, group_counts, load_fashion, load
 from d3mjax.data.splits import check_data
 
 SMALL = Task(train=80, targets=40, selection=40, test=40, seed=1)
-# The official files are on few machines. The shipped classes, and made idx files, are tested everywhere.
-needs_idx = pytest.mark.skipif(
+needs_idx = pytest.mark.skipif(  # few machines have them; shipped classes and made idx files are tested everywhere
     not fashion.DEBIAN.is_dir(), reason="needs the idx files of Debian's package dataset-fashion-mnist"
 )
 
