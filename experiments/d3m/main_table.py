@@ -92,7 +92,7 @@ def measure(task: Task, config: Config, seed: int, progress: Callable[[int], obj
         add(name, tuned_methods.tuned(task, method, data, draw, select, final, candidates), method.uses)
     bases = [(keys, head_fits.base_models(task, data, keys, candidates[0])) for keys in (select, final)]
     for name, method in head_fits.methods(task).items():
-        add(name, head_fits.tuned(task, method, data, bases, candidates), ("inverse_strength",))
+        add(name, head_fits.tuned(task, method, data, bases, candidates), method.uses)
     return facts, arrays
 
 

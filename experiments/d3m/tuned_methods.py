@@ -23,7 +23,7 @@ from d3mjax.reports.rows import Kind
 from d3mjax.runtime.hosts import local_mesh, place
 from d3mjax.training import ensemble, lff, masks, objectives
 from d3mjax.training.trainer import make_trainer
-from d3mjax.types import Data, Objective, Sampler, Split, Trainer
+from d3mjax.types import Data, Model, Objective, Sampler, Split, Trainer
 from experiments.d3m import smote
 from experiments.tasks import RESAMPLED, SHUFFLED, Task, spread
 
@@ -74,9 +74,9 @@ class Judged(NamedTuple):
     notes: dict[str, Array]
 
 
-def judge(task: Task, variables: Any, data: Data, notes: dict[str, Array]) -> Judged:
-    """`d3m.evaluate`, and the accuracy of each class on the selection split."""
-    model = task.network()
+def judge(task: Task, variables: Any, data: Data, notes: dict[str, Array], *, model: Model | None = None) -> Judged:
+    """`d3m.evaluate`, and the accuracy of each class on the selection split; ``model``: if not the task's network."""
+    model = model or task.network()
     right = outputs.hard_margins(model, variables, data.selection, microbatch=4096) > 0
     classes = metrics.group_means(right, data.selection.y, len(task.class_names))
     return Judged(d3m.evaluate(model, variables, data, len(task.group_names)), classes, notes)
