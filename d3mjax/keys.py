@@ -25,6 +25,12 @@ class Rules(IntEnum):
     SCORE, SELECT, REPORT, DRAW = range(4)
 
 
+class Descent(IntEnum):
+    """Families of the study of weights by descent."""
+
+    SCORE, REPORT, COLUMNS, FEATURES, DESCENT, DRAW = range(6)
+
+
 class Auto(IntEnum):
     """Families of AUTO-D3M."""
 
@@ -53,6 +59,12 @@ class Lds(IntEnum):
     """Families of the linear datamodelling score of TRAK and influence functions."""
 
     TRUTH, CHECKPOINTS, PROJECTIONS, INTERVALS = range(4)
+
+
+class Unlearning(IntEnum):
+    """Families of the study of unlearning."""
+
+    ORIGINAL, ORACLE, FLOOR, TUNE, MATCH = range(5)
 
 
 class Fmd(IntEnum):

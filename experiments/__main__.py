@@ -25,6 +25,7 @@ WINGS = {
         "main_table",
         "d3m_alignment",
         "removal_rules",
+        "weight_descent",
         "auto_d3m",
         "case_study",
         "ablate_method",
@@ -32,7 +33,7 @@ WINGS = {
         "natural_label_errors",
     ),
     "experiments.datamodels": (
-        *("lds_trak", "lds_datamodels", "lds_influence", "metagradient"),
+        *("lds_trak", "lds_datamodels", "lds_influence", "metagradient", "unlearning"),
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
     ),
     "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),

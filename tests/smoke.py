@@ -63,6 +63,14 @@ def d3m_keeps_what_it_scores(methods: Means, run: Path) -> None:
     assert {"suspects_removed", "effective_checkpoints"}.isdisjoint(methods["ERM"])
 
 
+def descent_empties_nobody(methods: Means, run: Path) -> None:
+    """Weights from equal ones leave everybody in; the control deals out the same weights."""
+    assert methods["ERM"]["effective"] == 1 > methods["descent from equal weights"]["effective"]
+    assert methods["descent from equal weights"]["emptied"] == 0 < methods["D3M, 10 % removed"]["emptied"]
+    ours, dealt = (methods[name] for name in ("descent from D3M, soft", "its weights dealt out again in each class"))
+    np.testing.assert_allclose(ours["effective"], dealt["effective"], rtol=1e-5)
+
+
 def rules_of_one_size(methods: Means, run: Path) -> None:
     """Rules that are given a share remove it, in rounds too."""
     arrays = _arrays(run, "patch-10")
@@ -148,6 +156,13 @@ def one_run_predicts_itself(methods: Means, run: Path) -> None:
     assert own["lds"] > 0.9
     assert 0.8 < own["slope"] < 1.25
     assert methods["metagradient, 2 trainings"]["lds"] < methods["ceiling set by retraining noise"]["lds"]
+
+
+def predictions_are_between(methods: Means, run: Path) -> None:
+    """Predicted margins of forgotten examples are nearer to retrained models than those of untouched ones."""
+    klom = {name: row["klom_forgotten"] for name, row in methods.items()}
+    assert 0 <= klom["retrained again"] < klom["no unlearning"]
+    assert klom["margins predicted by metagradients"] < klom["no unlearning"]
 
 
 def lasso_is_above_noise(methods: Means, run: Path) -> None:
@@ -280,6 +295,7 @@ SMOKES = {
     "auto_d3m": Smoke({"tasks": ("patch-none", "patch")}, (refusal_is_plain_training,)),
     "case_study": Smoke({"tasks": ("coat-brightness",)}),
     "removal_rules": Smoke(PATCH, (rules_of_one_size,)),
+    "weight_descent": Smoke(PATCH, (descent_empties_nobody,)),
     "ablate_checkpoints": Smoke(PATCH, (ours_beat_plain,)),
     "ablate_projection": Smoke(PATCH, (ours_beat_plain,)),
     "ablate_weighting": Smoke(PATCH, (ours_beat_plain,)),
@@ -294,6 +310,7 @@ SMOKES = {
     "lds_datamodels": Smoke(PATCH, (lasso_is_above_noise,)),
     "lds_influence": Smoke({"tasks": ("adult-sex",)}, (influence_predicts_margins_and_bias,)),
     "metagradient": Smoke({"tasks": ("patch-smooth",)}, (one_run_predicts_itself,)),
+    "unlearning": Smoke({"tasks": ("patch-smooth",)}, (predictions_are_between,)),
     "counterfactuals": Smoke(PATCH, (removals_follow_predictions,)),
     "brittleness": Smoke(PATCH, (more_removed_more_flipped,)),
     "leakage": Smoke(PATCH, (copies_are_nearest,)),
