@@ -42,7 +42,8 @@ from experiments.study import Study
 from experiments.tasks import spread
 
 DIRTY, CLEAN = "dirty", "clean"
-RECOMMENDED = "rows weigh by their probability to be sound, as d3mjax-diagnose does"
+RECOMMENDED = "rows weigh by their probability to be sound, likely minority rows more, as d3mjax-diagnose does"
+SOUND = "rows weigh by their probability to be sound"
 CHANGED = "claimed labels and values changed, cautious, equal weights where the guard warns"
 DROPPED = "claimed rows dropped"
 KINDS = {DIRTY: Kind("plain"), CLEAN: Kind("ceiling"), DROPPED: Kind("rival")}
@@ -110,6 +111,7 @@ def predicted(
     change = partial(repair.recommended, errors.table, errors.labels, claimed, p, proposed=proposed, **options)
     return {
         RECOMMENDED: repair.weighed(errors.table, errors.labels, p, **options)[0],
+        SOUND: repair.weighed(errors.table, errors.labels, p, **options, lift=0.0)[0],
         CHANGED: change(restore=repair.impute)[0],
         DROPPED: Repaired(errors.table, errors.labels, np.where(claimed[:, :2].any(1), np.float32(0), np.float32(1))),
     }

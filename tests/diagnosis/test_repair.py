@@ -263,13 +263,13 @@ def test_weights_are_the_probability_to_be_sound_and_rare_rows_that_lose_theirs_
     table, y = tables.from_columns({"a": np.arange(n, dtype=float)}), np.arange(n) % 2
     p = np.zeros((n, 3))
     p[:10, 0], p[5:15, 1], p[20:30, 2] = 0.75, 0.5, 1.0
-    repaired, risk = repair.weighed(table, y, p, num_classes=2)
+    repaired, risk = repair.weighed(table, y, p, num_classes=2, lift=0.0)
     np.testing.assert_allclose(repaired.weights, np.repeat([0.25, 0.125, 0.5, 1.0], [5, 5, 5, 25]))
     np.testing.assert_array_equal(repaired.labels, y)
     assert repaired.table is table
     assert (risk.value, risk.likely) == (0, False)
     p[20:30, 0] = 0.75
-    repaired, risk = repair.weighed(table, y, p, num_classes=2)
+    repaired, risk = repair.weighed(table, y, p, num_classes=2, lift=0.0)
     mean = (5 * 0.25 + 5 * 0.125 + 5 * 0.5 + 10 * 0.25 + 15) / 40
     np.testing.assert_allclose(risk.dropped, 1 - 0.25 / mean)
     assert risk.likely
@@ -277,6 +277,24 @@ def test_weights_are_the_probability_to_be_sound_and_rare_rows_that_lose_theirs_
         risk.reason == f"likely minority rows, label 0, lose {1 - 0.25 / mean:.0%} of their weight beside the mean row"
     )
     np.testing.assert_array_equal(risk.turned, 0)
+
+
+@pytest.mark.parametrize("num_classes", [2, None])
+def test_likely_minority_rows_are_lifted_by_a_power_of_their_rarity(num_classes):
+    y = np.array([0] * 12 + [1] * 8)
+    table = tables.from_columns({"a": np.arange(20, dtype=float)})
+    p = np.zeros((20, 3))
+    p[:2, 2], p[12:20, 2], p[5, 0] = 0.5, 0.75, 0.5
+    repaired, _ = repair.weighed(table, y, p, num_classes=num_classes, lift=0.5)
+    rare = [1 + 0.0, 6.0] if num_classes else [7.0, 7.0]
+    sound = [10.5, 2.0] if num_classes else [12.5, 12.5]
+    ratio = np.sqrt(np.clip(np.array(sound) / rare, 1, 10))
+    expected = np.r_[[0.5 + 0.5 * ratio[0]] * 2, [1] * 3, 0.5, [1] * 6, [0.25 + 0.75 * ratio[1]] * 8]
+    np.testing.assert_allclose(repaired.weights, expected, rtol=1e-6)
+    # At 1 likely rows of both kinds have about equal mass, unless one is more than ten times as rare.
+    all_rare = np.where(np.arange(20)[:, None] < 1, [[0, 0, 1.0]], [[0, 0, 0.0]])
+    one, _ = repair.weighed(table, np.zeros(20, int), all_rare, num_classes=num_classes, lift=1.0)
+    np.testing.assert_allclose(one.weights[:1].sum(), 10)
 
 
 def test_numbers_as_labels_are_dropped_where_wrong():
