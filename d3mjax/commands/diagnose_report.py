@@ -251,9 +251,8 @@ def _caution(decision: Decision) -> str:
     if decision.weighed:
         return (
             "The repair changes no label and no column: rows weigh by the probability that both are right. "
-            f"{(weights < 0.5).sum():,} of {len(weights):,} rows weigh less than half as much as a sound row, and likely "
-            f"minority rows up to {max(weights.max(), 1):.1f} times as much. For changes in their place, use --repair "
-            "change."
+            f"{(weights < 0.5).sum():,} of {len(weights):,} rows weigh less than half of a sound row, and likely minority "
+            f"rows up to {max(weights.max(), 1):.1f} times as much. For changes in their place, use --repair change."
         )
     kept = (decision.diagnosis.claims & ~decision.used)[:, LABEL].sum()
     changed = decision.used[:, LABEL].sum()
