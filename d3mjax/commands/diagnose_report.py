@@ -251,8 +251,8 @@ def _caution(decision: Decision) -> str:
     if decision.weighed:
         return (
             "The repair changes no label and no column: rows weigh by the probability that both are right. "
-            f"{(weights < 0.5).sum():,} of {len(weights):,} rows weigh less than half of a sound row, likely minority "
-            f"rows up to {max(weights.max(), 1):.1f} times as much. For changes in their place, use --repair change."
+            f"{(weights < 0.5).sum():,} of {len(weights):,} rows weigh less than a half, all of them as much as "
+            f"{weights.sum():,.0f} sound rows. For changes in their place, use --repair change."
         )
     kept = (decision.diagnosis.claims & ~decision.used)[:, LABEL].sum()
     changed = decision.used[:, LABEL].sum()

@@ -57,7 +57,7 @@ def fit(
     rows, y, subsets = _unit(_standard(jnp.asarray(features))), jnp.asarray(y), jnp.asarray(subsets)
     tx = optax.adam(options.rate)
 
-    def loss(params, weights, earlier, count):
+    def loss(params: Any, weights, earlier, count):
         prototypes, scale = params
         logits = -options.sharpness * jnp.abs(scale) * _distances(rows, prototypes)
         fitted = optax.softmax_cross_entropy_with_integer_labels(logits, y)
@@ -66,21 +66,22 @@ def fit(
 
     def member(earlier, of_member):
         i, key, weights = of_member
-        prototypes = 0.01 * jax.random.normal(key, (num_classes, rows.shape[1]), rows.dtype)
-        params = prototypes, jnp.ones((), rows.dtype)
+        start: Any = 0.01 * jax.random.normal(key, (num_classes, rows.shape[1]), rows.dtype), jnp.ones((), rows.dtype)
 
-        def step(state, _):
+        def step(state: Any, _) -> tuple[Any, None]:
             params, moments = state
             updates, moments = tx.update(jax.grad(loss)(params, weights, earlier, i), moments)
             return (optax.apply_updates(params, updates), moments), None
 
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=options.steps)
-        return earlier.at[i].set(_unit(params[0])), jnp.abs(params[1])
+        (fitted, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=options.steps)
+        prototypes, scale = fitted
+        prototypes = _unit(prototypes)
+        return earlier.at[i].set(prototypes), (prototypes, jnp.abs(scale))
 
     count = len(subsets)
     none = jnp.zeros((count, num_classes, rows.shape[1]), rows.dtype)  # zeros are like nothing
     each = jnp.arange(count), jax.random.split(key, count), subsets
-    return Ensemble(*jax.lax.scan(member, none, each))
+    return Ensemble(*jax.lax.scan(member, none, each)[1])
 
 
 def log_probabilities(ensemble: Ensemble, features: Float[AnyArray, "n p"]) -> Float[Array, "n C"]:

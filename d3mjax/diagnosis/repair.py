@@ -175,15 +175,15 @@ def weighed(
     *,
     num_classes: int | None,
     correct: Bool[AnyArray, "n"] | None = None,
-    lift: float = 0.25,
+    lift: float = 0.0,
 ) -> tuple[Repaired, "Risk"]:
-    """No label and no value is changed: a row weighs ``s f``, its probability to be sound by what it is likely to be.
+    """No label and no value is changed: a row weighs ``(1 - p_label) (1 - p_feature)``, its probability to be sound.
 
-    ``s = (1 - p_label) (1 - p_feature)`` and ``f = 1 - p_minority + p_minority r^lift``. Within each label as
-    recorded, ``r`` is the expected sound majority over the expected sound minority, between 1 and 10: ``lift`` 0 leaves
-    out f, 1 gives both about the same mass. Of the repairs that study ``demix_tables_repair`` compares on many tables
-    it is the safest: doubtful claims cost little, and rare rows keep their weight. Its risk counts the weight that rows
-    lose beside the mean row.
+    Of the repairs that study ``demix_tables_repair`` compares on many tables it is the safest: doubtful claims cost
+    little, and rare rows keep most of their weight. Its risk counts the weight that rows lose beside the mean row.
+    With ``lift`` above 0 the weight is times ``1 - p_minority + p_minority r^lift``: within each label as recorded, r
+    is the expected sound majority over the expected sound minority, between 1 and 10, and 1 gives both about the same
+    mass. In the study that helps the worst group at some clean ratios, and costs accuracy at others.
     """
     p = np.asarray(probabilities, np.float64)
     sound, rare = np.prod(1 - p[:, [LABEL, FEATURE]], axis=1), p[:, MINORITY]

@@ -98,7 +98,8 @@ def points_of(data: Data, sets: Mapping[str, np.ndarray], shown: int, rng) -> Po
     parts = [np.arange(a, b) for a, b in itertools.pairwise(stops)]
     fresh = np.arange(min(shown, len(data.target.y)))
     examples = splits.concatenate(splits.take(data.train, rows), splits.take(data.target, fresh))
-    return Points(examples, dict(zip(some, parts, strict=False)), *parts[-2:], stops[-1] + fresh)
+    forgotten = dict(zip(some, parts, strict=False))
+    return Points(examples, forgotten, parts[-2], parts[-1], stops[-1] + fresh)
 
 
 def make_edit(task: Task, config: Config) -> Callable:
