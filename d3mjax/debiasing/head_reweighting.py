@@ -71,7 +71,7 @@ def descend(
     >>> data = d3mjax.planted_shortcut(0, train=300, target=80)
     >>> found = head_reweighting.descend(data.train, data.target, 2, 4)
     >>> found.weights.shape, found.head.weight.shape
-    ((31, 300), (31, 2, 12))
+    ((31, 300), (31, 2, 6))
     >>> minority = data.train.group % 2 != data.train.y
     >>> bool(found.weights[-1, minority].mean() > found.weights[-1, ~minority].mean())
     True
