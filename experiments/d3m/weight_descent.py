@@ -3,8 +3,9 @@
 Claim:    descent along metagradients raises D3M's soft weights while at most a tenth of the examples is emptied; where
           removal is free, removal closes as much of the gap.
 Command:  python -m experiments weight_descent            (`--smoke` takes seconds)
-Expected: see docs/results/ablations.md
-Device:   two CPU cores, about a minute a task and seed; any JAX device works.
+Expected: gap closed by D3M's soft weights and after the descent: 0.81 and 0.89 on *patch*, 0.74 and 0.79 on
+          *background*, 1.00 and 1.00 on *adult*; by the rule 0.97, 0.95 and 0.96.
+Device:   two CPU cores, 10 minutes; any JAX device works.
 """
 
 import time
@@ -177,7 +178,7 @@ STUDY = Study(
     tasks=TASKS,
     prepare=lambda task, config, _results: partial(measure, task, config),
     describe=describe,
-    minutes=15,
+    minutes=10,
     headline=("patch", FROM_SOFT, "gap_closed"),
     smoke=lambda config: replace(
         config,
