@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from d3mjax.attribution.microbatches import scan_microbatches
-from d3mjax.linalg.iterative import Matvec
+from d3mjax.linalg.iterative import Matvec, relative_residual
 from d3mjax.types import Solve, Split
 
 
@@ -35,6 +35,18 @@ class Problem(NamedTuple):
 
 Inverse = Callable[[Problem], Callable[[Float[Array, "d"]], Solve]]
 """``inverse(problem) -> solve``, and ``solve(v)`` is about ``(H + damping I)^-1 v`` (`inverses`, `ekfac`)."""
+
+
+def at_once(problem: Problem, apply: Callable) -> Callable[[Float[Array, "d"]], Solve]:
+    """The solve of an inverse that is applied at once, ``apply(v)``: no steps, and the residual by the curvature."""
+    matvec = problem.curvature(problem)
+
+    def solve(vector) -> Solve:
+        x = apply(vector)
+        damped = lambda x: matvec(x) + problem.damping * x
+        return Solve(x, relative_residual(damped, x, vector), jnp.int32(0))
+
+    return solve
 
 
 def cross_entropy(logits: Float[Array, "C"], y: Any) -> Float[Array, ""]:

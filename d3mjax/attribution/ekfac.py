@@ -20,10 +20,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from d3mjax.attribution import dense_gradients
-from d3mjax.attribution.curvatures import Inverse, Problem, cross_entropy, loss
+from d3mjax.attribution.curvatures import Inverse, Problem, at_once, cross_entropy, loss
 from d3mjax.attribution.microbatches import scan_microbatches
-from d3mjax.linalg import iterative
-from d3mjax.types import Solve
 
 Path = tuple
 _einsum = lambda *args: jnp.einsum(*args, precision="highest")
@@ -56,15 +54,8 @@ def by_fisher(fisher_of: Callable[[Problem], Fisher]) -> Inverse:
     """`by_ekfac` with the Fisher of a function of the problem."""
 
     def inverse(problem: Problem):
-        fisher = fisher_of(problem)
-        matvec, (_, unravel) = problem.curvature(problem), ravel_pytree(problem.params)
-
-        def solve(vector) -> Solve:
-            x = ravel_pytree(apply(fisher, problem, unravel(vector)))[0]
-            damped = lambda x: matvec(x) + problem.damping * x
-            return Solve(x, iterative.relative_residual(damped, x, vector), jnp.int32(0))
-
-        return solve
+        fisher, (_, unravel) = fisher_of(problem), ravel_pytree(problem.params)
+        return at_once(problem, lambda vector: ravel_pytree(apply(fisher, problem, unravel(vector)))[0])
 
     return inverse
 

@@ -211,6 +211,50 @@ def arnoldi(space: Lanczos, vector: Float[Array, "n"], *, damping: Float[Array, 
     return Solve(dot(vectors.T, share), residual / jnp.where(norm > 0, norm, 1), jnp.int32(space.values.shape[0]))
 
 
+class LowRank(NamedTuple):
+    """An approximation ``sum_e value_e e e'`` of a positive semi-definite matrix from below."""
+
+    values: jax.Array  # Float[k], descending
+    vectors: jax.Array  # Float[k n], orthonormal rows
+
+
+def nystrom(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], num: int) -> LowRank:
+    """The matrix on ``num`` random directions X, ``A X (X' A X)^-1 X' A``, by as many products side by side.
+
+    It equals A if that has rank ``num`` or less. Source: Frangella, Tropp and Udell, "Randomized Nystroem
+    preconditioning", 2023.
+
+    Raises:
+      ValueError: ``num`` is not from 1 to the size of the matrix.
+    """
+    if not 1 <= num <= like.size:
+        raise ValueError(f"num: found {num}, expected 1 to {like.size}, the size of the matrix")
+    basis, _ = jnp.linalg.qr(jax.random.normal(key, (like.size, num), like.dtype))
+    products = jax.vmap(matvec, 1, 1)(basis)
+    # A shift as large as rounding keeps X' A X positive definite where the rank is below num.
+    shift = jnp.sqrt(like.size) * jnp.finfo(like.dtype).eps * jnp.linalg.norm(products)
+    products = products + shift * basis
+    inner = dot(basis.T, products)
+    factor = jnp.linalg.cholesky((inner + inner.T) / 2)
+    span, mix = jnp.linalg.qr(products)
+    root = jax.scipy.linalg.solve_triangular(factor, mix.T, lower=True)
+    _, singular, turn = jnp.linalg.svd(root)
+    return LowRank(jnp.maximum(singular**2 - shift, 0), dot(turn, span.T))
+
+
+def low_rank_inverse(
+    matrix: LowRank, vector: Float[Array, "n"], *, damping: Float[Array, ""] | float
+) -> Float[Array, "n"]:
+    """``(A + damping I)^-1 vector`` with every eigenvalue outside the span as large as the smallest inside.
+
+    Symmetric and positive definite, so `cg` takes it as ``precondition``: what is left to solve has about the condition
+    ``1 + value_k / damping`` of the smallest value.
+    """
+    rest = matrix.values[-1] + damping
+    inside = dot(matrix.vectors, vector)
+    return vector / rest + dot(matrix.vectors.T, inside * (1 / (matrix.values + damping) - 1 / rest))
+
+
 def extremes(key: Key[Array, ""], matvec: Matvec, like: Float[Array, "n"], *, num: int = 32) -> tuple[Array, Array]:
     """Smallest and largest eigenvalue, each approached from inside, by `lanczos`."""
     space = lanczos(key, matvec, like, num)

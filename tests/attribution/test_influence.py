@@ -96,6 +96,8 @@ def test_the_ggn_is_the_hessian_of_a_linear_model():
 
 INVERSES = {
     "cg": inverses.by_cg(rtol=1e-12),
+    "cg, EK-FAC": inverses.by_cg(rtol=1e-12, precondition=ekfac.by_ekfac()),
+    "cg, Nystroem": inverses.by_cg(rtol=1e-12, precondition=inverses.by_nystrom(8)),
     "lissa": inverses.by_lissa(depth=4000),
     "arnoldi": inverses.by_arnoldi(num=43, keep=43),
 }
@@ -171,6 +173,21 @@ def test_ekfac_is_the_exact_fisher_of_one_layer_whose_inputs_and_errors_are_apar
         found, info = scores(inverse=ekfac.by_ekfac(corrected=corrected))
         close(found, exact, atol=1e-9)
         assert (info.residual < 1e-9).all()
+        found, info = scores(inverse=inverses.by_cg(rtol=1e-9, precondition=ekfac.by_ekfac(corrected=corrected)))
+        close(found, exact, atol=1e-9)
+        assert (info.steps == 1).all()
+
+
+def test_a_preconditioner_saves_steps_where_it_is_near():
+    model, variables = network()
+    solve = partial(attribute, model, variables, damping=0.001)
+    steps = [
+        solve(inverse=inverses.by_cg(rtol=1e-9, precondition=guess))[1].steps.max()
+        for guess in (None, inverses.by_nystrom(8), inverses.by_nystrom(24), inverses.by_nystrom(43))
+    ]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] > 2 * steps[2]
+    assert steps[-1] <= 3
 
 
 def test_the_correction_brings_kfac_closer_to_the_fisher():

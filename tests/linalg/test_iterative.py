@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +113,30 @@ def test_residuals_are_true_and_a_preconditioner_saves_steps():
             for p in (lambda r: r, lambda r: r / jnp.diag(skewed))
         )
         assert guided.steps < plain.steps / 2
+
+
+def test_a_nystrom_inverse_is_exact_at_low_rank_and_leaves_cg_few_steps():
+    with jax.enable_x64(True):
+        a, v, values = spectrum()
+        key, damping = jax.random.key(0), 0.1
+        low = jnp.linalg.eigh(a).eigenvectors[:, -6:]
+        planted = low @ jnp.diag(values[-6:]) @ low.T
+        matrix = iterative.nystrom(key, lambda x: planted @ x, v, 8)  # two directions more than the rank
+        np.testing.assert_allclose(matrix.values, [*values[:-7:-1], 0, 0], atol=1e-10)
+        np.testing.assert_allclose(matrix.vectors @ matrix.vectors.T, np.eye(8), atol=1e-12)
+        exact = np.linalg.solve(planted + damping * np.eye(24), v)
+        np.testing.assert_allclose(iterative.low_rank_inverse(matrix, v, damping=damping), exact, rtol=1e-8)
+
+        exact, steps = np.linalg.solve(a + damping * np.eye(24), v), []
+        for num in (1, 6, 12, 24):
+            guess = partial(iterative.low_rank_inverse, iterative.nystrom(key, lambda x: a @ x, v, num), damping=damping)
+            solve = iterative.cg(lambda x: a @ x, v, damping=damping, rtol=1e-10, precondition=guess)
+            np.testing.assert_allclose(solve.value, exact, rtol=1e-7)
+            steps.append(int(solve.steps))
+        assert steps == sorted(steps, reverse=True)
+        assert steps[-1] <= 3
+    with pytest.raises(ValueError, match="num: found 25, expected 1 to 24"):
+        iterative.nystrom(key, lambda x: a @ x, v, 25)
 
 
 def test_what_went_wrong_is_said():
