@@ -19,14 +19,15 @@ import tyro
 
 from d3mjax.reports import tables
 from d3mjax.runtime import hosts, runs, store
-from experiments.bench import bank, decoders, encoders, lasso, models, parity, tensor, trak
+from experiments.bench import bank, decoders, encoders, lasso, models, parity, replays, solves, tensor, trak
 
 
 def main(
     results: Path = Path("results"),
     run: str | None = None,
     torch_python: Path = Path(".venv-bench/bin/python"),
-    only: Literal["all", "models", "trak", "lasso", "bank", "tensor", "encoders", "decoders", "parity"] = "all",
+    only: Literal["all", "models", "trak", "lasso", "bank", "tensor", "encoders", "decoders", "parity"]
+    | Literal["solves", "replays"] = "all",
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""
@@ -38,6 +39,7 @@ def main(
     against_torch |= {"decoders": decoders.bench}
     parts = {name: partial(part, torch_python) for name, part in against_torch.items()}
     parts |= {"lasso": lasso.bench, "bank": bank.bench, "tensor": tensor.bench, "encoders": encoders.bench}
+    parts |= {"solves": solves.bench, "replays": replays.bench}
     rows = [row for name, part in parts.items() if only in ("all", name) for row in part(smoke=smoke)]
     document = runs.metrics_document("bench", config, rows, time.perf_counter() - begin)
     store.write_json(directory / "metrics.json", document)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from d3mjax.attribution import gradients, metagradient, per_checkpoint
 from d3mjax.runtime import long_metagradients
@@ -35,7 +36,7 @@ class Task:
 
 def bench(*, smoke: bool) -> list[dict[str, Any]]:
     """A training alone, then each scheme in a process of its own; ratios are to all states in memory."""
-    small = {"steps": 12, "smoke": True} if smoke else {}
+    small: dict[str, Any] = {"steps": 12, "smoke": True} if smoke else {}
     every = {scheme: Task(scheme, **small) for scheme in SCHEMES}
     figures = {scheme: in_own_process("replays", task) for scheme, task in every.items()}
     stored = figures["all states in memory"]
@@ -48,7 +49,7 @@ def bench(*, smoke: bool) -> list[dict[str, Any]]:
 
 
 def measure(task: Task) -> dict[str, float]:
-    """Seconds of the second call, peak memory of the process, and the largest derivative, equal for all schemes."""
+    """Seconds of the second call, peak memory of the process, and the largest number of the result."""
     recipe = replace(tasks.SMALL_PATCH, steps=task.steps)
     data = jax.tree.map(jnp.asarray, recipe.read(10, smoke=task.smoke))
     trainer, model, key = recipe.trainer(task.steps, SHUFFLED), recipe.network(), jax.random.key(0)
@@ -70,7 +71,7 @@ def alone(key, trainer, train, num_steps: int, grads: Callable) -> Callable:
     """The training that is differentiated."""
     ones = np.ones(len(train.y), np.float32)
     run = jax.jit(lambda key, train: metagradient.rerun(key, trainer, train, num_steps, ones)["params"])
-    return lambda: jax.flatten_util.ravel_pytree(run(key, train))[0]
+    return lambda: ravel_pytree(run(key, train))[0]
 
 
 def at_once(key, trainer, train, num_steps: int, grads: Callable, *, segments: int | None) -> Callable:
@@ -86,7 +87,9 @@ def on_disk(key, trainer, train, num_steps: int, grads: Callable) -> Callable:
     def run():
         state = trainer.init(key, train.x[:1])
         with tempfile.TemporaryDirectory() as directory:
-            return long_metagradients.derivatives(Path(directory) / "run", {}, trainer, state, train, num_steps, grads)[0]
+            return long_metagradients.derivatives(Path(directory) / "run", {}, trainer, state, train, num_steps, grads)[
+                0
+            ]
 
     return run
 

@@ -3,7 +3,7 @@
 import pytest
 
 from d3mjax.runtime import runs, store
-from experiments.bench import models
+from experiments.bench import models, replays
 from experiments.bench.__main__ import main
 
 
@@ -21,6 +21,11 @@ def test_smoke_run_without_pytorch_says_so_and_leaves_valid_rows(tmp_path, capsy
     assert not any("ratio_to_library" in row["metrics"] for row in rows.values())
     # Products and explicit gradients of float32, and both paths of the LASSO, agree.
     assert rows["influence tensor", "d3mjax, Gram products"]["metrics"]["largest_error"]["mean"] < 1e-5
+    # Every preconditioner leads to the scores of plain CG, and every scheme to the same derivatives.
+    every = {method: row["metrics"] for (_, method), row in rows.items()}
+    assert all(figures["difference"]["mean"] < 1e-3 for name, figures in every.items() if name.startswith("CG"))
+    values = [every[scheme]["largest"]["mean"] for scheme in replays.SCHEMES if scheme != "training alone"]
+    assert max(values) < 1.0001 * min(values)
     for steps in ("float32", "bfloat16 steps"):
         assert rows["LASSO", f"d3mjax, {steps}"]["metrics"]["largest_excess"]["mean"] < 1e-3
 

@@ -129,7 +129,9 @@ def test_a_nystrom_inverse_is_exact_at_low_rank_and_leaves_cg_few_steps():
 
         exact, steps = np.linalg.solve(a + damping * np.eye(24), v), []
         for num in (1, 6, 12, 24):
-            guess = partial(iterative.low_rank_inverse, iterative.nystrom(key, lambda x: a @ x, v, num), damping=damping)
+            guess = partial(
+                iterative.low_rank_inverse, iterative.nystrom(key, lambda x: a @ x, v, num), damping=damping
+            )
             solve = iterative.cg(lambda x: a @ x, v, damping=damping, rtol=1e-10, precondition=guess)
             np.testing.assert_allclose(solve.value, exact, rtol=1e-7)
             steps.append(int(solve.steps))
