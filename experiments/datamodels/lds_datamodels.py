@@ -56,13 +56,39 @@ def named(subsets: Subsets, models: int, method: str) -> str:
     return f"{subsets.share}/{subsets.repeats}/{models}/{method}"
 
 
-@partial(jax.jit, static_argnames=("lambdas", "steps"))
-def fits(x, y, heldout, *, lambdas: int, steps: int) -> dict[str, Any]:
-    """Weights ``[t n]`` of every method; penalties are chosen on the rows ``heldout``."""
-    ridge, _ = datamodels.fit_ridge_heldout(x, y, datamodels.default_lambdas(x), heldout)
-    options = lasso.Options(num_lambdas=lambdas, max_steps=steps, step_dtype=common.step_dtype(), tolerance=1e-4)
-    sparse, _ = datamodels.fit_lasso(x, y, heldout, options=options)
-    return dict(zip(ROLES, (datamodels.difference_of_means(x, y), ridge.weight, sparse.weight), strict=True))
+def ridge(x, y, heldout, options: lasso.Options):
+    """Weights ``[t n]`` by ridge, the penalty chosen on the rows ``heldout``."""
+    del options
+    return datamodels.fit_ridge_heldout(x, y, datamodels.default_lambdas(x), heldout)[0].weight
+
+
+def sparse(x, y, heldout, options: lasso.Options):
+    """Weights ``[t n]`` by LASSO, the penalty chosen on the rows ``heldout``."""
+    return datamodels.fit_lasso(x, y, heldout, options=options)[0].weight
+
+
+METHODS = {
+    "difference of means": lambda x, y, *_: datamodels.difference_of_means(x, y),
+    "ridge": ridge,
+    "LASSO": sparse,
+}
+
+
+@partial(jax.jit, static_argnames="options")
+def fits(x, y, heldout, *, options: lasso.Options) -> dict[str, Any]:
+    """Weights ``[t n]`` of every method."""
+    return {name: fit(x, y, heldout, options) for name, fit in METHODS.items()}
+
+
+def options(config: Config) -> lasso.Options:
+    """Of the LASSO."""
+    steps = {"max_steps": config.lasso_steps, "step_dtype": common.step_dtype(), "tolerance": 1e-4}
+    return lasso.Options(num_lambdas=config.lambdas, **steps)
+
+
+def heldout(models: int, repeats: int = 1) -> np.ndarray:
+    """Rows that choose penalties, whole sets of the trainings of a mask."""
+    return np.arange(min(models // 8 // repeats, 1000) * repeats)
 
 
 def prepare(task: Task, config: Config, results: Path) -> Callable:
@@ -80,9 +106,9 @@ def measure(task: Task, config: Config, truth: Callable, fill: Callable, seed: i
     for subsets, models in settings(config):
         filled, _ = fill(data, seed, subsets.key(root), subsets.design(len(data.train.y)), models, progress)
         x, (_, y) = bank.masks(filled), banks.hard_and_soft(bank.outputs(filled))
-        heldout = np.arange(min(models // 8 // subsets.repeats, 1000) * subsets.repeats)
-        datamodels.check_masks(x, y, num_fit=models - len(heldout))
-        for method, weight in fits(x, y, heldout, lambdas=config.lambdas, steps=config.lasso_steps).items():
+        rows = heldout(models, subsets.repeats)
+        datamodels.check_masks(x, y, num_fit=models - len(rows))
+        for method, weight in fits(x, y, rows, options=options(config)).items():
             name, interval_key = named(subsets, models, method), jax.random.fold_in(root, keys.LdsDatamodels.INTERVALS)
             facts[name], arrays[name] = lds.score(interval_key, weight, halves)
     return facts, arrays

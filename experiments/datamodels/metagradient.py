@@ -4,8 +4,10 @@ Claim:    the mean metagradient of a few ordinary trainings predicts what models
           TRAK from as many. Of a smooth network, one predicts removal from its own run nearly exactly; with ReLU it
           does not, because training is then discontinuous: a unit that switches changes the gradient by a jump.
 Command:  python -m experiments metagradient
+          python -m experiments metagradient --config.tasks patch-sgd patch patch-adam --config.trainings 1 5
 Expected: see docs/results/attribution.md
-Device:   two CPU cores; the truth of `lds_trak` takes most of the time, and is shared with it.
+Device:   two CPU cores; the truth of `lds_trak` and the banks of `lds_datamodels` take most of the time, and are shared
+          with them.
 """
 
 import time
@@ -13,24 +15,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from d3mjax import keys, metrics
 from d3mjax.attribution import metagradient, outputs, per_checkpoint
+from d3mjax.data import splits
 from d3mjax.networks import dense
 from d3mjax.reports import plots, sentences
 from d3mjax.reports.page import Section
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
+from d3mjax.training import recipes
 from d3mjax.training.ensemble import map_models
 from d3mjax.types import Data
 from experiments.cifar_tasks import LDS_TASKS
-from experiments.datamodels import common, lds, lds_trak
+from experiments.datamodels import common, lds
+from experiments.datamodels import metagradient_rivals as rivals
+from experiments.datamodels.metagradient_rivals import named
 from experiments.study import Unit
 from experiments.tasks import SHUFFLED, Task, spread
 
@@ -42,7 +49,22 @@ def smooth(task: Task) -> Task:
     return replace(task, name=f"{task.name}-smooth", about=about, make_model=make, rate=0.02)
 
 
-TASKS = {**LDS_TASKS, **{f"{name}-smooth": smooth(LDS_TASKS[name]) for name in ("patch", "fashion")}}
+def plain_sgd(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """SGD without momentum."""
+    return recipes.momentum_sgd(rate, momentum=0.0, weight_decay=decay)
+
+
+def smooth_adam(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam with an epsilon inside the root, where a gradient of 0 has a finite derivative."""
+    return optax.chain(optax.add_decayed_weights(decay), optax.adam(rate, eps_root=1e-8))
+
+
+PATCH = LDS_TASKS["patch"]
+OPTIMISERS = {
+    "patch-sgd": replace(PATCH, name="patch-sgd", optimizer=plain_sgd, rate=0.3),
+    "patch-adam": replace(PATCH, name="patch-adam", optimizer=smooth_adam, rate=0.002),
+}
+TASKS = {**LDS_TASKS, **OPTIMISERS, **{f"{name}-smooth": smooth(LDS_TASKS[name]) for name in ("patch", "fashion")}}
 
 
 @dataclass(frozen=True)
@@ -53,19 +75,32 @@ class Config(common.Config):
     subsets: int = 200  # half subsets held out as truth
     repeats: int = 20  # trainings averaged for each of them
     trainings: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    checkpoints: tuple[int, ...] = (1, 5, 20, 50)  # of TRAK
+    checkpoints: tuple[int, ...] = (1, 5, 20, 50)  # of TRAK, EK-FAC and nearest neighbours
+    solves: tuple[int, ...] = (1, 5)  # checkpoints of influence functions, one solve a target each
+    models: tuple[int, ...] = (200, 1000, 5000)  # of ridge and LASSO, on the tasks of `lds_datamodels`
     removed: tuple[int, ...] = (1, 10, 50, 200)  # examples, from the run that the metagradient is of
     sets: int = 40  # of each number removed
     size: int = 256  # TRAK's projected dimension
+    damping: float = 0.1  # of EK-FAC; influence has .01, as in `lds_influence`
+    products: int = 50  # of the preconditioner of influence
+    neighbours: int = 50  # of kNN
+    queries: tuple[int, ...] = (10, 40, 200, 1000)  # targets of one training, whose seconds are measured
 
 
 OURS, RIVAL = Kind("ours"), Kind("rival")
-METAGRADIENT, TRAK, CURVATURE = "metagradient", "TRAK", "TRAK with curvature"
+METAGRADIENT = "metagradient"
 
 
-def named(method: str, models: int) -> str:
-    """A method with its number of trained models."""
-    return f"{method}, {models} training{'s' * (models > 1)}"
+def counts(task: Task, config: Config) -> dict[str, tuple[int, ...]]:
+    """Numbers of trainings of every method that is compared on a task."""
+    of_checkpoints = dict.fromkeys((rivals.TRAK, rivals.CURVATURE, rivals.EKFAC, rivals.NEIGHBOURS), config.checkpoints)
+    of_banks = dict.fromkeys((rivals.RIDGE, rivals.LASSO), config.models if task.name in LDS_TASKS else ())
+    return {METAGRADIENT: config.trainings, rivals.INFLUENCE: config.solves, **of_checkpoints, **of_banks}
+
+
+def of_query(targets: int) -> str:
+    """The row of the seconds of one training and its replay."""
+    return f"one training, {targets:,} targets"
 
 
 def of_removal(count: int) -> str:
@@ -102,36 +137,36 @@ def group_means(margins: Float[Array, "*r t"], target, num_groups: int) -> Float
     return np.asarray(margins) @ np.asarray(per_checkpoint.group_mix(target.group, num_groups)[0])
 
 
-def settings(config: Config) -> dict[str, lds_trak.Setting]:
-    """Of TRAK, without and with the curvature that it leaves out."""
-    plain = lds_trak.Setting(config.size, 0.1)
-    return {TRAK: plain, CURVATURE: plain._replace(curvature=True)}
-
-
 def prepare(task: Task, config: Config, results: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    traks = {name: lds_trak.make_kernels(task, setting) for name, setting in settings(config).items()}
-    truth, checkpoints = lds.make_truth(task, config.repeats, results), common.make_checkpoints(task)
-    return partial(measure, task, config, truth, checkpoints, make_metagradients(task), make_removals(task), traks)
+    programs = Programs(
+        lds.make_truth(task, config.repeats, results),
+        common.make_checkpoints(task),
+        make_metagradients(task),
+        make_removals(task),
+        rivals.of_checkpoints(task, config),
+        rivals.make_datamodels(task, config.smoke, results),
+    )
+    return partial(measure, task, config, programs)
 
 
-def measure(
-    task: Task,
-    config: Config,
-    truth: Callable,
-    checkpoints: Callable,
-    metagradients: Callable,
-    removals: Callable,
-    traks: dict[str, Callable],
-    seed: int,
-    progress: Callable,
-) -> Unit:
+class Programs(NamedTuple):
+    """What the seeds of a task share."""
+
+    truth: Callable
+    checkpoints: Callable
+    metagradients: Callable
+    removals: Callable
+    rivals: dict[str, rivals.Rival]
+    datamodels: Callable
+
+
+def measure(task: Task, config: Config, programs: Programs, seed: int, progress: Callable) -> Unit:
     """LDS of single targets and of group means by every method, seconds, and predictions of one run's own removals."""
     data, root = hosts.place(task.read(seed, smoke=config.smoke), hosts.local_mesh()), jax.random.key(seed)
-    halves = truth(data, seed, config.subsets, progress)
+    halves = programs.truth(data, seed, config.subsets, progress)
     num_groups = len(task.group_names)
     of_groups = halves._replace(margins=group_means(halves.margins, data.target, num_groups))
-    members = partial(keys.members, root)
 
     def score(tau) -> dict[str, Any]:
         key = jax.random.fold_in(root, keys.Lds.INTERVALS)
@@ -141,12 +176,12 @@ def measure(
         return {"lds": mean, "interval": [low, high], "lds_groups": float(np.nanmean(grouped))}
 
     facts: dict[str, Any] = {"ceiling": lds.ceiling(halves.margins), "ceiling_groups": lds.ceiling(of_groups.margins)}
-    own = members(keys.Lds.CHECKPOINTS, count=max(config.trainings))
+    own = keys.members(root, keys.Lds.CHECKPOINTS, count=max(config.trainings))
     at_once = hosts.local_mesh().size
-    jax.block_until_ready(metagradients(data, own[:at_once]))  # compiles
+    jax.block_until_ready(programs.metagradients(data, own[:at_once]))  # compiles
     begin, total, first = time.perf_counter(), 0, None
     for done in range(0, len(own), at_once):
-        tau, info = jax.device_get(metagradients(data, own[done : done + at_once]))
+        tau, info = jax.device_get(programs.metagradients(data, own[done : done + at_once]))
         metagradient.check(info)
         seconds = time.perf_counter() - begin
         first = tau[0] if first is None else first
@@ -155,28 +190,23 @@ def measure(
             if count in config.trainings:
                 elapsed = {"seconds": seconds * count / (done + len(tau))}
                 facts[named(METAGRADIENT, count)] = score(total / count) | elapsed
-    facts |= rivals(config, traks, checkpoints, data, members, score)
-    facts |= removed(config, removals, data, own[0], first, seed)
-    return facts, {}
+    scored, training = rivals.scored(programs.rivals, programs.checkpoints, data, root, score)
+    for models in counts(task, config)[rivals.RIDGE]:
+        for method, tau, seconds in programs.datamodels(data, seed, root, models, progress):
+            scored[named(method, models)] = score(tau) | {"seconds": seconds + models * training}
+    facts |= scored | removed(config, programs.removals, data, own[0], first, seed)
+    return facts | queried(config, programs.metagradients, data, own[:1]), {}
 
 
-def rivals(config: Config, traks: dict, checkpoints: Callable, data: Data, members: Callable, score: Callable) -> dict:
-    """TRAK from the same checkpoints, with the seconds of their training."""
-    count = max(config.checkpoints)
-    model_keys, projected = (members(family, count=count) for family in (keys.Lds.CHECKPOINTS, keys.Lds.PROJECTIONS))
-    jax.block_until_ready(checkpoints(data, model_keys))  # compiles
-    begin = time.perf_counter()
-    variables = jax.block_until_ready(checkpoints(data, model_keys))
-    training, facts = (time.perf_counter() - begin) / count, {}
-    for name, attribute in traks.items():
-        jax.block_until_ready(attribute(data, *jax.tree.map(lambda a: a[: lds_trak.GROUP], (projected, variables))))
-        kernel, factor, begin = 0, 0, time.perf_counter()
-        parts = lds_trak.in_groups(settings(config)[name], partial(attribute, data), projected, variables)
-        for c, (one_kernel, one_factor) in enumerate(parts, 1):
-            kernel, factor = kernel + one_kernel, factor + one_factor
-            if c in config.checkpoints:
-                seconds = (time.perf_counter() - begin) + c * training
-                facts[named(name, c)] = score((kernel / c * (factor / c)).astype(np.float32)) | {"seconds": seconds}
+def queried(config: Config, metagradients: Callable, data: Data, key) -> dict[str, Any]:
+    """Seconds of one training and its replay against the number of targets."""
+    facts = {}
+    for targets in config.queries:
+        part = data._replace(target=splits.take(data.target, np.arange(targets) % len(data.target.y)))
+        jax.block_until_ready(metagradients(part, key))  # compiles
+        begin = time.perf_counter()
+        jax.block_until_ready(metagradients(part, key))
+        facts[of_query(targets)] = {"seconds": time.perf_counter() - begin}
     return facts
 
 
@@ -195,20 +225,22 @@ def removed(config: Config, removals: Callable, data: Data, key, tau, seed: int)
 
 def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[str, Any]], Section]:
     """One row a method and number of trainings, those of removal, and the ceilings; LDS against trainings and time."""
-    facts = [facts for facts, _ in units]
-    counts = {METAGRADIENT: config.trainings, TRAK: config.checkpoints, CURVATURE: config.checkpoints}
-    kinds = {named(m, c): OURS if m == METAGRADIENT else RIVAL for m, numbers in counts.items() for c in numbers}
+    facts, methods = [facts for facts, _ in units], counts(task, config)
+    kinds = {named(m, c): OURS if m == METAGRADIENT else RIVAL for m, numbers in methods.items() for c in numbers}
     kinds |= {of_removal(count): OURS for count in config.removed}
+    kinds |= {of_query(targets): OURS for targets in config.queries}
     shown = [{name: {k: v for k, v in f[name].items() if k != "interval"} for name in kinds} for f in facts]
     rows = common.rows_of(task, shown, kinds)
     ceilings = {"lds": [f["ceiling"] for f in facts], "lds_groups": [f["ceiling_groups"] for f in facts]}
     rows.append(lds.ceiling_row(task.name, ceilings, repeats=config.repeats))
+    query = [[f[of_query(targets)]["seconds"] for targets in config.queries] for f in facts]
 
     def lines(metric: str, x: Callable):
         value = lambda f, m, c: f[named(m, c)][metric]
         return {
             m: (x(m, numbers), np.array([[value(f, m, c) for c in numbers] for f in facts]))
-            for m, numbers in counts.items()
+            for m, numbers in methods.items()
+            if numbers
         }
 
     of_count = lambda method, numbers: numbers
@@ -223,9 +255,12 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
         "LDS of single targets against seconds, training included, compilation not.": plots.curves(
             lines("lds", of_time), xlabel="seconds", ylabel="LDS (mean over targets)"
         ),
+        "Seconds of one training and its replay against the number of targets.": plots.curves(
+            {METAGRADIENT: (config.queries, np.array(query))}, xlabel="targets", ylabel="seconds"
+        ),
     }
     both = sorted(set(config.trainings) & set(config.checkpoints))[-2:]
-    pairs = [(named(METAGRADIENT, c), named(rival, c)) for c in both for rival in (CURVATURE, TRAK)]
+    pairs = [(named(METAGRADIENT, c), named(rival, c)) for c in both for rival in (rivals.CURVATURE, rivals.TRAK)]
     findings = sentences.comparisons(rows, pairs, metric="lds", name="LDS of single targets")
     findings += sentences.comparisons(rows, pairs, metric="lds_groups", name="LDS of group means")
     return rows, Section(lds.text(task, config, config.repeats), figures, findings)
@@ -243,7 +278,7 @@ STUDY = common.study(
     headline=("patch", named(METAGRADIENT, 20), "lds"),
     shipped=("patch-smooth",),
     few={"seeds": 2, "subsets": 10, "repeats": 2, "trainings": (1, 2), "checkpoints": (1, 2), "removed": (1, 5)}
-    | {"sets": 4, "size": 32},
-    models=lambda config: config.subsets * config.repeats,
+    | {"sets": 4, "size": 32, "solves": (1,), "models": (48,), "products": 8, "neighbours": 5, "queries": (3, 6)},
+    models=lambda config: config.subsets * config.repeats + max(config.models, default=0),
     together=True,
 )
