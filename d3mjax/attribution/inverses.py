@@ -31,8 +31,8 @@ def by_cg(*, rtol: float = 1e-4, max_steps: int = 200, precondition: Inverse | N
     """Conjugate gradients to a relative residual of ``rtol``; a product costs two passes over all examples.
 
     ``precondition``: an inverse that is symmetric and positive definite, made once and applied at every step; the
-    solution is the same, to ``rtol``. `by_nystrom` divides the steps by 3 to 5. `ekfac.by_ekfac` adds a quarter, as blocks
-    of layers miss what layers have in common, and saves some at 100 times the damping (bench ``solves``).
+    solution is the same, to ``rtol``. `by_nystrom` divides the steps by 3 to 5. `ekfac.by_ekfac` adds a quarter, and
+    saves a fifth at 100 times the damping (bench ``solves``).
     """
 
     def inverse(problem: Problem):

@@ -81,9 +81,9 @@ class Config(common.Config):
     removed: tuple[int, ...] = (1, 10, 50, 200)  # examples, from the run that the metagradient is of
     sets: int = 40  # of each number removed
     size: int = 256  # TRAK's projected dimension
-    damping: float = 0.1  # of EK-FAC; influence has .01, as in `lds_influence`
+    damping: float = 0.01  # of influence and EK-FAC, as in `lds_influence`
     products: int = 50  # of the preconditioner of influence
-    neighbours: int = 50  # of kNN
+    neighbours: int = 200  # of kNN; 10, 50 and 1,000 predicted less on patch
     queries: tuple[int, ...] = (10, 40, 200, 1000)  # targets of one training, whose seconds are measured
 
 

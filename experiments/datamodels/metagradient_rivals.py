@@ -45,7 +45,7 @@ def of_checkpoints(task: Task, config: Any) -> dict[str, Rival]:
     solved = lambda info: iterative.check(info.residual, info.steps, rtol=1e-3)
     unchecked = lambda info: None  # EK-FAC is no solve: its residual is large
     kernels = {name: lds_trak.make_kernels(task, setting) for name, setting in settings.items()}
-    exact, block_wise = make_influence(task, by_cg, 0.01), make_influence(task, ekfac.by_ekfac(), config.damping)
+    exact, block_wise = (make_influence(task, inverse, config.damping) for inverse in (by_cg, ekfac.by_ekfac()))
     return {
         **{name: Rival(config.checkpoints, kernel, trak.check, 10) for name, kernel in kernels.items()},
         INFLUENCE: Rival(config.solves, exact, solved, 1),
