@@ -81,9 +81,9 @@ class Config(common.Config):
     removed: tuple[int, ...] = (1, 10, 50, 200)  # examples, from the run that the metagradient is of
     sets: int = 40  # of each number removed
     size: int = 256  # TRAK's projected dimension
-    damping: float = 0.01  # of influence and EK-FAC, as in `lds_influence`
+    damping: float = 0.01  # of influence and EK-FAC, as in `lds_influence`; .1, 1, 10 predict less by EK-FAC
     products: int = 50  # of the preconditioner of influence
-    neighbours: int = 200  # of kNN; 10, 50 and 1,000 predicted less on patch
+    neighbours: int = 200  # of kNN; chosen among 10, 50, 200 and 1,000 by single targets of patch, seed 10
     queries: tuple[int, ...] = (10, 40, 200, 1000)  # targets of one training, whose seconds are measured
 
 
