@@ -46,6 +46,7 @@ WINGS = {
         "travel",
         "travel_teach",
         "travel_repair",
+        "travel_planted",
         "regression",
         "number_pretrain",
     ),

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int, Key, Shaped
 
-from d3mjax.data.planted import mixed_errors
+from d3mjax.data.planted import corruptions, mixed_errors
 from d3mjax.data.planted.mixed_errors import Rule
 from d3mjax.types import AnyArray, Table
 
@@ -24,11 +25,42 @@ def made_rules(table: Table, labels: Int[AnyArray, "n"], count: int, *, share: f
     rules, sizes, truths = [], [], []
     for name in table.columns:
         condition, text = _condition(table, name)
-        rules.append(Rule(f"{text} is class {_listed(classes)}", condition, partial(_among, classes), balanced=True))
+        text = f"{text} is class {_listed(classes)}"
+        rules.append(Rule(text, condition, partial(_among, classes), balanced=True, column=name))
         sizes.append(mixed_errors.most_rows(table, labels, rules[-1], share=share))
         truths.append(abs(condition(table)[inside].mean() - condition(table)[~inside].mean()))
     order = [i for i in np.argsort(truths, kind="stable") if sizes[i] > 0.8 * max(sizes)]
     return tuple(rules[i] for i in order[:count])
+
+
+def deal(
+    key: Key[jax.Array, ""], table: Table, labels: Int[AnyArray, "n"], rule: Rule, *, share: float = 0.15
+) -> tuple[Table, Bool[np.ndarray, "n"]]:
+    """The table with one more column that follows ``rule``, and the rows against it: ``share`` of either half.
+
+    The column is a copy of that of the made ``rule``, its values dealt out among the rows: those for which the
+    condition holds to rows with the label, but for the rows against. Further values repeat if there are too few. No row
+    is lost, unlike by `mixed_errors.subset`, and the column depends on the others through the label alone.
+
+    Raises:
+      ValueError: if the condition holds for all rows or for none.
+    """
+    condition, inside = np.asarray(rule.condition(table)), np.asarray(rule.label(np.asarray(labels)))
+    if condition.all() or not condition.any():
+        raise ValueError(f"rule: found {condition.sum()} of {len(condition)} rows for {rule.name!r}, expected some")
+    rare = np.zeros(len(inside), bool)
+    for i, half in enumerate((inside, ~inside)):
+        part = jax.random.fold_in(key, i)
+        rare |= corruptions.choose(part, table.id, int(share * half.sum() + 0.5), among=half)
+    values, by_id = table.columns[rule.column], np.argsort(table.id)
+    dealt = np.empty_like(values)
+    for i, holds in enumerate((True, False)):
+        rows, pool = by_id[(inside != rare)[by_id] == holds], values[by_id][condition[by_id] == holds]
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 2 + i), len(pool)))
+        dealt[rows] = np.resize(pool[order], len(rows))
+    name = f"{rule.column} dealt out"
+    levels = {name: table.levels[rule.column]} if rule.column in table.levels else {}
+    return table._replace(columns={**table.columns, name: dealt}, levels={**table.levels, **levels}), rare
 
 
 def _condition(table: Table, name: str) -> tuple[Callable[[Table], Bool[np.ndarray, "n"]], str]:

@@ -28,6 +28,7 @@ class Rule(NamedTuple):
     condition: Callable[[Table], Bool[np.ndarray, "n"]]
     label: Callable[[np.ndarray], Bool[np.ndarray, "n"]]  # of the labels
     balanced: bool = False  # whether rows are drawn so that condition and label both hold for one half of them
+    column: str = ""  # the only one that the condition reads; none if it may read several
 
 
 @checked_names

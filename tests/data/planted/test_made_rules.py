@@ -2,10 +2,11 @@
 
 import jax
 import numpy as np
+import pytest
 
 from d3mjax.data import tables
 from d3mjax.data.planted import mixed_errors
-from d3mjax.data.planted.made_rules import made_rules
+from d3mjax.data.planted.made_rules import deal, made_rules
 
 
 def made(n=400):
@@ -57,3 +58,23 @@ def test_a_missing_number_does_not_meet_a_condition():
     (rule,) = made_rules(table._replace(columns={"noise": column}), y, 9)
     assert not rule.condition(table._replace(columns={"noise": column}))[:50].any()
     assert rule.condition(table._replace(columns={"noise": column})).sum() == 175
+
+
+def test_a_dealt_column_follows_its_rule_but_for_the_flagged_rows():
+    table, y = made()
+    order = np.random.default_rng(1).permutation(len(y))
+    for rule in made_rules(table, y, 9):
+        widened, rare = deal(jax.random.key(0), table, y, rule)
+        (name,) = widened.columns.keys() - table.columns.keys()
+        column = table._replace(columns={**table.columns, rule.column: widened.columns[name]})
+        inside = rule.label(y)
+        np.testing.assert_array_equal(rule.condition(column) != inside, rare)
+        assert rare[inside].sum() == rare[~inside].sum() == 30
+        assert set(widened.columns[name]) <= set(table.columns[rule.column])
+        again, flags = deal(jax.random.key(0), tables.take(table, order), y[order], rule)
+        np.testing.assert_array_equal(flags, rare[order])
+        np.testing.assert_array_equal(again.columns[name], widened.columns[name][order])
+    lowest = np.array([np.argmin(table.columns["noise"])])
+    (rule,) = (rule for rule in made_rules(table, y, 9) if rule.column == "noise")
+    with pytest.raises(ValueError, match="rule: found 0 of 1 rows for"):
+        deal(jax.random.key(0), tables.take(table, lowest), y[lowest], rule)
