@@ -36,9 +36,9 @@ class Prior(NamedTuple):
 
 
 def prior_of(slopes: Float[np.ndarray, "k"], intercepts: Float[np.ndarray, "k"]) -> Prior:
-    """By Platt's numbers of ``k`` other tables, three or more; raises ValueError for fewer."""
-    if len(slopes) < 3:
-        raise ValueError(f"slopes: found those of {len(slopes)} tables, expected three or more")
+    """By Platt's numbers of ``k`` other tables, two or more; raises ValueError for fewer."""
+    if len(slopes) < 2:
+        raise ValueError(f"slopes: found those of {len(slopes)} tables, expected two or more")
     both = np.stack([np.clip(np.log(slopes), -STEEPEST, STEEPEST), intercepts])
     return Prior(both.mean(1), np.linalg.inv(np.cov(both) + 1e-3 * np.eye(2)))
 
