@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Key
 
 from d3mjax.data import tables
 from d3mjax.data.planted import corruptions, made_rules, table_errors
+from d3mjax.data.planted.mixed_errors import Errors
 from d3mjax.data.sets.shortcut_tables import TableTask, divide
 from d3mjax.diagnosis import cells, relative
 from d3mjax.diagnosis.cells import MLP2, make_train
@@ -31,14 +32,6 @@ SELECTED = travel.METHODS[travel.OURS]
 HELD = 8  # rows that stand for those to validate on, which the selected features do not read
 
 
-class Planted(NamedTuple):
-    """A table with known errors on top of its own."""
-
-    table: Table
-    labels: np.ndarray  # Int[n]
-    flags: np.ndarray  # Bool[n e], what was planted, in the order of `mixed_errors.KINDS`
-
-
 class Copy(NamedTuple):
     """One copy of a cell."""
 
@@ -49,10 +42,11 @@ class Copy(NamedTuple):
 
 def with_errors(
     key: Key[jax.Array, ""], table: Table, y: Int[AnyArray, "n"], *, num_classes: int, share: float
-) -> Planted:
+) -> Errors:
     """``share`` of the labels wrong, and as many other rows broken: half by the published form, half by another.
 
-    The other form is drawn among those that the table can have; the published one if there are none.
+    Flags and what counts as clean are relative to the table, which has errors of its own. The other form
+    is drawn among those that the table can have; the published one if there are none.
     """
     part, num = [jax.random.fold_in(key, i) for i in range(5)], int(share * len(y))
     wrong = corruptions.choose(part[0], table.id, num)
@@ -63,20 +57,20 @@ def with_errors(
     able = [name for name in table_errors.possible(part[3], spoiled, num // 2, among=rest) if name in others]
     form = able[int(jax.random.randint(part[4], (), 0, len(able)))] if able else published
     spoiled, further = table_errors.plant(part[3], spoiled, table_errors.FORMS[form], num // 2, among=rest)
-    return Planted(spoiled, labels, np.stack([wrong, broken | further, np.zeros(len(y), bool)], 1))
+    return Errors(spoiled, labels, np.stack([wrong, broken | further, np.zeros(len(y), bool)], 1), np.asarray(y), table)
 
 
-def with_rule(key: Key[jax.Array, ""], table: Table, y: Int[AnyArray, "n"]) -> Planted:
+def with_rule(key: Key[jax.Array, ""], table: Table, y: Int[AnyArray, "n"]) -> Errors:
     """One more column that follows the made rule that is least true of the table."""
     (rule,) = made_rules.made_rules(table, y, 1)
     widened, rare = made_rules.deal(key, table, y, rule)
     none = np.zeros(len(y), bool)
-    return Planted(widened, np.asarray(y), np.stack([none, none, rare], 1))
+    return Errors(widened, np.asarray(y), np.stack([none, none, rare], 1), np.asarray(y), table)
 
 
 def copies_of(
     key: Key[jax.Array, ""], table: Table, y: Int[AnyArray, "n"], *, num_classes: int, share: float, count: int
-) -> list[Planted]:
+) -> list[Errors]:
     """``count`` copies with errors, and one with a rule."""
     keys = [jax.random.fold_in(key, 100 + i) for i in range(count + 1)]
     errors = [with_errors(k, table, y, num_classes=num_classes, share=share) for k in keys[:-1]]
@@ -98,8 +92,8 @@ def collect(task: TableTask, cleans: Sequence[float], seeds: range, *, share: fl
 
 
 def make_describe(
-    task: TableTask, wide: Sequence[Planted] = ()
-) -> Callable[[Key[jax.Array, ""], Sequence[Planted]], list[Float[np.ndarray, "n f"]]]:
+    task: TableTask, wide: Sequence[Errors] = ()
+) -> Callable[[Key[jax.Array, ""], Sequence[Errors]], list[Float[np.ndarray, "n f"]]]:
     """``(key, tables) -> [features]``, the selected ones, by one network each.
 
     Encoded rows get zeros up to the width of those of ``wide``, so that draws are one program.
@@ -119,7 +113,7 @@ def make_describe(
     return describe
 
 
-def encoded(planted: Sequence[Planted]) -> list[tuple[Split, Split]]:
+def encoded(planted: Sequence[Errors]) -> list[tuple[Split, Split]]:
     """Splits of tables and of the rows that stand for those to validate on."""
     few = [p._replace(table=tables.take(p.table, np.arange(HELD)), labels=p.labels[:HELD]) for p in planted]
     return travel_cells.encoded(list(zip(planted, few, strict=True)))

@@ -212,14 +212,13 @@ def rows_of(
 def costs(task: TableTask, config: Config) -> dict[str, np.ndarray]:
     """CPU seconds of a table with one network, and of its copies, both without compilation."""
     errors = travel_cells.planted(task, divide(task), config.judged.cleans, config.first_seed)[1][0][0]
-    plain = travel_copies.Planted(errors.table, errors.labels, errors.flags)
     key, options = jax.random.key(0), {"num_classes": task.classes, "share": config.share, "count": config.count}
     describe = travel_copies.make_describe(task)
 
     def copied():
-        return describe(key, travel_copies.copies_of(key, plain.table, plain.labels, **options))
+        return describe(key, travel_copies.copies_of(key, errors.table, errors.labels, **options))
 
-    return {PLAIN: _seconds(lambda: describe(key, [plain])), COPIES: _seconds(copied)}
+    return {PLAIN: _seconds(lambda: describe(key, [errors])), COPIES: _seconds(copied)}
 
 
 def _seconds(call: Callable[[], object]) -> np.ndarray:

@@ -55,7 +55,9 @@ def test_right_probabilities_stay_and_a_prior_holds_where_rows_tell_little():
     slopes, intercepts = np.exp([0.1, 0.2, 0.3]), np.array([0.0, 1.0, 5.0])
     prior = recalibrate.prior_of(slopes, intercepts)
     np.testing.assert_allclose(prior.mean, [0.2, 2.0])
-    np.testing.assert_allclose(np.linalg.inv(prior.precision), np.cov([[0.1, 0.2, 0.3], intercepts]) + 1e-3 * np.eye(2))
+    np.testing.assert_allclose(
+        np.linalg.inv(prior.precision), np.cov(np.stack([[0.1, 0.2, 0.3], intercepts])) + 1e-3 * np.eye(2)
+    )
     with pytest.raises(ValueError, match="slopes: found those of 1 tables, expected two or more"):
         recalibrate.prior_of(slopes[:1], intercepts[:1])
 
