@@ -228,6 +228,13 @@ def flagging_everything_has_a_known_f1(methods: Means, run: Path) -> None:
     assert methods["trees"]["label_f1"] > methods["flag everything"]["label_f1"]
 
 
+def minorities_stay(methods: Means, run: Path) -> None:
+    """Calibration by planted labels and features changes no claim of a minority."""
+    before, after = (row for name, row in methods.items() if name.startswith(("calibrated", "planted labels")))
+    assert before["minority_f1"] == after["minority_f1"]
+    assert before["label_f1"] != after["label_f1"]
+
+
 def flagging_all_is_right_for_a_quarter(methods: Means, run: Path) -> None:
     """At clean ratio .5 a quarter of the labels is wrong; diagnosers that know nothing of a table beat chance there."""
     np.testing.assert_allclose(methods["flag everything"]["label_f1"], 2 * 0.25 / 1.25, atol=0.02)
@@ -331,6 +338,7 @@ SMOKES = {
     "demix_tables": Smoke({}, (flagging_all_is_right_for_a_quarter,)),
     "demix_tables_pretrain": Smoke(),
     "demix_tables_repair": Smoke(),
+    "demix_tables_planted": Smoke({}, (minorities_stay,)),
     "demix_regression": Smoke({}, (oracle_repair_lowers_the_error,)),
     "language": Smoke({}, (random_removal_takes_as_many,)),
     "demix_alignment": Smoke({}, (swapped_sides_are_found,)),

@@ -92,15 +92,18 @@ def work(config: Config, results: Path, run: str | None) -> Path:
             key: [arrays["-".join(map(str, (*key, i)))] for i in range(len(each))] for key, each in copies.items()
         }
         some = [i for i, cell in enumerate(cells) if cell.task in config.tasks]
+        fold = travel.folds_of(config.judged.tasks, config.judged.folds)
+        priors = priors_of(cells, odds, fold)
         probabilities: dict[str, list[np.ndarray]] = {}
         for i in some:
             others = [j for j, c in enumerate(cells) if c.task == cells[i].task and c.seed != cells[i].seed]
-            key, fold = _key(cells[i]), travel.folds_of(config.judged.tasks, config.judged.folds)
-            priors = priors_of(cells, odds, fold, cells[i].task)
+            key = _key(cells[i])
             known = claims.platt(
                 *(np.concatenate(a) for a in ([odds[j] for j in others], [cells[j].flags for j in others]))
             )
-            of_cell = variants(cells[i], odds[i], before[i], copies[key], copied[key], priors, config.weight)
+            of_cell = variants(
+                cells[i], odds[i], before[i], copies[key], copied[key], priors[fold[key[0]]], config.weight
+            )
             of_cell[DRAWN] = np.asarray(claims.calibrated(odds[i], known))
             for name, p in of_cell.items():
                 probabilities.setdefault(name, []).append(p)
@@ -131,16 +134,20 @@ def odds_of(
     return dict(zip(named, parts, strict=True))
 
 
-def priors_of(cells: Sequence[Small], odds: Sequence[np.ndarray], fold: Mapping[str, int], task: str) -> list[Prior]:
-    """Of each type, by Platt's numbers of the tables of other folds."""
-    numbers = []
-    for name in sorted({cell.task for cell in cells if fold[cell.task] != fold[task]}):
+def priors_of(cells: Sequence[Small], odds: Sequence[np.ndarray], fold: Mapping[str, int]) -> dict[int, list[Prior]]:
+    """By the fold of a table, of each type: Platt's numbers of the tables of other folds."""
+    numbers = {}
+    for name in sorted({cell.task for cell in cells}):
         of = [j for j, cell in enumerate(cells) if cell.task == name]
-        numbers.append(
-            claims.platt(np.concatenate([odds[j] for j in of]), np.concatenate([cells[j].flags for j in of]))
+        numbers[name] = claims.platt(
+            np.concatenate([odds[j] for j in of]), np.concatenate([cells[j].flags for j in of])
         )
-    slopes, intercepts = (np.stack([n[field] for n in numbers]) for field in (0, 1))
-    return [recalibrate.prior_of(s, b) for s, b in zip(slopes.T, intercepts.T, strict=True)]
+    priors = {}
+    for k in set(fold.values()):
+        others = [one for name, one in numbers.items() if fold[name] != k]
+        slopes, intercepts = (np.stack([n[i] for n in others]) for i in (0, 1))
+        priors[k] = [recalibrate.prior_of(s, b) for s, b in zip(slopes.T, intercepts.T, strict=True)]
+    return priors
 
 
 def variants(
