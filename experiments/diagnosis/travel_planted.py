@@ -103,7 +103,7 @@ def work(config: Config, results: Path, run: str | None) -> Path:
         probabilities: dict[str, list[np.ndarray]] = {}
         for i in some:
             others = [j for j, c in enumerate(cells) if c.task == cells[i].task and c.seed != cells[i].seed]
-            key = _key(cells[i])
+            key = cells[i].task, cells[i].seed, cells[i].clean
             known = claims.platt(
                 *(np.concatenate(a) for a in ([odds[j] for j in others], [cells[j].flags for j in others]))
             )
@@ -267,10 +267,6 @@ def _seconds(call: Callable[[], object]) -> np.ndarray:
     begin = time.process_time()
     call()
     return np.array(time.process_time() - begin)
-
-
-def _key(cell: Small) -> tuple[str, int, float]:
-    return cell.task, cell.seed, cell.clean
 
 
 def _write(run_dir: Path, rows: list[dict[str, Any]], config: Config, seconds: float) -> None:
