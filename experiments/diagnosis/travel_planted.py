@@ -217,7 +217,8 @@ def rows_of(
         for title, units in units_of(cells).items():
             gaps = travel_measures.precision_gaps(of, units)
             near = {f"{k}_precision_within_5_points": [float(np.mean(abs(g) <= 0.05))] for k, g in gaps.items()}
-            far = {f"{k}_precision_distance": [float(np.nanmean(abs(g)))] for k, g in gaps.items()}
+            made = {k: abs(g[np.isfinite(g)]) for k, g in gaps.items()}  # not where nothing is claimed
+            far = {f"{k}_precision_distance": [float(g.mean()) if len(g) else np.nan] for k, g in made.items()}
             rows.append(row(title, name, near | far, **as_row))
     for name, seconds in cost.items():
         rows.append(row(COST, name, {"cpu_seconds": [float(seconds)]}, role="plain" if name == PLAIN else "ours"))
