@@ -35,13 +35,17 @@ SMALL = reweighting.Options(rounds=1, models=2)  # of smoke runs
 OURS = Kind("ours", "validation groups")
 SOFT, RULE, TENTH = "D3M, soft", "D3M, drop negative", "D3M, 10 % removed"
 FROM_SOFT, FROM_ONES = "descent from D3M, soft", "descent from equal weights"
+DRAWN = "D3M, soft, drawn by weight"
+FURTHER = "twice the steps from D3M, soft, drawn by weight"
 SAME_CLASS, ALONE = "its weights dealt out again in each class", "descent from D3M, soft, no neighbours"
 KINDS = {
     "ERM": Kind("plain"),
     TENTH: OURS,
     RULE: OURS,
     SOFT: OURS,
+    DRAWN: OURS,
     FROM_SOFT: OURS,
+    FURTHER: OURS,
     FROM_ONES: OURS,
     ALONE: OURS,
     SAME_CLASS: Kind("control", "validation groups", "which examples"),
@@ -105,7 +109,8 @@ def measure(task: Task, config: Config, seed: int, progress: Callable[[int], obj
     features = np.asarray(features_of(on_device, members(root, Descent.FEATURES, config.networks), task=task))
     near = reweighting.nearest_of_class(features, train.y, count=config.neighbours)
     problem = (task.network(), smooth_trainer(task, config.smoothing), data.train, data.target, num_groups, task.steps)
-    starts = {FROM_SOFT: (soft, near, 1), FROM_ONES: (np.ones(n), near, 2), ALONE: (soft, np.arange(n)[:, None], 1)}
+    alone, ones = np.arange(n)[:, None], np.ones(n)
+    starts = {FROM_SOFT: (soft, near, 1), FURTHER: (soft, near, 2), FROM_ONES: (ones, near, 2), ALONE: (soft, alone, 1)}
     for name, (start, neighbours, times) in starts.items():
         options = config.descent._replace(rounds=times * config.descent.rounds)
         key, begin = jax.random.fold_in(root, Descent.DESCENT), time.perf_counter()
@@ -116,10 +121,11 @@ def measure(task: Task, config: Config, seed: int, progress: Callable[[int], obj
     weights[SAME_CLASS] = dealt_again(weights[FROM_SOFT], train.y, np.random.default_rng(seed))
     balanced = jax.vmap(lambda key: baselines.subsample_balanced(key, jnp.asarray(train.group), num_groups))
     weights["SUBG"] = balanced(members(root, Descent.DRAW, config.retrains))
+    drawn = {"RWG": baselines.balanced_weights(train.group, num_groups), FURTHER: weights.pop(FURTHER)}
+    drawn[DRAWN] = soft
     results = retrain(task, on_device, keys[Descent.REPORT], weights)
-    by_group = {"RWG": baselines.balanced_weights(train.group, num_groups)}
-    results |= retrain(task, on_device, keys[Descent.REPORT], by_group, sampler=RESAMPLED)
-    facts = {name: {**sizes(rows), "seconds": seconds.get(name)} for name, rows in (weights | by_group).items()}
+    results |= retrain(task, on_device, keys[Descent.REPORT], drawn, sampler=RESAMPLED)
+    facts = {name: {**sizes(rows), "seconds": seconds.get(name)} for name, rows in (weights | drawn).items()}
     arrays = {"group": train.group, "weights": weights[FROM_SOFT], "start": soft, **arrays_of(results)}
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
 
@@ -154,9 +160,10 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
     text = (
         f"{task.about} Descent: {config.descent.rounds} steps from D3M's soft weights, twice as many from equal ones, "
         f"each by the derivative of {config.descent.models} trainings with smooth labels, averaged over "
-        f"{config.neighbours} neighbours of the class. All models that report are trained with plain cross-entropy and "
-        "the weights as weights of the loss. emptied: share of examples below a thousandth of the mean; effective: "
-        "(sum w)^2 / (n sum w^2). Seconds include compilation once a task."
+        f"{config.neighbours} neighbours of the class. Models that report are trained with plain cross-entropy and the "
+        "weights as weights of the loss, or of the draws where they are *drawn by weight* and in RWG. emptied: share of "
+        "examples below a thousandth of the mean; effective: (sum w)^2 / (n sum w^2). Seconds include compilation once "
+        "a task."
     )
     shares = {
         when: [np.bincount(a["group"], a[part], minlength=len(task.group_names)) / a[part].sum() for _, a in units]
@@ -189,5 +196,5 @@ STUDY = Study(
         descent=reweighting.Options(rounds=1, models=2),
     ),
     small=lambda task: replace(task, steps=50),
-    models=lambda config: config.source.models + 4 * config.descent.rounds * config.descent.models,
+    models=lambda config: config.source.models + 6 * config.descent.rounds * config.descent.models,
 )
