@@ -161,9 +161,9 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
         f"{task.about} Descent: {config.descent.rounds} steps from D3M's soft weights, twice as many from equal ones, "
         f"each by the derivative of {config.descent.models} trainings with smooth labels, averaged over "
         f"{config.neighbours} neighbours of the class. Models that report are trained with plain cross-entropy and the "
-        "weights as weights of the loss, or of the draws where they are *drawn by weight* and in RWG. emptied: share of "
-        "examples below a thousandth of the mean; effective: (sum w)^2 / (n sum w^2). Seconds include compilation once "
-        "a task."
+        "weights as weights of the loss, or of the draws where they are *drawn by weight* and in RWG. emptied: share "
+        "of examples below a thousandth of the mean; effective: (sum w)^2 / (n sum w^2). Seconds include compilation "
+        "once a task."
     )
     shares = {
         when: [np.bincount(a["group"], a[part], minlength=len(task.group_names)) / a[part].sum() for _, a in units]
