@@ -24,8 +24,8 @@ def without(
     margins: Float[AnyArray, "*m t"], tau: Float[AnyArray, "t n"], forgotten: Bool[AnyArray, "n"]
 ) -> Float[Array, "*m t"]:
     """Margins predicted for models trained without the ``forgotten`` examples, from margins of models with them."""
-    tau = jnp.asarray(tau)
-    return jnp.asarray(margins) - dot(tau, jnp.asarray(forgotten, tau.dtype))
+    margins, tau = jnp.asarray(margins), jnp.asarray(tau)
+    return margins - jnp.broadcast_to(dot(tau, jnp.asarray(forgotten, tau.dtype)), margins.shape)
 
 
 def match(

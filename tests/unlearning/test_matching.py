@@ -41,6 +41,8 @@ def test_predicted_margins_are_those_without_the_sum():
     tau, margins, forgotten = rng.normal(size=(4, 6)), rng.normal(size=4), np.arange(6) % 2 == 0
     got = matching.without(margins.astype(np.float32), tau.astype(np.float32), forgotten)
     planted.close(got, (margins - tau[:, forgotten].sum(1)).astype(np.float32), terms=6)
+    twice = matching.without(np.stack([margins, 2 * margins]).astype(np.float32), tau.astype(np.float32), forgotten)
+    planted.close(twice[1], (2 * margins - tau[:, forgotten].sum(1)).astype(np.float32), terms=6)
 
 
 def test_a_linear_model_is_matched_to_margins_of_another():
