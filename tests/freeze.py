@@ -23,8 +23,8 @@ def main(names: list[str]) -> None:
         for name in names or smoke.studies():
             rows = smoke.comparable(smoke.read_rows(smoke.execute(name, Path(results))))
             frozen[name] = {"machine": machine, "rows": rows}
-    smoke.FROZEN.parent.mkdir(exist_ok=True)
-    smoke.FROZEN.write_bytes(gzip.compress(json.dumps(frozen, allow_nan=False).encode(), mtime=0))
+            smoke.FROZEN.parent.mkdir(exist_ok=True)
+            smoke.FROZEN.write_bytes(gzip.compress(json.dumps(frozen, allow_nan=False).encode(), mtime=0))
 
 
 if __name__ == "__main__":
