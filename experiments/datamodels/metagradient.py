@@ -277,8 +277,8 @@ STUDY = common.study(
     minutes=90,
     headline=("patch", named(METAGRADIENT, 20), "lds"),
     shipped=("patch-smooth",),
-    few={"seeds": 2, "subsets": 10, "repeats": 2, "trainings": (1, 2), "checkpoints": (1, 2), "removed": (1, 5)}
-    | {"sets": 4, "size": 32, "solves": (1,), "models": (48,), "products": 8, "neighbours": 5, "queries": (3, 6)},
+    few={"seeds": 1, "subsets": 10, "repeats": 2, "trainings": (1, 2), "checkpoints": (1, 2), "removed": (1, 5)}
+    | {"sets": 4, "size": 32, "solves": (1,), "models": (48,), "products": 8, "neighbours": 5, "queries": (4,)},
     models=lambda config: config.subsets * config.repeats + max(config.models, default=0),
     together=True,
 )
