@@ -1,5 +1,7 @@
 """DPE: the ensemble's formula, what each part of its fit does, and the model around it."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import planted
@@ -16,7 +18,7 @@ SUBSETS = last_layer.balanced_subsets(jax.random.key(1), DATA.target.group, 4, n
 OPTIONS = prototypes.Options(steps=60)
 
 
-def fit(x=X, y=Y, subsets=SUBSETS, **options):
+def fit(x: Any = X, y: Any = Y, subsets: Any = SUBSETS, **options):
     return prototypes.fit(KEY, x, y, 2, subsets, options=OPTIONS, **options)
 
 
@@ -29,7 +31,8 @@ def likeness(ensemble):
 def test_probabilities_are_means_of_softmax_outputs():
     rng = np.random.default_rng(0)
     raw, scales = rng.normal(size=(3, 2, 5)), np.array([0.5, 1.0, 4.0])
-    ensemble = prototypes.Ensemble(raw / np.linalg.norm(raw, axis=2, keepdims=True), scales)
+    directions: Any = raw / np.linalg.norm(raw, axis=2, keepdims=True)
+    ensemble = prototypes.Ensemble(directions, jax.numpy.asarray(scales))
     features = rng.normal(size=(7, 5))
     standard = (features - features.mean(1, keepdims=True)) / features.std(1, keepdims=True)
     unit = standard / np.linalg.norm(standard, axis=1, keepdims=True)
