@@ -105,12 +105,13 @@ class Task:
         """``make_model()``, or the MLP; one object for equal tasks, so that its programs are compiled once."""
         return _network(self)
 
-    def trainer(self, steps: int, sampler: Sampler) -> Trainer:
+    def trainer(self, steps: int, sampler: Sampler, *, smoothing: float = 0.0) -> Trainer:
         """``make_trainer``, or ``optimizer`` with a rate that falls linearly to zero over ``steps``.
 
-        One object for equal tasks, steps and samplers (`SHUFFLED`, `RESAMPLED`).
+        One object for equal tasks, steps, samplers (`SHUFFLED`, `RESAMPLED`) and ``smoothing`` of the labels. Raises
+        ``ValueError`` where a trainer of the task's own, or a regression, is to smooth labels.
         """
-        return _trainer(self, steps, sampler)
+        return _trainer(self, steps, sampler, smoothing)
 
 
 @cache
@@ -119,11 +120,13 @@ def _network(task: Task) -> Model:
 
 
 @cache
-def _trainer(task: Task, steps: int, sampler: Sampler) -> Trainer:
+def _trainer(task: Task, steps: int, sampler: Sampler, smoothing: float) -> Trainer:
+    if smoothing and (task.make_trainer is not None or not task.class_names):
+        raise ValueError(f"smoothing: found {smoothing}, expected 0 for the task {task.name!r}")
     if task.make_trainer is not None:
         return task.make_trainer(task.network(), steps, sampler)
     tx = task.optimizer(optax.linear_schedule(task.rate, 0.0, steps), task.decay)
-    objective = objectives.cross_entropy() if task.class_names else objectives.squared_error()
+    objective = objectives.cross_entropy(smoothing=smoothing) if task.class_names else objectives.squared_error()
     return make_trainer(task.network(), objective, tx, sampler, batch_size=task.batch)
 
 

@@ -61,7 +61,7 @@ def fit(
         prototypes, scale = params
         logits = -options.sharpness * jnp.abs(scale) * _distances(rows, prototypes)
         fitted = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        likeness = jnp.abs(jnp.einsum("cp,rcp->rc", _unit(prototypes), earlier)).mean(1).sum()
+        likeness = jnp.abs((_unit(prototypes)[None] * earlier).sum(-1)).mean(1).sum()
         return (weights * fitted).sum() / weights.sum() + diversity * likeness / jnp.maximum(count, 1)
 
     def member(earlier, of_member):

@@ -21,13 +21,16 @@ from d3mjax.reports import tables
 from d3mjax.runtime import hosts, runs, store
 from experiments.bench import bank, decoders, encoders, lasso, models, parity, replays, solves, tensor, trak
 
+Part = Literal[
+    "all", "models", "trak", "lasso", "bank", "tensor", "encoders", "decoders", "parity", "solves", "replays"
+]
+
 
 def main(
     results: Path = Path("results"),
     run: str | None = None,
     torch_python: Path = Path(".venv-bench/bin/python"),
-    only: Literal["all", "models", "trak", "lasso", "bank", "tensor", "encoders", "decoders", "parity"]
-    | Literal["solves", "replays"] = "all",
+    only: Part = "all",
     smoke: bool = False,
 ) -> None:
     """Benchmark; a ratio is our rate over that of the named alternative."""

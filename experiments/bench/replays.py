@@ -87,9 +87,9 @@ def on_disk(key, trainer, train, num_steps: int, grads: Callable) -> Callable:
     def run():
         state = trainer.init(key, train.x[:1])
         with tempfile.TemporaryDirectory() as directory:
-            return long_metagradients.derivatives(Path(directory) / "run", {}, trainer, state, train, num_steps, grads)[
-                0
-            ]
+            place = Path(directory) / "run"
+            rows, _ = long_metagradients.derivatives(place, {}, trainer, state, train, num_steps, grads)
+            return rows
 
     return run
 

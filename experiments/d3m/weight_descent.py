@@ -17,15 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from d3mjax.debiasing import baselines, d3m, last_layer, reweighting, selection
 from d3mjax.keys import Descent, members
 from d3mjax.reports import page, plots
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
-from d3mjax.training import objectives
-from d3mjax.training.trainer import make_trainer
 from d3mjax.types import Data
 from experiments.d3m.retraining import accuracies, arrays_of, gap_closed, retrain, row_of, worst
 from experiments.study import Study, Unit
@@ -70,13 +67,6 @@ class Config:
     smoke: bool = False
 
 
-def smooth_trainer(task: Task, smoothing: float):
-    """The task's recipe with smooth labels."""
-    tx = task.optimizer(optax.linear_schedule(task.rate, 0.0, task.steps), task.decay)
-    objective = objectives.cross_entropy(smoothing=smoothing)
-    return make_trainer(task.network(), objective, tx, SHUFFLED, batch_size=task.batch)
-
-
 @partial(jax.jit, static_argnames="task")
 def features_of(data: Data, keys, *, task: Task):
     """Features ``[n c*p]`` of train examples in plain networks, standardised in each."""
@@ -108,7 +98,8 @@ def measure(task: Task, config: Config, seed: int, progress: Callable[[int], obj
 
     features = np.asarray(features_of(on_device, members(root, Descent.FEATURES, config.networks), task=task))
     near = reweighting.nearest_of_class(features, train.y, count=config.neighbours)
-    problem = (task.network(), smooth_trainer(task, config.smoothing), data.train, data.target, num_groups, task.steps)
+    trainer = task.trainer(task.steps, SHUFFLED, smoothing=config.smoothing)
+    problem = (task.network(), trainer, data.train, data.target, num_groups, task.steps)
     alone, ones = np.arange(n)[:, None], np.ones(n)
     starts = {FROM_SOFT: (soft, near, 1), FURTHER: (soft, near, 2), FROM_ONES: (ones, near, 2), ALONE: (soft, alone, 1)}
     for name, (start, neighbours, times) in starts.items():

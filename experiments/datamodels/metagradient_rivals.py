@@ -19,6 +19,7 @@ from d3mjax import keys
 from d3mjax.attribution import datamodels, ekfac, influence, inverses, trak
 from d3mjax.debiasing import last_layer
 from d3mjax.linalg import iterative
+from d3mjax.linalg.products import dot
 from d3mjax.runtime import bank
 from d3mjax.types import Data
 from experiments.datamodels import banks, common, lds_datamodels, lds_trak
@@ -43,7 +44,7 @@ def of_checkpoints(task: Task, config: Any) -> dict[str, Rival]:
     settings = {TRAK: setting, CURVATURE: setting._replace(curvature=True)}
     by_cg = inverses.by_cg(precondition=inverses.by_nystrom(config.products))
     solved = lambda info: iterative.check(info.residual, info.steps, rtol=1e-3)
-    unchecked = lambda info: None  # EK-FAC is no solve: its residual is large
+    unchecked = lambda info: None  # EK-FAC approximates the solution: its residual is large
     kernels = {name: lds_trak.make_kernels(task, setting) for name, setting in settings.items()}
     exact, block_wise = (make_influence(task, inverse, config.damping) for inverse in (by_cg, ekfac.by_ekfac()))
     return {
@@ -72,13 +73,14 @@ def make_neighbours(task: Task, num: int) -> Callable:
     The ``num`` nearest train examples of a target by the features of the last layer have 1 if their label is that of
     the target, and -1 if not; all others have 0.
     """
-    model, path = task.network(), (task.head or f"Dense_{len(task.hidden)}",)
+    model = task.network()
 
     def one(data: Data, key, variables):
         del key
+        path = last_layer.find(variables["params"], len(task.class_names))
         of = partial(last_layer.features, model, variables, path=path)
         train, target = of(data.train.x), of(data.target.x)
-        squares = (train**2).sum(1)[None] - 2 * jnp.matmul(target, train.T, precision="highest")
+        squares = (train**2).sum(1)[None] - 2 * dot(target, train.T)
         _, near = jax.lax.top_k(-squares, num)
         same = jnp.where(data.target.y[:, None] == data.train.y[None], 1.0, -1.0)
         chosen = jnp.zeros_like(same).at[jnp.arange(len(near))[:, None], near].set(1.0)

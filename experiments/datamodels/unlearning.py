@@ -138,69 +138,87 @@ def make_match(task: Task) -> Callable:
     return jax.jit(lambda p, e, k, v, w: map_models(one, shared=(p, e), **spread(task))(k, v, w))
 
 
+class Programs(NamedTuple):
+    """What the seeds of a task share, compiled."""
+
+    train: Callable  # (data, keys [m], weights [m n]) -> (variables [m], losses [m s])
+    read: Callable  # (data, variables [m]) -> margins of the targets [m t]
+    metagradients: Callable
+    kernels: Callable  # of TRAK
+    edit: Callable
+    match: Callable
+
+
 def prepare(task: Task, config: Config, _results: Path) -> Callable:
     """`measure` of one task, compiled once for all seeds."""
-    setting = lds_trak.Setting(config.size, 0.1, curvature=True)
-    look = lambda model, variables, target: (variables, outputs.soft_margins(model, variables, target))
-    programs = {
-        "train": common.make_training(task, look),
-        "metagradients": study_of_metagradients.make_metagradients(task),
-        "trak": partial(lds_trak.in_groups, setting, lds_trak.make_kernels(task, setting)),
-        "edit": make_edit(task, config),
-        "match": make_match(task),
-    }
+    model = task.network()
+    programs = Programs(
+        common.make_training(task, lambda model, variables, target: variables),
+        common.over_models(lambda data, variables: outputs.soft_margins(model, variables, data.target)),
+        study_of_metagradients.make_metagradients(task),
+        lds_trak.make_kernels(task, setting(config)),
+        make_edit(task, config),
+        make_match(task),
+    )
     return partial(measure, task, config, programs)
 
 
-def attributed(config: Config, programs: dict, data: Data, root, variables) -> dict[str, np.ndarray]:
+def setting(config: Config) -> lds_trak.Setting:
+    """Of TRAK."""
+    return lds_trak.Setting(config.size, 0.1, curvature=True)
+
+
+def attributed(config: Config, programs: Programs, data: Data, root, variables) -> dict[str, np.ndarray]:
     """Mean change of the margin of every point by the weight of every train example ``[t n]``, by method."""
     own = keys.members(root, keys.Lds.CHECKPOINTS, config.metagradients)
     at_once = hosts.local_mesh().size
-    parts = [programs["metagradients"](data, own[i : i + at_once])[0] for i in range(0, len(own), at_once)]
+    parts = [programs.metagradients(data, own[i : i + at_once])[0] for i in range(0, len(own), at_once)]
     some = jax.tree.map(lambda a: a[: config.checkpoints], variables)
     projected = keys.members(root, keys.Lds.PROJECTIONS, config.checkpoints)
-    setting, kernels = programs["trak"].args
-    each = list(lds_trak.in_groups(setting, partial(kernels, data), projected, some))
+    each = list(lds_trak.in_groups(setting(config), partial(programs.kernels, data), projected, some))
     kernel, factor = (np.mean([part[i] for part in each], 0) for i in (0, 1))
     return {PREDICTED: np.concatenate([np.asarray(a) for a in parts]).mean(0), TRAK: kernel * factor}
 
 
-def measure(task: Task, config: Config, programs: dict, seed: int, progress: Callable) -> Unit:
+def measure(task: Task, config: Config, programs: Programs, seed: int, progress: Callable) -> Unit:
     """KLOM of every method on every forget set of one data seed."""
     data, root, rng = task.read(seed, smoke=config.smoke), jax.random.key(seed), np.random.default_rng(seed)
     family = lambda which: keys.members(root, which, config.models)
     ones = np.ones((config.models, len(data.train.y)), np.float32)
 
-    def trained(keys, data, weights):
-        (variables, margins), losses = jax.device_get(programs["train"](data, keys, weights))
-        check_losses(losses, np.arange(len(losses)))
+    def trained(keys, weights):
+        variables, losses = programs.train(data, keys, weights)
+        check_losses(np.asarray(losses), np.arange(len(losses)))
         progress(len(losses))
-        return variables, margins
+        return variables
 
-    _, own = trained(family(keys.Unlearning.ORIGINAL), data._replace(target=data.train), ones)
-    sets = forget_sets(task, config, data.train, np.logaddexp(0, -own).mean(0), rng)
+    read = lambda variables, target: np.asarray(programs.read(data._replace(target=target), variables))
+    variables = trained(family(keys.Unlearning.ORIGINAL), ones)
+    losses = np.logaddexp(0, -read(variables, data.train)).mean(0)
+    sets = forget_sets(task, config, data.train, losses, rng)
     points = points_of(data, sets, config.shown, rng)
     data = data._replace(target=points.examples)
-    variables, margins = trained(family(keys.Unlearning.ORIGINAL), data, ones)
+    margins = read(variables, points.examples)
     begin = time.perf_counter()
     tau = attributed(config, programs, data, root, variables)
     facts: dict[str, Any] = {"seconds of attribution": time.perf_counter() - begin}
     for name, rows in sets.items():
         forgotten = np.isin(np.arange(len(data.train.y)), rows)
         without = ones * ~forgotten
-        _, oracle = trained(family(keys.Unlearning.ORACLE), data, without)
-        after = {NOTHING: margins, FLOOR: trained(family(keys.Unlearning.FLOOR), data, without)[1]}
-        edited, losses = programs["edit"](
-            data, points.examples, forgotten.astype(np.float32), family(keys.Unlearning.TUNE), variables
+        oracle, again = (
+            read(trained(family(which), without), points.examples)
+            for which in (keys.Unlearning.ORACLE, keys.Unlearning.FLOOR)
         )
+        after = {NOTHING: margins, FLOOR: again}
+        arrays = points.examples, forgotten.astype(np.float32), family(keys.Unlearning.TUNE), variables
+        edited, losses = programs.edit(data, *arrays)
         check_losses(np.asarray(losses), np.arange(config.models))
         after |= edited
         after |= {method: np.asarray(matching.without(margins, of, forgotten)) for method, of in tau.items()}
         at = np.concatenate([points.forgotten[name], points.matched])
         examples = splits.take(points.examples, at)
         wanted = after[PREDICTED][:, at]
-        arrays = (points.examples, examples, family(keys.Unlearning.MATCH), variables, wanted)
-        after[MATCHED] = programs["match"](*arrays)
+        after[MATCHED] = programs.match(points.examples, examples, family(keys.Unlearning.MATCH), variables, wanted)
         rest = np.concatenate([points.retained, points.fresh])
         judged = {method: np.asarray(metrics.klom(oracle, np.asarray(m))) for method, m in after.items()}
         facts[name] = {
