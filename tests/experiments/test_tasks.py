@@ -87,15 +87,15 @@ def test_optimizers_of_tasks_decay_through_the_gradient():
 
 def test_smooth_labels_are_an_option_of_the_trainer_of_cross_entropy():
     task = tasks.PATCH
-    smooth = task.trainer(50, tasks.SHUFFLED, smoothing=0.2)
-    assert smooth is task.trainer(50, tasks.SHUFFLED, smoothing=0.2)
+    smooth = task.trainer(50, SHUFFLED, smoothing=0.2)
+    assert smooth is task.trainer(50, SHUFFLED, smoothing=0.2)
     data = task.read(0, smoke=True)
-    one = lambda trainer: trainer.run(trainer.init(jax.random.key(0), data.train.x[:1]), data.train, np.ones(600), 50)
-    plain, smoothed = (float(one(t)[1].loss[0]) for t in (task.trainer(50, tasks.SHUFFLED), smooth))
+    one = lambda trainer: trainer.run(trainer.init(jax.random.key(0), data.train.x[:1]), data.train, jnp.ones(600), 50)
+    plain, smoothed = (float(one(t)[1].loss[0]) for t in (task.trainer(50, SHUFFLED), smooth))
     assert plain != smoothed
-    own = dataclasses.replace(task, make_trainer=lambda *_: smooth)
+    own = replace(task, make_trainer=lambda *_: smooth)
     with pytest.raises(ValueError, match=r"smoothing: found 0.2, expected 0 for the task 'patch'"):
-        own.trainer(50, tasks.SHUFFLED, smoothing=0.2)
+        own.trainer(50, SHUFFLED, smoothing=0.2)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
