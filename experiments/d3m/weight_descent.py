@@ -20,7 +20,7 @@ import numpy as np
 
 from d3mjax.debiasing import baselines, d3m, last_layer, reweighting, selection
 from d3mjax.keys import Descent, members
-from d3mjax.reports import page, plots
+from d3mjax.reports import page, plots, sentences
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
 from d3mjax.types import Data
@@ -165,7 +165,9 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
             shares, task.group_names, ylabel="share of the weight"
         )
     }
-    return rows, page.Section(text, figures)
+    pairs = [(FROM_SOFT, SOFT), (FROM_SOFT, RULE), (FURTHER, DRAWN), (FROM_SOFT, SAME_CLASS)]
+    findings = sentences.comparisons(rows, pairs, metric="gap_closed", name="Gap closed")
+    return rows, page.Section(text, figures, findings)
 
 
 STUDY = Study(

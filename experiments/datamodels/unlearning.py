@@ -240,9 +240,8 @@ def describe(task: Task, config: Config, units: list[Unit]) -> tuple[list[dict[s
         facts = [facts[name] for facts, _ in units]
         of_set = [{**one, "task": title} for one in common.rows_of(task, facts, KINDS)]
         pairs = [(PREDICTED, rival) for rival in (TUNED, NEWTON, TRAK)] + [(MATCHED, TUNED)]
-        findings = sentences.comparisons(
-            of_set, pairs, metric="klom_forgotten", name="KLOM of the forgotten, less is better"
-        )
+        shown = "KLOM of the forgotten (less is better)"
+        findings = sentences.comparisons(of_set, pairs, metric="klom_forgotten", name=shown)
         values = {method: [[f[method]["klom_forgotten"], f[method]["klom_rest"]] for f in facts] for method in KINDS}
         bars = plots.bar_groups(values, ("forgotten", "all others"), ylabel="KLOM, nats", share=False)
         text = (

@@ -26,7 +26,7 @@ from scipy.stats import norm
 
 from d3mjax.data.sets.shortcut_tables import TableTask, divide
 from d3mjax.diagnosis import claims, trees
-from d3mjax.reports import page, plots
+from d3mjax.reports import page, plots, sentences
 from d3mjax.reports.rows import Kind, row
 from d3mjax.runtime import hosts, preemption, runs
 from experiments.diagnosis import travel, travel_cells, travel_copies, travel_measures
@@ -281,10 +281,15 @@ def _write(run_dir: Path, rows: list[dict[str, Any]], config: Config, seconds: f
         ylabel="share of tables and draws",
     )
     about = f"{len(config.tasks)} tables, each calibrated by errors planted into copies of itself; spread over draws."
-    section = page.Section(
-        about, {"Tables and draws whose claimed precision is within 5 points of the true one.": figure}
-    )
-    page.finish(run_dir, STUDY.name, asdict(config), rows, {rows[0]["task"]: section}, seconds)
+    caption = "Tables and draws whose claimed precision is within 5 points of the true one."
+    sections = {}
+    for clean in config.judged.cleans:
+        title = f"clean ratio {clean}"
+        pairs = [(name, TODAY) for name in (AS_BEFORE, SET_BACK, AGAINST)]
+        of_ratio = [r for r in rows if r["task"] == title]
+        findings = sentences.comparisons(of_ratio, pairs, metric="macro_f1", name="Macro-F1")
+        sections[title] = page.Section(about, {} if sections else {caption: figure}, findings)
+    page.finish(run_dir, STUDY.name, asdict(config), rows, sections, seconds)
 
 
 STUDY = Study(
