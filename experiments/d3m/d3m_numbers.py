@@ -4,11 +4,14 @@ Class offsets, class weights, SUBY and removals matched by class are left out: a
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from d3mjax.debiasing import baselines, d3m, selection
 from d3mjax.debiasing.sources import Bank
@@ -16,7 +19,9 @@ from d3mjax.keys import D3M, members
 from d3mjax.reports import page, plots, sentences
 from d3mjax.reports.rows import Kind
 from d3mjax.runtime import hosts
-from d3mjax.types import Data
+from d3mjax.training import objectives
+from d3mjax.training.trainer import make_trainer
+from d3mjax.types import Data, Model, Sampler, Trainer
 from experiments.d3m.retraining import retrain, row_of
 from experiments.study import Unit
 from experiments.tasks import RESAMPLED, Influence, Task, Trak, columns
@@ -33,8 +38,10 @@ KINDS = {
     "group-matched random removal": Kind("control", "training groups", "group balance"),
     "SUBG": Kind("yardstick", "training groups"),
     "RWG": Kind("yardstick", "training groups"),
+    "GroupDRO": Kind("yardstick", "training groups"),
 }
 """The methods of the table, in its order."""
+ETAS = (0.001, 0.01, 0.1)  # of GroupDRO, the one of the best worst group on the selection split reports
 METRICS = {
     "worst_group_rms_error": "test",
     "rms_error": "average",
@@ -89,6 +96,7 @@ def measure(
     for name, split in {"RWG": on_device.train, "RWG on the targets alone": on_device.target}.items():
         balanced = {name: baselines.balanced_weights(split.group, num_groups)}
         results |= retrain(task, on_device, keys[D3M.REPORT], balanced, split=split, sampler=RESAMPLED)
+    results["GroupDRO"] = group_dro(task, on_device, keys)
     assert task.scale is not None
     unit = task.scale(seed, smoke=smoke).std
     facts = made.facts | {"chosen": chosen, "label_deviation": unit}
@@ -96,6 +104,26 @@ def measure(
     arrays = {"id": train.id, "group": train.group, "score": scores, "kept": rule, "group_losses": losses}
     arrays |= {f"{part}/{name}": unit * getattr(e, part) for name, e in results.items() for part in METRICS.values()}
     return facts, {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def group_dro(task: Task, data: Data, keys: Any) -> Any:
+    """Errors of GroupDRO at the eta that selection takes."""
+    weights = {"GroupDRO": baselines.balanced_weights(data.train.group, len(task.group_names))}
+    trained = lambda eta, family: retrain(by_group_dro(task, eta), data, keys[family], weights, sampler=RESAMPLED)
+    tried: Any = {str(eta): trained(eta, D3M.SELECT)["GroupDRO"] for eta in ETAS}
+    return trained(float(d3m.choose(tried, data.selection.group).name), D3M.REPORT)["GroupDRO"]
+
+
+@cache
+def by_group_dro(task: Task, eta: float) -> Task:
+    """The task with GroupDRO on squared errors as its recipe; one object, so that its programs are compiled once."""
+    return replace(task, make_trainer=partial(_group_dro_trainer, task, eta))
+
+
+def _group_dro_trainer(task: Task, eta: float, model: Model, steps: int, sampler: Sampler) -> Trainer:
+    objective = objectives.group_dro(len(task.group_names), eta=eta, loss=objectives.squared_errors)
+    tx = task.optimizer(optax.linear_schedule(task.rate, 0.0, steps), task.decay)
+    return make_trainer(model, objective, tx, sampler, batch_size=task.batch)
 
 
 def losses_of(task: Task, data: Data, root: jax.Array) -> Any:
