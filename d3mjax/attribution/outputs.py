@@ -33,6 +33,20 @@ def soft_margin(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[A
     return of_label - jax.nn.logsumexp(others, axis=-1)
 
 
+def error_norm(logits: Float[Array, "*t C"], y: Int[AnyArray, "*t"]) -> Float[Array, "*t"]:
+    """EL2N ``||softmax(logits) - onehot(y)||_2``, from 0 to the root of 2: of a network early in training, difficulty.
+
+    Unlike a margin it grows as the model does worse. Source: Paul, Ganguli and Dziugaite, 2021.
+
+    >>> import jax.numpy as jnp
+    >>> from d3mjax.attribution import outputs
+    >>> round(float(outputs.error_norm(jnp.zeros((1, 2)), jnp.array([1]))[0]), 4)
+    0.7071
+    """
+    p = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return jnp.linalg.norm(p - jax.nn.one_hot(y, p.shape[-1], dtype=p.dtype), axis=-1)
+
+
 def residual(logits: Float[Array, "*t 1"], y: Float[AnyArray, "*t"]) -> Float[Array, "*t"]:
     """Residual ``y - prediction`` of a regression, in the label's unit: positive where the prediction is too low."""
     return jnp.asarray(y) - logits[..., 0].astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -51,6 +65,11 @@ def hard_margins(model: Model, variables: Any, split: Split, *, microbatch: int 
 def soft_margins(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
     """`soft_margin` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
     return soft_margin(logits(model, variables, split.x, microbatch=microbatch), split.y)
+
+
+def error_norms(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:
+    """`error_norm` of every example of ``split`` in evaluation mode, ``microbatch`` examples at a time."""
+    return error_norm(logits(model, variables, split.x, microbatch=microbatch), split.y)
 
 
 def residuals(model: Model, variables: Any, split: Split, *, microbatch: int | None = LARGEST) -> Float[Array, "t"]:

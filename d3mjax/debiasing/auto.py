@@ -5,7 +5,8 @@
     groups = split_targets(tau, checkpoints, data.target.y, num_classes)            # pseudo_groups.PseudoGroups
     columns = attribute_groups(keys, model, checkpoints, data, num_groups, attribution)
 
-The same checkpoints serve the split and the columns of the groups that it finds. How targets are split is in
+The same checkpoints serve the split and the columns of the groups that it finds. `differentiate_targets` makes tau of
+metagradients instead; group columns are then its means over the targets of a group. How targets are split is in
 `debiasing.pseudo_groups`. Memory: all variables, and one number for every pair of target and training example.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from d3mjax.attribution import outputs, per_checkpoint, trak
+from d3mjax.attribution import metagradient, outputs, per_checkpoint, trak
 from d3mjax.debiasing import pseudo_groups, regression, sources
 from d3mjax.debiasing.pseudo_groups import PseudoGroups
 from d3mjax.runtime.hosts import local_mesh, place
@@ -96,6 +97,37 @@ def attribute_targets(
 @partial(jax.jit, static_argnames=("model", "options"))
 def _scores(key, variables, train, target, damping, *, model, options: trak.Options):
     return trak.scores(key, model, variables, train, target, options=options._replace(damping=damping))
+
+
+def differentiate_targets(
+    model_keys: Key[Array, "c"],
+    model: Model,
+    trainer: Trainer,
+    data: Data,
+    num_steps: int,
+    *,
+    mesh: Mesh | None = None,
+    options: metagradient.Options = metagradient.Options(),
+) -> Float[np.ndarray, "t n"]:
+    """Metagradients ``tau[t, n]``: the mean over the trainings by which `train_checkpoints` makes models of these keys.
+
+    One matrix serves the split and the columns of groups. The devices of ``mesh`` share the t adjoints of a training.
+
+    Raises:
+      ValueError: the trainer has no such derivative (`metagradient.check_trainer`).
+      FloatingPointError: a training diverged, or adjoints are not finite; names models and steps.
+    """
+    metagradient.check_trainer(trainer, data.train)
+    mesh = mesh or local_mesh()
+    statics = {"model": model, "trainer": trainer, "num_steps": num_steps, "mesh": mesh, "options": options}
+    scores = jax.device_get(_differentiated(place(data, mesh), model_keys, **statics))
+    metagradient.check(scores.info)
+    return scores.tau
+
+
+@partial(jax.jit, static_argnames=("model", "trainer", "num_steps", "mesh", "options"))
+def _differentiated(data: Data, keys, *, model, trainer, num_steps, mesh, options):
+    return metagradient.scores(keys, model, trainer, data.train, data.target, num_steps, mesh=mesh, options=options)
 
 
 def split_targets(

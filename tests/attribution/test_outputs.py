@@ -68,15 +68,17 @@ def variables():
 
 
 @pytest.mark.parametrize("microbatch", [1, 3, 7, 100, None])  # 7 rows: single, padded, exact, more than there are
-@pytest.mark.parametrize("name", ["hard_margins", "soft_margins", "losses"])
+@pytest.mark.parametrize("name", ["hard_margins", "soft_margins", "losses", "error_norms"])
 def test_outputs_do_not_depend_on_the_microbatch(variables, name, microbatch):
     logits = np.asarray(MODEL.apply(variables, jnp.asarray(SPLIT.x))[0], float)
     own = logits[np.arange(7), Y]
     others = np.stack([np.delete(row, y) for row, y in zip(logits, Y, strict=True)])
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = {
         "hard_margins": own - others.max(1),
         "soft_margins": own - np.log(np.exp(others).sum(1)),
         "losses": np.log(np.exp(logits).sum(1)) - own,
+        "error_norms": np.sqrt(((p - np.eye(3)[Y]) ** 2).sum(1)),
     }[name]
     got = getattr(outputs, name)(MODEL, variables, SPLIT, microbatch=microbatch)
     close(got, expected)

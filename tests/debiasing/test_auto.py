@@ -11,6 +11,7 @@ from d3mjax.attribution import projections, trak
 from d3mjax.debiasing import auto, group_weighting, sources
 
 STEPS, CHECKPOINTS = 100, 3
+SMOOTH = optax.adam(0.02, eps_root=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def setting():
     faint = lambda split: split._replace(x=split.x[:, :2] - np.float32(2) * np.stack([split.y, 0 * split.y], 1))
     data = jax.tree.map(np.asarray, d3mjax.Data(*map(faint, data)))
     model = d3mjax.mlp((8,), 2)
-    trainer = d3mjax.make_trainer(model, d3mjax.cross_entropy(), optax.adam(0.02), d3mjax.shuffled(), batch_size=50)
+    trainer = d3mjax.make_trainer(model, d3mjax.cross_entropy(), SMOOTH, d3mjax.shuffled(), batch_size=50)
     keys = d3mjax.model_keys(jax.random.key(1), np.arange(CHECKPOINTS))
     train_keys, projection_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (0, 1))
     return data, model, trainer, auto.train_checkpoints(train_keys, model, trainer, data, STEPS), projection_keys
@@ -64,6 +65,31 @@ def test_group_columns_are_means_of_the_rows_of_tau(setting):
     member = np.eye(4)[data.target.group]
     expected = tau.T @ (member / member.sum(0))
     np.testing.assert_allclose(columns.columns[0], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_metagradients_find_the_minority_and_their_means_are_columns(setting):
+    data, model, trainer, checkpoints, _ = setting
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(
+        d3mjax.model_keys(jax.random.key(1), np.arange(CHECKPOINTS))
+    )
+    tau = auto.differentiate_targets(keys, model, trainer, data, STEPS)
+    pseudo = auto.split_targets(tau, checkpoints, data.target.y, 2)
+    minority = data.target.group % 2 != data.target.y
+    assert pseudo.split.all()
+    assert ((pseudo.group % 2 == 1) == minority).mean() > 0.85
+    member = np.eye(4)[data.target.group]
+    expected = tau.T @ (member / member.sum(0))
+    arguments = (jax.random.key(1), model, trainer, data, 4, STEPS)
+    columns = sources.from_metagradients(*arguments, checkpoints=CHECKPOINTS).columns[0]
+    # Two compiled programs of the same trainings, in float32.
+    np.testing.assert_allclose(columns, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_trainer_without_derivative_is_refused(setting):
+    data, model, *_, keys = setting
+    adam = d3mjax.make_trainer(model, d3mjax.cross_entropy(), optax.adam(0.02), d3mjax.shuffled(), batch_size=50)
+    with pytest.raises(ValueError, match="give Adam eps_root"):
+        auto.differentiate_targets(keys, model, adam, data, STEPS)
 
 
 @pytest.mark.parametrize("factored", [False, True])

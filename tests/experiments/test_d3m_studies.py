@@ -14,7 +14,7 @@ from d3mjax.runtime import hosts
 from experiments.d3m import ablate_problem, ablations, auto_d3m, main_table, removal_rules, retraining, smote
 from experiments.d3m.ablations import Variant
 from experiments.d3m.tuned_methods import Setting, settings
-from experiments.tasks import PATCH, TASKS, Trak, columns
+from experiments.tasks import PATCH, SHUFFLED, TASKS, Trak, columns
 
 TASK = replace(PATCH, steps=3)
 SMALL_TRAK = Trak(models=2, size=32)
@@ -85,6 +85,19 @@ def test_the_rule_of_auto_gives_an_empty_group_no_weight():
     # Mean rows (2, -2, 0, 1) and 0; group 1 has no target.
     keep = auto_d3m.keep_mask(attributed, np.array([0, 0, 2]), y, 2, beta=1.0)
     np.testing.assert_array_equal(keep, [True, False, True, True])
+
+
+def test_difficulty_is_the_error_of_the_same_trainings_stopped_early():
+    task, keys = replace(PATCH, steps=30), jax.random.split(jax.random.key(0), 2)
+    train, model = task.read(0, smoke=True).train, task.network()
+    norms = auto_d3m.difficulty(task, train, keys)
+    for key, row in zip(keys, norms, strict=True):
+        trainer = task.trainer(30, SHUFFLED)
+        state, _ = trainer.run(trainer.init(key, train.x[:1]), train, jnp.ones(len(train.y)), 3)
+        # Two compiled programs of three steps.
+        np.testing.assert_allclose(row, outputs.error_norms(model, state.variables, train), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="early: found 5, expected at most the 2 checkpoints"):
+        auto_d3m.Config(source=SMALL_TRAK, metagradients=0)
 
 
 def test_rules_of_one_size_remove_as_many(rng):
