@@ -38,6 +38,11 @@ def adam(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.G
     return optax.chain(optax.add_decayed_weights(decay), optax.adam(rate))
 
 
+def smooth_adam(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """`adam` with an epsilon inside the root, where a gradient of 0 has a finite derivative."""
+    return optax.chain(optax.add_decayed_weights(decay), optax.adam(rate, eps_root=1e-8))
+
+
 PART = 64  # examples that a large network sees at once in evaluation
 
 

@@ -7,8 +7,9 @@ probability of the true class, ``d_i = p_y(x_i) - p_y(flipped x_i)``:
 
     influence on bias    dB / dw_k = - grad B' (H + damping)^-1 grad loss_k        positive: including k raises the bias
 
-Flat predictions have little bias: report accuracy and flip rate beside it. Source: Chen et al., "Fast Model Debias with
-Machine Unlearning" (FMD), NeurIPS 2023.
+`metagradients_on_biases` takes the same derivatives exactly, through the training that made the model; `trak_on_biases`
+from one checkpoint. Flat predictions have little bias: report accuracy and flip rate beside it. Source: Chen et al.,
+"Fast Model Debias with Machine Unlearning" (FMD), NeurIPS 2023.
 """
 
 import warnings
@@ -20,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from d3mjax.attribution import gradients, influence, outputs, trak
-from d3mjax.types import AnyArray, Model, Pairs, Split
+from d3mjax.attribution import gradients, influence, metagradient, outputs, trak
+from d3mjax.types import AnyArray, Model, Pairs, Split, Trainer
 
 Measure = Callable[[Model, PyTree, Pairs], Float[Array, ""]]
 """A number of a model on pairs, such as `counterfactual_bias`: ``(model, variables, pairs) -> Float[]``."""
@@ -99,6 +100,27 @@ def influence_on(
     problem = influence.problem_of(model, variables, train, weights=weights, options=options)
     columns, info = influence.along(problem, options.inverse, gradient)
     return columns[:, 0], info
+
+
+def metagradients_on_biases(
+    key: Key[Array, ""],
+    model: Model,
+    trainer: Trainer,
+    train: Split,
+    pairs: Pairs,
+    num_steps: int,
+    *,
+    weights: Float[AnyArray, "n"] | None = None,
+    options: metagradient.Options = metagradient.Options(),
+) -> tuple[Float[Array, "n 2"], metagradient.Info]:
+    """`influence_on` the counterfactual and the signed bias by derivatives of the training of ``key``: one replay.
+
+    Not checked: see `metagradient.check_trainer` and `metagradient.check`. ``options.target_output`` is not read.
+    """
+    measures = (counterfactual_bias, signed_bias)
+    both = jax.jacrev(lambda variables: jnp.stack([measure(model, variables, pairs) for measure in measures]))
+    rows, info = metagradient.derivatives(key, trainer, train, num_steps, both, weights=weights, options=options)
+    return rows.T, info
 
 
 def trak_on_biases(

@@ -39,7 +39,7 @@ from experiments.datamodels import common, lds
 from experiments.datamodels import metagradient_rivals as rivals
 from experiments.datamodels.metagradient_rivals import named
 from experiments.study import Unit
-from experiments.tasks import SHUFFLED, Task, spread
+from experiments.tasks import SHUFFLED, Task, smooth_adam, spread
 
 
 def smooth(task: Task) -> Task:
@@ -52,11 +52,6 @@ def smooth(task: Task) -> Task:
 def plain_sgd(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """SGD without momentum."""
     return recipes.momentum_sgd(rate, momentum=0.0, weight_decay=decay)
-
-
-def smooth_adam(rate: optax.ScalarOrSchedule, decay: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Adam with an epsilon inside the root, where a gradient of 0 has a finite derivative."""
-    return optax.chain(optax.add_decayed_weights(decay), optax.adam(rate, eps_root=1e-8))
 
 
 PATCH = LDS_TASKS["patch"]

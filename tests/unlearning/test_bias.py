@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from planted_attribute import DAMPING, EXACT, MODEL, PAIRS, REPORT, TRAIN, N, P, measured, planted, problem_at
 
-from d3mjax.attribution import influence, projections, trak
+from d3mjax.attribution import influence, metagradient, projections, trak
 from d3mjax.networks import dense
+from d3mjax.training import objectives, sampling, trainer
 from d3mjax.types import Split
 from d3mjax.unlearning import bias
 
@@ -40,6 +42,38 @@ def test_influence_on_bias_is_that_of_refits(measure):
     changed = range(0, N, 20)
     actual = [(value(i, 1e-3) - value(i, -1e-3)) / 2e-3 for i in changed]
     close(scores[jnp.asarray(changed)], actual, rtol=1e-4, atol=1e-9)
+
+
+def descent(rate, steps, **options):
+    """Full-batch descent on the objective of `planted_attribute`, and the metagradients on both biases."""
+    tx = optax.chain(optax.add_decayed_weights(DAMPING), optax.sgd(rate))
+    double = MODEL._replace(init=lambda *args: jax.tree.map(lambda a: a.astype(float), MODEL.init(*args)))
+    full = trainer.make_trainer(double, objectives.cross_entropy(), tx, sampling.shuffled(), batch_size=N)
+    arguments = (jax.random.key(4), MODEL, full, TRAIN, PAIRS, steps)
+    scores, info = bias.metagradients_on_biases(*arguments, options=metagradient.Options(**options))
+    metagradient.check(info)
+    return full, scores
+
+
+def test_metagradients_on_biases_are_changes_of_the_same_training():
+    full, scores = descent(0.5, 7)
+
+    def biases(i, step):
+        factors = 1.0 + step * np.eye(N)[i]
+        at = bias.measure(MODEL, metagradient.rerun(jax.random.key(4), full, TRAIN, 7, factors), PAIRS)
+        return np.array([at.absolute, at.signed])
+
+    changed = range(0, N, 40)
+    actual = [(biases(i, 1e-4) - biases(i, -1e-4)) / 2e-4 for i in changed]
+    close(scores[jnp.asarray(changed)], actual, rtol=1e-5, atol=1e-10)
+
+
+def test_metagradients_of_a_long_training_are_influence_on_bias():
+    _, scores = descent(0.5, 4000, segments=50)
+    variables, options = {"params": problem_at().params}, influence.Options(damping=DAMPING, inverse=EXACT)
+    for column, measure in enumerate((bias.counterfactual_bias, bias.signed_bias)):
+        expected, _ = bias.influence_on(MODEL, measure, variables, TRAIN, PAIRS, options=options)
+        close(scores[:, column], expected, rtol=1e-6, atol=1e-9)
 
 
 def test_removing_until_the_predicted_signed_bias_is_zero():
