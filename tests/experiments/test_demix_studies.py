@@ -1,9 +1,15 @@
 """Studies of diagnosis: splits fit on the cells that they name, scores claim as by hand, bad configurations."""
 
+import jax
 import numpy as np
 import pytest
 
+from d3mjax.attribution import metagradient, outputs
+from d3mjax.data import tables
 from d3mjax.data.sets.shortcut_tables import TABLES, divide, small
+from d3mjax.data.splits import take
+from d3mjax.diagnosis.cells import trainer_of
+from d3mjax.training import ensemble
 from experiments import study
 from experiments.diagnosis import ablate, corpus, diagnose, networks, repair
 from experiments.diagnosis.corpus import SIGNALS, Stored
@@ -99,6 +105,29 @@ def test_train_validation_and_test_rows_are_disjoint_and_errors_drawn_anew():
     assert set(first.train.table.id.tolist()) <= ids[0]
     assert set(first.validation.table.id.tolist()) <= ids[1]
     assert (first.train.table.id != second.train.table.id).any()
+
+
+@pytest.mark.slow
+def test_the_channel_of_metagradients_is_what_removal_does_in_the_training_of_the_cell():
+    task, key = small(TABLES["planted"])._replace(train=60), jax.random.key(3)
+    parts = divide(task)
+    splits = [corpus.plan(task, parts, task.rules[k], 0.5, k).splits for k in (0, 1)]
+    columns = list(tables.slices(parts.train[0]).values())
+    _, _, exact, info = ablate.make_channels(task, ablate.MLP2, columns, forms=5)(key, splits)
+    metagradient.check(jax.tree.map(np.concatenate, info))
+    model, steps = ablate.MLP2.make(columns, task.classes), ablate.SMOOTH.steps
+    smooth, few = trainer_of(model, ablate.SMOOTH, task.train), np.arange(5)
+    for j, (train, validation) in enumerate(splits):
+        look = lambda variables, v=take(validation, few): -outputs.losses(model, variables, v)
+        of_model, removal = ensemble.model_keys(key, np.arange(2))[j], -np.eye(60, dtype=np.float32)[:3]
+        _, changes = metagradient.along(of_model, smooth, train, steps, removal, look)
+        # Harmful rows, whose removal raises the output, are positive; the largest of all rows has size 1.
+        channel = np.asarray(exact[j], np.float32)
+        scale = np.median(np.asarray(changes) / channel[:3])
+        assert scale > 0
+        assert np.abs(channel).max() == 1
+        # Half precision, and 200 steps in float32 by two programs.
+        np.testing.assert_allclose(channel[:3], changes / scale, rtol=5e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("module", [diagnose, repair, ablate])
