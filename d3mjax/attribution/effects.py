@@ -1,8 +1,9 @@
 """Uses of attributions: counterfactuals, data supports, similar examples, leakage, and embeddings.
 
-All functions take ``tau [t n]``: positive where including the train example raises the target's output, in units of the
-output per example. A linear attribution predicts that removing the set R changes the output of target z by
-``-sum_{i in R} tau[z, i]``; only retraining can confirm it.
+All functions take ``tau [t n]`` of any source (`datamodels`, `trak`, `influence`, `metagradient`): positive where
+including the train example raises the target's output, in units of the output per example. A linear attribution
+predicts that removing the set R changes the output of target z by ``-sum_{i in R} tau[z, i]``; only retraining can
+confirm it.
 
 Sources: Ilyas et al., "Datamodels: Predicting Predictions from Training Data", 2022, sections 4 and 5; the comparison
 of two learners is that of Shah, Park, Ilyas and Madry, "ModelDiff", 2023.

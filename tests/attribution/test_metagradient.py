@@ -9,7 +9,7 @@ import optax
 import pytest
 from planted import mesh_of
 
-from d3mjax.attribution import gradients, influence, inverses, metagradient, outputs
+from d3mjax.attribution import effects, gradients, influence, inverses, metagradient, outputs
 from d3mjax.networks import dense
 from d3mjax.training import objectives, sampling, trainer
 from d3mjax.types import Model, Split
@@ -170,6 +170,22 @@ def test_loss_of_groups_is_the_weighted_sum_of_columns():
     result = metagradient.group_scores(KEYS[:1], MODEL, MOMENTUM, TRAIN, TARGET, 2, STEPS, options=options)
     mix = jax.nn.softmax(3 * losses(trained(MOMENTUM, KEYS[0], ONES)))
     np.testing.assert_allclose(result.columns @ mix, one[0], rtol=1e-9, atol=1e-12)
+
+
+def test_applications_of_datamodels_take_metagradients():
+    """Predicted effects are derivatives of the run as sets leave it; supports use up the margins in its tangent."""
+    tau, before, step = attribute(), margins(trained(MOMENTUM, KEYS[0], ONES)), 1e-5
+    removed = np.stack([effects.largest(tau, 4), effects.largest(-tau, 9)], 1)  # [t k n]
+    predicted = effects.predicted_effects(tau, removed)
+    run = jax.jit(lambda factors: margins(metagradient.rerun(KEYS[0], MOMENTUM, TRAIN, STEPS, factors)))
+    for z, k in ((0, 0), (3, 1), (6, 0)):
+        change = (run(ONES - step * removed[z, k]) - run(ONES + step * removed[z, k]))[z] / (2 * step)
+        np.testing.assert_allclose(predicted[z, k], change, rtol=1e-6)
+    for z, size in enumerate(np.asarray(effects.support_sizes(tau, before))):
+        left = lambda count, z=z: before[z] + effects.predicted_effects(tau, effects.largest(tau, count))[z]
+        assert size < 1 or left(size) <= 0 < left(size - 1)
+    similar, _ = effects.neighbours(tau, TRAIN.id, num=3)
+    np.testing.assert_array_equal(similar.id, np.argsort(-tau, 1)[:, :3])
 
 
 def test_forward_mode_is_the_transpose():
