@@ -3,6 +3,9 @@
 GroupDRO is `objectives.group_dro`, DFR is in `last_layer`. Controls that remove k examples at random are
 `selection.drop_random_like`; those that remove the k highest of some quantity (training loss, `trak.self_influence`)
 are `selection.drop_lowest` of its negative.
+
+Pruning of the hardest is `selection.drop_lowest_within` the classes of minus `outputs.error_norms` early in training.
+Source: Mulchandani and Kim, "Severing spurious correlations with data pruning", 2025.
 """
 
 from collections.abc import Callable, Sequence
