@@ -240,9 +240,10 @@ def describe(case: Case, config: Config, units: list[Unit]) -> tuple[list[dict[s
     rows = []
     for method in ("ERM", "D3M, true groups", *splits, PRUNED, "SUBG"):
         values = accuracies(units, method) | {"removed": [facts[method]["removed"] for facts, _ in units]}
-        if method in splits:
+        if method in (*splits, PRUNED):
             gap = true - plain
             values["share_of_d3m"] = (worst(units, method) - plain) / np.where(gap > 0, gap, np.nan)
+        if method in splits:
             values |= {name: [facts[method][name] for facts, _ in units] for name in DIAGNOSTICS}
         kind = REFERENCES.get(method, Kind("rival" if method == PUBLISHED else "ours"))
         rows.append(row_of(case.name, method, values, kind))
