@@ -18,7 +18,7 @@ from d3mjax import (
     training,
     unlearning,
 )
-from d3mjax.attribution import datamodels, effects, influence, metagradient, outputs, projections, trak
+from d3mjax.attribution import datamodels, effects, influence, metagradient, outputs, projections, trak, trust
 from d3mjax.data.planted.shortcut import planted_shortcut
 from d3mjax.debiasing import baselines, offsets, reweighting, selection
 from d3mjax.debiasing.d3m import debias
@@ -89,6 +89,7 @@ __all__ = [
     "train_many",
     "training",
     "trak",
+    "trust",
     "unlearn",
     "unlearning",
 ]

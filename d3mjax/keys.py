@@ -61,6 +61,12 @@ class Lds(IntEnum):
     TRUTH, CHECKPOINTS, PROJECTIONS, INTERVALS = range(4)
 
 
+class Trust(IntEnum):
+    """Families of predicted scores, beside those of `Lds`."""
+
+    DRAW, TRAIN, SMOOTHNESS = range(301, 304)
+
+
 class Unlearning(IntEnum):
     """Families of the study of unlearning."""
 

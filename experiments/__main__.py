@@ -33,7 +33,7 @@ WINGS = {
         "natural_label_errors",
     ),
     "experiments.datamodels": (
-        *("lds_trak", "lds_datamodels", "lds_influence", "metagradient", "unlearning"),
+        *("lds_trak", "lds_datamodels", "lds_influence", "metagradient", "trust", "unlearning"),
         *("counterfactuals", "brittleness", "leakage", "similar_examples", "embeddings"),
     ),
     "experiments.bias": ("fmd", "fmd_mnist", "fmd_against_d3m", "influence_on_bias"),

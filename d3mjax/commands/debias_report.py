@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d3mjax.commands import debias_auto, measures, verdict
+from d3mjax.commands import debias_auto, debias_trust, measures, verdict
 from d3mjax.commands.command import write_csv
 from d3mjax.commands.debias_data import UserData
 from d3mjax.commands.debias_seed import (
@@ -197,6 +197,7 @@ def findings(
         *_what_to_do(result, rows, units, class_names),
         *result.reasons,
         *debias_auto.caveats(splits),
+        *debias_trust.sentences(units[0][0]),
         *_noise(ours),
         *_suspects(ours, measure),
         *_against(ours, controls.get("class balance"), "as many random examples of the same classes", error_to),

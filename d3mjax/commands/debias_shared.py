@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from d3mjax import keys, metrics
-from d3mjax.commands import debias_auto, debias_divisions
+from d3mjax.commands import debias_auto, debias_divisions, debias_trust
 from d3mjax.commands.debias_recipe import Recipe, train
 from d3mjax.debiasing import auto, sources
 from d3mjax.runtime import hosts, runs
@@ -34,7 +34,8 @@ BALANCES = {PLAIN: 0.0, "class weights, root": 0.5, "class weights": 1.0}
 
 def num_models(recipe: Recipe) -> int:
     """Models that are trained here."""
-    return recipe.counts.checkpoints + 2 * len(BALANCES) * recipe.counts.retrains
+    others = 2 * len(BALANCES) * recipe.counts.retrains
+    return recipe.counts.checkpoints + others + debias_trust.num_models(recipe)
 
 
 def measure(recipe: Recipe, seed: int, progress: Progress) -> runs.Unit:
@@ -108,6 +109,9 @@ def attribute(
         "suspect": ~np.any(right, axis=0),
         "group_losses": np.stack([metrics.group_means(loss, g, recipe.num_groups) for g in groups.T]),
     }
+    if debias_trust.num_models(recipe):
+        progress(0, "how far to trust the scores")
+        facts["trust"] = debias_trust.measure(root, recipe, columns[0, :, 0], groups[:, 0], progress)
     # The worst of all checkpoints: residuals are bounded above, pivots below.
     worst = {name: (min if "smallest" in name else max)(facts[name] for facts in checked) for name in checked[0]}
     return {name: float(value) for name, value in worst.items()} | facts, arrays
