@@ -3,7 +3,7 @@
 Claim:    a few random halves, corrected for the noise of training, predict the LDS of any attribution on them; signals
           that need fewer trainings do not, even by a regression on cells of other tasks.
 Command:  python -m experiments trust
-Expected: see docs/results/attribution.md
+Expected: 32 halves predict the LDS to .07 on .88 of the cells, all cheap signals together on .24.
 Device:   one CPU core, 20 minutes, a good part of it compilation.
 
 A cell is a task, an optimiser, its rate, the size of the training set, an activation, a method, and single targets or
@@ -292,7 +292,8 @@ def work(config: Config, results: Path, run: str | None) -> Path:
             name: {kind: (judged[name][0][at], cells.lds[at]) for kind, at in parts.items()} for name in (HALVES, CHEAP)
         }
         figure = plots.scatters(points, xlabel="predicted LDS", ylabel="measured LDS")
-        findings = sentences.comparisons(rows, [(HALVES, CHEAP), (HALVES, ALL)], metric="within", name="Cells within")
+        title = f"Share of cells whose LDS is predicted to {config.tolerance:g}"
+        findings = sentences.comparisons(rows, [(HALVES, CHEAP), (HALVES, ALL)], metric="within", name=title)
         section = Section(text, {"Measured against predicted LDS; every point is a cell.": figure}, findings)
         page.finish(run_dir, "trust", asdict(config), rows, {"cells": section}, time.perf_counter() - begin)
     return run_dir
