@@ -158,6 +158,15 @@ def one_run_predicts_itself(methods: Means, run: Path) -> None:
     assert methods["metagradient, 2 trainings"]["lds"] < methods["ceiling set by retraining noise"]["lds"]
 
 
+def halves_are_of_all_cells(methods: Means, run: Path) -> None:
+    """Single targets and groups are half of the cells each, and shares are shares."""
+    halves, single, groups = (methods[name] for name in ("halves", "halves: single targets", "halves: group means"))
+    for metric in ("within", "covered", "error", "lds"):
+        np.testing.assert_allclose(halves[metric], (single[metric] + groups[metric]) / 2, rtol=1e-6)
+    assert all(0 <= row[metric] <= 1 for row in methods.values() for metric in ("within", "covered"))
+    assert len(list((run / "units").iterdir())) == 3
+
+
 def predictions_are_between(methods: Means, run: Path) -> None:
     """Predicted margins of forgotten examples are nearer to retrained models than those of untouched ones."""
     klom = {name: row["klom_forgotten"] for name, row in methods.items()}
@@ -317,6 +326,7 @@ SMOKES = {
     "lds_datamodels": Smoke(PATCH, (lasso_is_above_noise,)),
     "lds_influence": Smoke({"tasks": ("adult-sex",)}, (influence_predicts_margins_and_bias,)),
     "metagradient": Smoke({"tasks": ("patch-smooth",)}, (one_run_predicts_itself,)),
+    "trust": Smoke(checks=(halves_are_of_all_cells,)),
     "unlearning": Smoke({"tasks": ("patch-smooth",)}, (predictions_are_between,)),
     "counterfactuals": Smoke(PATCH, (removals_follow_predictions,)),
     "brittleness": Smoke(PATCH, (more_removed_more_flipped,)),

@@ -190,7 +190,7 @@ def measure(config: Config, programs: Programs, seed: int, progress: Callable, *
             arrays |= {f"actual/{name}, {kind}": np.stack([whole, half]) @ mix, f"mix/{kind}": mix}
             measured = np.nanmean(metrics.lds(tau, halves.masks, np.asarray(halves.outputs) @ mix))
             agreement = trust.agreement(columns.var(-1), columns.mean(0).var(-1))
-            facts[f"{name}, {kind}"] = {"lds": float(measured / limits[kind]), "ceiling": limits[kind]}
+            facts[f"{name}, {kind}"] = {"lds": float(measured / max(limits[kind], 0.05)), "ceiling": limits[kind]}
             facts[f"{name}, {kind}"] |= {"agreement": float(agreement)}
     return facts, arrays
 
@@ -341,7 +341,8 @@ STUDY = Study(
         size=32,
         neighbours=5,
         steps=2,
-        halves=4,
-        fewer=3,
+        halves=6,
+        fewer=4,
+        ceiling=0.0,
     ),
 )
