@@ -47,6 +47,8 @@ TARGETS = 100
 METAGRADIENT = study_of_metagradients.METAGRADIENT
 SINGLE, GROUPS = "single targets", "group means"
 HALVES, FEWER, SIGNALS = "halves", "fewer halves", ("agreement", "step", "straight", "smooth")
+METHODS = (rivals.TRAK, rivals.CURVATURE, rivals.EKFAC, rivals.NEIGHBOURS)  # beside metagradients
+SMALL_METHODS = (rivals.TRAK,)  # of smoke runs
 WIDTH = "width of "  # half that of an interval
 CHEAP, ALL = "all cheap signals, regression", "halves and all cheap signals, regression"
 REGRESSIONS = {ALL: (HALVES, *SIGNALS), CHEAP: SIGNALS} | {f"{name}, regression": (name,) for name in SIGNALS}
@@ -136,7 +138,7 @@ def prepare(task: Task, config: Config, results: Path) -> Callable:
         common.make_training(task, outputs.soft_margins),
         common.make_checkpoints(task),
         study_of_metagradients.make_metagradients(task),
-        {name: method for name, method in methods.items() if name != rivals.INFLUENCE},
+        {name: methods[name] for name in (SMALL_METHODS if config.smoke else METHODS)},
         lambda data, keys: mapped(hosts.place(data, hosts.local_mesh()), keys),
     )
     return partial(measure, config, programs)
