@@ -21,11 +21,11 @@ DECODED = local_data.FILLED / "decoded"
 _SMALL, _WHOLE = (8, 8, 3), (32, 32, 3)
 
 
-def _with_human_labels(seed: int, *, smoke: bool) -> tuple[Data, Int[np.ndarray, " k"]]:
-    """Training labels of CIFAR-10N, the wrong one of three people where there is one; and the ids of wrong labels."""
+def _with_human_labels(seed: int, labels: str, *, smoke: bool) -> tuple[Data, Int[np.ndarray, " k"]]:
+    """One of the label sets of CIFAR-10N on the training images, and the ids of wrong labels."""
     data = _cifar10(seed, smoke=smoke, size=8)
     path, counts = local_data.find("cifar10") / "cifar10n_labels.npz", None if smoke else cifar.COUNTS["train"]
-    y = cifar.human_labels(path, "worse_label", counts=counts)[data.train.id]
+    y = cifar.human_labels(path, labels, counts=counts)[data.train.id]
     wrong = np.asarray(data.train.id)[y != data.train.y]
     return data._replace(train=data.train._replace(y=y, group=y)), wrong
 
@@ -77,16 +77,22 @@ CIFAR10_RESNET9 = replace(
     make_trainer=_as_published,
 )
 
-CIFAR10N = replace(
-    CIFAR10,
-    name="cifar10n",
-    about="CIFAR-10 at 8 x 8 pixels with human labels of the training images, of which 40 % are wrong (CIFAR-10N, the "
-    "wrong one of three people where there is one); targets, selection and test have right labels.",
-    load=lambda seed, *, smoke: _with_human_labels(seed, smoke=smoke)[0],
-    wrong=lambda seed, *, smoke=False: _with_human_labels(seed, smoke=smoke)[1],
-)
 
-TASKS = {CIFAR10N.name: CIFAR10N}
+def _human(name: str, labels: str, about: str) -> Task:
+    return replace(
+        CIFAR10,
+        name=name,
+        about=f"CIFAR-10 at 8 x 8 pixels with human labels of the training images (CIFAR-10N): {about}; targets, "
+        "selection and test have right labels.",
+        load=lambda seed, *, smoke: _with_human_labels(seed, labels, smoke=smoke)[0],
+        wrong=lambda seed, *, smoke=False: _with_human_labels(seed, labels, smoke=smoke)[1],
+    )
+
+
+CIFAR10N = _human("cifar10n", "worse_label", "the wrong one of three people where there is one, 40 % wrong")
+CIFAR10N_ONE = _human("cifar10n-one", "random_label1", "those of the first of three people, 17 % wrong")
+CIFAR10N_MOST = _human("cifar10n-most", "aggre_label", "those of most of three people, 9 % wrong")
+TASKS = {task.name: task for task in (CIFAR10N, CIFAR10N_ONE, CIFAR10N_MOST)}
 """Tasks of the study of label errors."""
 
 LDS_TASKS = tasks.LDS_TASKS | {task.name: task for task in (CIFAR10, CIFAR10_RESNET9)}

@@ -54,12 +54,12 @@ def test_resnet9_has_the_recipe_of_the_paper():
     assert banks.shapes(cifar_tasks.CIFAR10.network(), x[:, :192])["params/_Convolution_1/kernel"] == [3, 3, 16, 32]
 
 
-def test_human_labels_are_the_wrong_ones(data):
+@pytest.mark.parametrize(("name", "labels"), [("cifar10n", "worse_label"), ("cifar10n-most", "aggre_label")])
+def test_human_labels_are_the_wrong_ones(data, name, labels):
     clean = np.tile(np.arange(10, dtype=np.int8), 60)
-    np.savez(
-        data / "cifar10" / "cifar10n_labels.npz", clean_label=clean, worse_label=(clean + (np.arange(600) < 60)) % 10
-    )
-    task = cifar_tasks.CIFAR10N
+    wrong = {labels: (clean + (np.arange(600) < 60)) % 10}
+    np.savez(data / "cifar10" / "cifar10n_labels.npz", clean_label=clean, **wrong)
+    task = cifar_tasks.TASKS[name]
     noisy, right = task.read(1, smoke=True), cifar_tasks.CIFAR10.read(1, smoke=True)
     wrong = np.isin(noisy.train.id, task.wrong(1, smoke=True))
     np.testing.assert_array_equal(wrong, noisy.train.y != right.train.y)
