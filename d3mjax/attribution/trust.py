@@ -71,7 +71,8 @@ def _predicted(predictions: Float[Array, "h k"], outputs: Float[Array, "h r k"])
     without, _ = jax.lax.map(lambda rows: _corrected(predictions[rows], outputs[rows]), jnp.asarray(others))
     lds, reliability = _corrected(predictions, outputs)
     error = jnp.sqrt((h - 1) / h * ((without - without.mean()) ** 2).sum())
-    return Predicted(*(jnp.clip(value, -1, 1) for value in (lds, lds - 2 * error, lds + 2 * error)), reliability)
+    bounded = lambda value: jnp.clip(value, -1, 1)
+    return Predicted(bounded(lds), bounded(lds - 2 * error), bounded(lds + 2 * error), reliability)
 
 
 def _corrected(

@@ -50,7 +50,7 @@ def measure(
     logits = train(recipe, members, [half for half in halves for _ in range(TRAININGS)], progress=progress)
     y = np.broadcast_to(recipe.data.target.y, (len(logits), len(recipe.data.target.y)))
     margins = np.asarray(outputs.soft_margin(jnp.asarray(logits[:, : y.shape[1]]), y))
-    means = margins @ np.asarray(per_checkpoint.group_mix(group, len(known))[0])[:, known]
+    means = margins @ np.asarray(per_checkpoint.group_mix(group, columns.shape[1])[0])[:, known]
     predictions = metrics.subset_predictions(np.asarray(columns)[:, known].T, halves)
     found = trust.predicted_lds(predictions, means.reshape(HALVES, TRAININGS, -1))
     return {name: float(value) for name, value in found._asdict().items()}
