@@ -47,10 +47,13 @@ def planted():
     )
     key = jax.random.key(0)
     checkpoints, _ = d3mjax.train_many(trainer, jax.random.split(key, 2), data.train, np.ones(60), 60)
+    halves = masks.fixed_size(key, jnp.arange(16), 60, 30)
     return {
         **{"key": key, "model": model, "trainer": trainer, "train": data.train, "target": data.target},
         **{"checkpoints": checkpoints, "keys": jax.random.split(key, 160), "heldout": jnp.arange(20)},
         "subset_masks": masks.fixed_size(key, jnp.arange(160), 60, 30).astype(jnp.float32),
+        "halves": halves,
+        "of_halves": np.random.default_rng(0).normal(size=(16, 2, 24)),
         "margins": lambda variables, target: d3mjax.outputs.hard_margins(model, variables, target),
         "d3mjax": d3mjax,
     }

@@ -9,18 +9,21 @@ from scipy.stats import spearmanr
 
 from d3mjax.attribution import trust
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture(name="rng")
+def _rng():
+    return np.random.default_rng(0)
 
 
-def effects(halves=12, outputs=5):
-    return RNG.standard_normal((halves, outputs)).astype(np.float32)
+def effects(rng, halves=12, outputs=5):
+    return rng.standard_normal((halves, outputs)).astype(np.float32)
 
 
-def trained(effects, trainings=3, noise=0.0, of_keys=0.0):
+def trained(rng, effects, trainings=3, noise=0.0, of_keys=0.0):
     """Outputs ``[h r k]``: effects of halves, of keys, and noise."""
     h, k = effects.shape
-    keys = of_keys * RNG.standard_normal((1, trainings, k))
-    return effects[:, None] + keys + noise * RNG.standard_normal((h, trainings, k))
+    keys = of_keys * rng.standard_normal((1, trainings, k))
+    return effects[:, None] + keys + noise * rng.standard_normal((h, trainings, k))
 
 
 def mean_rank_correlation(a, b):
@@ -29,14 +32,14 @@ def mean_rank_correlation(a, b):
 
 
 class TestPredictedLds:
-    def test_right_and_turned_predictions_have_one_and_minus_one(self):
-        truth = effects()
-        outputs = trained(truth, of_keys=5.0)
+    def test_right_and_turned_predictions_have_one_and_minus_one(self, rng):
+        truth = effects(rng)
+        outputs = trained(rng, truth, of_keys=5.0)
         np.testing.assert_allclose(trust.predicted_lds(truth, outputs), 1, atol=1e-4)
         np.testing.assert_allclose(trust.predicted_lds(-truth, outputs)[:3], -1, atol=1e-4)
 
-    def test_is_the_lds_over_the_root_of_the_reliability(self):
-        predictions, outputs = effects(9, 4), trained(effects(9, 4), noise=0.5, of_keys=2.0)
+    def test_is_the_lds_over_the_root_of_the_reliability(self, rng):
+        predictions, outputs = effects(rng, 9, 4), trained(rng, effects(rng, 9, 4), noise=0.5, of_keys=2.0)
         residuals = outputs - outputs.mean(1, keepdims=True) - outputs.mean(0, keepdims=True)
         residuals += outputs.mean((0, 1), keepdims=True)
         noise = (residuals**2).sum((0, 1)) / (8 * 2) / 3
@@ -45,12 +48,12 @@ class TestPredictedLds:
         found = trust.predicted_lds(predictions, outputs)
         np.testing.assert_allclose([found.lds, found.reliability], [expected, reliability], rtol=1e-4)
 
-    def test_trainings_that_are_noise_have_the_least_reliability(self):
-        noise = trained(np.zeros((12, 5), np.float32), trainings=2, noise=1.0)
-        assert trust.predicted_lds(effects(), noise).reliability < 0.4
+    def test_trainings_that_are_noise_have_the_least_reliability(self, rng):
+        noise = trained(rng, np.zeros((12, 5), np.float32), trainings=2, noise=1.0)
+        assert trust.predicted_lds(effects(rng), noise).reliability < 0.4
 
-    def test_the_interval_is_of_two_standard_errors_by_the_jackknife(self):
-        predictions, outputs = effects(8, 40), trained(effects(8, 40), noise=0.3)
+    def test_the_interval_is_of_two_standard_errors_by_the_jackknife(self, rng):
+        predictions, outputs = effects(rng, 8, 40), trained(rng, effects(rng, 8, 40), noise=0.3)
         predictions += 0.5 * outputs.mean(1)
         found = trust.predicted_lds(predictions, outputs)
         rows = [np.delete(np.arange(8), i) for i in range(8)]
@@ -58,15 +61,15 @@ class TestPredictedLds:
         error = np.sqrt(7 / 8 * ((without - without.mean()) ** 2).sum())
         np.testing.assert_allclose([found.lds - found.low, found.high - found.lds], 2 * error, rtol=1e-3)
 
-    def test_noise_of_training_is_taken_off(self):
-        truth = effects(400, 30)
-        outputs = trained(truth, trainings=2, noise=1.0, of_keys=3.0)
+    def test_noise_of_training_is_taken_off(self, rng):
+        truth = effects(rng, 400, 30)
+        outputs = trained(rng, truth, trainings=2, noise=1.0, of_keys=3.0)
         assert mean_rank_correlation(truth, outputs.mean(1)) < 0.85
         np.testing.assert_allclose(trust.predicted_lds(truth, outputs).lds, 1, atol=0.03)
 
-    def test_outputs_and_halves_in_another_order_have_the_same(self):
-        predictions, outputs = effects(), trained(effects(), noise=0.5)
-        halves, order = RNG.permutation(12), RNG.permutation(5)
+    def test_outputs_and_halves_in_another_order_have_the_same(self, rng):
+        predictions, outputs = effects(rng), trained(rng, effects(rng), noise=0.5)
+        halves, order = rng.permutation(12), rng.permutation(5)
         turned = trust.predicted_lds(predictions[halves][:, order], outputs[halves][:, :, order])
         np.testing.assert_allclose(trust.predicted_lds(predictions, outputs), turned, atol=1e-5)
 
@@ -77,10 +80,10 @@ class TestPredictedLds:
 
 
 class TestAgreement:
-    def test_is_the_correlation_with_the_limit(self):
+    def test_is_the_correlation_with_the_limit(self, rng):
         c, n = 4, 200_000
-        common = RNG.standard_normal((1, n))
-        scores = common + 1.5 * RNG.standard_normal((c, n))
+        common = rng.standard_normal((1, n))
+        scores = common + 1.5 * rng.standard_normal((c, n))
         value = trust.agreement(scores.var(-1)[:, None], scores.mean(0).var()[None])
         np.testing.assert_allclose(value, np.corrcoef(scores.mean(0), common[0])[0, 1], atol=0.01)
 
@@ -95,8 +98,8 @@ class TestAgreement:
 
 
 class TestAlongScores:
-    def test_changes_raise_what_the_scores_promise_and_keep_weights_positive(self):
-        tau, key = RNG.standard_normal((5, 40)).astype(np.float32), jax.random.key(1)
+    def test_changes_raise_what_the_scores_promise_and_keep_weights_positive(self, rng):
+        tau, key = rng.standard_normal((5, 40)).astype(np.float32), jax.random.key(1)
         change = np.asarray(trust.along_scores(key, tau, steps=6))
         np.testing.assert_allclose(change.mean(1), 0, atol=1e-6)
         assert (change > -1).all()
@@ -106,8 +109,8 @@ class TestAlongScores:
     def test_scores_of_zero_change_no_weight(self):
         np.testing.assert_array_equal(trust.along_scores(jax.random.key(0), np.zeros((5, 40), np.float32)), 0)
 
-    def test_the_fit_is_a_cosine(self):
-        a, b = effects(), effects()
+    def test_the_fit_is_a_cosine(self, rng):
+        a, b = effects(rng), effects(rng)
         np.testing.assert_allclose(trust.step_fit(a, 3 * a), 1, rtol=1e-6)
         expected = (a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum())
         np.testing.assert_allclose(trust.step_fit(a, b), expected, rtol=1e-5)
