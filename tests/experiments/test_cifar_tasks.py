@@ -3,6 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -57,8 +59,8 @@ def test_resnet9_has_the_recipe_of_the_paper():
 @pytest.mark.parametrize(("name", "labels"), [("cifar10n", "worse_label"), ("cifar10n-most", "aggre_label")])
 def test_human_labels_are_the_wrong_ones(data, name, labels):
     clean = np.tile(np.arange(10, dtype=np.int8), 60)
-    wrong = {labels: (clean + (np.arange(600) < 60)) % 10}
-    np.savez(data / "cifar10" / "cifar10n_labels.npz", clean_label=clean, **wrong)
+    arrays: dict[str, Any] = {labels: (clean + (np.arange(600) < 60)) % 10}
+    np.savez(data / "cifar10" / "cifar10n_labels.npz", clean_label=clean, **arrays)
     task = cifar_tasks.TASKS[name]
     noisy, right = task.read(1, smoke=True), cifar_tasks.CIFAR10.read(1, smoke=True)
     wrong = np.isin(noisy.train.id, task.wrong(1, smoke=True))
