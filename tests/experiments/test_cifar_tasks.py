@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-
 from typing import Any
 
 import jax
