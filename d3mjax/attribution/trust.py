@@ -80,9 +80,9 @@ def _corrected(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean rank correlation over halves, over the root of the reliability of the mean outputs; and that reliability.
 
-    What a key changes in all halves alike is no noise: with halves and keys as two factors, the reliability is one
-    minus the variance of residuals over r, as a share of the variance of means. It is averaged over outputs, as it is
-    too uncertain for one alone.
+    What a key changes in all halves alike moves no rank, so only the interaction of halves and keys counts as noise:
+    the reliability is one minus the variance of these residuals over r, as a share of the variance of means. It is
+    averaged over outputs, as it is too uncertain for one alone.
     """
     h, r, _ = outputs.shape
     mean = outputs.mean(1)
@@ -101,7 +101,7 @@ def agreement(variances: Float[AnyArray, "c k"], variance_of_mean: Float[AnyArra
     the mean variance; below 0 it counts as 0. ``variances``: of the scores of each checkpoint over train examples;
     ``variance_of_mean``: of their mean over checkpoints.
 
-    Raises ValueError for one checkpoint: there is no pair.
+    Raises ValueError for fewer than two checkpoints.
     """
     c = variances.shape[0]
     if c < 2:

@@ -69,7 +69,7 @@ def variants(task: Task) -> Iterator[Task]:
     width = len(task.class_names)
     yield replace(middle, name=f"{task.name}, momentum")
     yield replace(middle, name=f"{task.name}, SGD", optimizer=study_of_metagradients.plain_sgd, rate=0.3)
-    yield replace(middle, name=f"{task.name}, Adam", optimizer=study_of_metagradients.smooth_adam, rate=0.002)
+    yield replace(middle, name=f"{task.name}, Adam", optimizer=tasks.smooth_adam, rate=0.002)
     yield replace(middle, name=f"{task.name}, rate times 4", rate=4 * task.rate)
     yield replace(sized(300), name=f"{task.name}, 300 examples")
     gelu = partial(dense.mlp, task.hidden, width, activation=jax.nn.gelu)
